@@ -1,0 +1,1 @@
+"""Iterative preference optimisation in JAX."""

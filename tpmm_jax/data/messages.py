@@ -1,0 +1,101 @@
+"""Conversations: parsing message lists and the order of their roles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+from tpmm_jax.data.strict_json import json_type
+
+ROLES = ("system", "user", "assistant")
+# Keys that change what a chat template writes; other extra keys are remarks.
+_RENDERED_KEYS = frozenset(
+    {"tool_calls", "tool_call_id", "function_call", "images", "reasoning_content"}
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: role is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+Conversation: TypeAlias = tuple[Message, ...]
+Written: TypeAlias = str | Conversation
+# Token ids are taken as they are, special tokens included.
+Content: TypeAlias = Written | tuple[int, ...]
+
+
+def written(content: Content) -> Written | None:
+    """The content if it is a text or a conversation; None for token ids."""
+    if isinstance(content, tuple) and content and isinstance(content[0], int):
+        return None
+    return cast(Written, content)
+
+
+def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The form that chat templates take."""
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def parse_messages(value: list, field: str) -> tuple[Conversation, list[str]]:
+    """Check the shape of each message, not their order.
+
+    Args:
+      value: the list of a row.
+      field: its name, for the messages.
+
+    Returns:
+      The conversation, and what is wrong with it (empty where nothing is).
+    """
+    if not value:
+        return (), [f"field {field!r} is an empty message list"]
+    messages, faults = [], []
+    for number, item in enumerate(value):
+        fault = _message_fault(item)
+        if fault:
+            faults.append(f"field {field + f'[{number}]'!r}: {fault}")
+        else:
+            messages.append(Message(item["role"], item["content"]))
+    return tuple(messages), faults
+
+
+def _message_fault(item: object) -> str | None:
+    if not isinstance(item, dict):
+        return f"is {json_type(item)}; wanted an object with role and content"
+    missing = [key for key in ("role", "content") if item.get(key) is None]
+    if missing:
+        return f"has no {' and no '.join(missing)}"
+    role, content = item["role"], item["content"]
+    if role not in ROLES:
+        return f"unknown role {role!r}; wanted {', '.join(ROLES)}"
+    if not isinstance(content, str):
+        return f"content is {json_type(content)}; wanted a text"
+    # An empty system message is how some data switch off a template's default one.
+    if not content.strip() and role != "system":
+        return f"the {role}'s content is empty"
+    extra = sorted(k for k in _RENDERED_KEYS if item.get(k))
+    if extra:
+        return f"has {', '.join(extra)}, which is not supported"
+    return None
+
+
+def order_fault(messages: Sequence[Message], *, last: str) -> str | None:
+    """What is wrong with the order of roles, or None.
+
+    An optional system message comes first; then user and assistant take turns,
+    beginning with the user and ending with ``last``.
+    """
+    roles = [m.role for m in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    wanted = [("user", "assistant")[i % 2] for i in range(len(turns))]
+    if turns != wanted:
+        at = next(i for i, (a, b) in enumerate(zip(turns, wanted)) if a != b)
+        return (
+            f"role {turns[at]!r} where {wanted[at]!r} was due (roles: "
+            f"{', '.join(roles[:8])})"
+        )
+    if not turns or turns[-1] != last:
+        return f"the last role is {roles[-1] if roles else None!r}; wanted {last!r}"
+    return None

@@ -1,0 +1,202 @@
+"""Preference pairs as rows of token ids, with what was cut and dropped counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.boundary import (
+    Side,
+    check_limit,
+    completion_ids,
+    cut_prompt,
+    end_completion,
+    leading_ids,
+    require_eos,
+    text_ids,
+    with_leading,
+    without_bos,
+)
+from tpmm_jax.data.pairs import PreferencePair
+from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.templates import completion_text, prompt_text
+from tpmm_jax.errors import BadInput
+
+_CHUNK = 4096
+_PAIR_COUNTS = {
+    "pairs": "pairs given to the tokenizer",
+    "rows": "pairs kept",
+    "prompt_truncated": "prompts cut to the limit",
+    "chosen_truncated": "chosen completions cut on the right, without EOS",
+    "rejected_truncated": "rejected completions cut on the right, without EOS",
+    "identical_after_truncation": "pairs dropped: completions equal once cut",
+    "identical_tokens": "pairs dropped: completions have equal tokens",
+    "boundary_merged": "completions tokenised apart from their prompt",
+    "template_rewrote_prompt": "completions whose template alters the open prompt",
+    "bos_removed": "completions that began with BOS, now without",
+    "eos_inside": "completions with EOS before their end",
+    "unknown_tokens": "completions with text unknown to the tokenizer",
+}
+# The readers' counts too, so that one table can show them all.
+_READ_COUNTS = {
+    "identical": "pairs dropped: chosen equals rejected",
+    "ends_early": "pairs in which one side ends where the other goes on",
+    "prompt_repeated": "pairs whose completions repeated the prompt, now without",
+    "duplicate_prompts": "prompts that repeat an earlier one",
+    "bad_rows_skipped": "malformed rows left out",
+}
+
+
+class EncodedPairs(NamedTuple):
+    """Rows ready for ``collate``, and what was counted (see ``count_table``)."""
+
+    rows: list[PairRow]
+    counts: dict[str, int]
+
+
+class _Texts(NamedTuple):
+    """What is tokenised of one pair."""
+
+    pair: PreferencePair
+    prompt: str
+    chosen: str
+    rejected: str
+    rewritten: int
+
+
+class _Side(NamedTuple):
+    ids: list[int]
+    truncated: bool
+
+
+def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """(what, how many) for printing, in a fixed order, zeros included."""
+    texts = _PAIR_COUNTS | _READ_COUNTS
+    known = [(text, counts[key]) for key, text in texts.items() if key in counts]
+    return known + [(key, n) for key, n in counts.items() if key not in texts]
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    *,
+    chat: bool,
+    max_prompt_length: int,
+    max_completion_length: int,
+    truncate: Side = "left",
+) -> EncodedPairs:
+    """Encode preference pairs, dropping those that teach nothing.
+
+    A pair whose completions have equal ids is dropped and counted, whether they were
+    cut to equality or differ only in ways the tokenizer does not see.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer that has EOS.
+      pairs: texts or conversations; pairs of sampled ids are ``PairRow`` already.
+      chat: write prompts and completions with the chat template.
+      max_prompt_length: the limit in tokens, BOS included.
+      max_completion_length: the limit in tokens, EOS included; cut on the right.
+      truncate: the side on which prompts are cut.
+
+    Returns:
+      The rows in order, and the counts.
+
+    Raises:
+      BadInput: a limit below 1, no EOS, no chat template; pairs that cannot be
+        encoded, all of them named; or no pair is left.
+    """
+    check_limit("max_prompt_length", max_prompt_length)
+    check_limit("max_completion_length", max_completion_length)
+    require_eos(tokenizer)
+    leading = leading_ids(tokenizer, chat=chat)
+    counts = Counter[str](dict.fromkeys(_PAIR_COUNTS, 0))
+    problems = Problems("pairs")
+    rows: list[PairRow] = []
+    for start in range(0, len(pairs), _CHUNK):
+        texts = _write(tokenizer, pairs[start : start + _CHUNK], chat, problems)
+        prompts = text_ids(tokenizer, [t.prompt for t in texts])
+        sides = [
+            _sides(tokenizer, name, texts, prompts, max_completion_length, counts)
+            for name in ("chosen", "rejected")
+        ]
+        for text, ids, chosen, rejected in zip(texts, prompts, *sides):
+            whole = with_leading(ids, leading)
+            if not whole:
+                problems.add(text.pair.origin, "the prompt has no tokens")
+                continue
+            cut = cut_prompt(
+                whole, max_prompt_length, truncate, tokenizer.bos_token_id
+            )
+            counts["prompt_truncated"] += len(cut) < len(whole)
+            counts["template_rewrote_prompt"] += text.rewritten
+            if _differ(chosen, rejected, counts):
+                origin = text.pair.origin
+                rows.append(PairRow(cut, chosen.ids, rejected.ids, origin))
+    problems.settle()
+    counts.update(pairs=len(pairs), rows=len(rows))
+    if not rows:
+        raise BadInput(f"no pair is left to train on: {dict(counts)}")
+    return EncodedPairs(rows, dict(counts))
+
+
+def _differ(chosen: _Side, rejected: _Side, counts: Counter[str]) -> bool:
+    if chosen.ids != rejected.ids:
+        return True
+    cut = chosen.truncated or rejected.truncated
+    counts["identical_after_truncation" if cut else "identical_tokens"] += 1
+    return False
+
+
+def _write(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    chat: bool,
+    problems: Problems,
+) -> list[_Texts]:
+    """The texts of each pair; those that cannot be written are noted instead."""
+    texts = []
+    for pair in pairs:
+        try:
+            prompt = prompt_text(tokenizer, pair.prompt, chat=chat)
+            sides = [
+                completion_text(tokenizer, pair.prompt, prompt, side, chat=chat)
+                for side in (pair.chosen, pair.rejected)
+            ]
+        except BadInput as error:
+            problems.add(pair.origin, str(error))
+            continue
+        (chosen, one), (rejected, other) = sides
+        rewritten = (not one) + (not other)
+        texts.append(_Texts(pair, prompt, chosen, rejected, rewritten))
+    return texts
+
+
+def _sides(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    texts: list[_Texts],
+    prompts: list[list[int]],
+    max_length: int,
+    counts: Counter[str],
+) -> list[_Side]:
+    """The chosen or the rejected completions of a chunk."""
+    eos, bos = require_eos(tokenizer), tokenizer.bos_token_id
+    tails = [getattr(text, name) for text in texts]
+    joined = text_ids(tokenizer, [t.prompt + tail for t, tail in zip(texts, tails)])
+    all_ids, merged = completion_ids(tokenizer, prompts, tails, joined)
+    counts["boundary_merged"] += sum(merged)
+    sides = []
+    for text, raw in zip(texts, all_ids):
+        clean = without_bos(raw, bos, eos)
+        ids, truncated = end_completion(clean, eos, max_length)
+        # Between the turns of one completion EOS is in its place.
+        turns = getattr(text.pair, name)
+        one_turn = isinstance(turns, str) or len(turns) == 1
+        counts[f"{name}_truncated"] += truncated
+        counts["bos_removed"] += len(clean) < len(raw)
+        counts["eos_inside"] += one_turn and eos in ids[:-1]
+        counts["unknown_tokens"] += tokenizer.unk_token_id in ids
+        sides.append(_Side(ids, truncated))
+    return sides

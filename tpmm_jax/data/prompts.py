@@ -1,0 +1,141 @@
+"""Prompts to sample from: texts, conversations or token ids."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tpmm_jax.data.messages import Content, Conversation, order_fault, parse_messages
+from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.sources import Row, read_rows
+from tpmm_jax.data.strict_json import json_type
+from tpmm_jax.errors import BadInput
+
+# Read in this order where a row lacks the field "prompt".
+_OTHER_FIELDS = ("messages", "prompt_ids")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a policy answers, and where it was read."""
+
+    content: Content
+    origin: str
+
+
+def load_prompts(
+    source: str, *, field: str = "prompt", split: str = "train", skip_bad_rows: int = 0
+) -> list[Prompt]:
+    """Read prompts; a row may hold a text, a message list or a list of token ids.
+
+    Args:
+      source: see ``sources.read_rows``.
+      field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
+      split: the split of a dataset.
+      skip_bad_rows: up to so many malformed rows are left out with a warning.
+
+    Returns:
+      The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
+
+    Raises:
+      BadInput: rows are malformed or empty, or formats are mixed; all are listed.
+    """
+    problems = Problems(source, allowed_rows=skip_bad_rows)
+    rows = read_rows(source, split=split, problems=problems)
+    parsed = [(row.origin, _parse(row, field, problems)) for row in rows]
+    found = [(origin, *p) for origin, p in parsed if p is not None]
+    refuse_mixed([(origin, kind) for origin, kind, _ in found], problems)
+    problems.settle()
+    bad = problems.origins()
+    prompts = [Prompt(content, origin) for origin, _, content in found]
+    prompts = [p for p in prompts if p.origin not in bad]
+    if not prompts:
+        raise BadInput(f"{source}: no prompt is left; wanted one or more")
+    return prompts
+
+
+def duplicate_prompts(prompts: Iterable[Prompt]) -> int:
+    """How many prompts repeat an earlier one."""
+    counts = Counter(p.content for p in prompts)
+    return counts.total() - len(counts)
+
+
+def refuse_mixed(kinds: Sequence[tuple[str, str]], problems: Problems) -> None:
+    """Note each (origin, format) that differs from most of the source's rows."""
+    tally = Counter(kind for _, kind in kinds)
+    if len(tally) < 2:
+        return
+    usual, number = tally.most_common(1)[0]
+    for origin, kind in kinds:
+        if kind != usual:
+            problems.add(
+                origin,
+                f"mixed formats: this row has {kind}, while {number} of {len(kinds)} "
+                f"rows have {usual}; one file has one format",
+            )
+
+
+def missing_field(field: str, columns: Iterable[str]) -> str:
+    """A message that lists the columns a row has and the nearest of them."""
+    names = sorted(columns)
+    near = difflib.get_close_matches(field, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"field {field!r} is missing (columns: {', '.join(names) or 'none'}){hint}"
+
+
+def _parse(row: Row, field: str, problems: Problems) -> tuple[str, Content] | None:
+    names = (field, *_OTHER_FIELDS) if field == "prompt" else (field,)
+    name = next((n for n in names if n in row.data), None)
+    if name is None:
+        text = missing_field(field, row.data)
+        if {"chosen", "rejected"} <= row.data.keys():
+            text += "; this looks like preference pairs, not prompts"
+        problems.add(row.origin, text)
+        return None
+    content, faults = parse_prompt(row.data[name], name)
+    for fault in faults:
+        problems.add(row.origin, fault)
+    if faults or content is None:
+        return None
+    return describe_format(content), content
+
+
+def describe_format(content: Content) -> str:
+    """The format of a content in words."""
+    if isinstance(content, str):
+        return "text"
+    return "token ids" if isinstance(content[0], int) else "messages"
+
+
+def parse_prompt(value: Any, field: str) -> tuple[Content | None, list[str]]:
+    """A prompt of any accepted form, or what is wrong with it."""
+    if isinstance(value, str):
+        if not value.strip():
+            return None, [f"field {field!r} is empty"]
+        return value, []
+    if isinstance(value, list):
+        if value and all(type(item) is int for item in value):
+            return _parse_ids(value, field)
+        if not value:
+            return None, [f"field {field!r} is an empty list"]
+        return _parse_conversation(value, field)
+    return None, [
+        f"field {field!r} is {json_type(value)}; wanted a text, a message list or a "
+        "list of token ids"
+    ]
+
+
+def _parse_ids(value: list[int], field: str) -> tuple[Content | None, list[str]]:
+    if min(value) < 0 or max(value) >= 2**31:
+        return None, [f"field {field!r} holds a token id outside 0 to 2^31 - 1"]
+    return tuple(value), []
+
+
+def _parse_conversation(
+    value: list, field: str
+) -> tuple[Conversation | None, list[str]]:
+    messages, faults = parse_messages(value, field)
+    if not faults and (fault := order_fault(messages, last="user")):
+        faults = [f"field {field!r}: {fault}"]
+    return (None, faults) if faults else (messages, [])

@@ -1,0 +1,92 @@
+"""Where an implicit prompt ends: the common prefix of chosen and rejected.
+
+Text is cut at a word or line boundary, transcripts after a turn's marker,
+conversations between messages.
+"""
+
+import os
+import unicodedata
+
+from tpmm_jax.data.messages import Conversation
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_INSIDE_WORDS = frozenset("'’-._,@/")
+
+
+def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Split two texts into (prompt, chosen, rejected).
+
+    The prompt is the longest common beginning that ends between words. Spaces at the
+    cut go to the completions, as tokenizers attach them to the word that follows;
+    line breaks stay with the prompt. Where one text is the beginning of the other
+    and ends a word there, its completion is empty: it says that the text ends.
+    """
+    common = len(os.path.commonprefix((chosen, rejected)))
+    cut = common
+    while cut and (_inside_word(chosen, cut) or _inside_word(rejected, cut)):
+        cut -= 1
+    if cut < max(len(chosen), len(rejected)):
+        while cut and chosen[cut - 1] == " ":
+            cut -= 1
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def split_transcript(chosen: str, rejected: str) -> tuple[str, str, str] | None:
+    """Split "Human: ... Assistant: ..." transcripts, or None if they are not such.
+
+    The prompt ends with the last common "\\n\\nAssistant:"; it is empty where the
+    transcripts share none.
+    """
+    if not all(t.lstrip().startswith(HUMAN.strip()) for t in (chosen, rejected)):
+        return None
+    common = len(os.path.commonprefix((chosen, rejected)))
+    at = chosen.rfind(ASSISTANT, 0, common)
+    cut = at + len(ASSISTANT) if at >= 0 else 0
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def split_messages(
+    chosen: Conversation, rejected: Conversation
+) -> tuple[Conversation, Conversation, Conversation]:
+    """Split after the last common user message, so that an assistant goes next."""
+    common = 0
+    for one, other in zip(chosen, rejected):
+        if one != other:
+            break
+        common += 1
+    while common and chosen[common - 1].role != "user":
+        common -= 1
+    return chosen[:common], chosen[common:], rejected[common:]
+
+
+def _inside_word(text: str, at: int) -> bool:
+    """Whether cutting before ``text[at]`` would part one word or one character."""
+    if at >= len(text):
+        return False
+    before, after = text[at - 1], text[at]
+    if _attaches(after) or before == "\u200d":
+        return True
+    if before == "\r" and after == "\n":
+        return True
+    if _letter(before) and _letter(after):
+        return True
+    # "3.14", "don't", "e-mail": marks between letters belong to the word.
+    if before in _INSIDE_WORDS and _letter(after):
+        return at >= 2 and _letter(text[at - 2])
+    if _letter(before) and after in _INSIDE_WORDS:
+        return at + 1 < len(text) and _letter(text[at + 1])
+    return False
+
+
+def _letter(char: str) -> bool:
+    # Scripts without spaces (wide characters) may be cut between characters.
+    if unicodedata.east_asian_width(char) in "WF":
+        return False
+    return char.isalnum() or char == "_" or unicodedata.category(char)[0] == "M"
+
+
+def _attaches(char: str) -> bool:
+    """Combining marks, joiners and emoji modifiers never begin a completion."""
+    return unicodedata.category(char)[0] == "M" or char in "\u200d" or (
+        "\U0001f3fb" <= char <= "\U0001f3ff"
+    )

@@ -1,0 +1,346 @@
+"""JSON and JSON Lines read strictly: each defect with its line, none repaired."""
+
+import codecs
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tpmm_jax.data.problems import Problems
+
+MAX_ROW_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 1 << 30
+MAX_DEPTH = 32
+_SPACE = re.compile(r"[ \t\r\n]*")
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source and where it stood, such as "pairs.jsonl:12"."""
+
+    data: dict[str, Any]
+    origin: str
+
+
+def read_json_lines(path: Path, name: str, problems: Problems) -> list[Row]:
+    """One JSON object a line; ``name`` is the file as the user wrote it."""
+    rows = []
+    for origin, text, clean in _text_lines(path, name, problems):
+        data = _parse_row(text, origin, problems)
+        if data is not None and clean:
+            rows.append(Row(data, origin))
+    return rows
+
+
+def read_text_lines(path: Path, name: str, problems: Problems) -> list[Row]:
+    """One prompt a line, as the field "prompt"."""
+    return [
+        Row({"prompt": text}, origin)
+        for origin, text, clean in _text_lines(path, name, problems)
+        if clean
+    ]
+
+
+def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
+    """A list of objects, or an object that holds one under "data" or "rows".
+
+    A file of this suffix that holds JSON Lines is read as such. Each row's origin
+    is the line on which it begins.
+    """
+    text = _read_document(path, name, problems)
+    if text is None:
+        return []
+    if _looks_like_lines(text):
+        return read_json_lines(path, name, problems)
+    try:
+        json.loads(text)
+        at = _array_start(text)
+    except RecursionError:
+        problems.add(name, f"nested deeper than {MAX_DEPTH} levels", fatal=True)
+        return []
+    except json.JSONDecodeError as error:
+        problems.add(
+            f"{name}:{error.lineno}",
+            f"not JSON: {error.msg} at column {error.colno}",
+            fatal=True,
+        )
+        return []
+    except ValueError as error:
+        problems.add(name, str(error), fatal=True)
+        return []
+    return _document_rows(text, at, name, problems)
+
+
+def _document_rows(text: str, at: int, name: str, problems: Problems) -> list[Row]:
+    decoder = json.JSONDecoder()
+    rows: list[Row] = []
+    line, counted = 1, 0
+    at = _skip_space(text, at)
+    while text[at] != "]":
+        line += text.count("\n", counted, at)
+        counted = at
+        origin = f"{name}:{line}"
+        _, end = decoder.raw_decode(text, at)
+        data = _parse_row(text[at:end], origin, problems)
+        if data is not None:
+            rows.append(Row(data, origin))
+        at = _skip_space(text, end)
+        if text[at] == ",":
+            at = _skip_space(text, at + 1)
+    return rows
+
+
+def _array_start(text: str) -> int:
+    """The position after the "[" that opens the rows of a valid document."""
+    decoder = json.JSONDecoder()
+    at = _skip_space(text, 0)
+    if text[at] == "[":
+        return at + 1
+    keys = []
+    if text[at] == "{":
+        at = _skip_space(text, at + 1)
+        while text[at] == '"':
+            key, at = decoder.raw_decode(text, at)
+            keys.append(key)
+            at = _skip_space(text, _skip_space(text, at) + 1)
+            if key in ("data", "rows") and text[at] == "[":
+                return at + 1
+            _, at = decoder.raw_decode(text, at)
+            at = _skip_space(text, at)
+            if text[at] == ",":
+                at = _skip_space(text, at + 1)
+    came = f"an object with the keys {', '.join(keys[:8])}" if keys else "another value"
+    raise ValueError(
+        f'holds {came}; wanted a list of objects, or {{"data": [...]}} or '
+        '{"rows": [...]}'
+    )
+
+
+def _skip_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _looks_like_lines(text: str) -> bool:
+    first, _, rest = text.lstrip().partition("\n")
+    if not first.startswith("{") or not rest.strip():
+        return False
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse_row(text: str, origin: str, problems: Problems) -> dict[str, Any] | None:
+    try:
+        if len(text.encode()) > MAX_ROW_BYTES:
+            raise ValueError(_too_long())
+        return parse_object(text)
+    except RecursionError:
+        problems.add(origin, f"nested deeper than {MAX_DEPTH} levels")
+    except json.JSONDecodeError as error:
+        cut = " (the line seems cut off)" if error.pos >= len(text.rstrip()) else ""
+        problems.add(origin, f"not JSON: {error.msg} at column {error.colno}{cut}")
+    except ValueError as error:
+        problems.add(origin, str(error))
+    return None
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse one JSON object, refusing what JSON readers disagree about.
+
+    Raises:
+      ValueError: not an object, a repeated key, NaN or infinity, an integer past 64
+        bits, a NUL or a lone surrogate in a text, or nesting deeper than MAX_DEPTH.
+    """
+    _check_depth(text)
+    value = json.loads(
+        text,
+        object_pairs_hook=_unique_keys,
+        parse_constant=_refuse_constant,
+        parse_float=_finite_float,
+        parse_int=_small_int,
+    )
+    if not isinstance(value, dict):
+        raise ValueError(f"the row is {json_type(value)}; wanted an object {{...}}")
+    # Only an escape can bring either past the checks on the raw bytes.
+    if "\\u" in text:
+        _check_texts(value, "")
+    return value
+
+
+def json_type(value: object) -> str:
+    """The JSON name of a value's type, for messages."""
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text"}
+    names |= {list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _check_depth(text: str) -> None:
+    if text.count("{") + text.count("[") <= MAX_DEPTH:
+        return
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        found = match.group()
+        if found in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        elif found in "]}":
+            depth -= 1
+
+
+def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) != len(items):
+        keys = [key for key, _ in items]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"field {twice[0]!r} appears twice in one object")
+    return result
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON; write null or leave the field out")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:24]} does not fit a float")
+    return value
+
+
+def _small_int(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"the integer {text[:24]}... does not fit 64 bits")
+    return int(text)
+
+
+def _check_texts(value: object, path: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_texts(key, f"{path}.{key!r}"[:80])
+            _check_texts(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_texts(item, f"{path}[{number}]")
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise ValueError(f"field {path!r} holds a NUL character")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"field {path!r} holds half of a surrogate pair (\\ud800-\\udfff)"
+            ) from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def _too_long() -> str:
+    return f"longer than {MAX_ROW_BYTES // (1 << 20)} MiB"
+
+
+def _raw_lines(
+    path: Path, name: str, problems: Problems
+) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers; one that is too long is noted and never held."""
+    number = 0
+    try:
+        with _open(path) as file:
+            while raw := file.readline(MAX_ROW_BYTES + 2):
+                number += 1
+                if len(raw) <= MAX_ROW_BYTES or raw.endswith(b"\n"):
+                    yield number, raw
+                    continue
+                problems.add(f"{name}:{number}", f"the line is {_too_long()}")
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(MAX_ROW_BYTES)
+    except _GZIP_ERRORS as error:
+        problems.add(f"{name}:{number + 1}", _damaged(error), fatal=True)
+
+
+def _damaged(error: BaseException) -> str:
+    return f"the compressed file is cut off or damaged ({error})"
+
+
+def _text_lines(
+    path: Path, name: str, problems: Problems
+) -> Iterator[tuple[str, str, bool]]:
+    """(origin, text, whether the bytes were in order) of each line that can be read.
+
+    Blank lines at the end of a file are layout; one inside is a lost row.
+    """
+    blank: list[int] = []
+    for number, raw in _raw_lines(path, name, problems):
+        origin, clean = f"{name}:{number}", True
+        if number == 1 and raw.startswith(_UTF16):
+            problems.add(origin, "the file is UTF-16; save it as UTF-8", fatal=True)
+            return
+        if number == 1 and raw.startswith(codecs.BOM_UTF8):
+            problems.add(origin, "begins with a byte order mark; save without BOM")
+            raw, clean = raw[len(codecs.BOM_UTF8) :], False
+        if not raw.strip():
+            blank.append(number)
+            continue
+        for empty in blank:
+            problems.add(f"{name}:{empty}", "the line is empty; remove it")
+        blank.clear()
+        if b"\0" in raw:
+            problems.add(origin, f"holds a NUL byte at column {raw.index(0) + 1}")
+            continue
+        try:
+            yield origin, raw.decode().rstrip("\r\n"), clean
+        except UnicodeDecodeError as error:
+            problems.add(origin, _not_utf8(raw, error))
+
+
+def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1}"
+
+
+def _read_document(path: Path, name: str, problems: Problems) -> str | None:
+    try:
+        with _open(path) as file:
+            raw = file.read(MAX_DOCUMENT_BYTES + 1)
+    except _GZIP_ERRORS as error:
+        problems.add(name, _damaged(error), fatal=True)
+        return None
+    fault = None
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        fault = f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB; convert it to JSON Lines"
+    elif raw.startswith(_UTF16):
+        fault = "the file is UTF-16; save it as UTF-8"
+    elif raw.startswith(codecs.BOM_UTF8):
+        fault = "begins with a byte order mark; save without BOM"
+    elif b"\0" in raw:
+        fault = "holds a NUL byte"
+        name = _at_line(name, raw, raw.index(0))
+    elif not raw.strip():
+        fault = "the file is empty"
+    if fault is None:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            fault = _not_utf8(raw, error)
+            name = _at_line(name, raw, error.start)
+    problems.add(name, fault, fatal=True)
+    return None
+
+
+def _at_line(name: str, raw: bytes, at: int) -> str:
+    line = raw.count(b"\n", 0, at) + 1
+    return f"{name}:{line}"

@@ -1,0 +1,224 @@
+"""From a name to a model in memory, and back to a Hugging Face directory."""
+
+import json
+import os
+import pathlib
+import re
+import tempfile
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput
+from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.store import Trajectory
+from tpmm_jax.weights.gguf import GGUFFile
+from tpmm_jax.weights.hf_config import as_ids, parse_config, write_config
+from tpmm_jax.weights.huggingface import (
+    SafetensorsDirectory,
+    read_params,
+    write_params,
+)
+
+# What a hub repository is asked for: nothing that could be code or a pickle.
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TRAJECTORY_STEP = re.compile(r"(?P<workdir>.*?)/?trajectory@(?P<step>\d+)$")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder with its parameters and, where it has one, its tokenizer.
+
+    Attributes:
+      decoder: architecture, numerics and mesh.
+      params: nested dict of jax.Array.
+      tokenizer: a transformers tokenizer, or None.
+      origin: where it came from: "source" and, for a hub id, the "commit".
+    """
+
+    decoder: Decoder
+    params: Params
+    tokenizer: Any = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+
+def load(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+) -> Model:
+    """Loads a model.
+
+    Args:
+      source: a Hugging Face directory (safetensors, one file or a sharded index),
+        a .gguf file, a hub id ("org/name"), or a step of a run's trajectory
+        ("workdir/trajectory@3").
+      revision: a hub id's branch, tag or commit; refused for anything else.
+      dtype: of parameters and computation, "float32" (default) or "bfloat16".
+      mesh: where the parameters lie; None: the default device.
+
+    Raises:
+      BadInput: nothing there, or something this library cannot run faithfully.
+    """
+    name = os.fspath(source)
+    dtype = check_dtype(dtype or "float32")
+    if revision is not None and not is_hub_id(name):
+        raise BadInput(f"revision={revision!r} is for a hub id; {name} is a local path")
+    if match := TRAJECTORY_STEP.match(name):
+        workdir = pathlib.Path(match["workdir"] or ".")
+        return _load_step(workdir, int(match["step"]), dtype, mesh, name)
+    if name.endswith(".gguf"):
+        file = GGUFFile(name)
+        config = parse_config(file.config, name)
+        decoder = Decoder(config, compute_dtype=dtype, mesh=mesh)
+        params = read_params(file, decoder, dtype)
+        return Model(decoder, params, file.tokenizer(), {"source": name})
+    origin = {"source": name}
+    if is_hub_id(name):
+        directory, origin["commit"] = fetch(name, revision)
+    else:
+        directory = pathlib.Path(name)
+    decoder = Decoder(read_config(directory), compute_dtype=dtype, mesh=mesh)
+    params = read_params(SafetensorsDirectory(directory), decoder, dtype)
+    return Model(decoder, params, read_tokenizer(directory), origin)
+
+
+def check_dtype(dtype: Any) -> str:
+    """Returns "float32" or "bfloat16" for any spelling of them."""
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in ("float32", "bfloat16"):
+        raise BadInput(f"dtype is {name}; wanted float32 or bfloat16")
+    return name
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` reads as org/name and nothing of that name lies on disk."""
+    looks = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    return (
+        looks
+        and not name.endswith(".gguf")
+        and not TRAJECTORY_STEP.match(name)
+        and name.split("/")[0] not in (".", "..")
+        and not os.path.exists(name)
+    )
+
+
+def fetch(name: str, revision: str | None) -> tuple[pathlib.Path, str]:
+    """Downloads a hub repository; returns its folder and the resolved commit."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise BadInput(
+            f"{name}: neither a local directory nor a hub repository that can be "
+            f"fetched ({type(error).__name__}: {first}); check the name, the network "
+            "and, for a gated model, `hf auth login`"
+        ) from None
+    return pathlib.Path(path), pathlib.Path(path).name
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns a file's JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds a {type(content).__name__}, wanted an object")
+    return content
+
+
+def read_config(directory: pathlib.Path) -> ModelConfig:
+    """Returns the ModelConfig of a directory, its generation config's EOS ids too."""
+    if not directory.is_dir():
+        raise BadInput(f"{directory}: no such directory")
+    path = directory / "config.json"
+    if not path.exists():
+        raise BadInput(f"{directory} holds no config.json; is it a model's directory?")
+    config = parse_config(read_json(path), str(path))
+    generation = directory / "generation_config.json"
+    if generation.exists():
+        more = as_ids(read_json(generation).get("eos_token_id"))
+        config = replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
+    return config
+
+
+def read_tokenizer(directory: pathlib.Path) -> Any:
+    """Returns the directory's tokenizer, or None where there is none."""
+    if not any((directory / name).exists() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        raise BadInput(f"{directory}: its tokenizer cannot be read: {error}") from None
+
+
+def _load_step(
+    workdir: pathlib.Path, step: int, dtype: str, mesh: Mesh | None, name: str
+) -> Model:
+    if not (workdir / "trajectory").is_dir():
+        raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
+    decoder = Decoder(read_config(workdir / "model"), compute_dtype=dtype, mesh=mesh)
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        if step not in trajectory.steps():
+            raise BadInput(f"{name}: the trajectory holds steps {trajectory.steps()}")
+        params = trajectory.restore(step, decoder.abstract_params("float32"))
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return Model(decoder, params, read_tokenizer(workdir / "model"), {"source": name})
+
+
+def save(model: Model, directory: str | os.PathLike) -> None:
+    """Writes a Hugging Face directory that transformers loads.
+
+    The directory appears whole or not at all; an existing one is refused unless
+    it is empty.
+
+    Raises:
+      BadInput: the directory holds something already.
+    """
+    directory = pathlib.Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise BadInput(f"{directory} exists and is not empty; choose another")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as tmp:
+        whole = pathlib.Path(tmp) / "model"
+        whole.mkdir()
+        write_model_files(model, whole)
+        write_params(model.params, model.config, whole)
+        if directory.exists():
+            directory.rmdir()
+        whole.rename(directory)
+
+
+def write_model_files(model: Model, directory: pathlib.Path) -> None:
+    """Writes config.json, generation_config.json and the tokenizer."""
+    dtype = jax.tree.leaves(model.params)[0].dtype.name
+    config = write_config(model.config, dtype)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = {
+        key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    generation = {key: value for key, value in generation.items() if value is not None}
+    text = json.dumps(generation, indent=2) + "\n"
+    (directory / "generation_config.json").write_text(text)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(directory)

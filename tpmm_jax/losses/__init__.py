@@ -1,0 +1,21 @@
+"""Log-probabilities and preference losses."""
+
+from tpmm_jax.losses.logprobs import CHUNK_BYTES, log_probs, sequence_log_probs
+from tpmm_jax.losses.pairwise import (
+    LOSSES,
+    LossConfig,
+    PairLogProbs,
+    loss_at_zero,
+    pair_metrics,
+)
+
+__all__ = [
+    "CHUNK_BYTES",
+    "LOSSES",
+    "LossConfig",
+    "PairLogProbs",
+    "log_probs",
+    "loss_at_zero",
+    "pair_metrics",
+    "sequence_log_probs",
+]

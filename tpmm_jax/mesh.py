@@ -1,0 +1,90 @@
+"""The device mesh (data, fsdp, tensor) and how arrays lie on it.
+
+The mesh is in Auto mode: a sharding is stated where an array enters, where a
+parameter is declared, and at a few places in the forward pass; the compiler
+fills in the rest. An axis that does not divide a dimension is dropped from the
+spec (the dimension is then replicated), so no shape is ever refused.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tpmm_jax.errors import BadInput
+
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+AXES = (DATA, FSDP, TENSOR)
+# Rows of a batch are split over both: fsdp is data parallelism with split weights.
+BATCH = (DATA, FSDP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1, "all that remain"."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of ``config`` over ``devices`` (default: all).
+
+    Raises:
+      BadInput: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise BadInput(
+            f"mesh sizes are (data, fsdp, tensor) = {tuple(sizes)}; each must be a "
+            "positive number, and at most one -1 (all remaining devices)"
+        )
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise BadInput(
+            f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} "
+            f"does not fit {len(devices)} devices; set mesh.data=-1, or sizes whose "
+            f"product is {len(devices)}"
+        )
+    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def fit_spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Any]) -> PartitionSpec:
+    """Returns the spec ``axes``, less every mesh axis that does not divide."""
+    fitted = []
+    for size, names in zip(shape, axes, strict=True):
+        names = (names,) if isinstance(names, str) else tuple(names or ())
+        kept: list[str] = []
+        for name in names:
+            if size % math.prod(mesh.shape[n] for n in (*kept, name)) == 0:
+                kept.append(name)
+        fitted.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+    return PartitionSpec(*fitted)
+
+
+def sharding(mesh: Mesh, shape: Sequence[int], *axes: Any) -> NamedSharding:
+    """Returns where an array of ``shape`` lies; missing trailing axes: replicated."""
+    axes = axes + (None,) * (len(shape) - len(axes))
+    return NamedSharding(mesh, fit_spec(mesh, shape, axes))
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *axes: Any) -> jax.Array:
+    """States inside jit how ``x`` lies on the mesh; without a mesh, nothing."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, x.shape, *axes))
+
+
+def put_batch(batch: Any, mesh: Mesh | None) -> Any:
+    """Moves a pytree of host arrays to the devices, leading axis over BATCH."""
+    if mesh is None:
+        return jax.tree.map(jax.numpy.asarray, batch)
+    return jax.tree.map(
+        lambda x: jax.device_put(x, sharding(mesh, x.shape, BATCH)), batch
+    )

@@ -1,0 +1,83 @@
+"""The decoder: embedding, a scan over layers, final norm; with or without a cache."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
+from tpmm_jax.models.config import ModelConfig
+from tpmm_jax.models.layers import Attention, Cache, GatedMLP, RMSNorm, dense
+
+
+class Block(nn.Module):
+    """One pre-norm layer, in the form that ``nn.scan`` wants."""
+
+    config: ModelConfig
+    dtype: Any
+    mesh: Mesh | None
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[jax.Array, Cache | None],
+        layer: jax.Array,
+        positions_BT: jax.Array,
+        allowed_BTS: jax.Array,
+        slot: jax.Array | None,
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        x_BTD, cache = carry
+        c = self.config
+        h = RMSNorm(c.norm_eps, c.norm_offset, name="attention_norm")(x_BTD)
+        h, cache = Attention(c, self.dtype, self.mesh, name="attention")(
+            h, positions_BT, allowed_BTS, cache, slot, layer
+        )
+        x_BTD = x_BTD + h
+        h = RMSNorm(c.norm_eps, c.norm_offset, name="mlp_norm")(x_BTD)
+        x_BTD = x_BTD + GatedMLP(c, self.dtype, self.mesh, name="mlp")(h)
+        return (constrain(x_BTD, self.mesh, BATCH), cache), None
+
+
+class Transformer(nn.Module):
+    """Token ids to final hidden states; the head's weights live beside it."""
+
+    config: ModelConfig
+    dtype: Any
+    mesh: Mesh | None
+    remat: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        allowed_BTS: jax.Array,
+        cache: Cache | None = None,
+        slot: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        c = self.config
+        V, D = c.vocab_size, c.width
+        embedding_VD = self.param("embedding", dense(D, (TENSOR, FSDP)), (V, D))
+        if not c.tie_embeddings:
+            self.param("head", dense(D, (TENSOR, FSDP)), (V, D))
+        x_BTD = embedding_VD.at[tokens_BT].get(mode="clip").astype(self.dtype)
+        if c.embed_scale:
+            x_BTD = x_BTD * jnp.asarray(D**0.5, self.dtype)
+        x_BTD = constrain(x_BTD, self.mesh, BATCH)
+
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: None},
+        )(c, self.dtype, self.mesh, name="layers")
+        (x_BTD, cache), _ = layers(
+            (x_BTD, cache), jnp.arange(c.num_layers), positions_BT, allowed_BTS, slot
+        )
+        x_BTD = RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x_BTD)
+        return x_BTD, cache

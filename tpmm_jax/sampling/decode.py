@@ -1,0 +1,161 @@
+"""Sampling completions: one prefill a prompt, then a jitted while_loop.
+
+A completion is a function of (key, prompt's number, sample's number) and the
+model: the random key of each token is folded from those and the token's
+position, so batch size, padding and mesh change nothing but rounding.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput
+from tpmm_jax.mesh import BATCH, constrain, put_batch
+from tpmm_jax.models import Decoder, DecodeState
+from tpmm_jax.sampling.rules import SamplingConfig, draw
+
+# Prompt lengths are padded to multiples of this, so that few shapes are compiled.
+LENGTH_STEP = 32
+
+
+@functools.partial(
+    jax.jit, static_argnames=("decoder", "num_samples", "config", "eos_ids", "pad_id")
+)
+def sample(
+    decoder: Decoder,
+    params: Params,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array,
+    prompt_B: jax.Array,
+    key: jax.Array,
+    *,
+    num_samples: int,
+    config: SamplingConfig,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws R completions of each left-padded prompt.
+
+    Args:
+      tokens_BT, mask_BT: int32 prompts, left-padded; mask 1 = token.
+      prompt_B: int32, each prompt's number, which its random keys are folded from.
+      key: typed PRNG key.
+      eos_ids: ids that end a completion (kept in it).
+
+    Returns:
+      tokens int32 [B, R, max_new_tokens], pad_id after the end, and lengths
+      int32 [B, R], EOS included.
+    """
+    (B, _), R, new = tokens_BT.shape, num_samples, config.max_new_tokens
+    keys_BR = jax.vmap(
+        lambda p: jax.vmap(
+            lambda r: jax.random.fold_in(jax.random.fold_in(key, p), r)
+        )(jnp.arange(R))
+    )(prompt_B)
+    keys = keys_BR.reshape(B * R)
+    hidden, state = decoder.prefill(params, tokens_BT, mask_BT, new_tokens=new)
+    hidden, state = _repeat(decoder, hidden, state, R)
+    eos = jnp.asarray(eos_ids, jnp.int32)
+
+    def unfinished(carry: tuple) -> jax.Array:
+        step, _, _, ended, _ = carry
+        return (step < new) & ~jnp.all(ended)
+
+    def one_token(carry: tuple) -> tuple:
+        step, hidden, state, ended, out = carry
+        logits = decoder.logits(params, hidden[:, None])[:, 0]
+        token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        token = jnp.where(ended, pad_id, draw(logits, token_keys, config))
+        out = out.at[:, step].set(token)
+        ended |= jnp.isin(token, eos)
+        hidden, state = decoder.decode(params, token, state)
+        return step + 1, hidden, state, ended, out
+
+    ended = jnp.zeros(B * R, bool)
+    out = jnp.full((B * R, new), pad_id, jnp.int32)
+    carry = (jnp.int32(0), hidden, state, ended, out)
+    out = jax.lax.while_loop(unfinished, one_token, carry)[-1]
+    is_eos = jnp.isin(out, eos)
+    first = jnp.where(is_eos.any(-1), jnp.argmax(is_eos, -1) + 1, new)
+    return out.reshape(B, R, new), first.astype(jnp.int32).reshape(B, R)
+
+
+def _repeat(
+    decoder: Decoder, hidden: jax.Array, state: DecodeState, count: int
+) -> tuple[jax.Array, DecodeState]:
+    """Makes every row ``count`` adjacent rows: the samples share their prefill."""
+    if count == 1:
+        return hidden, state
+    cache = tuple(
+        constrain(jnp.repeat(x, count, axis=1), decoder.mesh, None, BATCH)
+        for x in state.cache
+    )
+    return jnp.repeat(hidden, count, axis=0), DecodeState(
+        cache,
+        jnp.repeat(state.valid_BS, count, axis=0),
+        jnp.repeat(state.next_position_B, count),
+        state.next_slot,
+    )
+
+
+def generate_batches(
+    decoder: Decoder,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    key: jax.Array,
+    config: SamplingConfig,
+    eos_ids: tuple[int, ...],
+    num_samples: int = 1,
+    batch_size: int = 32,
+    numbers: Sequence[int] | None = None,
+    pad_id: int = 0,
+) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
+    """Yields (places in ``prompts``, their R completions) a batch at a time.
+
+    Args:
+      prompts: token ids, at least one a prompt.
+      numbers: each prompt's number for its random keys; its place by default.
+
+    Raises:
+      BadInput: an empty prompt, or one that leaves no room for max_new_tokens.
+    """
+    limit = decoder.config.max_positions - config.max_new_tokens
+    for place, ids in enumerate(prompts):
+        if not ids or len(ids) > limit:
+            raise BadInput(
+                f"prompt {place} has {len(ids)} tokens; wanted 1 to {limit} "
+                f"({decoder.config.max_positions} positions of the model less "
+                f"{config.max_new_tokens} new tokens)"
+            )
+    numbers = range(len(prompts)) if numbers is None else numbers
+    for start in range(0, len(prompts), batch_size):
+        places = list(range(start, min(start + batch_size, len(prompts))))
+        rows = [prompts[i] for i in places]
+        rows += [rows[-1]] * (min(batch_size, len(prompts)) - len(rows))
+        longest = max(len(row) for row in rows)
+        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
+        tokens_BT = np.full((len(rows), length), pad_id, np.int32)
+        mask_BT = np.zeros((len(rows), length), np.int32)
+        for i, ids in enumerate(rows):
+            tokens_BT[i, length - len(ids) :] = ids
+            mask_BT[i, length - len(ids) :] = 1
+        prompt_B = np.asarray([numbers[i] for i in places], np.int32)
+        prompt_B = np.pad(prompt_B, (0, len(rows) - len(places)))
+        batch = put_batch((tokens_BT, mask_BT, prompt_B), decoder.mesh)
+        tokens, lengths = sample(
+            decoder, params, *batch, key,
+            num_samples=num_samples, config=config, eos_ids=eos_ids, pad_id=pad_id,
+        )  # fmt: skip
+        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        yield (
+            places,
+            [
+                [tokens[i, r, : lengths[i, r]].tolist() for r in range(num_samples)]
+                for i in range(len(places))
+            ],
+        )

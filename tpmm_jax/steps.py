@@ -1,0 +1,263 @@
+"""The jitted steps: train, preference loss, log-probs of pairs. Pure functions.
+
+A train step is built from any loss of the form
+``loss_fn(params, batch, total_weight) -> (sum of loss, sums of metrics)``, both
+divided by total_weight, so that accumulated micro-batches add up exactly.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput
+from tpmm_jax.losses import (
+    LOSSES,
+    LossConfig,
+    PairLogProbs,
+    log_probs,
+    pair_metrics,
+    sequence_log_probs,
+)
+from tpmm_jax.mesh import BATCH, constrain
+from tpmm_jax.models import Decoder
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One iteration's optimisation.
+
+    Attributes:
+      epochs: passes over the iteration's training pairs.
+      batch_size: pairs an optimizer step.
+      accumulation: micro-batches that a step is computed in; divides batch_size.
+      learning_rate: peak; 5e-7 is usual at 2B to 8B parameters.
+      schedule: "cosine" and "linear" fall to 0 over the iteration's steps.
+      warmup_fraction: share of the steps over which the rate rises from 0.
+      weight_decay: decoupled, on matrices only (as transformers' Trainer does).
+      max_grad_norm: global norm above which gradients are scaled down.
+      checkpoint_every: steps between saves inside an iteration; 0: none.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    accumulation: int = 1
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 50
+
+    def validate(self) -> None:
+        """Raises BadInput for a value out of range."""
+        checks = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "accumulation": (
+                self.accumulation >= 1 and self.batch_size % self.accumulation == 0,
+                f"a divisor of train.batch_size = {self.batch_size}",
+            ),
+            "learning_rate": (self.learning_rate > 0, "positive"),
+            "warmup_fraction": (0 <= self.warmup_fraction < 1, "in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "b1": (0 <= self.b1 < 1, "in [0, 1)"),
+            "b2": (0 <= self.b2 < 1, "in [0, 1)"),
+            "eps": (self.eps > 0, "positive"),
+            "max_grad_norm": (self.max_grad_norm > 0, "positive"),
+            "checkpoint_every": (self.checkpoint_every >= 0, "0 (never) or more"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
+                raise BadInput(f"train.{name} is {getattr(self, name)}; use {wanted}")
+
+
+class TrainState(NamedTuple):
+    """What a step consumes and returns; donated."""
+
+    params: Params
+    opt_state: Any
+    step: jax.Array
+
+
+def schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the step, from 0."""
+    warmup = round(config.warmup_fraction * total_steps)
+    rest = max(total_steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "constant": optax.constant_schedule(config.learning_rate),
+    }[config.schedule]
+    if warmup == 0:
+        return after
+    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)  # fmt: skip
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(
+    config: TrainConfig, total_steps: int
+) -> optax.GradientTransformation:
+    """Returns clipping, then AdamW with the schedule."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(
+            schedule(config, total_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=is_matrix,
+        ),
+    )
+
+
+def is_matrix(params: Params) -> Params:
+    """True for every leaf but norm scales (named "scale")."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1] != jax.tree_util.DictKey("scale"), params
+    )
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
+    """Returns a state at step 0; moments lie where their parameters lie."""
+    opt_state = jax.jit(
+        optimizer.init, out_shardings=state_shardings(optimizer, params)
+    )(params)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def state_shardings(optimizer: optax.GradientTransformation, params: Params) -> Any:
+    """Returns shardings of the optimizer state for parameters on a mesh, or None."""
+    where = jax.tree.leaves(params)[0].sharding
+    if not isinstance(where, jax.sharding.NamedSharding):
+        return None
+    replicated = jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec())
+    return optax.tree.map_params(
+        optimizer,
+        lambda _, param: param.sharding,
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda _: replicated,
+    )
+
+
+def pair_log_probs(
+    decoder: Decoder, params: Params, batch: Batch, *, chunk_bytes: int
+) -> jax.Array:
+    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
+    B, N, T = batch["tokens_BNT"].shape
+    rows = [
+        batch[name].reshape(B * N, T)
+        for name in ("tokens_BNT", "mask_BNT", "completion_mask_BNT")
+    ]
+    rows = [constrain(x, decoder.mesh, BATCH) for x in rows]
+    logps = sequence_log_probs(decoder, params, *rows, chunk_bytes=chunk_bytes)
+    return logps.reshape(B, N)
+
+
+def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> LossFn:
+    """Returns the loss function of pairs whose batch carries reference_BN.
+
+    The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN
+    float32 nats; weight_B float32, 0 for rows that only fill the batch.
+    """
+
+    def loss_fn(
+        params: Params, batch: Batch, total_weight: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        policy_BN = pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+        length_BN = jnp.sum(batch["completion_mask_BNT"], axis=-1)
+        logps = PairLogProbs(policy_BN, batch["reference_BN"], length_BN)
+        weight_B = batch["weight_B"] / total_weight
+        loss = jnp.sum(weight_B * LOSSES[config.name](logps, config))
+        metrics = pair_metrics(logps, config.beta)
+        return loss, {name: jnp.sum(weight_B * x) for name, x in metrics.items()}
+
+    return loss_fn
+
+
+def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
+    """Returns the mean negative log-probability a token, for pretraining.
+
+    The batch: tokens_BT, mask_BT int32; weight_B float32, each row's number of
+    predicted tokens.
+    """
+
+    def loss_fn(
+        params: Params, batch: Batch, total_weight: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        logp = log_probs(
+            decoder, params, batch["tokens_BT"], batch["mask_BT"], chunk_bytes=chunk_bytes
+        )
+        return -jnp.sum(logp) / total_weight, {}
+
+    return loss_fn
+
+
+def gradients(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    accumulation: int,
+    mesh: Mesh | None,
+) -> tuple[Params, jax.Array, Metrics]:
+    """Returns (gradients float32, loss, metrics), micro-batch by micro-batch."""
+    total = jnp.maximum(jnp.sum(batch["weight_B"]), 1e-9)
+    both = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulation == 1:
+        (loss, metrics), grads = both(params, batch, total)
+        return grads, loss, metrics
+    micro = jax.tree.map(
+        lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:]),
+        batch,
+    )
+    micro = jax.tree.map(lambda x: constrain(x, mesh, None, BATCH), micro)
+
+    def one(carry: Any, batch: Batch) -> tuple[Any, None]:
+        (loss, metrics), grads = both(params, batch, total)
+        return jax.tree.map(jnp.add, carry, (grads, loss, metrics)), None
+
+    shapes = jax.eval_shape(both, params, jax.tree.map(lambda x: x[0], micro), total)
+    (loss, metrics), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(one, (grads, loss, metrics), micro)[0]
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    mesh: Mesh | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the jitted step; the state is donated.
+
+    Its metrics are of the state before the update: loss, grad_norm (L2, before
+    clipping), and what the loss function reports.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, loss, metrics = gradients(
+            loss_fn, state.params, batch, accumulation, mesh
+        )
+        norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": norm, **metrics}
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return step

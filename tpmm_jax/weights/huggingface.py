@@ -1,0 +1,200 @@
+"""Hugging Face directories: safetensors in and out, one tensor at a time."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput
+from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.weights.names import Name, names
+
+# Tensors that some checkpoints carry and no model needs.
+DERIVED = ("rotary_emb.inv_freq",)
+INDEX = "model.safetensors.index.json"
+
+
+class TensorSource(Protocol):
+    """A checkpoint that hands out one tensor at a time, in Hugging Face terms."""
+
+    def names(self) -> list[str]: ...
+
+    def tensor(self, name: str) -> np.ndarray: ...
+
+
+class SafetensorsDirectory:
+    """One model.safetensors or a sharded index; files stay memory-mapped."""
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        self.directory = pathlib.Path(directory)
+        self._files: dict[str, Any] = {}
+        self._where = self._index()
+
+    def _index(self) -> dict[str, str]:
+        index = self.directory / INDEX
+        single = self.directory / "model.safetensors"
+        if index.exists():
+            try:
+                return dict(json.loads(index.read_text())["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadInput(f"{index} is not a safetensors index: {error}") from None
+        if single.exists():
+            return {name: single.name for name in self._open(single.name).keys()}
+        kinds = sorted(p.name for p in self.directory.iterdir())[:12]
+        raise BadInput(
+            f"{self.directory} holds neither model.safetensors nor {INDEX} (it holds "
+            f"{', '.join(kinds) or 'nothing'}); other weight formats are not read: "
+            "convert them with transformers' save_pretrained(safe_serialization=True)"
+        )
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            path = self.directory / file
+            try:
+                self._files[file] = safe_open(path, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise BadInput(f"{path} cannot be read: {error}") from None
+        return self._files[file]
+
+    def names(self) -> list[str]:
+        return list(self._where)
+
+    def tensor(self, name: str) -> np.ndarray:
+        return self._open(self._where[name]).get_tensor(name)
+
+
+def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
+    """Returns the parameters, each read onto its sharding shard by shard.
+
+    The host holds one layer's tensor and one device's shard at a time.
+
+    Raises:
+      BadInput: tensors that are missing, left over, or of another shape.
+    """
+    config, table = decoder.config, names(decoder.config)
+    check_names(source, table, config)
+    target = decoder.abstract_params(dtype)
+    params: Params = {}
+    for name in table:
+        node, leaf = params, target
+        for key in name.path[:-1]:
+            node = node.setdefault(key, {})
+        for key in name.path:
+            leaf = leaf[key]
+        node[name.path[-1]] = _read_leaf(source, name, leaf, config)
+    return params
+
+
+def check_names(source: TensorSource, table: list[Name], config: ModelConfig) -> None:
+    """Raises BadInput unless the checkpoint holds exactly what the model needs."""
+    wanted = {
+        name.theirs.format(layer)
+        for name in table
+        for layer in range(config.num_layers if name.stacked else 1)
+    }
+    found = {name for name in source.names() if not name.endswith(DERIVED)}
+    if config.tie_embeddings:
+        found.discard("lm_head.weight")
+    for what, some in (("lacks", wanted - found), ("has unknown", found - wanted)):
+        if some:
+            shown = ", ".join(sorted(some)[:8])
+            raise BadInput(
+                f"the checkpoint {what} {len(some)} tensors for a "
+                f"{config.family} model of {config.num_layers} layers: {shown}"
+                + (", ..." if len(some) > 8 else "")
+            )
+
+
+def _read_leaf(
+    source: TensorSource, name: Name, leaf: Any, config: ModelConfig
+) -> jax.Array:
+    shape = leaf.shape[1:] if name.stacked else leaf.shape
+
+    def one(theirs: str) -> np.ndarray:
+        tensor = source.tensor(theirs)
+        if tensor.size != np.prod(shape):
+            raise BadInput(
+                f"{theirs} has shape {tensor.shape}; config.json asks for {shape}"
+            )
+        ours = name.to_ours(tensor, config)
+        if ours.shape != shape:
+            raise BadInput(
+                f"{theirs} has shape {tensor.shape}; config.json asks for {shape}"
+            )
+        return ours
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        if not name.stacked:
+            return np.ascontiguousarray(one(name.theirs)[index]).astype(leaf.dtype)
+        layers = range(*index[0].indices(leaf.shape[0]))
+        sizes = [len(range(*s.indices(n))) for s, n in zip(index, leaf.shape)]
+        out = np.empty(sizes, leaf.dtype)
+        for i, layer in enumerate(layers):
+            out[i] = one(name.theirs.format(layer))[index[1:]]
+        return out
+
+    if leaf.sharding is None:
+        return jnp.asarray(shard(tuple(slice(None) for _ in leaf.shape)))
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+
+def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields Hugging Face names and tensors, fetched from the devices one by one."""
+    for name in names(config):
+        leaf: Any = params
+        for key in name.path:
+            leaf = leaf[key]
+        if not name.stacked:
+            yield name.theirs, name.to_theirs(np.asarray(leaf), config)
+            continue
+        for layer in range(config.num_layers):
+            tensor = name.to_theirs(np.asarray(leaf[layer]), config)
+            yield name.theirs.format(layer), tensor
+
+
+def write_params(
+    params: Params,
+    config: ModelConfig,
+    directory: str | os.PathLike,
+    *,
+    max_shard_bytes: int = 4 * 2**30,
+) -> None:
+    """Writes model.safetensors, or a sharded index above ``max_shard_bytes``.
+
+    The host holds one file's tensors at a time.
+    """
+    directory = pathlib.Path(directory)
+    total = sum(x.nbytes for x in jax.tree.leaves(params))
+    files: list[list[str]] = []
+    batch: dict[str, np.ndarray] = {}
+
+    def flush() -> None:
+        file = f"part-{len(files) + 1:05d}.safetensors"
+        save_file(batch, directory / file, metadata={"format": "pt"})
+        files.append(list(batch))
+        batch.clear()
+
+    for name, tensor in tensors(params, config):
+        size = sum(x.nbytes for x in batch.values())
+        if batch and size + tensor.nbytes > max_shard_bytes:
+            flush()
+        batch[name] = np.ascontiguousarray(tensor)
+    flush()
+    if len(files) == 1:
+        os.replace(directory / "part-00001.safetensors", directory / "model.safetensors")
+        return
+    where = {}
+    for number, held in enumerate(files, start=1):
+        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        os.replace(directory / f"part-{number:05d}.safetensors", directory / file)
+        where.update(dict.fromkeys(held, file))
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (directory / INDEX).write_text(json.dumps(index, indent=2))
