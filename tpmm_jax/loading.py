@@ -1,10 +1,12 @@
 """From a name to a model in memory, and back to a Hugging Face directory."""
 
+import functools
 import json
 import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +22,11 @@ from tpmm_jax.weights.gguf import GGUFFile
 from tpmm_jax.weights.hf_config import as_ids, parse_config, write_config
 from tpmm_jax.weights.huggingface import (
     SafetensorsDirectory,
+    check_names,
     read_params,
     write_params,
 )
+from tpmm_jax.weights.names import names
 
 # What a hub repository is asked for: nothing that could be code or a pickle.
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
@@ -51,10 +55,24 @@ class Model:
         return self.decoder.config
 
 
+@dataclass(frozen=True)
+class Source:
+    """A model that was found and understood, its weights not read yet.
+
+    Attributes:
+      read: returns the parameters in a dtype, on the decoder's mesh.
+    """
+
+    config: ModelConfig
+    tokenizer: Any
+    origin: dict[str, Any]
+    read: Callable[[Decoder, str], Params]
+
+
 def load(
     source: str | os.PathLike,
     revision: str | None = None,
-    dtype: str | None = None,
+    dtype: Any = None,
     mesh: Mesh | None = None,
 ) -> Model:
     """Loads a model.
@@ -70,27 +88,50 @@ def load(
     Raises:
       BadInput: nothing there, or something this library cannot run faithfully.
     """
-    name = os.fspath(source)
     dtype = check_dtype(dtype or "float32")
+    found = resolve(source, revision)
+    decoder = Decoder(found.config, compute_dtype=dtype, mesh=mesh)
+    return Model(decoder, found.read(decoder, dtype), found.tokenizer, found.origin)
+
+
+def resolve(source: str | os.PathLike, revision: str | None = None) -> Source:
+    """Finds a model, reads its config and tokenizer; see ``load``."""
+    name = os.fspath(source)
     if revision is not None and not is_hub_id(name):
         raise BadInput(f"revision={revision!r} is for a hub id; {name} is a local path")
     if match := TRAJECTORY_STEP.match(name):
-        workdir = pathlib.Path(match["workdir"] or ".")
-        return _load_step(workdir, int(match["step"]), dtype, mesh, name)
+        return _resolve_step(pathlib.Path(match["workdir"] or "."), int(match["step"]))
+    origin = {"source": name}
     if name.endswith(".gguf"):
         file = GGUFFile(name)
         config = parse_config(file.config, name)
-        decoder = Decoder(config, compute_dtype=dtype, mesh=mesh)
-        params = read_params(file, decoder, dtype)
-        return Model(decoder, params, file.tokenizer(), {"source": name})
-    origin = {"source": name}
+        return Source(config, file.tokenizer(), origin, functools.partial(read_params, file))
     if is_hub_id(name):
         directory, origin["commit"] = fetch(name, revision)
     else:
         directory = pathlib.Path(name)
-    decoder = Decoder(read_config(directory), compute_dtype=dtype, mesh=mesh)
-    params = read_params(SafetensorsDirectory(directory), decoder, dtype)
-    return Model(decoder, params, read_tokenizer(directory), origin)
+    config, tokenizer = read_config(directory), read_tokenizer(directory)
+    tensors = SafetensorsDirectory(directory)
+    check_names(tensors, names(config), config)
+    return Source(config, tokenizer, origin, functools.partial(read_params, tensors))
+
+
+def _resolve_step(workdir: pathlib.Path, step: int) -> Source:
+    if not (workdir / "trajectory").is_dir():
+        raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        steps = trajectory.steps()
+    if step not in steps:
+        raise BadInput(f"{workdir}/trajectory@{step}: it holds the steps {steps}")
+
+    def read(decoder: Decoder, dtype: str) -> Params:
+        with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+            params = trajectory.restore(step, decoder.abstract_params("float32"))
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    folder = workdir / "model"
+    origin = {"source": f"{workdir}/trajectory@{step}"}
+    return Source(read_config(folder), read_tokenizer(folder), origin, read)
 
 
 def check_dtype(dtype: Any) -> str:
@@ -172,20 +213,6 @@ def read_tokenizer(directory: pathlib.Path) -> Any:
         raise BadInput(f"{directory}: its tokenizer cannot be read: {error}") from None
 
 
-def _load_step(
-    workdir: pathlib.Path, step: int, dtype: str, mesh: Mesh | None, name: str
-) -> Model:
-    if not (workdir / "trajectory").is_dir():
-        raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
-    decoder = Decoder(read_config(workdir / "model"), compute_dtype=dtype, mesh=mesh)
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
-        if step not in trajectory.steps():
-            raise BadInput(f"{name}: the trajectory holds steps {trajectory.steps()}")
-        params = trajectory.restore(step, decoder.abstract_params("float32"))
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return Model(decoder, params, read_tokenizer(workdir / "model"), {"source": name})
-
-
 def save(model: Model, directory: str | os.PathLike) -> None:
     """Writes a Hugging Face directory that transformers loads.
 
@@ -202,23 +229,23 @@ def save(model: Model, directory: str | os.PathLike) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as tmp:
         whole = pathlib.Path(tmp) / "model"
         whole.mkdir()
-        write_model_files(model, whole)
+        dtype = jax.tree.leaves(model.params)[0].dtype.name
+        write_description(model.config, model.tokenizer, dtype, whole)
         write_params(model.params, model.config, whole)
         if directory.exists():
             directory.rmdir()
         whole.rename(directory)
 
 
-def write_model_files(model: Model, directory: pathlib.Path) -> None:
-    """Writes config.json, generation_config.json and the tokenizer."""
-    dtype = jax.tree.leaves(model.params)[0].dtype.name
-    config = write_config(model.config, dtype)
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = {
-        key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
-    generation = {key: value for key, value in generation.items() if value is not None}
-    text = json.dumps(generation, indent=2) + "\n"
+def write_description(
+    config: ModelConfig, tokenizer: Any, dtype: str, directory: pathlib.Path
+) -> None:
+    """Writes what a model's directory holds beside the weights."""
+    hf = write_config(config, dtype)
+    (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {key: value for key, value in ids.items() if value is not None}
+    text = json.dumps(ids, indent=2) + "\n"
     (directory / "generation_config.json").write_text(text)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(directory)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)

@@ -1,8 +1,7 @@
 """The jitted steps: train, preference loss, log-probs of pairs. Pure functions.
 
-A train step is built from any loss of the form
-``loss_fn(params, batch, total_weight) -> (sum of loss, sums of metrics)``, both
-divided by total_weight, so that accumulated micro-batches add up exactly.
+A train step is built from any ``losses.gradients.LossFn``: preferences and next
+tokens here, a reward model's margins alike.
 """
 
 import functools
@@ -19,18 +18,17 @@ from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import (
     LOSSES,
+    Batch,
     LossConfig,
+    LossFn,
+    Metrics,
     PairLogProbs,
+    gradients,
     log_probs,
+    pair_log_probs,
     pair_metrics,
-    sequence_log_probs,
 )
-from tpmm_jax.mesh import BATCH, constrain
 from tpmm_jax.models import Decoder
-
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,20 +153,6 @@ def state_shardings(optimizer: optax.GradientTransformation, params: Params) -> 
     )
 
 
-def pair_log_probs(
-    decoder: Decoder, params: Params, batch: Batch, *, chunk_bytes: int
-) -> jax.Array:
-    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
-    B, N, T = batch["tokens_BNT"].shape
-    rows = [
-        batch[name].reshape(B * N, T)
-        for name in ("tokens_BNT", "mask_BNT", "completion_mask_BNT")
-    ]
-    rows = [constrain(x, decoder.mesh, BATCH) for x in rows]
-    logps = sequence_log_probs(decoder, params, *rows, chunk_bytes=chunk_bytes)
-    return logps.reshape(B, N)
-
-
 def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> LossFn:
     """Returns the loss function of pairs whose batch carries reference_BN.
 
@@ -201,39 +185,15 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
         params: Params, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         logp = log_probs(
-            decoder, params, batch["tokens_BT"], batch["mask_BT"], chunk_bytes=chunk_bytes
+            decoder,
+            params,
+            batch["tokens_BT"],
+            batch["mask_BT"],
+            chunk_bytes=chunk_bytes,
         )
         return -jnp.sum(logp) / total_weight, {}
 
     return loss_fn
-
-
-def gradients(
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    accumulation: int,
-    mesh: Mesh | None,
-) -> tuple[Params, jax.Array, Metrics]:
-    """Returns (gradients float32, loss, metrics), micro-batch by micro-batch."""
-    total = jnp.maximum(jnp.sum(batch["weight_B"]), 1e-9)
-    both = jax.value_and_grad(loss_fn, has_aux=True)
-    if accumulation == 1:
-        (loss, metrics), grads = both(params, batch, total)
-        return grads, loss, metrics
-    micro = jax.tree.map(
-        lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:]),
-        batch,
-    )
-    micro = jax.tree.map(lambda x: constrain(x, mesh, None, BATCH), micro)
-
-    def one(carry: Any, batch: Batch) -> tuple[Any, None]:
-        (loss, metrics), grads = both(params, batch, total)
-        return jax.tree.map(jnp.add, carry, (grads, loss, metrics)), None
-
-    shapes = jax.eval_shape(both, params, jax.tree.map(lambda x: x[0], micro), total)
-    (loss, metrics), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(one, (grads, loss, metrics), micro)[0]
 
 
 def make_train_step(

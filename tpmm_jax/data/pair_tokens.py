@@ -41,6 +41,7 @@ _PAIR_COUNTS = {
 }
 # The readers' counts too, so that one table can show them all.
 _READ_COUNTS = {
+    "rows_read": "rows read",
     "identical": "pairs dropped: chosen equals rejected",
     "ends_early": "pairs in which one side ends where the other goes on",
     "prompt_repeated": "pairs whose completions repeated the prompt, now without",
@@ -73,7 +74,7 @@ class _Side(NamedTuple):
 
 def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
     """(what, how many) for printing, in a fixed order, zeros included."""
-    texts = _PAIR_COUNTS | _READ_COUNTS
+    texts = _READ_COUNTS | _PAIR_COUNTS
     known = [(text, counts[key]) for key, text in texts.items() if key in counts]
     return known + [(key, n) for key, n in counts.items() if key not in texts]
 
@@ -126,9 +127,7 @@ def encode_pairs(
             if not whole:
                 problems.add(text.pair.origin, "the prompt has no tokens")
                 continue
-            cut = cut_prompt(
-                whole, max_prompt_length, truncate, tokenizer.bos_token_id
-            )
+            cut = cut_prompt(whole, max_prompt_length, truncate, tokenizer.bos_token_id)
             counts["prompt_truncated"] += len(cut) < len(whole)
             counts["template_rewrote_prompt"] += text.rewritten
             if _differ(chosen, rejected, counts):

@@ -45,10 +45,10 @@ class PreferencePair:
 class PairSet:
     """Pairs fit for training, and what was counted on the way.
 
-    Counts: rows, pairs, identical (dropped: chosen equals rejected), ends_early (one
-    text completion is empty because it is the beginning of the other),
-    prompt_repeated (the completions held the prompt again, removed),
-    duplicate_prompts, bad_rows_skipped.
+    Counts: rows_read; pairs; identical (dropped: chosen equals rejected); ends_early
+    (one text completion is empty, as it is the beginning of the other);
+    prompt_repeated (the completions held the prompt again, removed);
+    duplicate_prompts; bad_rows_skipped.
     """
 
     pairs: list[PreferencePair]
@@ -101,7 +101,7 @@ def load_pairs(source: str, *, split: str = "train", skip_bad_rows: int = 0) -> 
     result = _drop_identical(parsed, notes)
     if not result.pairs:
         raise BadInput(f"{source}: no pair is left of {len(rows)} rows")
-    result.counts.update(rows=len(rows), bad_rows_skipped=skipped)
+    result.counts.update(rows_read=len(rows), bad_rows_skipped=skipped)
     for warning in result.warnings:
         _log.warning("%s: %s", source, warning)
     return result
@@ -119,7 +119,7 @@ def _drop_identical(parsed: list[PreferencePair], notes: Counter[str]) -> PairSe
         )
     early = sum(not (p.chosen and p.rejected) for p in pairs)
     counts = {
-        "rows": 0,
+        "rows_read": 0,
         "pairs": len(pairs),
         "identical": len(same),
         "ends_early": early,
@@ -183,7 +183,11 @@ def _side(data: dict[str, Any], name: str, faults: list[str]) -> Written | None:
 
 
 def _instruction(data: dict[str, Any], faults: list[str]) -> str:
-    """The instruction, its input below it, and a blank line before the answer."""
+    """The instruction, its input below it, and a line break before the answer.
+
+    One break, not two: before a word many tokenizers read two breaks differently
+    than at the end of a text, so that no completion would join its prompt.
+    """
     texts = []
     for name in ("instruction", "input"):
         value = data.get(name)
@@ -193,7 +197,7 @@ def _instruction(data: dict[str, Any], faults: list[str]) -> str:
             texts.append(value)
         elif name == "instruction":
             faults.append("field 'instruction' is empty")
-    return "".join(f"{text}\n\n" for text in texts)
+    return "\n\n".join(texts) + "\n"
 
 
 def _implicit(pair: PreferencePair) -> PreferencePair:

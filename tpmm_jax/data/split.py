@@ -4,7 +4,6 @@ Text is cut at a word or line boundary, transcripts after a turn's marker,
 conversations between messages.
 """
 
-import os
 import unicodedata
 
 from tpmm_jax.data.messages import Conversation
@@ -21,7 +20,7 @@ def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     line breaks stay with the prompt. Where one text is the beginning of the other
     and ends a word there, its completion is empty: it says that the text ends.
     """
-    common = len(os.path.commonprefix((chosen, rejected)))
+    common = _common(chosen, rejected)
     cut = common
     while cut and (_inside_word(chosen, cut) or _inside_word(rejected, cut)):
         cut -= 1
@@ -39,7 +38,7 @@ def split_transcript(chosen: str, rejected: str) -> tuple[str, str, str] | None:
     """
     if not all(t.lstrip().startswith(HUMAN.strip()) for t in (chosen, rejected)):
         return None
-    common = len(os.path.commonprefix((chosen, rejected)))
+    common = _common(chosen, rejected)
     at = chosen.rfind(ASSISTANT, 0, common)
     cut = at + len(ASSISTANT) if at >= 0 else 0
     return chosen[:cut], chosen[cut:], rejected[cut:]
@@ -57,6 +56,12 @@ def split_messages(
     while common and chosen[common - 1].role != "user":
         common -= 1
     return chosen[:common], chosen[common:], rejected[common:]
+
+
+def _common(one: str, other: str) -> int:
+    """The number of characters at the front that are equal."""
+    ends = (i for i, (a, b) in enumerate(zip(one, other)) if a != b)
+    return next(ends, min(len(one), len(other)))
 
 
 def _inside_word(text: str, at: int) -> bool:
@@ -87,6 +92,8 @@ def _letter(char: str) -> bool:
 
 def _attaches(char: str) -> bool:
     """Combining marks, joiners and emoji modifiers never begin a completion."""
-    return unicodedata.category(char)[0] == "M" or char in "\u200d" or (
-        "\U0001f3fb" <= char <= "\U0001f3ff"
+    return (
+        unicodedata.category(char)[0] == "M"
+        or char == "\u200d"
+        or "\U0001f3fb" <= char <= "\U0001f3ff"
     )

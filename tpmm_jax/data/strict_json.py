@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import json
 import math
 import re
@@ -9,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tpmm_jax.data.problems import Problems
 
@@ -220,7 +221,7 @@ def _finite_float(text: str) -> float:
 
 
 def _small_int(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
         raise ValueError(f"the integer {text[:24]}... does not fit 64 bits")
     return int(text)
 
@@ -244,9 +245,9 @@ def _check_texts(value: object, path: str) -> None:
             ) from None
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return gzip.GzipFile(path, "rb")
     return path.open("rb")
 
 

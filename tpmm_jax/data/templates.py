@@ -61,15 +61,21 @@ def completion_text(
     text = _without_layout(tokenizer, text)
     if text.startswith(written_prompt):
         return text[len(written_prompt) :], True
-    answer = turns[0].content.strip()
-    closed = _render(tokenizer, messages[: -len(turns)], add_generation_prompt=False)
-    at = text.find(answer, len(closed) if text.startswith(closed) else 0)
-    if at < 0 or not text.startswith(closed):
+    # A mark in the answer's place shows where the template puts it.
+    mark = "answer"
+    while mark in text:
+        mark += "-x"
+    first = len(messages) - len(turns)
+    marked = (*messages[:first], Message("assistant", mark), *messages[first + 1 :])
+    header, _, _ = _render(tokenizer, marked, add_generation_prompt=False).partition(
+        mark
+    )
+    if not text.startswith(header):
         raise BadInput(
-            "the chat template does not write the answer after the prompt as given; "
+            "the chat template writes the prompt differently for different answers; "
             "use a template that leaves messages unchanged"
         )
-    return text[at:], False
+    return text[len(header) :], False
 
 
 def _messages(content: Written, role: str) -> Conversation:

@@ -9,12 +9,13 @@ gaining a leading space; this is counted as boundary_merged.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from tpmm_jax.data.batches import PairRow, collate, describe_row, pad_prompts
 from tpmm_jax.data.boundary import (
+    SIDES,
     Side,
     check_limit,
     completion_ids,
@@ -109,29 +110,37 @@ def encode_prompts(
     check_limit("max_length", max_length)
     leading = leading_ids(tokenizer, chat=chat)
     problems = Problems("prompts")
-    texts, given = [], []
-    for number, prompt in enumerate(prompts):
-        named = isinstance(prompt, Prompt)
-        content = prompt.content if named else prompt
-        origin = prompt.origin if named else f"prompt {number}"
-        given.append((origin, content))
+    named = [_named(prompt, number) for number, prompt in enumerate(prompts)]
+    texts = []
+    for prompt in named:
+        text = written(prompt.content)
         try:
-            plain = "" if _is_ids(content) else content
-            texts.append(prompt_text(tokenizer, plain, chat=chat and plain != ""))
+            texts.append(
+                "" if text is None else prompt_text(tokenizer, text, chat=chat)
+            )
         except BadInput as error:
-            problems.add(origin, str(error))
+            problems.add(prompt.origin, str(error))
     problems.settle()
     results = []
-    for (origin, content), ids in zip(given, text_ids(tokenizer, texts)):
-        whole = list(content) if _is_ids(content) else with_leading(ids, leading)
+    for prompt, ids in zip(named, text_ids(tokenizer, texts)):
+        given = _given_ids(prompt.content)
+        whole = with_leading(ids, leading) if given is None else given
         if not whole or max(whole) >= len(tokenizer):
-            wanted = f"ids from 0 to {len(tokenizer) - 1}"
-            problems.add(origin, f"token ids {whole[:8]}; wanted one or more {wanted}")
+            wanted = f"wanted one or more from 0 to {len(tokenizer) - 1}"
+            problems.add(prompt.origin, f"token ids {whole[:8]}; {wanted}")
             continue
         cut = cut_prompt(whole, max_length, truncate, tokenizer.bos_token_id)
         results.append(EncodedPrompt(cut, len(cut) < len(whole)))
     problems.settle()
     return results
+
+
+def _named(prompt: Prompt | Content, number: int) -> Prompt:
+    return prompt if isinstance(prompt, Prompt) else Prompt(prompt, f"prompt {number}")
+
+
+def _given_ids(content: Content) -> list[int] | None:
+    return None if written(content) is not None else cast(list[int], list(content))
 
 
 def encode_completion(
@@ -164,22 +173,20 @@ def encode_completion(
     check_limit("max_length", max_length)
     eos, bos = require_eos(tokenizer), tokenizer.bos_token_id
     leading = leading_ids(tokenizer, chat=chat)
-    if _is_ids(prompt_content):
+    content = written(prompt_content)
+    if content is None:
         if not isinstance(completion, str):
             raise BadInput("a token-id prompt wants a text completion, not messages")
         ids, merged = ids_apart(tokenizer, [completion])[0], True
     else:
-        text = prompt_text(tokenizer, prompt_content, chat=chat)
-        tail, _ = completion_text(
-            tokenizer, prompt_content, text, completion, chat=chat
-        )
+        text = prompt_text(tokenizer, content, chat=chat)
+        tail, _ = completion_text(tokenizer, content, text, completion, chat=chat)
         tokens, joined = text_ids(tokenizer, [text, text + tail])
-        whole = with_leading(tokens, leading)
-        size = len(prompt_ids)
-        cuts = (cut_prompt(whole, size, side, bos) for side in ("left", "right"))
+        whole, size = with_leading(tokens, leading), len(prompt_ids)
+        cuts = [cut_prompt(whole, size, side, bos) for side in SIDES]
         # Ids of another origin have no boundary in the joined text.
         front = tokens if prompt_ids in cuts else [-1]
-        several, merges = completion_ids(tokenizer, [front], [tail], [joined])
-        ids, merged = several[0], merges[0]
+        all_ids, all_merged = completion_ids(tokenizer, [front], [tail], [joined])
+        ids, merged = all_ids[0], all_merged[0]
     ids, truncated = end_completion(without_bos(ids, bos, eos), eos, max_length)
     return EncodedCompletion(ids, truncated, merged)

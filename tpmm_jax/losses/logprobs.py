@@ -70,6 +70,24 @@ def sequence_log_probs(
     return jnp.sum(logp * (completion_mask_BT[:, 1:] > 0), axis=1)
 
 
+def pair_log_probs(
+    decoder: Decoder, params: Params, batch: dict[str, jax.Array], *, chunk_bytes: int
+) -> jax.Array:
+    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
+
+    Args:
+      batch: tokens_BNT, mask_BNT, completion_mask_BNT, int32.
+    """
+    B, N, T = batch["tokens_BNT"].shape
+    rows = [
+        batch[name].reshape(B * N, T)
+        for name in ("tokens_BNT", "mask_BNT", "completion_mask_BNT")
+    ]
+    rows = [constrain(x, decoder.mesh, BATCH) for x in rows]
+    logps = sequence_log_probs(decoder, params, *rows, chunk_bytes=chunk_bytes)
+    return logps.reshape(B, N)
+
+
 def chunked_log_probs(
     hidden_BTD: Float[Array, "B T D"],
     head_VD: Float[Array, "V D"],

@@ -1,0 +1,25 @@
+"""The merged reference: weighted sums of checkpoints, and the rules that weigh."""
+
+from tpmm_jax.merging.config import ReferenceConfig
+from tpmm_jax.merging.deltas import Deltas
+from tpmm_jax.merging.learned import HeldOut
+from tpmm_jax.merging.rules import RULES, MergeContext, choose
+from tpmm_jax.merging.trees import (
+    group_names,
+    one_hot_index,
+    signal_to_rounding,
+    weighted_sum,
+)
+
+__all__ = [
+    "RULES",
+    "Deltas",
+    "HeldOut",
+    "MergeContext",
+    "ReferenceConfig",
+    "choose",
+    "group_names",
+    "one_hot_index",
+    "signal_to_rounding",
+    "weighted_sum",
+]

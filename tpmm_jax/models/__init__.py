@@ -139,7 +139,12 @@ class Decoder:
         shape = (c.num_layers, B, T + new_tokens, c.num_kv_heads, c.head_dim)
         cache = tuple(
             constrain(
-                jnp.zeros(shape, self.compute_dtype), self.mesh, None, BATCH, None, TENSOR
+                jnp.zeros(shape, self.compute_dtype),
+                self.mesh,
+                None,
+                BATCH,
+                None,
+                TENSOR,
             )
             for _ in range(2)
         )

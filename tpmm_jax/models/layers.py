@@ -146,8 +146,12 @@ def write_cache(
     start = (layer, 0, slot, 0, 0)
     k_LBSGE, v_LBSGE = cache
     return (
-        jax.lax.dynamic_update_slice(k_LBSGE, k_BTGE[None].astype(k_LBSGE.dtype), start),
-        jax.lax.dynamic_update_slice(v_LBSGE, v_BTGE[None].astype(v_LBSGE.dtype), start),
+        jax.lax.dynamic_update_slice(
+            k_LBSGE, k_BTGE[None].astype(k_LBSGE.dtype), start
+        ),
+        jax.lax.dynamic_update_slice(
+            v_LBSGE, v_BTGE[None].astype(v_LBSGE.dtype), start
+        ),
     )
 
 

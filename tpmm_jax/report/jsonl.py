@@ -106,7 +106,7 @@ def restored(value: Any) -> Any:
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def parsed(path: pathlib.Path) -> list[tuple[Row, bytes]]:

@@ -56,7 +56,12 @@ class MetricsLog:
         self._board: TensorBoard | None = None
 
     def log(
-        self, kind: str, *, iteration: int, step: int | None, values: Mapping[str, Value]
+        self,
+        kind: str,
+        *,
+        iteration: int,
+        step: int | None,
+        values: Mapping[str, Value],
     ) -> None:
         """Append one row to metrics.jsonl.
 
@@ -75,7 +80,12 @@ class MetricsLog:
         self._append(self._metrics, _row(kind, iteration, step, values), "")
 
     def log_timing(
-        self, kind: str, *, iteration: int, step: int | None, values: Mapping[str, Value]
+        self,
+        kind: str,
+        *,
+        iteration: int,
+        step: int | None,
+        values: Mapping[str, Value],
     ) -> None:
         """Append one row to timing.jsonl, with "time", seconds since the epoch.
 
@@ -152,21 +162,20 @@ class MetricsLog:
     def _open_board(self) -> TensorBoard | None:
         """Start the mirror from the rows on the disk, at the first row logged."""
         if self._board is None and self._mirrored:
-            timing = self._timing.read()
-            stamps = {_place(row): row["time"] for row in timing}
-            when = timing[0]["time"] if timing else time.time()
-
-            def build() -> None:
-                nonlocal when
-                self._board = TensorBoard(self._folder / "tensorboard")
-                for row in self._metrics.read():
-                    when = stamps.get(_place(row), when)
-                    self._board.add(row, when=when)
-                for row in timing:
-                    self._board.add(row, prefix="timing/", when=row["time"])
-
-            self._guarded(build)
+            self._guarded(self._build_board)
         return self._board
+
+    def _build_board(self) -> None:
+        timing = self._timing.read()
+        stamps = {_place(row): float(row["time"]) for row in timing}
+        when = float(timing[0]["time"]) if timing else time.time()
+        board = TensorBoard(self._folder / "tensorboard")
+        for row in self._metrics.read():
+            when = stamps.get(_place(row), when)
+            board.add(row, when=when)
+        for row in timing:
+            board.add(row, prefix="timing/", when=row["time"])
+        self._board = board
 
     def _close_board(self) -> None:
         if self._board is not None:

@@ -52,9 +52,9 @@ def sample(
     """
     (B, _), R, new = tokens_BT.shape, num_samples, config.max_new_tokens
     keys_BR = jax.vmap(
-        lambda p: jax.vmap(
-            lambda r: jax.random.fold_in(jax.random.fold_in(key, p), r)
-        )(jnp.arange(R))
+        lambda p: jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, p), r))(
+            jnp.arange(R)
+        )
     )(prompt_B)
     keys = keys_BR.reshape(B * R)
     hidden, state = decoder.prefill(params, tokens_BT, mask_BT, new_tokens=new)
@@ -113,6 +113,7 @@ def generate_batches(
     num_samples: int = 1,
     batch_size: int = 32,
     numbers: Sequence[int] | None = None,
+    start: int = 0,
     pad_id: int = 0,
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     """Yields (places in ``prompts``, their R completions) a batch at a time.
@@ -120,6 +121,7 @@ def generate_batches(
     Args:
       prompts: token ids, at least one a prompt.
       numbers: each prompt's number for its random keys; its place by default.
+      start: place of the first prompt to sample, a multiple of batch_size.
 
     Raises:
       BadInput: an empty prompt, or one that leaves no room for max_new_tokens.
@@ -133,8 +135,8 @@ def generate_batches(
                 f"{config.max_new_tokens} new tokens)"
             )
     numbers = range(len(prompts)) if numbers is None else numbers
-    for start in range(0, len(prompts), batch_size):
-        places = list(range(start, min(start + batch_size, len(prompts))))
+    for first in range(start, len(prompts), batch_size):
+        places = list(range(first, min(first + batch_size, len(prompts))))
         rows = [prompts[i] for i in places]
         rows += [rows[-1]] * (min(batch_size, len(prompts)) - len(rows))
         longest = max(len(row) for row in rows)

@@ -47,7 +47,9 @@ def draw(
     logits_BV = logits_BV / config.temperature
     if 0 < config.top_k < logits_BV.shape[-1] or config.top_p < 1:
         logits_BV = jnp.where(kept(logits_BV, config), logits_BV, -jnp.inf)
-    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[-1:]))(keys_B)
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[-1:]))(
+        keys_B
+    )
     return jnp.argmax(logits_BV + noise_BV, axis=-1).astype(jnp.int32)
 
 

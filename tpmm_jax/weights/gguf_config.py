@@ -94,7 +94,7 @@ class Metadata:
         kind = values.get("general.type", "model")
         parts = values.get("split.count", 1)
         if kind != "model":
-            raise BadInput(f"{origin} holds a {kind}; wanted a whole model")
+            raise BadInput(f"{origin}: general.type is {kind!r}; wanted 'model'")
         if parts > 1:
             raise BadInput(
                 f"{origin} is one of {parts} parts; join them with llama.cpp's "
@@ -241,7 +241,7 @@ def _rope_scaling(
 
 
 def llama3_scaling(
-    divisors: Float[np.ndarray, " E/2"], theta: float, head_dim: int, origin: str
+    divisors: Float[np.ndarray, " half"], theta: float, head_dim: int, origin: str
 ) -> dict[str, Any] | None:
     """Returns the rope_scaling that divides the rotary frequencies like this.
 

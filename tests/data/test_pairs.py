@@ -1,0 +1,236 @@
+"""Pairs keep every word on its side; what cannot be trained on is named or counted."""
+
+import json
+import os
+import pathlib
+import random
+import re
+
+import pytest
+
+from tpmm_jax.data.messages import Message
+from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.split import split_text
+from tpmm_jax.errors import BadInput
+
+SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def reply(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def run(*rows, **options):
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return load_pairs(str(path), **options)
+
+    return run
+
+
+def _parts(pair):
+    return pair.prompt, pair.chosen, pair.rejected
+
+
+@pytest.mark.parametrize(
+    "chosen, rejected, prompt",
+    [
+        ("The sky is blue", "The sky is black", "The sky is"),
+        ("The sky is blue", "The sky is blue today", "The sky is blue"),
+        ("The sky is blue", "The sky is blueish", "The sky is"),
+        ("Q: a?\nA: yes", "Q: a?\nA: no", "Q: a?\nA:"),
+        ("Q: a?\n\nYes", "Q: a?\n\nNo", "Q: a?\n\n"),
+        ("Q: a?\n\n  x", "Q: a?\n\n  y", "Q: a?\n\n"),
+        ("pi is 3.14", "pi is 3.15", "pi is"),
+        ("I don't", "I don'll", "I"),
+        ("say:yes", "say:no", "say:"),
+        ("Two. Three", "Two, Three", "Two"),
+        ("an e-mail", "an e-bike", "an"),
+        ("一二三", "一二四", "一二"),
+        ("oui cafe\u0301", "oui cafe", "oui"),
+        ("wave \U0001f44b\U0001f3fd", "wave \U0001f44b\U0001f3ff", "wave"),
+        ("a\r\nb", "a\rb", "a"),
+    ],
+)
+def test_implicit_prompts_end_between_words(chosen, rejected, prompt):
+    assert split_text(chosen, rejected)[0] == prompt
+    assert split_text(rejected, chosen)[0] == prompt
+
+
+def test_splitting_loses_nothing_and_leaves_no_shared_word():
+    rng = random.Random(0)
+    words = ["a", "bc", "bd", "3.1", "3.2", "\n", "x:", "don't", "é", "一", "."]
+    for _ in range(2000):
+        common, one, other = (
+            " ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(3)
+        )
+        chosen, rejected = f"{common} {one}", f"{common} {other}"
+        if chosen == rejected:
+            continue
+        prompt, left, right = split_text(chosen, rejected)
+        assert (prompt + left, prompt + right) == (chosen, rejected)
+        firsts = [re.match(r"\s*\S+", text) for text in (left, right)]
+        if all(firsts):
+            assert firsts[0].group() != firsts[1].group(), (chosen, rejected)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_texts(load, explicit):
+    prompt = {"prompt": "The sky is"} if explicit else {}
+    front = "" if explicit else "The sky is"
+    row = prompt | {"chosen": f"{front} blue", "rejected": f"{front} black"}
+    pair_set = load(row, row | {"chosen": row["chosen"] + "!"})
+    assert _parts(pair_set.pairs[0]) == ("The sky is", " blue", " black")
+    assert pair_set.pairs[1].origin.endswith("pairs.jsonl:2")
+    assert pair_set.counts["rows_read"] == pair_set.counts["pairs"] == 2
+    assert pair_set.counts["duplicate_prompts"] == 1
+
+
+def test_one_text_may_be_the_beginning_of_the_other(load):
+    pair_set = load({"chosen": "It is blue", "rejected": "It is blue, or so"})
+    assert _parts(pair_set.pairs[0]) == ("It is blue", "", ", or so")
+    assert pair_set.counts["ends_early"] == 1
+
+
+def test_transcripts_end_at_the_last_common_turn(load):
+    front = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
+    pair_set = load(
+        {"chosen": front + " Because.", "rejected": front + " Because I say so."},
+        {"chosen": front + " A", "rejected": front[:40] + " me\n\nAssistant: B"},
+    )
+    assert _parts(pair_set.pairs[0]) == (front, " Because.", " Because I say so.")
+    assert pair_set.pairs[1].prompt == "\n\nHuman: hi\n\nAssistant:"
+    with pytest.raises(BadInput, match="'chosen': the last reply is empty"):
+        load({"chosen": front + " ", "rejected": front + " A"})
+    with pytest.raises(BadInput, match="share no beginning up to"):
+        load({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c"})
+
+
+def test_conversations(load):
+    a, b = Message("assistant", "A"), Message("assistant", "B")
+    wanted = ((Message("user", "hi"),), (a,), (b,))
+    sides = {"chosen": [reply("A")], "rejected": [reply("B")]}
+    explicit = {"prompt": [user("hi")]} | sides
+    assert _parts(load(explicit).pairs[0]) == wanted
+    assert _parts(load(explicit | {"prompt": "hi"}).pairs[0]) == wanted
+    texts = {"prompt": [user("hi")], "chosen": "A", "rejected": "B"}
+    assert _parts(load(texts).pairs[0]) == wanted
+    implicit = {
+        "chosen": [user("hi"), reply("A")],
+        "rejected": [user("hi"), reply("B")],
+    }
+    assert _parts(load(implicit).pairs[0]) == wanted
+    for prompt in ("hi", [user("hi")]):
+        repeated = load(implicit | {"prompt": prompt})
+        assert _parts(repeated.pairs[0]) == wanted
+        assert repeated.counts["prompt_repeated"] == 1
+    system = {"role": "system", "content": "s"}
+    row = {side: [system, *implicit[side]] for side in ("chosen", "rejected")}
+    parts = _parts(load(row | {"prompt": "hi"}).pairs[0])
+    assert parts == ((Message("system", "s"), *wanted[0]), *wanted[1:])
+
+
+def test_conversations_that_part_at_a_user_message_split_before_the_reply(load):
+    front = [user("a"), reply("b")]
+    pair = load(
+        {
+            "chosen": [*front, user("c"), reply("d")],
+            "rejected": [*front, user("e"), reply("f")],
+        }
+    ).pairs[0]
+    assert pair.prompt == (Message("user", "a"),)
+    assert [m.role for m in pair.chosen] == ["assistant", "user", "assistant"]
+
+
+def test_instructions(load):
+    row = {"instruction": "Spell.", "input": "freind", "chosen": "A", "rejected": "B"}
+    pairs = load(row, row | {"input": ""}).pairs
+    assert [p.prompt for p in pairs] == ["Spell.\n\nfreind\n", "Spell.\n"]
+
+
+def test_equal_sides_are_dropped_counted_and_named(load):
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    pair_set = load(good, good | {"chosen": "c"}, good)
+    assert [p.origin[-2:] for p in pair_set.pairs] == [":1", ":3"]
+    assert pair_set.counts["identical"] == 1
+    assert "pairs.jsonl:2" in pair_set.warnings[0]
+    with pytest.raises(BadInput, match="no pair is left of 1 row"):
+        load(good | {"chosen": "c"})
+
+
+TEXT = {"prompt": "a", "chosen": "b", "rejected": "c"}
+CHAT = {"prompt": [user("a")], "chosen": [reply("b")], "rejected": [reply("c")]}
+
+
+@pytest.mark.parametrize(
+    "row, wanted",
+    [
+        ({"prompt": "a"}, "'chosen' is missing (columns: prompt)"),
+        ({"prompt": "a"}, "'rejected' is missing"),
+        ({"prompt": "a", "choosen": "b", "rejected": "c"}, "did you mean 'choosen'"),
+        (TEXT | {"chosen": ""}, "'chosen' is empty"),
+        (TEXT | {"rejected": " \n"}, "'rejected' is empty"),
+        (TEXT | {"chosen": None}, "'chosen' is null"),
+        (TEXT | {"chosen": 3}, "'chosen' is a number"),
+        (TEXT | {"prompt": ""}, "'prompt' is empty"),
+        (TEXT | {"prompt": None}, "'prompt' is null"),
+        (CHAT | {"chosen": []}, "'chosen' is an empty message list"),
+        (CHAT | {"chosen": "b"}, "chosen is text, rejected is message"),
+        (CHAT | {"chosen": [user("b")]}, "'chosen' after the prompt: role 'user'"),
+        (CHAT | {"chosen": [reply("")]}, "content is empty"),
+        (CHAT | {"chosen": [{"role": "bot", "content": "b"}]}, "unknown role 'bot'"),
+        (CHAT | {"prompt": [reply("b")]}, "'prompt': role 'assistant'"),
+        (CHAT | {"prompt": "other", "chosen": [user("a"), reply("b")]}, "role 'user'"),
+        ({"chosen": "abc", "rejected": "xyz"}, "share no beginning"),
+        ({"chosen": [user("a")], "rejected": [user("b")]}, "share no first messages"),
+        (
+            {"chosen": [user("a"), reply("b")], "rejected": [user("a")]},
+            "'rejected' after the prompt: the last role is 'user'",
+        ),
+        ({"instruction": "", "chosen": "a", "rejected": "b"}, "'instruction' is empty"),
+        ({"instruction": 3, "chosen": "a", "rejected": "b"}, "is a number"),
+    ],
+)
+def test_bad_rows_are_named_with_line_and_field(load, row, wanted):
+    with pytest.raises(BadInput) as error:
+        load(row)
+    assert "pairs.jsonl:1: " in str(error.value) and wanted in str(error.value)
+
+
+def test_all_defects_are_listed_at_once_and_may_be_skipped_up_to_a_limit(load):
+    rows = [TEXT, CHAT, TEXT | {"chosen": ""}, TEXT, {"prompt": "a"}]
+    with pytest.raises(BadInput) as error:
+        load(*rows, skip_bad_rows=2)
+    message = str(error.value)
+    assert "4 problems in 3 rows (at most 2 may be skipped)" in message
+    assert ":2: mixed formats: this row has prompt (message)" in message
+    assert all(f":{line}: " in message for line in (2, 3, 5))
+    pair_set = load(*rows, skip_bad_rows=3)
+    assert pair_set.counts["bad_rows_skipped"] == 3
+    assert pair_set.counts["rows_read"] == 5 and pair_set.counts["pairs"] == 2
+
+
+@needs_shared
+def test_real_transcripts_give_prompts_that_end_with_the_assistants_turn():
+    source = os.fspath(SHARED / "hh_harmless_base_test.jsonl.gz")
+    with pytest.raises(BadInput, match="4 problems in 4 rows"):
+        load_pairs(source)
+    pair_set = load_pairs(source, skip_bad_rows=4)
+    counts = pair_set.counts
+    assert counts["rows_read"] - counts["bad_rows_skipped"] == 2308
+    assert counts["pairs"] + counts["identical"] == 2308
+    assert all(p.prompt.endswith("\n\nAssistant:") for p in pair_set.pairs)
+    assert all(p.chosen.strip() and p.rejected.strip() for p in pair_set.pairs)
+
+
+@needs_shared
+def test_the_six_equal_pairs_of_a_real_set_are_found():
+    pair_set = load_pairs(os.fspath(SHARED / "polite_impolite.json"))
+    assert pair_set.counts["identical"] == 6 and len(pair_set.pairs) == 1094

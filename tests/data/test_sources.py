@@ -1,0 +1,216 @@
+"""Rows are read whole, and each defect is named with its file, line and field."""
+
+import gzip
+import json
+import pathlib
+
+import datasets
+import pytest
+
+from tpmm_jax.data import strict_json
+from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.sources import read_rows
+from tpmm_jax.errors import BadInput
+
+ROWS = [{"prompt": f"p{n}", "n": n} for n in range(3)]
+GOOD = b'{"prompt": "ok"}\n'
+
+# Kind of defect: the bytes of the bad line, and what the message says.
+BAD_LINES = {
+    "utf8": (b'{"prompt": "caf\xe9"}\n', "not UTF-8: byte 0xe9"),
+    "not json": (b"prompt: hello\n", "not JSON"),
+    "nan": (b'{"prompt": "a", "score": NaN}\n', "NaN is not JSON"),
+    "infinite": (b'{"prompt": "a", "score": 1e999}\n', "does not fit a float"),
+    "huge int": (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}\n", "64 bits"),
+    "list": (b'["a"]\n', "is a list; wanted an object"),
+    "text": (b'"a"\n', "is a text; wanted an object"),
+    "null": (b"null\n", "is null; wanted an object"),
+    "twice": (b'{"prompt": "a", "prompt": "b"}\n', "'prompt' appears twice"),
+    "nul byte": (b'{"prompt": "a\x00"}\n', "NUL byte"),
+    "nul escape": (b'{"prompt": "a\\u0000"}\n', "'prompt' holds a NUL"),
+    "surrogate": (b'{"prompt": ["a", "\\ud83d"]}\n', "'prompt[1]' holds half"),
+    "deep": (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}\n", "deeper than 32"),
+    "very deep": (b"[" * 500_000 + b"\n", "deeper than 32"),
+    "long": (b'{"prompt": "' + b"a" * (1 << 20) + b'"}\n', "longer than 1 MiB"),
+    "comma": (b'{"prompt": "a",}\n', "not JSON"),
+    "cut": (b'{"prompt": "a\n', "not JSON"),
+    "two": (b'{"prompt": "a"} {"prompt": "b"}\n', "Extra data"),
+    "empty": (b"  \n", "the line is empty"),
+}
+
+
+def _write(path: pathlib.Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+def _error(source: str, **options) -> str:
+    with pytest.raises(BadInput) as error:
+        read_rows(source, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_each_kind_of_bad_line_is_named_with_its_line(tmp_path, kind):
+    line, text = BAD_LINES[kind]
+    source = _write(tmp_path / "a.jsonl", GOOD * 4 + line + GOOD)
+    message = _error(source)
+    assert f"{source}:5: " in message and text in message
+    assert "1 problem in 1 row" in message
+
+
+def test_all_bad_lines_are_listed_at_once_and_long_lists_are_cut(tmp_path):
+    lines = b"".join(GOOD + line for line, _ in BAD_LINES.values()) + GOOD
+    message = _error(_write(tmp_path / "a.jsonl", lines))
+    assert all(f":{2 * n}: " in message for n in range(1, len(BAD_LINES) + 1))
+    message = _error(_write(tmp_path / "b.jsonl", b"x\n" * 50))
+    assert "50 problems" in message and "and 30 more" in message
+    assert message.count("b.jsonl:") == 1 + 20
+
+
+def test_good_lines_raise_no_false_alarm(tmp_path):
+    rows = [
+        {"prompt": 'text with [brackets], {"braces"} \\ and "quotes"' * 3, "n": n}
+        for n in range(2000)
+    ] + [{"prompt": "\U0001f600 é 中 \u2028", "x": 1.5e300, "id": 2**64 - 1, "e": None}]
+    text = "".join(
+        json.dumps(r, ensure_ascii=n % 2 == 0) + "\n" for n, r in enumerate(rows)
+    )
+    plain = read_rows(_write(tmp_path / "a.jsonl", text.encode()))
+    assert [r.data for r in plain] == rows
+    assert plain[7].origin == f"{tmp_path}/a.jsonl:8"
+    crlf = read_rows(_write(tmp_path / "b.jsonl", text.replace("\n", "\r\n").encode()))
+    assert [r.data for r in crlf] == rows
+    blank_end = read_rows(_write(tmp_path / "c.jsonl", text.encode() + b"\n\n"))
+    assert len(blank_end) == len(rows)
+
+
+def test_byte_order_marks_are_named(tmp_path):
+    bom = b"\xef\xbb\xbf"
+    for name in ("a.jsonl", "a.json", "a.txt"):
+        message = _error(_write(tmp_path / name, bom + GOOD))
+        assert "byte order mark" in message, name
+    message = _error(_write(tmp_path / "b.jsonl", GOOD.decode().encode("utf-16")))
+    assert "UTF-16" in message
+
+
+@pytest.mark.parametrize("form", ["list", "data", "rows", "lines", "one line"])
+def test_json_documents(tmp_path, form):
+    value = {"meta": {"n": [1, {"a": "]"}]}, form: ROWS} if form != "list" else ROWS
+    text = json.dumps(value, indent=1)
+    if form == "lines":
+        text = "\n".join(json.dumps(row) for row in ROWS)
+    elif form == "one line":
+        text = json.dumps(ROWS)
+    rows = read_rows(_write(tmp_path / "a.json", text.encode()))
+    assert [r.data for r in rows] == ROWS
+    numbers = [int(r.origin.rsplit(":", 1)[1]) for r in rows]
+    lines = text.splitlines()
+    if form in ("list", "data", "rows"):
+        assert [
+            "{" in lines[n - 1] and f"p{i}" in lines[n] for i, n in enumerate(numbers)
+        ] == [True] * 3
+    else:
+        assert numbers == ([1, 1, 1] if form == "one line" else [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ('[\n{"a": 1},\n{"a": 2\n]', "a.json:4: not JSON"),
+        ('[\n{"a": 1},\n{"a": NaN},\n3]', "a.json:3: NaN"),
+        ('[\n{"a": 1},\n{"a": NaN},\n3]', "a.json:4: the row is a number"),
+        ('[\n{"a": 1,\n"a": 2}]', "a.json:2: field 'a' appears twice"),
+        ('{"train": []}', "an object with the keys train"),
+        ("3", "wanted a list of objects"),
+        ("[" * 100_000, "deeper"),
+        ("", "the file is empty"),
+        ("[]", "there are no rows"),
+        ('[\n{"a": "\x00"}]', "a.json:2: holds a NUL"),
+    ],
+)
+def test_json_documents_name_their_defects(tmp_path, text, wanted):
+    assert wanted in _error(_write(tmp_path / "a.json", text.encode()))
+
+
+def test_gzip_and_its_damage(tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    packed = gzip.compress(lines * 1000, mtime=0)
+    source = _write(tmp_path / "a.jsonl.gz", packed)
+    assert len(read_rows(source)) == 3000
+    document = gzip.compress(json.dumps({"rows": ROWS}).encode())
+    assert len(read_rows(_write(tmp_path / "a.json.gz", document))) == 3
+    for name, content in (("c", packed[: len(packed) // 2]), ("d", b"not gzip")):
+        message = _error(_write(tmp_path / f"{name}.jsonl.gz", content))
+        assert "cut off or damaged" in message
+
+
+def test_text_files_hold_one_prompt_a_line(tmp_path):
+    source = _write(tmp_path / "p.txt", "first \nsecond é\r\n\n".encode())
+    assert [r.data["prompt"] for r in read_rows(source)] == ["first ", "second é"]
+    assert ":2: the line is empty" in _error(_write(tmp_path / "q.txt", b"a\n\nb\n"))
+
+
+def test_parquet_saved_folders_and_splits(tmp_path):
+    table = datasets.Dataset.from_list(ROWS)
+    table.to_parquet(str(tmp_path / "a.parquet"))
+    rows = read_rows(str(tmp_path / "a.parquet"))
+    assert [r.data for r in rows] == ROWS and rows[2].origin.endswith("a.parquet row 2")
+    assert "not a readable parquet" in _error(_write(tmp_path / "b.parquet", b"PAR1"))
+    table.save_to_disk(str(tmp_path / "one"))
+    assert [r.data for r in read_rows(str(tmp_path / "one"))] == ROWS
+    assert "'test'" in _error(str(tmp_path / "one"), split="test")
+    both = datasets.DatasetDict(train=table, test=table.select([1]))
+    both.save_to_disk(str(tmp_path / "both"))
+    assert [r.data["n"] for r in read_rows(str(tmp_path / "both"), split="test")] == [1]
+    assert "it has test, train" in _error(str(tmp_path / "both"), split="validation")
+    assert "a.parquet" in _error(str(tmp_path))
+
+
+def test_missing_files_name_the_nearest(tmp_path):
+    _write(tmp_path / "train_pairs.jsonl", GOOD)
+    assert "train_pairs.jsonl" in _error(str(tmp_path / "train_pair.jsonl"))
+    assert "train_pairs.jsonl" in _error(str(tmp_path / "zzz"))
+    assert f"{tmp_path} does" in _error(str(tmp_path / "no" / "such" / "a.jsonl"))
+    assert "unknown kind" in _error(_write(tmp_path / "a.csv", b"x"))
+    source = str(tmp_path / "train_pairs.jsonl")
+    assert "one split" in _error(source, split="test")
+
+
+def test_hub_names_go_to_datasets(monkeypatch):
+    calls = []
+
+    def load_dataset(**arguments):
+        calls.append(arguments)
+        if arguments["split"] == "bad":
+            raise ValueError("Unknown split 'bad'. Should be one of ['train'].")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = read_rows("org/name:sub@abc123", split="test")
+    wanted = {"path": "org/name", "name": "sub", "revision": "abc123"}
+    assert calls[0] == wanted | {"split": "test"}
+    assert rows[1].origin == "org/name:sub@abc123 test row 1"
+    assert "Unknown split" in _error("org/name", split="bad")
+
+
+def test_callers_gather_problems_and_skip_up_to_a_limit(tmp_path):
+    source = _write(tmp_path / "a.jsonl", GOOD + b"x\n" + GOOD + b"y\n")
+    problems = Problems(source, allowed_rows=2)
+    assert len(read_rows(source, problems=problems)) == 2
+    assert problems.settle() == 2
+    problems = Problems(source, allowed_rows=1)
+    read_rows(source, problems=problems)
+    with pytest.raises(BadInput, match="at most 1 may be skipped"):
+        problems.settle()
+    packed = _write(tmp_path / "b.jsonl.gz", gzip.compress(GOOD * 999)[:-9])
+    problems = Problems(packed, allowed_rows=99)
+    read_rows(packed, problems=problems)
+    with pytest.raises(BadInput, match="cut off"):
+        problems.settle()
+
+
+def test_a_document_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(strict_json, "MAX_DOCUMENT_BYTES", 100)
+    source = _write(tmp_path / "a.json", json.dumps(ROWS * 9).encode())
+    assert "convert it to JSON Lines" in _error(source)

@@ -1,0 +1,254 @@
+"""Metric rows survive a kill, a torn line, a full disk, and repeat byte for byte."""
+
+import json
+import math
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from tpmm_jax.errors import BadInput, StorageError
+from tpmm_jax.report import jsonl
+from tpmm_jax.report.metrics import (
+    MetricsLog,
+    iteration_rows,
+    read_metrics,
+    read_timing,
+)
+
+
+def log_steps(log, iteration, steps):
+    for step in steps:
+        values = {"loss": 1 / (1 + step + iteration), "rewards/margins": float(step)}
+        log.log("train", iteration=iteration, step=step, values=values)
+        log.log_timing("train", iteration=iteration, step=step, values={"seconds": 0.1})
+
+
+def log_run(log, *, iterations=3, steps=5, start=(0, None)):
+    """An outer loop's rows, from the beginning or from a committed state."""
+    for iteration in range(start[0], iterations):
+        first = 1
+        if iteration == start[0] and start[1] is not None:
+            first = start[1] + 1
+        else:
+            log.log("pairs", iteration=iteration, step=None, values={"count": 7})
+        log_steps(log, iteration, range(first, steps + 1))
+        log.log(
+            "iteration", iteration=iteration, step=None, values={"reward/mean": 0.5}
+        )
+
+
+def events(folder):
+    """(tag, step, value, wall time) of every event file, in order."""
+    found = []
+    for path in sorted((folder / "tensorboard").glob("events*")):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack("<Q", data[at : at + 8])
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            found += [
+                (v.tag, event.step, v.simple_value, event.wall_time)
+                for v in event.summary.value
+            ]
+    return found
+
+
+def test_a_row_is_one_json_line_without_a_clock(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        values = {"rewards/margins": np.float32(0.5), "loss": jnp.float32(0.25)}
+        log.log("train", iteration=2, step=17, values=values)
+        log.log("iteration", iteration=2, step=None, values={"w": [0.5, 1], "r": "θ"})
+    text = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert text[0] == (
+        '{"kind": "train", "iteration": 2, "step": 17, '
+        '"loss": 0.25, "rewards/margins": 0.5}'
+    )
+    assert read_metrics(tmp_path)[1] == {
+        "kind": "iteration",
+        "iteration": 2,
+        "r": "θ",
+        "w": [0.5, 1],
+    }
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_non_finite_numbers_are_valid_json_and_come_back(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        values = {"a": math.nan, "b": [math.inf, -math.inf], "c": np.float32("nan")}
+        log.log("train", iteration=0, step=1, values=values)
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=refuse)["b"] == ["inf", "-inf"]
+    (row,) = read_metrics(tmp_path)
+    assert math.isnan(row["a"]) and math.isnan(row["c"])
+    assert row["b"] == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    ("committed", "killed_after"),
+    [
+        ((0, None), 3),
+        ((0, None), 5),
+        ((1, 0), 3),
+        ((1, 3), 3),
+        ((1, 3), 5),
+        ((1, 5), 5),
+        ((2, 2), 3),
+        ((2, 2), 5),
+    ],
+)
+def test_killed_and_continued_equals_undisturbed(tmp_path, committed, killed_after):
+    with MetricsLog(tmp_path / "whole") as log:
+        log_run(log)
+    log = MetricsLog(tmp_path / "killed")  # never closed: killed
+    last = committed[0] + (committed[1] is None)
+    log_run(log, iterations=last)
+    log.log("pairs", iteration=last, step=None, values={"count": 7})
+    log_steps(log, last, range(1, killed_after + 1))
+    if killed_after == 5:
+        log.log("iteration", iteration=last, step=None, values={"reward/mean": 0.5})
+    with open(tmp_path / "killed" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"kind": "train", "itera')
+
+    with MetricsLog(tmp_path / "killed") as log:
+        log.truncate_after(*committed)
+        log_run(log, start=committed if committed[1] is not None else (last, None))
+    whole, killed = (tmp_path / name / "metrics.jsonl" for name in ("whole", "killed"))
+    assert killed.read_bytes() == whole.read_bytes()
+    # TensorBoard holds each point once as well, in either file of events.
+    points = [[e[:3] for e in events(tmp_path / n)] for n in ("whole", "killed")]
+    assert sorted(points[0]) == sorted(points[1])
+    steps = [
+        (row["iteration"], row["step"]) for row in read_timing(tmp_path / "killed")
+    ]
+    assert steps == sorted(set(steps))
+
+
+def test_unstepped_rows_before_the_committed_step_stay(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log_steps(log, 0, [1, 2])
+        log.log("probe", iteration=0, step=None, values={"x": 1})
+        log_steps(log, 0, [3])
+        log.log("probe", iteration=0, step=None, values={"x": 2})
+        assert log.truncate_after(0, 3) == 1
+    assert [row["kind"] for row in read_metrics(tmp_path)].count("probe") == 1
+
+
+def test_rewind_keeps_the_bytes_of_the_rows_it_keeps(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log_run(log)
+        before = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+        assert log.rewind(lambda row: row["kind"] == "train") == 6
+        log_steps(log, 3, [1])
+    after = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    assert after[:-1] == [line for line in before if b'"train"' in line]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"kind": "tr', b'{"kind": "x", "iteration": 1}', b"\0"]
+)
+def test_a_torn_last_line_is_repaired_and_only_it(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"kind": "train", "iteration": 0, "step": 1}\n'
+    path.write_bytes(whole + tail)
+    assert read_metrics(tmp_path)[0]["step"] == 1  # a reader changes nothing
+    assert path.read_bytes() == whole + tail
+    MetricsLog(tmp_path).close()
+    complete = tail + b"\n" if tail.endswith(b"}") else b""
+    assert path.read_bytes() == whole + complete
+
+
+@pytest.mark.parametrize("line", [b"{", b"3", b'{"loss": 1}', b"\xff"])
+def test_a_broken_line_inside_is_named(tmp_path, line):
+    row = b'{"kind": "train", "iteration": 0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(row + line + b"\n" + row)
+    with pytest.raises(BadInput, match=r"metrics\.jsonl, line 2 .*Delete"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [({"step": 1}, ValueError), ({"x": np.ones(2)}, TypeError)],
+)
+def test_values_that_are_no_metric_are_refused_and_leave_no_row(
+    tmp_path, values, error
+):
+    with MetricsLog(tmp_path) as log, pytest.raises(error, match=r"step|x"):
+        log.log("train", iteration=0, step=1, values=values)
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_whole_lines(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, tensorboard=False)
+    log_steps(log, 0, [1])
+    file = log._metrics._file
+
+    class Full:
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        def write(self, data):
+            return file.write(data[:9])
+
+    monkeypatch.setattr(log._metrics, "_file", Full())
+    with pytest.raises(StorageError, match=r"metrics\.jsonl.*Free some space"):
+        log.log("train", iteration=0, step=2, values={"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        MetricsLog(tmp_path / "file")
+
+
+def test_tensorboard_holds_tags_steps_and_the_time_logged(tmp_path, monkeypatch):
+    with MetricsLog(tmp_path) as log:
+        log_steps(log, 0, [1, 2])
+        log.log("iteration", iteration=4, step=None, values={"kl": 2.0, "rule": "x"})
+    first = events(tmp_path)
+    assert {e[:2] for e in first} == {
+        *((f"train/{name}", n) for name in ("loss", "rewards/margins") for n in (1, 2)),
+        ("timing/train/seconds", 1),
+        ("timing/train/seconds", 2),
+        ("iteration/kl", 4),
+    }
+    foreign = tmp_path / "tensorboard" / "events.out.tfevents.1.host"
+    foreign.write_bytes(b"")
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    with MetricsLog(tmp_path) as log:
+        log_steps(log, 0, [3])
+    again = events(tmp_path)
+    assert foreign.exists()
+    assert len(again) == len(first) + 3
+    old, new = ({e[:2]: e[3] for e in list_} for list_ in (first, again))
+    assert new["train/loss", 3] == 4e9
+    assert new["train/loss", 2] == pytest.approx(old["train/loss", 2], abs=1.0)
+
+
+def test_steps_counted_anew_in_each_iteration_follow_one_another(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log_run(log, iterations=3, steps=4)
+    steps = [e[1] for e in events(tmp_path) if e[0] == "train/loss"]
+    assert steps == list(range(1, 13))
+
+
+def test_iteration_rows_know_their_seconds(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log_run(log, iterations=2)
+        log.log_timing("iteration", iteration=1, step=None, values={"seconds": 9.0})
+    rows = iteration_rows(tmp_path)
+    assert [row.get("seconds") for row in rows] == [None, 9.0]
+
+
+def test_nothing_logged_reads_as_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "absent") == []
+    assert jsonl.parsed(tmp_path / "absent") == []

@@ -1,0 +1,230 @@
+"""The functions of ``import tpmm_jax as tpmm``."""
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tpmm_jax import losses
+from tpmm_jax.axes import Params
+from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.tokens import encode_prompts, pad_id
+from tpmm_jax.errors import BadInput
+from tpmm_jax.loading import Model, load
+from tpmm_jax.merging import weighted_sum
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.models import Decoder
+from tpmm_jax.sampling import SamplingConfig, generate_batches
+
+BATCH_SIZE = 32
+
+
+def logits(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B T V"]:
+    """Returns the logits of every position, float32.
+
+    Args:
+      tokens_BT: integer token ids.
+      mask_BT: 1 = token, 0 = padding, on the left or on the right. Logits at
+        padding mean nothing.
+
+    Raises:
+      BadInput: shapes or ids that do not fit.
+    """
+    batch = check_tokens(model, tokens_BT, mask_BT)
+    return _logits(model.decoder, model.params, *batch)
+
+
+def log_probs(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B T-1"]:
+    """Returns log p(token t+1 | tokens up to t), float32 nats.
+
+    Args:
+      tokens_BT, mask_BT: as for ``logits``.
+
+    Returns:
+      Entry t is 0 unless both mask[t] and mask[t + 1] are 1.
+    """
+    batch = check_tokens(model, tokens_BT, mask_BT)
+    return _log_probs(model.decoder, model.params, *batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(decoder: Decoder, params: Params, tokens: Any, mask: Any) -> jax.Array:
+    return decoder.logits(params, decoder.hidden(params, tokens, mask))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_probs(decoder: Decoder, params: Params, tokens: Any, mask: Any) -> jax.Array:
+    return losses.log_probs(decoder, params, tokens, mask)
+
+
+def check_tokens(model: Model, tokens_BT: Any, mask_BT: Any) -> Any:
+    """Returns both as int32 on the model's devices; raises BadInput if they misfit."""
+    tokens, mask = np.asarray(tokens_BT), np.asarray(mask_BT)
+    if tokens.ndim != 2 or tokens.shape != mask.shape:
+        raise BadInput(
+            f"tokens have shape {tokens.shape}, the mask {mask.shape}; wanted one [B, T]"
+        )
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise BadInput(f"tokens are {tokens.dtype}; wanted integer ids")
+    mask = (mask > 0).astype(np.int32)
+    real = tokens[mask > 0]
+    if real.size and not 0 <= real.min() <= real.max() < model.config.vocab_size:
+        raise BadInput(
+            f"token ids run from {real.min()} to {real.max()}; the vocabulary has "
+            f"{model.config.vocab_size}"
+        )
+    if np.any(np.abs(np.diff(mask, axis=1)).sum(axis=1) > 1):
+        # One run of ones touches a side: at most one change a row.
+        raise BadInput("a mask has a gap, or padding on both sides; pad on one side")
+    return put_batch((tokens.astype(np.int32), mask), model.decoder.mesh)
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Any],
+    max_new_tokens: int = 32,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    num_samples: int = 1,
+    seed: int = 0,
+    chat: bool = False,
+) -> list[list[Any]]:
+    """Samples completions.
+
+    Args:
+      prompts: texts, message lists (with chat) or lists of token ids.
+      max_new_tokens: bound on a completion, tokens.
+      temperature: 0 is greedy.
+      top_p, top_k: 1.0 and 0 keep every token.
+      num_samples: completions of each prompt, independent of each other.
+      seed: the same seed gives the same completions, whatever else is sampled.
+      chat: write each prompt with the tokenizer's chat template.
+
+    Returns:
+      For each prompt, num_samples completions: texts without special tokens, or,
+      for token-list prompts, the new ids with EOS kept.
+
+    Raises:
+      BadInput: no tokenizer for text, an empty prompt, or one that is too long.
+    """
+    if isinstance(prompts, str):
+        raise BadInput("prompts is one text; wanted a list of prompts")
+    if num_samples < 1:
+        raise BadInput(f"num_samples is {num_samples}; use at least 1")
+    config = SamplingConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+    )
+    config.validate("generate")
+    if not prompts:
+        return []
+    plain = [_token_ids(prompt) for prompt in prompts]
+    ids = _encode(model, prompts, plain, chat, max_new_tokens)
+    eos = set(model.config.eos_ids)
+    if model.tokenizer is not None and model.tokenizer.eos_token_id is not None:
+        eos.add(model.tokenizer.eos_token_id)
+    found: dict[int, list[list[int]]] = {}
+    for places, completions in generate_batches(
+        model.decoder,
+        model.params,
+        ids,
+        key=jax.random.key(seed),
+        config=config,
+        eos_ids=tuple(sorted(eos)),
+        num_samples=num_samples,
+        batch_size=BATCH_SIZE,
+        pad_id=0 if model.tokenizer is None else pad_id(model.tokenizer),
+    ):
+        found |= dict(zip(places, completions))
+    return [
+        found[i] if plain[i] else completion_texts(model.tokenizer, ids[i], found[i])
+        for i in range(len(prompts))
+    ]
+
+
+def _token_ids(prompt: Any) -> list[int] | None:
+    """A prompt's ids if it is a list of them."""
+    if isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], dict):
+        return None
+    return [int(i) for i in prompt]
+
+
+def _encode(
+    model: Model,
+    prompts: Sequence[Any],
+    plain: Sequence[list[int] | None],
+    chat: bool,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    limit = model.config.max_positions - max_new_tokens
+    texts = [i for i, ids in enumerate(plain) if ids is None]
+    for i in texts:
+        if not len(prompts[i]):
+            raise BadInput(f"prompt {i} is empty; wanted a text or token ids")
+    if texts and model.tokenizer is None:
+        raise BadInput(
+            "the model has no tokenizer: give prompts as lists of token ids, or load "
+            "it from a directory that holds tokenizer.json"
+        )
+    ids = list(plain)
+    if texts:
+        from tpmm_jax.data.prompts import parse_prompt
+
+        contents = []
+        for i in texts:
+            content, faults = parse_prompt(prompts[i], "prompt")
+            if faults or content is None:
+                raise BadInput(f"prompt {i}: {'; '.join(faults)}")
+            is_chat = chat or not isinstance(prompts[i], str)
+            contents.append(content if is_chat else content)
+        encoded = encode_prompts(
+            model.tokenizer, contents, chat=chat, max_length=max(limit, 1) + 1
+        )
+        for i, prompt in zip(texts, encoded):
+            ids[i] = prompt.ids
+    return [list(x or []) for x in ids]
+
+
+def merge(models: Sequence[Model | str | os.PathLike], weights: Sequence[float]) -> Model:
+    """Returns the model sum_k w_k theta_k, computed in float32.
+
+    Args:
+      models: models, or what ``load`` takes; paths are loaded one at a time.
+      weights: one real number a model; they need not sum to 1.
+
+    Raises:
+      BadInput: none, not as many weights, or models of different architecture.
+    """
+    if not models or len(models) != len(weights):
+        raise BadInput(f"{len(models)} models and {len(weights)} weights; wanted one each")
+    if not np.isfinite(np.asarray(weights, float)).all():
+        raise BadInput(f"weights are {list(weights)}; wanted finite numbers")
+    first = _as_model(models[0])
+
+    def all_params() -> Iterator[Params]:
+        for k, model in enumerate(models):
+            params = first if k == 0 else _as_model(model)
+            ours, theirs = first.config, params.config
+            if replace(theirs, eos_ids=(), bos_id=None, pad_id=None) != replace(
+                ours, eos_ids=(), bos_id=None, pad_id=None
+            ):
+                raise BadInput(
+                    f"model {k} is another architecture than model 0: {theirs} and "
+                    f"{ours}; only checkpoints of one architecture can be merged"
+                )
+            yield params.params
+
+    merged, _ = weighted_sum(all_params(), weights)
+    origin = {"source": "merge", "weights": [float(w) for w in weights]}
+    decoder = replace(first.decoder, compute_dtype="float32")
+    return Model(decoder, merged, first.tokenizer, origin)
+
+
+def _as_model(model: Model | str | os.PathLike) -> Model:
+    return model if isinstance(model, Model) else load(model)

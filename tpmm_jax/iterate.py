@@ -1,0 +1,51 @@
+"""Iterative DPO against a merged reference: the algorithm, an iteration a loop.
+
+Nothing is carried from one iteration to the next but what is on disk.
+"""
+
+import time
+
+from tpmm_jax.loop.evaluation import evaluate
+from tpmm_jax.loop.reference import reference_log_probs
+from tpmm_jax.loop.rollouts import gather_pairs
+from tpmm_jax.loop.run import Run
+from tpmm_jax.loop.training import train
+from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.report.plots import plot_reward
+
+
+def iterate(run: Run) -> None:
+    """Runs iterations 1..T, or those of them that are missing."""
+    if not finished(run, 0):
+        evaluate(run, 0, None)
+    for iteration in range(1, run.config.iterations + 1):
+        if finished(run, iteration):
+            continue
+        started = time.monotonic()
+        pairs = gather_pairs(run, iteration)
+        if iteration not in run.trajectory.steps():
+            logps_MN = reference_log_probs(run, iteration, pairs)
+            train(run, iteration, pairs, logps_MN)
+        evaluate(run, iteration, pairs)
+        seconds = {"seconds": time.monotonic() - started}
+        run.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
+        show(run)
+
+
+def finished(run: Run, iteration: int) -> bool:
+    """Whether an iteration's policy, summary and metrics row are all there."""
+    rows = iteration_rows(run.workdir)
+    return (
+        iteration in run.trajectory.steps()
+        and (run.folder(iteration) / "summary.json").exists()
+        and any(row["iteration"] == iteration for row in rows)
+    )
+
+
+def show(run: Run) -> None:
+    """Prints the table and draws the plot of all finished iterations."""
+    rows = iteration_rows(run.workdir)
+    run.console.iteration_table(rows)
+    if any("reward/mean" in row for row in rows):
+        rule = run.config.reference.rule
+        plot_reward({rule: rows}, run.workdir / "plots" / "reward.png")

@@ -1,0 +1,296 @@
+"""The reference of an iteration: weighed, merged, checked, and used once.
+
+reference.json records the rule's weights and the merge's digest; the reference's
+log-probabilities are kept under a key of contents (reference, data, tokenizer),
+never of paths. Then the reference leaves memory.
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpmm_jax.axes import CHOSEN, REJECTED, Params
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.table import Table, make_table, padded_length, take
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
+from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
+from tpmm_jax.loop.run import Run
+from tpmm_jax.losses import PairLogProbs, loss_at_zero, pair_log_probs
+from tpmm_jax.losses.pairwise import LOSSES
+from tpmm_jax.merging import (
+    Deltas,
+    HeldOut,
+    MergeContext,
+    choose,
+    group_names,
+    one_hot_index,
+    signal_to_rounding,
+)
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.store.files import read_json, write_json, write_npz
+from tpmm_jax.store.fingerprint import tree_digest
+
+# |D| in nats that policy = reference may show, by compute dtype. Two compiled
+# programs of the same sums differ by rounding: 1e-5 a token in float32, and about
+# 1e-2 a token in bfloat16 where their fusions differ.
+SELF_CHECK_TOLERANCE = {"float32": 2e-3, "bfloat16": 2.0}
+
+
+def pair_table(run: Run, rows: list[PairRow]) -> Table:
+    """Returns the arrays of pairs, padded to one length."""
+    length = padded_length(rows, run.decoder.config.max_positions)
+    return make_table(rows, length=length, pad_id=run.pad_id)
+
+
+def reference_log_probs(run: Run, iteration: int, pairs: IterationPairs) -> np.ndarray:
+    """Returns log p_ref of the training pairs, float32 [M, N] nats.
+
+    Chooses and merges the reference if that is not done, checks it, and keeps the
+    result in reference_logps.npz.
+    """
+    folder = run.folder(iteration)
+    record, cache = folder / "reference.json", folder / "reference_logps.npz"
+    if record.exists() and cache.exists():
+        key = cache_key(run, pairs, read_json(record)["digest"])
+        found = _read_cache(cache, key)
+        if found is not None:
+            return found
+    with merged_reference(run, iteration) as (params, digest):
+        table = pair_table(run, pairs.train)
+        logps_MN = table_log_probs(run, params, table, "reference log-probs", iteration)
+        self_check(run, params, table, logps_MN)
+    key = cache_key(run, pairs, digest)
+    write_npz(cache, {"logps_MN": logps_MN, "key": np.array(key)})
+    return logps_MN
+
+
+def cache_key(run: Run, pairs: IterationPairs, digest: str) -> str:
+    """Returns what the log-probs depend on, as text."""
+    parts = {
+        "reference": digest,
+        "pairs": pairs.digest(),
+        "tokenizer": run.tokenizer_digest,
+        "compute_dtype": run.decoder.compute_dtype,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _read_cache(path: pathlib.Path, key: str) -> np.ndarray | None:
+    try:
+        with np.load(path) as file:
+            return file["logps_MN"] if str(file["key"]) == key else None
+    except (OSError, ValueError, KeyError) as error:
+        raise CorruptCheckpoint(f"{path}: {error}; delete it to compute it anew") from None
+
+
+@contextlib.contextmanager
+def merged_reference(run: Run, iteration: int) -> Iterator[tuple[Params, str]]:
+    """Yields the reference's parameters and their digest; records reference.json."""
+    config, count = run.config.reference, iteration
+    record = run.folder(iteration) / "reference.json"
+    structure = run.decoder.abstract_params("float32")
+    granularity = config.granularity if config.rule == "learned" else "model"
+    names = group_names(structure, granularity)
+    known = read_json(record) if record.exists() else None
+    with contextlib.ExitStack() as stack:
+        deltas = None
+        if count > 1 and (config.uses_holdout or config.rule in ("uniform", "ema")):
+            scratch = run.workdir / "scratch" / "deltas"
+            deltas = stack.enter_context(Deltas(scratch, run.policy, count, names))
+        if known is None:
+            known = _choose(run, iteration, names, deltas)
+        weights_GK = np.asarray(known["weights"], np.float64)
+        hot = one_hot_index(weights_GK)
+        if hot is not None:
+            params = run.policy(hot)
+        else:
+            assert deltas is not None
+            params = deltas.merge(weights_GK)
+        digest = tree_digest(params)
+        if known.get("digest", digest) != digest:
+            raise CorruptCheckpoint(
+                f"{record} records a reference of digest {known['digest']}, but its "
+                f"weights now give {digest}: a checkpoint of {run.workdir}/trajectory "
+                "or the record was changed; restore it, or start a new workdir"
+            )
+        if "digest" not in known:
+            ratio = _signal_to_rounding(run, params, hot)
+            known |= {"digest": digest, "signal_to_rounding": ratio}
+            _log_reference(run, iteration, known)
+            write_json(record, known)
+            (run.folder(iteration) / "merge_progress.json").unlink(missing_ok=True)
+    yield params, digest
+
+
+def _choose(
+    run: Run, iteration: int, names: list[str], deltas: Deltas | None
+) -> dict[str, Any]:
+    """Returns the record of the rule's decision, without the merge's digest."""
+    config, folder = run.config.reference, run.folder(iteration)
+    saved = folder / "merge_progress.json"
+    progress = read_json(saved) if saved.exists() else None
+    context = MergeContext(config, iteration, names, deltas=deltas, progress=progress)
+    run.rewind("merge", iteration, progress["step"] if progress else 0)
+    if deltas is None or not config.uses_holdout:
+        weights_GK = choose(context)
+    else:
+        context.held_out = _held_out(run, iteration)
+        context.carried = _carried_logits(run, iteration)
+        total = config.steps if config.rule == "learned" else 1
+        title = f"iteration {iteration}: {config.rule} reference"
+        with run.console.phase(title, total, "steps") as bar:
+            bar.advance(progress["step"] if progress else 0)
+
+            def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
+                run.log.log(
+                    "merge", iteration=iteration, step=progress["step"] - 1, values=row
+                )
+                bar.advance(1, loss=f"{row['loss']:.4f}")
+                if progress["step"] % 10 == 0 or run.stop.raised:
+                    write_json(saved, progress)
+                run.stop.check()
+
+            context.on_step = on_step
+            weights_GK = choose(context)
+            if config.rule != "learned":
+                bar.advance(1)
+    return {
+        "rule": config.rule,
+        "groups": names,
+        "weights": weights_GK.tolist(),
+        **context.report,
+    }
+
+
+def _carried_logits(run: Run, iteration: int) -> np.ndarray | None:
+    path = run.folder(iteration - 1) / "reference.json"
+    logits = read_json(path).get("logits") if path.exists() else None
+    return None if logits is None else np.asarray(logits, np.float32)
+
+
+def _held_out(run: Run, iteration: int) -> HeldOut:
+    """Returns the held-out pairs with their log-probs under theta_0."""
+    config = run.config.reference
+    first = 1 if config.earlier_holdouts else iteration
+    rows = [r for t in range(first, iteration + 1) for r in read_pairs(run, t).held_out]
+    if not rows:
+        raise BadInput(
+            f"iteration {iteration} has no held-out pair to weigh checkpoints with; "
+            "raise pairing.holdout_fraction or rollout.prompts_per_iteration"
+        )
+    table = pair_table(run, rows)
+    params = run.policy(0)
+    table["reference_BN"] = table_log_probs(run, params, table, "anchor log-probs", iteration)  # fmt: skip
+    return HeldOut(
+        run.decoder,
+        config,
+        table,
+        min(run.micro_batch, len(rows)),
+        run.chunk_bytes,
+        run.config.seed * 1009 + iteration,
+    )
+
+
+def _signal_to_rounding(run: Run, params: Params, hot: int | None) -> float | None:
+    """|merged - theta_0| over the rounding error of computing with the merge."""
+    if hot == 0:
+        return None
+    return signal_to_rounding(params, run.policy(0), run.decoder.compute_dtype)
+
+
+def _log_reference(run: Run, iteration: int, known: dict[str, Any]) -> None:
+    run.rewind("reference", iteration)
+    weights_GK = np.asarray(known["weights"])
+    values: dict[str, Any] = {"reference/digest": known["digest"]}
+    for k, weight in enumerate(weights_GK.mean(axis=0)):
+        values[f"merge/weight_{k}"] = float(weight)
+    ratio = known["signal_to_rounding"]
+    if ratio is not None:
+        values["merge/signal_to_rounding"] = ratio
+        if ratio < 10:
+            run.console.warn(
+                f"the reference differs from theta_0 by only {ratio:.1f} times the "
+                f"rounding error of {run.decoder.compute_dtype}"
+            )
+    run.log.log("reference", iteration=iteration, step=None, values=values)
+
+
+def table_log_probs(
+    run: Run, params: Params, table: Table, what: str, iteration: int | None
+) -> np.ndarray:
+    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
+    compute = _log_probs_fn(run)
+    rows, size = len(table["weight_B"]), run.micro_batch
+    out = []
+    title = what if iteration is None else f"iteration {iteration}: {what}"
+    with run.console.phase(title, rows, "pairs") as bar:
+        for start in range(0, rows, size):
+            places = np.arange(start, min(start + size, rows))
+            batch = put_batch(take(table, places, size), run.decoder.mesh)
+            out.append(np.asarray(compute(params, batch))[: len(places)])
+            bar.advance(len(places))
+            run.stop.check()
+    return np.concatenate(out)
+
+
+def _log_probs_fn(run: Run) -> Any:
+    decoder, chunk_bytes = run.decoder, run.chunk_bytes
+    return jax.jit(
+        lambda params, batch: pair_log_probs(
+            decoder, params, batch, chunk_bytes=chunk_bytes
+        )
+    )
+
+
+def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> None:
+    """Refuses to train unless the loss is what it must be at known margins.
+
+    With the reference's weights in the policy slot: |D| is within the dtype's
+    tolerance and the loss is its closed form at D = 0; shifting the reference's
+    chosen log-prob by 1 nat gives D = -1, and swapping the pair D = +1.
+
+    Raises:
+      TpmmError: one of these does not hold.
+    """
+    config, dtype = run.config.loss, run.decoder.compute_dtype
+    size = min(run.micro_batch, len(logps_MN))
+    table = {**table, "reference_BN": logps_MN}
+    batch = put_batch(take(table, np.arange(size), run.micro_batch), run.decoder.mesh)
+
+    @jax.jit
+    def losses(params: Params, batch: Any, shift: jax.Array, swap: jax.Array) -> Any:
+        policy_BN = pair_log_probs(
+            run.decoder, params, batch, chunk_bytes=run.chunk_bytes
+        )
+        reference_BN = batch["reference_BN"].at[:, CHOSEN].add(shift)
+        length_BN = jnp.sum(batch["completion_mask_BNT"], axis=-1)
+        logps = PairLogProbs(policy_BN, reference_BN, length_BN)
+        swapped = PairLogProbs(*(x[:, (REJECTED, CHOSEN)] for x in logps))
+        logps = jax.tree.map(lambda a, b: jnp.where(swap, b, a), logps, swapped)
+        return logps.margin_B(), LOSSES[config.name](logps, config)
+
+    tolerance = SELF_CHECK_TOLERANCE[dtype]
+    zero = loss_at_zero(config)
+    for shift, swap, wanted in ((0.0, False, 0.0), (1.0, False, -1.0), (1.0, True, 1.0)):
+        margin_B, loss_B = losses(params, batch, jnp.float32(shift), jnp.asarray(swap))
+        error = float(np.abs(np.asarray(margin_B)[:size] - wanted).max())
+        if not error <= tolerance:
+            raise TpmmError(
+                f"self-check failed: with policy = reference, D should be {wanted} but "
+                f"is off by {error:.3g} nats (tolerance {tolerance} in {dtype}); the "
+                "reference's log-probs or the loss are wrong, so training is refused"
+            )
+        if shift == 0.0:
+            off = float(np.abs(np.asarray(loss_B)[:size] - zero).max())
+            bound = tolerance * max(config.beta, 2 * abs(zero) ** 0.5) + 1e-5 * zero
+            if not off <= bound:
+                raise TpmmError(
+                    f"self-check failed: at D = 0 the {config.name} loss should be "
+                    f"{zero:.6f} but is off by {off:.3g}; training is refused"
+                )

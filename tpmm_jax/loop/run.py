@@ -1,0 +1,127 @@
+"""What every phase of a run shares."""
+
+import pathlib
+import signal
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from tpmm_jax.axes import Params
+from tpmm_jax.config import Config
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.errors import Stopped
+from tpmm_jax.loop.prompts import PromptSchedule
+from tpmm_jax.models import Decoder
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.report.metrics import MetricsLog
+from tpmm_jax.rewards import Scorer
+from tpmm_jax.store import Trajectory, WorkStore
+
+# Folded into the random key, so that phases draw independently.
+ROLLOUT, EVALUATION = 0, 1
+
+
+# Kinds of metric rows, in the order in which an iteration writes them.
+KINDS = ("pairs", "merge", "reference", "train", "iteration")
+
+
+class StopFlag:
+    """Turns SIGTERM and Ctrl-C into a stop at the next safe place.
+
+    A second signal acts at once.
+    """
+
+    def __init__(self) -> None:
+        self.raised: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopFlag":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.raised = signal.Signals(number).name
+        for n, handler in self._before.items():
+            signal.signal(n, handler)
+
+    def check(self) -> None:
+        """Raises Stopped if a signal came."""
+        if self.raised is not None:
+            raise Stopped(f"stopped by {self.raised}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its configuration, models' architecture, stores and people's views.
+
+    Attributes:
+      workdir: everything the run writes lies here.
+      decoder: the policy's architecture with training numerics.
+      eos_ids: ids that end a completion.
+      tokenizer_digest: of vocabulary and chat template, part of cache keys.
+      scorer: None offline without a scorer.
+      schedule: prompts of each iteration and of the evaluation; None without.
+      pair_chunks: offline pairs of each iteration, as (held out, row); None online.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    decoder: Decoder
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    tokenizer_digest: str
+    trajectory: Trajectory
+    work: WorkStore
+    log: MetricsLog
+    console: RunConsole
+    scorer: Scorer | None = None
+    schedule: PromptSchedule | None = None
+    pair_chunks: list[list[tuple[bool, PairRow]]] | None = None
+    stop: StopFlag = field(default_factory=StopFlag)
+
+    @property
+    def mesh(self) -> Mesh:
+        assert self.decoder.mesh is not None
+        return self.decoder.mesh
+
+    @property
+    def chunk_bytes(self) -> int:
+        return self.config.model.logits_chunk_mib * 2**20
+
+    @property
+    def micro_batch(self) -> int:
+        """Pairs in one forward and backward pass."""
+        return self.config.train.batch_size // self.config.train.accumulation
+
+    def folder(self, iteration: int) -> pathlib.Path:
+        """Returns the iteration's folder, made if missing."""
+        folder = self.workdir / "iterations" / f"{iteration:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def policy(self, step: int) -> Params:
+        """Returns theta_step from the trajectory, float32, on the mesh."""
+        return self.trajectory.restore(step, self.decoder.abstract_params("float32"))
+
+    def rewind(self, kind: str, iteration: int, step: int = 0) -> None:
+        """Drops metric rows from (kind, iteration, step) on: they come again."""
+        place = (iteration, KINDS.index(kind), step)
+        self.log.rewind(
+            lambda row: (
+                (row["iteration"], KINDS.index(row["kind"]), row.get("step", 0)) < place
+            )
+        )
+
+    def key(self, iteration: int, purpose: int) -> jax.Array:
+        """Returns the random key of an iteration's sampling."""
+        key = jax.random.key(self.config.seed)
+        return jax.random.fold_in(jax.random.fold_in(key, iteration), purpose)

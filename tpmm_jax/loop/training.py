@@ -1,0 +1,228 @@
+"""DPO from theta_{t-1} against the reference's log-probs; appends theta_t."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from tpmm_jax.axes import Params
+from tpmm_jax.config import Config
+from tpmm_jax.data.table import Table, take
+from tpmm_jax.errors import BadInput, TpmmError
+from tpmm_jax.loop.reference import pair_table, table_log_probs
+from tpmm_jax.loop.rollouts import IterationPairs
+from tpmm_jax.loop.run import Run
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.steps import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    preference_loss,
+    schedule,
+)
+from tpmm_jax.store.fingerprint import tree_digest
+
+# bfloat16 peak of one device, FLOP/s (vendors' data sheets), by device_kind.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows each step of an iteration takes."""
+
+    rows: int
+    batch_size: int
+    epochs: int
+    seed: int
+    iteration: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.rows / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def places(self, step: int) -> np.ndarray:
+        """Returns the rows of a step; the last of an epoch may be short."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng([self.seed, self.iteration, 2, epoch])
+        first = batch * self.batch_size
+        return rng.permutation(self.rows)[first : first + self.batch_size]
+
+
+def check_tau(config: Config, steps: int, what: str) -> None:
+    """Raises BadInput where trust_region would never move its reference."""
+    tau = config.reference.trust_region_tau
+    if config.reference.rule == "trust_region" and tau >= steps:
+        raise BadInput(
+            f"reference.trust_region_tau is {tau}, but {what} has {steps} optimizer "
+            "steps: the reference would never move; use a smaller tau, a smaller "
+            "train.batch_size or more prompts"
+        )
+
+
+def train(
+    run: Run, iteration: int, pairs: IterationPairs, reference_logps_MN: np.ndarray
+) -> None:
+    """Trains theta_t and appends it to the trajectory; continues where it stopped."""
+    config = run.config.train
+    table = {**pair_table(run, pairs.train), "reference_BN": reference_logps_MN}
+    plan = Plan(len(pairs.train), config.batch_size, config.epochs, run.config.seed, iteration)  # fmt: skip
+    check_tau(run.config, plan.steps, f"iteration {iteration}")
+    optimizer = make_optimizer(config, plan.steps)
+    loss_fn = preference_loss(run.decoder, run.config.loss, run.chunk_bytes)
+    step_fn = make_train_step(
+        loss_fn, optimizer, accumulation=config.accumulation, mesh=run.mesh
+    )
+    rate = schedule(config, plan.steps)
+    state, reference = _start(run, iteration, optimizer)
+    step = int(state.step)
+    if reference is not None and step > 0:
+        table["reference_BN"] = _moved_log_probs(run, reference, table, iteration)
+    run.rewind("train", iteration, step)
+
+    with run.console.phase(f"iteration {iteration}: DPO", plan.steps, "steps") as bar:
+        bar.advance(step)
+        pending: dict[str, Any] | None = None
+        started, counted = time.monotonic(), 0
+        while step < plan.steps:
+            places = plan.places(step)
+            batch = put_batch(take(table, places, config.batch_size), run.mesh)
+            state, metrics = step_fn(state, batch)
+            # The last step's metrics: this step is already under way.
+            _log_step(run, iteration, pending, bar)
+            pending = {
+                "step": step,
+                "learning_rate": rate(step),
+                "rows": places,
+                **metrics,
+            }
+            step += 1
+            counted += int(take(table, places, len(places))["mask_BNT"].sum())
+            if reference is not None and step % run.config.reference.trust_region_tau == 0:  # fmt: skip
+                reference = _move(run, reference, state.params)
+                pending["reference/digest"] = tree_digest(reference)
+                if step < plan.steps:
+                    table["reference_BN"] = _moved_log_probs(run, reference, table, iteration)  # fmt: skip
+            due = config.checkpoint_every and step % config.checkpoint_every == 0
+            if (due and step < plan.steps) or run.stop.raised:
+                _log_step(run, iteration, pending, bar)
+                pending = None
+                _save(run, iteration, state, reference)
+                run.stop.check()
+        _log_step(run, iteration, pending, bar)
+        _log_speed(run, iteration, counted, time.monotonic() - started)
+    meta = {"iteration": iteration, "rule": run.config.reference.rule}
+    run.trajectory.append(iteration, state.params, meta)
+    run.work.clear()
+
+
+def _start(
+    run: Run, iteration: int, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Params | None]:
+    """Returns the saved state of this iteration, or a fresh one from theta_{t-1}."""
+    moving = run.config.reference.rule == "trust_region"
+    latest = run.work.latest()
+    if latest is not None:
+        abstract = run.decoder.abstract_params("float32")
+        target: dict[str, Any] = {"state": _abstract_state(optimizer, abstract)}
+        if moving:
+            target["reference"] = abstract
+        saved, loop = run.work.restore(latest, target)
+        if loop["iteration"] == iteration:
+            return saved["state"], saved.get("reference")
+        run.work.clear()
+    state = init_state(optimizer, run.policy(iteration - 1))
+    return state, run.policy(iteration - 1) if moving else None
+
+
+def _abstract_state(optimizer: optax.GradientTransformation, params: Params) -> Any:
+    """Returns the train state's shapes, dtypes and shardings."""
+    replicated = jax.sharding.NamedSharding(
+        jax.tree.leaves(params)[0].sharding.mesh, jax.sharding.PartitionSpec()
+    )
+
+    def scalar(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
+
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=scalar,
+    )
+    step = jax.ShapeDtypeStruct((), np.int32, sharding=replicated)
+    return TrainState(params, opt_state, step)
+
+
+def _save(
+    run: Run, iteration: int, state: TrainState, reference: Params | None
+) -> None:
+    saved: dict[str, Any] = {"state": state}
+    if reference is not None:
+        saved["reference"] = reference
+    run.log.flush()
+    run.work.save(int(state.step), saved, {"iteration": iteration})
+
+
+def _move(run: Run, reference: Params, params: Params) -> Params:
+    """theta_ref <- (1 - alpha) theta_ref + alpha theta (TR-DPO, 2404.09656)."""
+    alpha = run.config.reference.trust_region_alpha
+    return jax.tree.map(lambda r, p: (1 - alpha) * r + alpha * p, reference, params)
+
+
+def _moved_log_probs(
+    run: Run, reference: Params, table: Table, iteration: int
+) -> np.ndarray:
+    return table_log_probs(run, reference, table, "moved reference log-probs", iteration)
+
+
+def _log_step(
+    run: Run, iteration: int, pending: dict[str, Any] | None, bar: Any
+) -> None:
+    if pending is None:
+        return
+    step, rows = pending.pop("step"), pending.pop("rows")
+    values = {k: v if isinstance(v, str) else float(v) for k, v in pending.items()}
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            raise TpmmError(
+                f"iteration {iteration}, step {step}: {name} is {values[name]} (rows "
+                f"{rows.tolist()[:16]} of {run.folder(iteration)}/pairs.jsonl's "
+                "training pairs); the trajectory's last policy is untouched. Try a "
+                "lower train.learning_rate, or model.compute_dtype=float32"
+            )
+    run.log.log("train", iteration=iteration, step=step, values=values)
+    bar.advance(
+        1, loss=f"{values['loss']:.4f}", margin=f"{values['rewards/margins']:+.3f}"
+    )
+
+
+def _log_speed(run: Run, iteration: int, tokens: int, seconds: float) -> None:
+    if tokens == 0:
+        return
+    values = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+    devices = run.mesh.devices
+    kind = devices.flat[0].device_kind
+    peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
+    if peak is not None:
+        # 6 FLOP a parameter and token, forward and backward; remat is not counted.
+        flops = 6 * run.decoder.config.num_params * tokens
+        values["mfu"] = flops / seconds / (peak * devices.size)
+    run.log.log_timing("train", iteration=iteration, step=None, values=values)

@@ -1,0 +1,133 @@
+"""The rules that choose the reference of an iteration: one pure function each.
+
+A rule maps a trajectory theta_0..theta_{K-1} to weights_GK (float64, each group's
+sum is 1). A one-hot result is that checkpoint itself, bit for bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tpmm_jax.merging.config import ReferenceConfig
+from tpmm_jax.merging.deltas import Deltas
+from tpmm_jax.merging.learned import HeldOut, OnStep, learn, softmax
+
+
+@dataclass
+class MergeContext:
+    """What a rule may look at.
+
+    Attributes:
+      names: groups of weights; one unless "learned" works layer by layer.
+      deltas, held_out: the trajectory and the pairs, for rules that use them.
+      carried: the last iteration's fusion logits [G, K - 1].
+      progress, on_step: of an unfinished ``learn``.
+      report: what the rule wants recorded beside the weights.
+    """
+
+    config: ReferenceConfig
+    count: int
+    names: list[str]
+    deltas: Deltas | None = None
+    held_out: HeldOut | None = None
+    carried: np.ndarray | None = None
+    progress: dict[str, Any] | None = None
+    on_step: OnStep = lambda progress, row: None
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def one_hot(self, k: int) -> np.ndarray:
+        """Returns the weights that choose checkpoint k."""
+        weights_GK = np.zeros((len(self.names), self.count))
+        weights_GK[:, k] = 1.0
+        return weights_GK
+
+    def held_out_loss(self, weights_GK: np.ndarray) -> float:
+        """Returns the held-out loss of the merged model."""
+        assert self.deltas is not None and self.held_out is not None
+        return self.held_out.loss(self.deltas.merge(weights_GK))
+
+
+Rule = Callable[[MergeContext], np.ndarray]
+
+
+def sft(context: MergeContext) -> np.ndarray:
+    """theta_0 always."""
+    return context.one_hot(0)
+
+
+def previous(context: MergeContext) -> np.ndarray:
+    """theta_{t-1}: standard iterative DPO."""
+    return context.one_hot(context.count - 1)
+
+
+def uniform(context: MergeContext) -> np.ndarray:
+    """The plain mean of all checkpoints."""
+    return np.full((len(context.names), context.count), 1.0 / context.count)
+
+
+def ema(context: MergeContext) -> np.ndarray:
+    """theta_ema <- (1 - mu) theta_ema + mu theta_t, written out as weights."""
+    mu, k = context.config.ema_mu, np.arange(context.count)
+    weights_K = mu * (1 - mu) ** (context.count - 1 - k)
+    weights_K[0] = (1 - mu) ** (context.count - 1)
+    return np.tile(weights_K, (len(context.names), 1))
+
+
+def best(context: MergeContext) -> np.ndarray:
+    """The single checkpoint with the lowest held-out loss."""
+    losses = [context.held_out_loss(context.one_hot(k)) for k in range(context.count)]
+    context.report["held_out_losses"] = losses
+    return context.one_hot(int(np.argmin(losses)))
+
+
+def greedy_soup(context: MergeContext) -> np.ndarray:
+    """Best first; an ingredient stays if it lowers the mean's held-out loss.
+
+    Source: Wortsman et al., 2203.05482, recipe 1.
+    """
+    losses = [context.held_out_loss(context.one_hot(k)) for k in range(context.count)]
+    order = np.argsort(losses, kind="stable")
+    kept, lowest = [int(order[0])], losses[order[0]]
+    for k in order[1:]:
+        tried = sum(context.one_hot(j) for j in (*kept, int(k))) / (len(kept) + 1)
+        loss = context.held_out_loss(np.asarray(tried))
+        if loss < lowest:
+            kept, lowest = [*kept, int(k)], loss
+    context.report.update(held_out_losses=losses, ingredients=kept)
+    return np.asarray(sum(context.one_hot(j) for j in kept) / len(kept))
+
+
+def learned(context: MergeContext) -> np.ndarray:
+    """softmax of fusion logits trained on held-out pairs (our reconstruction)."""
+    assert context.deltas is not None and context.held_out is not None
+    logits_GK, scale = learn(
+        context.deltas,
+        context.held_out,
+        carried=context.carried,
+        progress=context.progress,
+        on_step=context.on_step,
+    )
+    context.report.update(logits=logits_GK.tolist(), scale=scale)
+    return softmax(logits_GK)
+
+
+RULES: dict[str, Rule] = {
+    "sft": sft,
+    "previous": previous,
+    "uniform": uniform,
+    "ema": ema,
+    "best": best,
+    "greedy_soup": greedy_soup,
+    "learned": learned,
+    # The iteration starts from theta_{t-1}; the reference moves inside training.
+    "trust_region": previous,
+}
+
+
+def choose(context: MergeContext) -> np.ndarray:
+    """Returns the weights of the configured rule; of one checkpoint, 1."""
+    if context.count == 1:
+        return context.one_hot(0)
+    return RULES[context.config.rule](context)

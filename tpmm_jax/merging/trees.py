@@ -1,0 +1,152 @@
+"""Weighted sums and inner products over parameter trees, leaf by leaf, in float32.
+
+Weights are ``weights_GK``: K checkpoints, and either one group (granularity
+"model") or L + P groups (granularity "layer"): one a layer, then one for each
+parameter outside the layers, in the order of its name.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpmm_jax.axes import Params
+
+Path = tuple[str, ...]
+
+
+def leaf_paths(params: Params) -> list[Path]:
+    """Returns every leaf's path, in the order of jax.tree.leaves."""
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    return [tuple(str(key.key) for key in path) for path, _ in paths]
+
+
+def get_leaf(params: Params, path: Path) -> Any:
+    """Returns the leaf at ``path``."""
+    node: Any = params
+    for key in path:
+        node = node[key]
+    return node
+
+
+def group_names(params: Params, granularity: str) -> list[str]:
+    """Returns the name of each group of weights."""
+    if granularity == "model":
+        return ["model"]
+    layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    outside = sorted(name for name in params if name != "layers")
+    return [f"layer {i}" for i in range(layers)] + outside
+
+
+def leaf_weights(weights_G: np.ndarray, path: Path, names: Sequence[str]) -> np.ndarray:
+    """Returns the weights of one leaf: [] or, for a leaf of all layers, [L]."""
+    if len(names) == 1:
+        return weights_G[0]
+    if path[0] == "layers":
+        return weights_G[: len(names) - sum(not n.startswith("layer ") for n in names)]
+    return weights_G[names.index(path[0])]
+
+
+def one_hot_index(weights_GK: np.ndarray) -> int | None:
+    """Returns k if every group's weight is 1 on checkpoint k and 0 elsewhere."""
+    k = int(np.argmax(weights_GK[0]))
+    hot = np.zeros_like(weights_GK)
+    hot[:, k] = 1
+    return k if np.array_equal(weights_GK, hot) else None
+
+
+@jax.jit
+def scale_leaf(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """weight * x in float32; a weight [L] acts on the leading axis."""
+    return x.astype(jnp.float32) * _along(weight, x)
+
+
+@jax.jit
+def add_leaf(total: jax.Array, delta: jax.Array, weight: jax.Array) -> jax.Array:
+    """total + weight * delta in float32; a weight [L] acts on the leading axis."""
+    return total + _along(weight, delta) * delta.astype(jnp.float32)
+
+
+@jax.jit
+def subtract_leaf(x: jax.Array, base: jax.Array) -> jax.Array:
+    """x - base in float32."""
+    return x.astype(jnp.float32) - base.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames="by_layer")
+def dot_leaf(gradient: jax.Array, delta: jax.Array, by_layer: bool) -> jax.Array:
+    """<gradient, delta> in float32: a scalar, or [L] over the leading axis."""
+    product = gradient.astype(jnp.float32) * delta.astype(jnp.float32)
+    return jnp.sum(product, axis=tuple(range(1 if by_layer else 0, product.ndim)))
+
+
+def _along(weight: jax.Array, x: jax.Array) -> jax.Array:
+    weight = jnp.asarray(weight, jnp.float32)
+    return weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+
+
+def weighted_sum(
+    models: Iterable[Params], weights: Sequence[float]
+) -> tuple[Params, jax.Array]:
+    """Returns sum_k w_k theta_k in float32 and its signal-to-rounding ratio.
+
+    Computed as theta_0 (sum_k w_k) + sum_k w_k (theta_k - theta_0), so that small
+    differences between checkpoints are not rounded away. A one-hot w returns a
+    copy, bit for bit. Models are consumed one at a time.
+
+    Args:
+      models: parameter trees of one architecture; K of them.
+      weights: K real numbers.
+    """
+    total, base, chosen = None, None, None
+    hot = one_hot_index(np.asarray([weights], np.float64))
+    for k, (params, weight) in enumerate(zip(models, weights, strict=True)):
+        if hot is not None and k == hot:
+            chosen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+        if base is None:
+            base = params
+            total_weight = jnp.float32(sum(float(w) for w in weights))
+            total = jax.tree.map(lambda x, w=total_weight: scale_leaf(x, w), params)
+        else:
+            weight = jnp.float32(weight)
+            total = jax.tree.map(
+                lambda t, x, b, w=weight: add_leaf(t, subtract_leaf(x, b), w),
+                total,
+                params,
+                base,
+            )
+    merged = total if chosen is None else chosen
+    return merged, signal_to_rounding(merged, base, "float32")
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _signal_and_error(
+    merged: jax.Array, base: jax.Array, dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    merged = merged.astype(jnp.float32)
+    signal = jnp.sum(jnp.abs(merged - base.astype(jnp.float32)))
+    if dtype == "float32":
+        # Rounding to nearest errs by a quarter of the spacing on average.
+        exponent = jnp.frexp(jnp.abs(merged))[1]
+        return signal, jnp.sum(jnp.ldexp(jnp.float32(1.0), exponent - 24) / 4)
+    error = jnp.abs(merged.astype(dtype).astype(jnp.float32) - merged)
+    return signal, jnp.sum(error)
+
+
+def signal_to_rounding(merged: Params, base: Params, dtype: str) -> float:
+    """Returns sum |merged - base| / sum |error of rounding merged to dtype|.
+
+    Far above 1 the merge is kept; near or below 1 a cast to ``dtype`` drowns it.
+    Infinite where nothing is rounded.
+    """
+    pairs = jax.tree.map(lambda m, b: _signal_and_error(m, b, dtype), merged, base)
+    sums = [(float(s), float(e)) for s, e in jax.tree.leaves(pairs, is_leaf=_is_pair)]
+    signal, error = (sum(column) for column in zip(*sums))
+    return signal / error if error > 0 else float("inf")
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, tuple)

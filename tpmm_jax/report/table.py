@@ -1,0 +1,195 @@
+"""The iteration table, laid out for the width at hand."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from tpmm_jax.report.progress import clock_text
+
+Row = Mapping[str, Any]
+_NONE = "–"
+_GAP = 2
+
+# From the richest to the barest: columns, and how many merge weights a cell names.
+_ALL = "iter reward change kl margin accuracy reference pairs time"
+_LAYOUTS = [
+    (_ALL, None),
+    (_ALL, 3),
+    ("iter reward change kl margin accuracy reference time", None),
+    ("iter reward change kl margin accuracy reference time", 3),
+    ("iter reward change kl accuracy reference time", 3),
+    ("iter reward change kl accuracy reference time", 2),
+    ("iter reward change kl reference time", 2),
+    ("iter reward change kl reference", 1),
+    ("iter reward change kl", 0),
+    ("iter reward change", 0),
+    ("iter reward", 0),
+]
+_TITLES = {
+    "iter": "iter",
+    "reward": "reward (95 %)",
+    "change": "vs θ0",
+    "kl": "KL",
+    "margin": "margin",
+    "accuracy": "acc.",
+    "reference": "reference",
+    "pairs": "pairs",
+    "time": "time",
+}
+
+
+def iteration_table(rows: Sequence[Row], width: int) -> Table:
+    """Lay out one row an iteration, in at most `width` columns.
+
+    Args:
+        rows: of kind "iteration", sorted. Read here, each optional but the first:
+            iteration; reward/mean, reward/low, reward/high; kl/theta_0 (nats a
+            response); rewards/margins; rewards/accuracies; merge/rule (a string);
+            merge/weight_0, merge/weight_1, ...; pairs; seconds.
+        width: in characters.
+    """
+    rules = {row["merge/rule"] for row in rows if "merge/rule" in row}
+    rewards, changes = _rewards(rows), _changes(rows)
+    cells = {
+        "iter": [str(row["iteration"]) for row in rows],
+        "reward": rewards,
+        "change": changes,
+        "kl": _numbers(rows, "kl/theta_0"),
+        "margin": _numbers(rows, "rewards/margins"),
+        "accuracy": _numbers(rows, "rewards/accuracies"),
+        "pairs": [_count(row.get("pairs")) for row in rows],
+        "time": [
+            clock_text(row["seconds"]) if "seconds" in row else _NONE for row in rows
+        ],
+    }
+    for layout, most in _LAYOUTS:
+        cells["reference"] = [_reference(row, most, len(rules) > 1) for row in rows]
+        columns = [
+            name for name in layout.split() if any(c != _NONE for c in cells[name])
+        ]
+        needed = {n: max(map(len, [_TITLES[n], *cells[n]])) for n in columns}
+        if sum(needed.values()) + _GAP * (len(columns) - 1) <= width:
+            break
+    return _drawn(columns, cells, _caption(columns, rules))
+
+
+def _drawn(columns: list[str], cells: dict[str, list[str]], caption: str) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, _GAP - 1, 0, 0),  # the box adds one between columns
+        pad_edge=False,
+        collapse_padding=True,
+        caption=Text(caption, style="dim"),
+        caption_justify="left",
+        header_style="bold",
+    )
+    for name in columns:
+        table.add_column(
+            _TITLES[name],
+            justify="left" if name == "reference" else "right",
+            no_wrap=True,
+        )
+    for line in zip(*(cells[name] for name in columns), strict=True):
+        table.add_row(*(Text(cell) for cell in line))
+    return table
+
+
+def _caption(columns: list[str], rules: set[str]) -> str:
+    parts = []
+    if "reference" in columns and rules:
+        weighted = "merge weights; " if len(rules) > 1 else ""
+        named = next(iter(rules)) if len(rules) == 1 else ""
+        parts.append(f"reference: {weighted}{named}".rstrip("; "))
+    if "kl" in columns:
+        parts.append("KL: to θ0, nats a response")
+    return " · ".join(parts)
+
+
+def _reference(row: Row, most: int | None, named: bool) -> str:
+    """Such as "learned θ0 .12 θ1 .30 θ2 .58", or its `most` largest weights."""
+    weights: list[tuple[int, float]] = []
+    while f"merge/weight_{len(weights)}" in row:
+        weights.append((len(weights), row[f"merge/weight_{len(weights)}"]))
+    kept = weights
+    if most is not None and most < len(weights):
+        kept = sorted(sorted(weights, key=lambda item: -item[1])[:most])
+    words = [row["merge/rule"]] if named and "merge/rule" in row else []
+    words += [f"θ{k} {_fraction(weight)}" for k, weight in kept]
+    if len(kept) < len(weights):
+        words.append(f"+{len(weights) - len(kept)}")
+    return " ".join(words) or row.get("merge/rule", _NONE)
+
+
+def _fraction(weight: float) -> str:
+    text = f"{weight:.2f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def _rewards(rows: Sequence[Row]) -> list[str]:
+    """Means with intervals, with as many decimals as the intervals leave sense in."""
+    digits = _digits(rows)
+    even = all(
+        abs(row["reward/high"] + row["reward/low"] - 2 * row["reward/mean"])
+        <= 0.3 * (row["reward/high"] - row["reward/low"])
+        for row in rows
+        if _finite(row, "reward/low", "reward/mean", "reward/high")
+    )
+
+    def cell(row: Row) -> str:
+        if not _finite(row, "reward/mean"):
+            return str(row.get("reward/mean", _NONE))
+        mean = f"{row['reward/mean']:.{digits}f}"
+        if not _finite(row, "reward/low", "reward/high"):
+            return mean
+        low, high = row["reward/low"], row["reward/high"]
+        if even:
+            return f"{mean} ± {(high - low) / 2:.{digits}f}"
+        return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    return [cell(row) for row in rows]
+
+
+def _digits(rows: Sequence[Row]) -> int:
+    """Decimals that show the typical half interval as 2 to 19 units of the last."""
+    halves = [
+        (row["reward/high"] - row["reward/low"]) / 2
+        for row in rows
+        if _finite(row, "reward/low", "reward/high")
+    ]
+    typical = statistics.median(halves) if halves else 0.0
+    return min(4, max(0, math.ceil(math.log10(2 / typical)))) if typical > 0 else 2
+
+
+def _changes(rows: Sequence[Row]) -> list[str]:
+    """Differences of the means from that of iteration 0."""
+    digits = _digits(rows)
+    base = [
+        row for row in rows if row["iteration"] == 0 and _finite(row, "reward/mean")
+    ]
+    return [
+        f"{row['reward/mean'] - base[0]['reward/mean']:+.{digits}f}"
+        if base and row["iteration"] > 0 and _finite(row, "reward/mean")
+        else _NONE
+        for row in rows
+    ]
+
+
+def _numbers(rows: Sequence[Row], name: str) -> list[str]:
+    """One column of numbers with the same decimals: three digits for the largest."""
+    finite = [abs(row[name]) for row in rows if _finite(row, name)]
+    digits = 2 if max(finite, default=0.0) < 10 else 1
+    return [f"{row[name]:.{digits}f}" if name in row else _NONE for row in rows]
+
+
+def _count(value: Any) -> str:
+    return _NONE if value is None else f"{int(value):,}"
+
+
+def _finite(row: Row, *names: str) -> bool:
+    return all(name in row and math.isfinite(row[name]) for name in names)

@@ -1,0 +1,93 @@
+"""From rewards to preference pairs: best against worst, held-out prompts apart."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tpmm_jax.errors import BadInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingConfig:
+    """How rewards become pairs.
+
+    Attributes:
+      holdout_fraction: share of an iteration's prompts that train nothing; all
+        ordered pairs of their samples score the merged reference.
+      flip_probability: label noise, for studies: the chance that a pair's labels
+        are swapped, held-out pairs included.
+    """
+
+    holdout_fraction: float = 0.25
+    flip_probability: float = 0.0
+
+    def validate(self) -> None:
+        """Raises BadInput for a value out of range."""
+        if not 0 <= self.holdout_fraction < 1:
+            raise BadInput(
+                f"pairing.holdout_fraction is {self.holdout_fraction}; use 0 to below 1"
+            )
+        if not 0 <= self.flip_probability <= 1:
+            raise BadInput(
+                f"pairing.flip_probability is {self.flip_probability}; use 0 to 1"
+            )
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """One pair: places in an iteration's rollouts, and how it was labelled."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+    flipped: bool
+    held_out: bool
+
+
+def held_out_prompts(count: int, config: PairingConfig, *, seed: list[int]) -> set[int]:
+    """Returns which of ``count`` prompts are held out, drawn once an iteration."""
+    rng = np.random.default_rng(seed)
+    size = round(config.holdout_fraction * count)
+    return set(rng.permutation(count)[:size].tolist())
+
+
+def make_pairs(
+    rewards_BR: np.ndarray, config: PairingConfig, *, seed: list[int]
+) -> tuple[list[LabelledPair], dict[str, int]]:
+    """Returns pairs and counts.
+
+    A training prompt gives its best against its worst response; a held-out one
+    all pairs of responses with different rewards. Ties are dropped. Among equal
+    best (or worst) the first counts.
+
+    Args:
+      rewards_BR: finite rewards.
+      seed: of the split and of the label flips.
+    """
+    B, R = rewards_BR.shape
+    held = held_out_prompts(B, config, seed=[*seed, 0])
+    pairs: list[LabelledPair] = []
+    counts = {"tied_prompts": 0, "flipped": 0, "train": 0, "held_out": 0}
+    for b in range(B):
+        r = rewards_BR[b]
+        if b in held:
+            found = [
+                (i, j) if r[i] > r[j] else (j, i)
+                for i in range(R)
+                for j in range(i + 1, R)
+                if r[i] != r[j]
+            ]
+        else:
+            best, worst = int(np.argmax(r)), int(np.argmin(r))
+            found = [(best, worst)] if r[best] > r[worst] else []
+        counts["tied_prompts"] += not found
+        # A prompt's flips depend on its own number, not on the other prompts.
+        flips = np.random.default_rng([*seed, 1, b]).random(len(found))
+        for (chosen, rejected), u in zip(found, flips):
+            flipped = bool(u < config.flip_probability)
+            if flipped:
+                chosen, rejected = rejected, chosen
+            pairs.append(LabelledPair(b, chosen, rejected, flipped, b in held))
+            counts["flipped"] += flipped
+            counts["held_out" if b in held else "train"] += 1
+    return pairs, counts

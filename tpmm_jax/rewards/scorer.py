@@ -1,0 +1,127 @@
+"""Scorers: any function of prompts and responses, named "module:function"."""
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from tpmm_jax.errors import BadInput
+
+
+class Scorer(Protocol):
+    """Rates responses; higher is better.
+
+    Args:
+      prompts: B texts.
+      responses: for each prompt its R responses, as text.
+
+    Returns:
+      rewards_BR, finite numbers.
+    """
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerConfig:
+    """Which scorer labels the rollouts.
+
+    Attributes:
+      name: "module:function"; None: no scorer (offline pairs).
+      options: keyword arguments that the function is called with.
+    """
+
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def import_object(name: str, field_name: str) -> Any:
+    """Returns what "module:attribute" names.
+
+    Only names from a user's own config or command line may come here.
+
+    Raises:
+      BadInput: not of that form, no such module, no such attribute.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise BadInput(f'{field_name} is {name!r}; wanted "module:function"')
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise BadInput(
+            f"{field_name} = {name!r}: {module_name} cannot be imported ({error}); is "
+            "its folder on PYTHONPATH, and is its package installed?"
+        ) from None
+    if not callable(getattr(module, attribute, None)):
+        found = [
+            n for n in vars(module) if callable(getattr(module, n)) and n[0] != "_"
+        ]
+        raise BadInput(
+            f"{field_name} = {name!r}: {module_name} has no function {attribute} (it "
+            f"has {', '.join(found[:10]) or 'none'})"
+        )
+    return getattr(module, attribute)
+
+
+def load_scorer(config: ScorerConfig) -> Scorer:
+    """Returns the configured function with its options bound."""
+    if config.name is None:
+        raise BadInput("scorer.name is not set")
+    function = import_object(config.name, "scorer.name")
+    return functools.partial(function, **dict(config.options))
+
+
+def score(
+    scorer: Scorer,
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[str]],
+    *,
+    name: str,
+) -> np.ndarray:
+    """Returns rewards_BR, float64, after checking what the scorer did.
+
+    Raises:
+      BadInput: the scorer raised, or returned another shape or a number that is
+        not finite; the message names the scorer and the first prompt concerned.
+    """
+    try:
+        raw = scorer(prompts, responses)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"scorer {name} raised {type(error).__name__}: {error} (on "
+            f"{len(prompts)} prompts, the first {prompts[0][:60]!r})"
+        ) from error
+    wanted = (len(prompts), len(responses[0]))
+    try:
+        rewards_BR = np.asarray(raw, np.float64)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"scorer {name} returned a {type(raw).__name__} that is no array of "
+            f"numbers; wanted shape {wanted}"
+        ) from None
+    if rewards_BR.shape != wanted:
+        raise BadInput(
+            f"scorer {name} returned shape {rewards_BR.shape}; wanted {wanted}: one "
+            "number for each prompt and response"
+        )
+    if not np.isfinite(rewards_BR).all():
+        b, r = np.argwhere(~np.isfinite(rewards_BR))[0]
+        raise BadInput(
+            f"scorer {name} returned {rewards_BR[b, r]} for response {r} of prompt "
+            f"{prompts[b][:60]!r}; every reward must be finite"
+        )
+    return rewards_BR
+
+
+def probe(scorer: Scorer, name: str, prompt: str, num_responses: int) -> None:
+    """Calls the scorer once on made-up responses, before anything expensive."""
+    responses = [[f"This is response number {r}." for r in range(num_responses)]] * 2
+    score(scorer, [prompt, prompt], responses, name=name)
