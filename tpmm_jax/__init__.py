@@ -1,8 +1,8 @@
 """Iterative preference optimisation in JAX.
 
-    import tpmm_jax as tpmm
-    model = tpmm.load("org/name")
-    tpmm.generate(model, ["Once upon a time"])
+import tpmm_jax as tpmm
+model = tpmm.load("org/name")
+tpmm.generate(model, ["Once upon a time"])
 """
 
 from tpmm_jax.facade import generate, log_probs, logits, merge

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from tpmm_jax import losses
 from tpmm_jax.axes import Params
 from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.data.tokens import encode_prompts, pad_id
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import Model, load
@@ -40,14 +40,14 @@ def logits(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B T V"]:
     return _logits(model.decoder, model.params, *batch)
 
 
-def log_probs(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B T-1"]:
+def log_probs(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B _"]:
     """Returns log p(token t+1 | tokens up to t), float32 nats.
 
     Args:
       tokens_BT, mask_BT: as for ``logits``.
 
     Returns:
-      Entry t is 0 unless both mask[t] and mask[t + 1] are 1.
+      [B, T - 1]; entry t is 0 unless both mask[t] and mask[t + 1] are 1.
     """
     batch = check_tokens(model, tokens_BT, mask_BT)
     return _log_probs(model.decoder, model.params, *batch)
@@ -174,15 +174,12 @@ def _encode(
         )
     ids = list(plain)
     if texts:
-        from tpmm_jax.data.prompts import parse_prompt
-
         contents = []
         for i in texts:
             content, faults = parse_prompt(prompts[i], "prompt")
             if faults or content is None:
                 raise BadInput(f"prompt {i}: {'; '.join(faults)}")
-            is_chat = chat or not isinstance(prompts[i], str)
-            contents.append(content if is_chat else content)
+            contents.append(content)
         encoded = encode_prompts(
             model.tokenizer, contents, chat=chat, max_length=max(limit, 1) + 1
         )
@@ -191,7 +188,9 @@ def _encode(
     return [list(x or []) for x in ids]
 
 
-def merge(models: Sequence[Model | str | os.PathLike], weights: Sequence[float]) -> Model:
+def merge(
+    models: Sequence[Model | str | os.PathLike], weights: Sequence[float]
+) -> Model:
     """Returns the model sum_k w_k theta_k, computed in float32.
 
     Args:
@@ -202,7 +201,9 @@ def merge(models: Sequence[Model | str | os.PathLike], weights: Sequence[float])
       BadInput: none, not as many weights, or models of different architecture.
     """
     if not models or len(models) != len(weights):
-        raise BadInput(f"{len(models)} models and {len(weights)} weights; wanted one each")
+        raise BadInput(
+            f"{len(models)} models and {len(weights)} weights; wanted one each"
+        )
     if not np.isfinite(np.asarray(weights, float)).all():
         raise BadInput(f"weights are {list(weights)}; wanted finite numbers")
     first = _as_model(models[0])

@@ -105,7 +105,9 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Source:
     if name.endswith(".gguf"):
         file = GGUFFile(name)
         config = parse_config(file.config, name)
-        return Source(config, file.tokenizer(), origin, functools.partial(read_params, file))
+        return Source(
+            config, file.tokenizer(), origin, functools.partial(read_params, file)
+        )
     if is_hub_id(name):
         directory, origin["commit"] = fetch(name, revision)
     else:

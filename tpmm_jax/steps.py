@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from tpmm_jax.axes import Params
+from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import (
     LOSSES,
@@ -91,6 +91,9 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+
+
 def schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step, from 0."""
     warmup = round(config.warmup_fraction * total_steps)
@@ -102,24 +105,20 @@ def schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
     }[config.schedule]
     if warmup == 0:
         return after
-    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)  # fmt: skip
+    first = config.learning_rate / warmup
+    rise = optax.linear_schedule(first, config.learning_rate, warmup - 1)
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(
-    config: TrainConfig, total_steps: int
-) -> optax.GradientTransformation:
-    """Returns clipping, then AdamW with the schedule."""
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Returns AdamW's direction, without the learning rate.
+
+    The rate is an argument of the step, so that iterations of different length share
+    one compiled program.
+    """
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            schedule(config, total_steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=is_matrix,
-        ),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
     )
 
 
@@ -197,27 +196,85 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
 
 
 def make_train_step(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    accumulation: int = 1,
-    mesh: Mesh | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns the jitted step; the state is donated.
+    loss_fn: LossFn, config: TrainConfig, mesh: Mesh | None = None
+) -> TrainStep:
+    """Returns the jitted step (state, batch, learning rate); the state is donated.
 
     Its metrics are of the state before the update: loss, grad_norm (L2, before
     clipping), and what the loss function reports.
     """
+    optimizer = make_optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, learning_rate: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         grads, loss, metrics = gradients(
-            loss_fn, state.params, batch, accumulation, mesh
+            loss_fn, state.params, batch, config.accumulation, mesh
         )
         norm = optax.global_norm(grads)
+        # A product fuses into the update; optax's quotient makes a second tree.
+        scale = jnp.minimum(1.0, config.max_grad_norm / (norm + 1e-6))
+        grads = jax.tree.map(lambda g: scale * g, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         metrics = {"loss": loss, "grad_norm": norm, **metrics}
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return step
+
+
+@functools.cache
+def preference_step(
+    decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
+) -> TrainStep:
+    """Returns the train step of pairs, compiled once for a whole run."""
+    loss_fn = preference_loss(decoder, loss, chunk_bytes)
+    return make_train_step(loss_fn, train, decoder.mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
+def log_probs_step(
+    decoder: Decoder, params: Params, batch: Batch, *, chunk_bytes: int
+) -> jax.Array:
+    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
+    return pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
+def token_log_probs_step(
+    decoder: Decoder,
+    params: Params,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array,
+    *,
+    chunk_bytes: int,
+) -> jax.Array:
+    """Returns log p of every next token [B, T-1], nats."""
+    return log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes=chunk_bytes)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "loss", "chunk_bytes"))
+def check_step(
+    decoder: Decoder,
+    loss: LossConfig,
+    params: Params,
+    batch: Batch,
+    shift: jax.Array,
+    swap: jax.Array,
+    *,
+    chunk_bytes: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns D [B] and the loss [B] with a shifted reference or a swapped pair.
+
+    Args:
+      shift: nats added to the reference's chosen log-prob.
+      swap: bool scalar, whether chosen and rejected change places.
+    """
+    policy_BN = pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    reference_BN = batch["reference_BN"].at[:, CHOSEN].add(shift)
+    length_BN = jnp.sum(batch["completion_mask_BNT"], axis=-1)
+    logps = PairLogProbs(policy_BN, reference_BN, length_BN)
+    swapped = PairLogProbs(*(x[:, (REJECTED, CHOSEN)] for x in logps))
+    logps = jax.tree.map(lambda a, b: jnp.where(swap, b, a), logps, swapped)
+    return logps.margin_B(), LOSSES[loss.name](logps, loss)

@@ -4,7 +4,6 @@ import json
 import time
 from typing import Any
 
-import jax
 import numpy as np
 import scipy.stats
 
@@ -12,9 +11,9 @@ from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.loop.reference import pair_table, table_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs, sample_and_score
 from tpmm_jax.loop.run import EVALUATION, Run
-from tpmm_jax.losses import log_probs
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.report.metrics import read_metrics
+from tpmm_jax.steps import token_log_probs_step
 from tpmm_jax.store.files import (
     append_lines,
     read_json,
@@ -49,7 +48,9 @@ def mean_interval(rewards_BS: np.ndarray, level: float = 0.95) -> tuple[float, f
     means_B = rewards_BS.mean(axis=1)
     if len(means_B) < 2:
         return float("-inf"), float("inf")
-    half = scipy.stats.t.ppf((1 + level) / 2, len(means_B) - 1) * scipy.stats.sem(means_B)
+    half = scipy.stats.t.ppf((1 + level) / 2, len(means_B) - 1) * scipy.stats.sem(
+        means_B
+    )
     return float(means_B.mean() - half), float(means_B.mean() + half)
 
 
@@ -104,10 +105,9 @@ def _response_log_probs(
     run: Run, params: Params, rows: list[dict[str, Any]]
 ) -> np.ndarray:
     """Returns log p(response | prompt), nats, of every sample of every row."""
-    decoder, chunk_bytes = run.decoder, run.chunk_bytes
-    compute = jax.jit(lambda p, t, m: log_probs(decoder, p, t, m, chunk_bytes=chunk_bytes))
     both = [(r["prompt_ids"], ids) for r in rows for ids in r["response_ids"]]
-    longest = max(len(prompt) + len(ids) for prompt, ids in both)
+    # One shape for every iteration, so that it is compiled once.
+    longest = max(len(prompt) for prompt, _ in both) + run.config.rollout.max_new_tokens
     size, out = 2 * run.micro_batch, []
     for first in range(0, len(both), size):
         some = both[first : first + size]
@@ -118,20 +118,26 @@ def _response_log_probs(
             tokens_BT[b, :end] = [*prompt, *ids]
             mask_BT[b, :end] = 1
             of_response_BT[b, len(prompt) : end] = 1
-        logp_BT = np.asarray(
-            compute(params, *put_batch((tokens_BT, mask_BT), run.decoder.mesh)), np.float64
+        batch = put_batch((tokens_BT, mask_BT), run.decoder.mesh)
+        logp_BT = token_log_probs_step(
+            run.decoder, params, *batch, chunk_bytes=run.chunk_bytes
         )
-        out.append((logp_BT * of_response_BT[:, 1:]).sum(axis=1)[: len(some)])
+        of_response = np.asarray(logp_BT, np.float64) * of_response_BT[:, 1:]
+        out.append(of_response.sum(axis=1)[: len(some)])
     return np.concatenate(out)
 
 
-def _held_out_summary(run: Run, iteration: int, pairs: IterationPairs) -> dict[str, Any]:
+def _held_out_summary(
+    run: Run, iteration: int, pairs: IterationPairs
+) -> dict[str, Any]:
     """Offline without a scorer: theta_t against theta_0 on held-out pairs."""
     if not pairs.held_out:
         return {}
     table = pair_table(run, pairs.held_out)
     logps_MN = table_log_probs(run, run.policy(iteration), table, "evaluate", iteration)
-    anchor_MN = table_log_probs(run, run.policy(0), table, "evaluate theta_0", iteration)
+    anchor_MN = table_log_probs(
+        run, run.policy(0), table, "evaluate theta_0", iteration
+    )
     ratios_MN = logps_MN - anchor_MN
     margin_M = ratios_MN[:, CHOSEN] - ratios_MN[:, REJECTED]
     return {

@@ -11,18 +11,16 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tpmm_jax.axes import CHOSEN, REJECTED, Params
+from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.table import Table, make_table, padded_length, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
 from tpmm_jax.loop.run import Run
-from tpmm_jax.losses import PairLogProbs, loss_at_zero, pair_log_probs
-from tpmm_jax.losses.pairwise import LOSSES
+from tpmm_jax.losses import loss_at_zero
 from tpmm_jax.merging import (
     Deltas,
     HeldOut,
@@ -33,6 +31,7 @@ from tpmm_jax.merging import (
     signal_to_rounding,
 )
 from tpmm_jax.mesh import put_batch
+from tpmm_jax.steps import check_step, log_probs_step
 from tpmm_jax.store.files import read_json, write_json, write_npz
 from tpmm_jax.store.fingerprint import tree_digest
 
@@ -86,7 +85,9 @@ def _read_cache(path: pathlib.Path, key: str) -> np.ndarray | None:
         with np.load(path) as file:
             return file["logps_MN"] if str(file["key"]) == key else None
     except (OSError, ValueError, KeyError) as error:
-        raise CorruptCheckpoint(f"{path}: {error}; delete it to compute it anew") from None
+        raise CorruptCheckpoint(
+            f"{path}: {error}; delete it to compute it anew"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -186,7 +187,8 @@ def _held_out(run: Run, iteration: int) -> HeldOut:
         )
     table = pair_table(run, rows)
     params = run.policy(0)
-    table["reference_BN"] = table_log_probs(run, params, table, "anchor log-probs", iteration)  # fmt: skip
+    anchor_MN = table_log_probs(run, params, table, "anchor log-probs", iteration)
+    table["reference_BN"] = anchor_MN
     return HeldOut(
         run.decoder,
         config,
@@ -225,7 +227,6 @@ def table_log_probs(
     run: Run, params: Params, table: Table, what: str, iteration: int | None
 ) -> np.ndarray:
     """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
-    compute = _log_probs_fn(run)
     rows, size = len(table["weight_B"]), run.micro_batch
     out = []
     title = what if iteration is None else f"iteration {iteration}: {what}"
@@ -233,19 +234,13 @@ def table_log_probs(
         for start in range(0, rows, size):
             places = np.arange(start, min(start + size, rows))
             batch = put_batch(take(table, places, size), run.decoder.mesh)
-            out.append(np.asarray(compute(params, batch))[: len(places)])
+            logps_BN = log_probs_step(
+                run.decoder, params, batch, chunk_bytes=run.chunk_bytes
+            )
+            out.append(np.asarray(logps_BN)[: len(places)])
             bar.advance(len(places))
             run.stop.check()
     return np.concatenate(out)
-
-
-def _log_probs_fn(run: Run) -> Any:
-    decoder, chunk_bytes = run.decoder, run.chunk_bytes
-    return jax.jit(
-        lambda params, batch: pair_log_probs(
-            decoder, params, batch, chunk_bytes=chunk_bytes
-        )
-    )
 
 
 def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> None:
@@ -263,22 +258,22 @@ def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> 
     table = {**table, "reference_BN": logps_MN}
     batch = put_batch(take(table, np.arange(size), run.micro_batch), run.decoder.mesh)
 
-    @jax.jit
-    def losses(params: Params, batch: Any, shift: jax.Array, swap: jax.Array) -> Any:
-        policy_BN = pair_log_probs(
-            run.decoder, params, batch, chunk_bytes=run.chunk_bytes
-        )
-        reference_BN = batch["reference_BN"].at[:, CHOSEN].add(shift)
-        length_BN = jnp.sum(batch["completion_mask_BNT"], axis=-1)
-        logps = PairLogProbs(policy_BN, reference_BN, length_BN)
-        swapped = PairLogProbs(*(x[:, (REJECTED, CHOSEN)] for x in logps))
-        logps = jax.tree.map(lambda a, b: jnp.where(swap, b, a), logps, swapped)
-        return logps.margin_B(), LOSSES[config.name](logps, config)
-
     tolerance = SELF_CHECK_TOLERANCE[dtype]
     zero = loss_at_zero(config)
-    for shift, swap, wanted in ((0.0, False, 0.0), (1.0, False, -1.0), (1.0, True, 1.0)):
-        margin_B, loss_B = losses(params, batch, jnp.float32(shift), jnp.asarray(swap))
+    for shift, swap, wanted in (
+        (0.0, False, 0.0),
+        (1.0, False, -1.0),
+        (1.0, True, 1.0),
+    ):
+        margin_B, loss_B = check_step(
+            run.decoder,
+            config,
+            params,
+            batch,
+            jnp.float32(shift),
+            jnp.asarray(swap),
+            chunk_bytes=run.chunk_bytes,
+        )
         error = float(np.abs(np.asarray(margin_B)[:size] - wanted).max())
         if not error <= tolerance:
             raise TpmmError(

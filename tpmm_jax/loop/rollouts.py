@@ -56,7 +56,10 @@ def read_pairs(run: Run, iteration: int) -> IterationPairs:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         row = json.loads(line)
         pair = PairRow(
-            row["prompt_ids"], row["chosen_ids"], row["rejected_ids"], f"{path}:{number}"
+            row["prompt_ids"],
+            row["chosen_ids"],
+            row["rejected_ids"],
+            f"{path}:{number}",
         )
         (held_out if row["held_out"] else train).append(pair)
     return IterationPairs(train, held_out)

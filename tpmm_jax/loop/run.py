@@ -24,8 +24,8 @@ from tpmm_jax.store import Trajectory, WorkStore
 ROLLOUT, EVALUATION = 0, 1
 
 
-# Kinds of metric rows, in the order in which an iteration writes them.
-KINDS = ("pairs", "merge", "reference", "train", "iteration")
+# Kinds of metric and timing rows, in the order in which an iteration writes them.
+KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
 
 
 class StopFlag:

@@ -19,7 +19,13 @@ from tpmm_jax.data.pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.pairs import load_pairs
 from tpmm_jax.data.tokens import pad_id, require_eos
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Source, read_config, read_tokenizer, resolve, write_description  # fmt: skip
+from tpmm_jax.loading import (  # fmt: skip
+    Source,
+    read_config,
+    read_tokenizer,
+    resolve,
+    write_description,
+)
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
 from tpmm_jax.loop.run import Run
 from tpmm_jax.loop.training import check_tau
@@ -28,7 +34,14 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import MetricsLog
 from tpmm_jax.rewards import Scorer, import_object, load_scorer, probe
-from tpmm_jax.store import RunLock, Trajectory, WorkStore, check_space, check_writable, disk_need  # fmt: skip
+from tpmm_jax.store import (  # fmt: skip
+    RunLock,
+    Trajectory,
+    WorkStore,
+    check_space,
+    check_writable,
+    disk_need,
+)
 from tpmm_jax.store.files import read_json, write_json
 
 PairChunks = list[list[tuple[bool, PairRow]]]

@@ -21,8 +21,7 @@ from tpmm_jax.steps import (
     TrainState,
     init_state,
     make_optimizer,
-    make_train_step,
-    preference_loss,
+    preference_step,
     schedule,
 )
 from tpmm_jax.store.fingerprint import tree_digest
@@ -82,15 +81,13 @@ def train(
     """Trains theta_t and appends it to the trajectory; continues where it stopped."""
     config = run.config.train
     table = {**pair_table(run, pairs.train), "reference_BN": reference_logps_MN}
-    plan = Plan(len(pairs.train), config.batch_size, config.epochs, run.config.seed, iteration)  # fmt: skip
-    check_tau(run.config, plan.steps, f"iteration {iteration}")
-    optimizer = make_optimizer(config, plan.steps)
-    loss_fn = preference_loss(run.decoder, run.config.loss, run.chunk_bytes)
-    step_fn = make_train_step(
-        loss_fn, optimizer, accumulation=config.accumulation, mesh=run.mesh
+    plan = Plan(
+        len(pairs.train), config.batch_size, config.epochs, run.config.seed, iteration
     )
-    rate = schedule(config, plan.steps)
-    state, reference = _start(run, iteration, optimizer)
+    check_tau(run.config, plan.steps, f"iteration {iteration}")
+    step_fn = preference_step(run.decoder, run.config.loss, config, run.chunk_bytes)
+    rate, tau = schedule(config, plan.steps), run.config.reference.trust_region_tau
+    state, reference = _start(run, iteration)
     step = int(state.step)
     if reference is not None and step > 0:
         table["reference_BN"] = _moved_log_probs(run, reference, table, iteration)
@@ -103,7 +100,7 @@ def train(
         while step < plan.steps:
             places = plan.places(step)
             batch = put_batch(take(table, places, config.batch_size), run.mesh)
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, batch, rate(step))
             # The last step's metrics: this step is already under way.
             _log_step(run, iteration, pending, bar)
             pending = {
@@ -114,11 +111,13 @@ def train(
             }
             step += 1
             counted += int(take(table, places, len(places))["mask_BNT"].sum())
-            if reference is not None and step % run.config.reference.trust_region_tau == 0:  # fmt: skip
+            if reference is not None and step % tau == 0:
                 reference = _move(run, reference, state.params)
                 pending["reference/digest"] = tree_digest(reference)
                 if step < plan.steps:
-                    table["reference_BN"] = _moved_log_probs(run, reference, table, iteration)  # fmt: skip
+                    table["reference_BN"] = _moved_log_probs(
+                        run, reference, table, iteration
+                    )
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if (due and step < plan.steps) or run.stop.raised:
                 _log_step(run, iteration, pending, bar)
@@ -132,10 +131,9 @@ def train(
     run.work.clear()
 
 
-def _start(
-    run: Run, iteration: int, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, Params | None]:
+def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
     """Returns the saved state of this iteration, or a fresh one from theta_{t-1}."""
+    optimizer = make_optimizer(run.config.train)
     moving = run.config.reference.rule == "trust_region"
     latest = run.work.latest()
     if latest is not None:
@@ -190,7 +188,9 @@ def _move(run: Run, reference: Params, params: Params) -> Params:
 def _moved_log_probs(
     run: Run, reference: Params, table: Table, iteration: int
 ) -> np.ndarray:
-    return table_log_probs(run, reference, table, "moved reference log-probs", iteration)
+    return table_log_probs(
+        run, reference, table, "moved reference log-probs", iteration
+    )
 
 
 def _log_step(

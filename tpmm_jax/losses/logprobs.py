@@ -1,12 +1,14 @@
 """Token log-probabilities from hidden states; [B, T, V] never exists.
 
-The head's product, the log-sum-exp and their gradients are computed for a chunk
-of positions at a time, in float32. The backward pass recomputes the logits from
-the saved log-sum-exp.
+The vocabulary is walked in blocks: the head's product, a running log-sum-exp and,
+backward, the gradients of one block at a time, in float32. The backward pass
+recomputes a block's logits from the saved log-sum-exp. Blocks are of the vocabulary
+and not of positions, so that each row of the head's gradient is written once.
 """
 
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +16,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
-from tpmm_jax.mesh import BATCH, TENSOR, constrain
-from tpmm_jax.models import Decoder
+from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
+from tpmm_jax.models import Decoder, soft_cap
 from tpmm_jax.models.layers import matmul_precision
 
-# Size of one chunk of float32 logits. Larger chunks are faster on accelerators
-# (the head's gradient is accumulated once a chunk), smaller ones leaner.
+# Size of one block of float32 logits on a device. Larger blocks are faster on
+# accelerators, smaller ones leaner.
 CHUNK_BYTES = 32 * 2**20
+MIN_BLOCK = 128
 
 
 def log_probs(
@@ -36,15 +39,15 @@ def log_probs(
     Args:
       tokens_BT: token ids.
       mask_BT: 1 = token, 0 = padding on either side.
-      chunk_bytes: bound on one chunk of logits (at least one position a row).
+      chunk_bytes: size of one block of logits on a device.
 
     Returns:
       Entry t is 0 unless both mask_BT[t] and mask_BT[t + 1] are 1.
     """
-    hidden_BTD = decoder.hidden(params, tokens_BT, mask_BT)
+    hidden_BTD, head_VD = decoder.hidden_and_head(params, tokens_BT, mask_BT)
     logp = chunked_log_probs(
         hidden_BTD[:, :-1],
-        decoder.head(params),
+        head_VD,
         tokens_BT[:, 1:],
         decoder=decoder,
         chunk_bytes=chunk_bytes,
@@ -88,6 +91,55 @@ def pair_log_probs(
     return logps.reshape(B, N)
 
 
+class _Blocks(NamedTuple):
+    """How the vocabulary is walked; static.
+
+    The head is seen as [S, V/S, D], S being the tensor axis that splits it, and a
+    block takes ``width`` rows of each part. The last block may begin early, over
+    rows that were seen before: those are masked.
+    """
+
+    softcap: float | None
+    dtype: str
+    mesh: Mesh | None
+    parts: int
+    width: int
+    rows: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.rows // self.width)
+
+    def start(self, block: jax.Array) -> jax.Array:
+        return jnp.minimum(block * self.width, self.rows - self.width)
+
+    def take(self, head_SVD: jax.Array, block: jax.Array) -> jax.Array:
+        start = self.start(block)
+        return jax.lax.dynamic_slice_in_dim(head_SVD, start, self.width, axis=1)
+
+    def ids_and_new(self, block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the block's token ids [S, V] and which rows are new [V]."""
+        rows = self.start(block) + jnp.arange(self.width)
+        ids_SV = jnp.arange(self.parts)[:, None] * self.rows + rows
+        return ids_SV, rows >= block * self.width
+
+    def logits(self, hidden_BTD: jax.Array, block_SVD: jax.Array) -> jax.Array:
+        """Returns the block's logits [B, T, S, V], float32."""
+        logits = jnp.einsum(
+            "BTD,SVD->BTSV",
+            hidden_BTD.astype(self.dtype),
+            block_SVD.astype(self.dtype),
+            precision=matmul_precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        logits = constrain(logits, self.mesh, BATCH, None, TENSOR)
+        return soft_cap(logits, self.softcap)
+
+    def split(self, head_VD: jax.Array) -> jax.Array:
+        head_SVD = head_VD.reshape(self.parts, self.rows, -1)
+        return constrain(head_SVD, self.mesh, TENSOR, None, FSDP)
+
+
 def chunked_log_probs(
     hidden_BTD: Float[Array, "B T D"],
     head_VD: Float[Array, "V D"],
@@ -97,128 +149,101 @@ def chunked_log_probs(
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Float[Array, "B T"]:
     """Returns log softmax(soft_cap(hidden head^T))[target], float32 nats."""
-    B, T, _ = hidden_BTD.shape
-    batch_shards = 1
+    (B, T, _), V = hidden_BTD.shape, head_VD.shape[0]
+    parts, batch_shards = 1, 1
     if decoder.mesh is not None:
-        batch_shards = decoder.mesh.shape["data"] * decoder.mesh.shape["fsdp"]
-        batch_shards *= decoder.mesh.shape["tensor"]
-    chunk = chunk_bytes * batch_shards // (4 * B * head_VD.shape[0])
-    chunk = max(1, min(chunk, T))
-    count = -(-T // chunk)
-    pad = count * chunk - T
-    logp = _chunked(
+        shape = decoder.mesh.shape
+        parts = shape[TENSOR] if V % shape[TENSOR] == 0 else 1
+        batch_shards = math.prod(shape[name] for name in BATCH)
+        batch_shards = batch_shards if B % batch_shards == 0 else 1
+    rows = V // parts
+    width = max(MIN_BLOCK, chunk_bytes * batch_shards // (4 * B * T))
+    blocks = _Blocks(
         decoder.config.final_softcap,
         decoder.compute_dtype,
         decoder.mesh,
-        chunk,
-        jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0))),
-        head_VD,
-        jnp.pad(targets_BT, ((0, 0), (0, pad))),
+        parts,
+        min(width, rows),
+        rows,
     )
-    return logp[:, :T]
+    return _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
 
 
-def _chunk_logits(
-    softcap: float | None, dtype: str, mesh: Mesh | None, hidden_BCD: Any, head_VD: Any
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blockwise(
+    blocks: _Blocks, hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
-    logits = jnp.einsum(
-        "BCD,VD->BCV",
-        hidden_BCD.astype(dtype),
-        head_VD.astype(dtype),
-        precision=matmul_precision(dtype),
-        preferred_element_type=jnp.float32,
-    )
-    logits = constrain(logits, mesh, BATCH, None, TENSOR)
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-
-
-def _is_target(targets_BC: jax.Array, vocab_size: int) -> jax.Array:
-    """bool [B, C, V]; compared, not gathered, so that V may be sharded."""
-    return targets_BC[..., None] == jnp.arange(vocab_size)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _chunked(
-    softcap: float | None,
-    dtype: str,
-    mesh: Mesh | None,
-    chunk: int,
-    hidden_BTD: jax.Array,
-    head_VD: jax.Array,
-    targets_BT: jax.Array,
-) -> jax.Array:
-    return _forward(softcap, dtype, mesh, chunk, hidden_BTD, head_VD, targets_BT)[0]
+    return _forward(blocks, hidden_BTD, head_VD, targets_BT)[0]
 
 
 def _forward(
-    softcap: float | None,
-    dtype: str,
-    mesh: Mesh | None,
-    chunk: int,
-    hidden_BTD: jax.Array,
-    head_VD: jax.Array,
-    targets_BT: jax.Array,
+    blocks: _Blocks, hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array
 ) -> tuple[jax.Array, Any]:
-    def one(_: None, start: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        hidden_BCD = jax.lax.dynamic_slice_in_dim(hidden_BTD, start, chunk, axis=1)
-        targets_BC = jax.lax.dynamic_slice_in_dim(targets_BT, start, chunk, axis=1)
-        logits = _chunk_logits(softcap, dtype, mesh, hidden_BCD, head_VD)
-        lse_BC = jax.nn.logsumexp(logits, axis=-1)
-        hit = _is_target(targets_BC, logits.shape[-1])
-        return None, (jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), lse_BC)
+    head_SVD = blocks.split(head_VD)
 
-    starts = jnp.arange(0, hidden_BTD.shape[1], chunk)
-    _, (picked, lse) = jax.lax.scan(one, None, starts)
-    picked_BT, lse_BT = (
-        jnp.moveaxis(x, 0, 1).reshape(targets_BT.shape) for x in (picked, lse)
-    )
+    def one(block: jax.Array, carry: tuple) -> tuple:
+        top_BT, sum_BT, picked_BT = carry
+        logits = blocks.logits(hidden_BTD, blocks.take(head_SVD, block))
+        ids_SV, new_V = blocks.ids_and_new(block)
+        logits = jnp.where(new_V, logits, -jnp.inf)
+        # Compared, not gathered, so that the vocabulary may be sharded.
+        hit = targets_BT[..., None, None] == ids_SV
+        picked_BT += jnp.sum(jnp.where(hit & new_V, logits, 0.0), axis=(-2, -1))
+        higher_BT = jnp.maximum(top_BT, jnp.max(logits, axis=(-2, -1)))
+        sum_BT = sum_BT * jnp.exp(top_BT - higher_BT) + jnp.sum(
+            jnp.exp(logits - higher_BT[..., None, None]), axis=(-2, -1)
+        )
+        return higher_BT, sum_BT, picked_BT
+
+    zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
+    start = (jnp.full_like(zeros_BT, -jnp.inf), zeros_BT, zeros_BT)
+    top_BT, sum_BT, picked_BT = jax.lax.fori_loop(0, blocks.count, one, start)
+    lse_BT = top_BT + jnp.log(sum_BT)
     return picked_BT - lse_BT, (hidden_BTD, head_VD, targets_BT, lse_BT)
 
 
 def _backward(
-    softcap: float | None,
-    dtype: str,
-    mesh: Mesh | None,
-    chunk: int,
-    saved: Any,
-    grad_BT: jax.Array,
+    blocks: _Blocks, saved: Any, grad_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden_BTD, head_VD, targets_BT, lse_BT = saved
-    precision = matmul_precision(dtype)
-    head = head_VD.astype(dtype)
+    head_SVD, dtype = blocks.split(head_VD), blocks.dtype
+    product = functools.partial(
+        jnp.einsum,
+        precision=matmul_precision(dtype),
+        preferred_element_type=jnp.float32,
+    )
 
-    def one(d_head_VD: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hidden_BCD, targets_BC, lse_BC, grad_BC = (
-            jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)
-            for x in (hidden_BTD, targets_BT, lse_BT, grad_BT)
+    def one(block: jax.Array, carry: tuple) -> tuple:
+        d_hidden_BTD, d_head_SVD = carry
+        block_SVD = blocks.take(head_SVD, block)
+        logits = blocks.logits(hidden_BTD, block_SVD)
+        ids_SV, new_V = blocks.ids_and_new(block)
+        hit = (targets_BT[..., None, None] == ids_SV).astype(jnp.float32)
+        d_logits = hit - jnp.exp(logits - lse_BT[..., None, None])
+        d_logits *= grad_BT[..., None, None]
+        if blocks.softcap is not None:
+            d_logits *= 1.0 - (logits / blocks.softcap) ** 2
+        d_block_SVD = product(
+            "BTSV,BTD->SVD", d_logits.astype(dtype), hidden_BTD.astype(dtype)
         )
-        logits = _chunk_logits(softcap, dtype, mesh, hidden_BCD, head_VD)
-        hit = _is_target(targets_BC, logits.shape[-1]).astype(jnp.float32)
-        d_logits = grad_BC[..., None] * (hit - jnp.exp(logits - lse_BC[..., None]))
-        if softcap is not None:
-            d_logits *= 1.0 - (logits / softcap) ** 2
-        d_logits = d_logits.astype(dtype)
-        d_hidden_BCD = jnp.einsum(
-            "BCV,VD->BCD",
-            d_logits,
-            head,
-            precision=precision,
-            preferred_element_type=jnp.float32,
+        # A row that was seen before gets the same gradient once more.
+        d_head_SVD = jax.lax.dynamic_update_slice_in_dim(
+            d_head_SVD, d_block_SVD, blocks.start(block), axis=1
         )
-        d_head_VD += jnp.einsum(
-            "BCV,BCD->VD",
-            d_logits,
-            hidden_BCD.astype(dtype),
-            precision=precision,
-            preferred_element_type=jnp.float32,
+        d_hidden_BTD += product(
+            "BTSV,SVD->BTD",
+            jnp.where(new_V, d_logits, 0.0).astype(dtype),
+            block_SVD.astype(dtype),
         )
-        return d_head_VD, d_hidden_BCD.astype(hidden_BTD.dtype)
+        return d_hidden_BTD, d_head_SVD
 
-    zeros = jnp.zeros(head_VD.shape, jnp.float32)
-    starts = jnp.arange(0, hidden_BTD.shape[1], chunk)
-    d_head_VD, d_hidden = jax.lax.scan(one, zeros, starts)
-    d_hidden_BTD = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden_BTD.shape)
-    return d_hidden_BTD, d_head_VD.astype(head_VD.dtype), None
+    start = (
+        jnp.zeros(hidden_BTD.shape, jnp.float32),
+        blocks.split(jnp.zeros(head_VD.shape, jnp.float32)),
+    )
+    d_hidden_BTD, d_head_SVD = jax.lax.fori_loop(0, blocks.count, one, start)
+    d_head_VD = d_head_SVD.reshape(head_VD.shape).astype(head_VD.dtype)
+    return d_hidden_BTD.astype(hidden_BTD.dtype), d_head_VD, None
 
 
-_chunked.defvjp(_forward, _backward)
+_blockwise.defvjp(_forward, _backward)

@@ -41,7 +41,9 @@ def group_names(params: Params, granularity: str) -> list[str]:
     return [f"layer {i}" for i in range(layers)] + outside
 
 
-def leaf_weights(weights_G: np.ndarray, path: Path, names: Sequence[str]) -> np.ndarray:
+def leaf_weights(
+    weights_G: np.ndarray, path: Path, names: Sequence[str]
+) -> np.ndarray | np.floating:
     """Returns the weights of one leaf: [] or, for a leaf of all layers, [L]."""
     if len(names) == 1:
         return weights_G[0]
@@ -90,7 +92,7 @@ def _along(weight: jax.Array, x: jax.Array) -> jax.Array:
 
 def weighted_sum(
     models: Iterable[Params], weights: Sequence[float]
-) -> tuple[Params, jax.Array]:
+) -> tuple[Params, float]:
     """Returns sum_k w_k theta_k in float32 and its signal-to-rounding ratio.
 
     Computed as theta_0 (sum_k w_k) + sum_k w_k (theta_k - theta_0), so that small

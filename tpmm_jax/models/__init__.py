@@ -6,12 +6,12 @@ layers carry a leading L axis.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
@@ -20,7 +20,7 @@ from tpmm_jax.models.config import ModelConfig, RopeConfig
 from tpmm_jax.models.layers import Cache, matmul_precision
 from tpmm_jax.models.transformer import Transformer
 
-__all__ = ["Decoder", "DecodeState", "ModelConfig", "RopeConfig", "soft_cap"]
+__all__ = ["DecodeState", "Decoder", "ModelConfig", "RopeConfig", "soft_cap"]
 
 
 class DecodeState(NamedTuple):
@@ -82,7 +82,7 @@ class Decoder:
         boxed = jax.eval_shape(self.module().init, key, tokens, tokens, allowed)
         specs = nn.get_partition_spec(boxed)["params"]
 
-        def place(x: jax.ShapeDtypeStruct, spec: tuple) -> jax.ShapeDtypeStruct:
+        def place(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> Any:
             where = sharding(self.mesh, x.shape, *spec) if self.mesh else None
             return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=where)
 
@@ -97,11 +97,21 @@ class Decoder:
           tokens_BT: token ids; what stands at padding does not matter.
           mask_BT: 1 = token; padding may be on either side.
         """
+        return self.hidden_and_head(params, tokens_BT, mask_BT)[0]
+
+    def hidden_and_head(
+        self, params: Params, tokens_BT: Int[Array, "B T"], mask_BT: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
+        """Returns the hidden states and the output embedding, for a loss of both.
+
+        Where embeddings are tied, taking the head from here halves the memory of
+        their gradient.
+        """
         allowed_BTS = causal(tokens_BT.shape[1]) & (mask_BT > 0)[:, None, :]
-        hidden_BTD, _ = self.module().apply(
+        hidden_BTD, head_VD, _ = self.module().apply(
             {"params": params}, tokens_BT, positions(mask_BT), allowed_BTS
         )
-        return hidden_BTD
+        return hidden_BTD, head_VD
 
     def head(self, params: Params) -> Float[Array, "V D"]:
         """Returns the output embedding, the input's where they are tied."""
@@ -150,7 +160,7 @@ class Decoder:
         )
         valid_BS = jnp.pad(mask_BT, ((0, 0), (0, new_tokens)))
         allowed = jnp.pad(causal(T), ((0, 0), (0, 0), (0, new_tokens)))
-        hidden_BTD, cache = self.module().apply(
+        hidden_BTD, _, cache = self.module().apply(
             {"params": params},
             tokens_BT,
             positions(mask_BT),
@@ -166,7 +176,7 @@ class Decoder:
     ) -> tuple[Float[Array, "B D"], DecodeState]:
         """Reads one more token a row; returns its hidden state and the new cache."""
         valid_BS = state.valid_BS.at[:, state.next_slot].set(1)
-        hidden_BTD, cache = self.module().apply(
+        hidden_BTD, _, cache = self.module().apply(
             {"params": params},
             tokens_B[:, None],
             state.next_position_B[:, None],

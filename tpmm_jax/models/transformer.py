@@ -40,8 +40,32 @@ class Block(nn.Module):
         return (constrain(x_BTD, self.mesh, BATCH), cache), None
 
 
+@jax.custom_vjp
+def look_up(
+    embedding_VD: jax.Array, tokens_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the tokens' rows, and the embedding itself for a tied head to use.
+
+    Passing a tied head's use through here lets the backward pass add the rows'
+    gradient into the head's: one [V, D] buffer instead of three.
+    """
+    return embedding_VD.at[tokens_BT].get(mode="clip"), embedding_VD
+
+
+def _look_up_forward(embedding_VD: jax.Array, tokens_BT: jax.Array) -> Any:
+    return look_up(embedding_VD, tokens_BT), tokens_BT
+
+
+def _look_up_backward(tokens_BT: jax.Array, gradients: Any) -> Any:
+    rows_BTD, embedding_VD = gradients
+    return embedding_VD.at[tokens_BT].add(rows_BTD.astype(embedding_VD.dtype)), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
 class Transformer(nn.Module):
-    """Token ids to final hidden states; the head's weights live beside it."""
+    """Token ids to final hidden states, the output embedding, and the new cache."""
 
     config: ModelConfig
     dtype: Any
@@ -56,13 +80,14 @@ class Transformer(nn.Module):
         allowed_BTS: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, jax.Array, Cache | None]:
         c = self.config
         V, D = c.vocab_size, c.width
         embedding_VD = self.param("embedding", dense(D, (TENSOR, FSDP)), (V, D))
+        x_BTD, head_VD = look_up(embedding_VD, tokens_BT)
         if not c.tie_embeddings:
-            self.param("head", dense(D, (TENSOR, FSDP)), (V, D))
-        x_BTD = embedding_VD.at[tokens_BT].get(mode="clip").astype(self.dtype)
+            head_VD = self.param("head", dense(D, (TENSOR, FSDP)), (V, D))
+        x_BTD = x_BTD.astype(self.dtype)
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(D**0.5, self.dtype)
         x_BTD = constrain(x_BTD, self.mesh, BATCH)
@@ -80,4 +105,4 @@ class Transformer(nn.Module):
             (x_BTD, cache), jnp.arange(c.num_layers), positions_BT, allowed_BTS, slot
         )
         x_BTD = RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x_BTD)
-        return x_BTD, cache
+        return x_BTD, head_VD, cache

@@ -5,10 +5,11 @@ apart, and nothing here writes a control code.
 """
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -38,8 +39,8 @@ class RunConsole:
 
     def __init__(
         self,
-        file: IO[str] | None = None,
-        errors: IO[str] | None = None,
+        file: io.TextIOBase | None = None,
+        errors: io.TextIOBase | None = None,
         *,
         width: int | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -253,7 +254,7 @@ def _fitting(words: Sequence[str], room: int) -> str:
     return line
 
 
-def _console(file: IO[str], width: int | None) -> Console:
+def _console(file: Any, width: int | None) -> Console:
     encoding = (getattr(file, "encoding", None) or "utf-8").lower().replace("-", "")
     if not encoding.startswith("utf") and hasattr(file, "reconfigure"):
         # A log in ASCII shows "?" for a letter it lacks; it must not end the run.

@@ -50,7 +50,7 @@ class Pace:
         return max(0.0, (self.total - self.done) / rate - (now - self._now))
 
 
-def clock_text(seconds: float) -> str:
+def clock_text(seconds: float | int) -> str:
     """Seconds as 0:07, 12:05 or 3:04:05."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

@@ -4,13 +4,14 @@ import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from tpmm_jax.errors import BadInput
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Rates responses; higher is better.
 

@@ -8,6 +8,7 @@ disk fills up half-way.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import shutil
 import socket
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -90,6 +91,11 @@ def canonical_json(obj: Any) -> str:
         ) from None
 
 
+def sha256(obj: Any) -> str:
+    """SHA-256 (hex) of an object's canonical JSON."""
+    return hashlib.sha256(canonical_json(obj).encode()).hexdigest()
+
+
 def write_text(path: PathLike, text: str) -> None:
     """Writes UTF-8 text; readers see the old file or the new one, never a part.
 
@@ -146,23 +152,30 @@ def write_npz(path: PathLike, arrays: Mapping[str, Any]) -> None:
 
 
 def append_line(path: PathLike, line: str) -> None:
-    """Appends one line and flushes it; a torn line left by a kill is dropped first.
+    """Appends one line and flushes it; see ``append_lines``."""
+    append_lines(path, [line])
+
+
+def append_lines(path: PathLike, lines: Sequence[str]) -> None:
+    """Appends lines and flushes them; a torn line left by a kill is dropped first.
 
     Raises:
-      BadInput: `line` holds a line break.
+      BadInput: a line holds a line break.
       StorageError: the disk refuses; names `path`, and the file is as it was.
     """
-    if "\n" in line or "\r" in line:
-        raise BadInput(f"{path}: a line to append holds a line break: {line[:80]!r}")
+    for line in lines:
+        if "\n" in line or "\r" in line:
+            raise BadInput(f"{path}: a line to append holds a line break: {line[:80]!r}")
     path = pathlib.Path(path)
-    read_lines_repaired(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
+        if not is_new and _is_torn(path):
+            read_lines_repaired(path)
         with open(path, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             try:
-                data = line.encode("utf-8") + b"\n"
+                data = "".join(line + "\n" for line in lines).encode("utf-8")
                 while data:
                     data = data[file.write(data) :]
                 os.fsync(file.fileno())
@@ -172,6 +185,14 @@ def append_line(path: PathLike, line: str) -> None:
                 raise
         if is_new:
             sync_folder(path.parent)
+
+
+def _is_torn(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def read_lines_repaired(path: PathLike, *, truncate: bool = True) -> list[str]:
@@ -272,8 +293,7 @@ class RunLock:
         try:
             owner = json.loads(os.pread(descriptor, 4096, 0))
             who = (
-                f"process {owner['pid']} on {owner['host']}, "
-                f"started {owner['started']}"
+                f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
             )
         except (ValueError, KeyError, TypeError):
             who = "another process (it has not written its name yet)"

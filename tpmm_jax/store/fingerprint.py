@@ -6,7 +6,6 @@ mesh, on the order of summation, or on the number of devices. They find errors; 
 are no defence against an attacker.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Shaped, UInt32
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.store.files import canonical_json
+from tpmm_jax.store.files import sha256
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -100,7 +99,7 @@ def fingerprint(tree: Any) -> dict[str, list[int]]:
 
 
 def layout(tree: Any) -> dict[str, list[Any]]:
-    """"path/to/leaf" -> [dtype name, shape as a list] of every leaf."""
+    """ "path/to/leaf" -> [dtype name, shape as a list] of every leaf."""
     return {
         name: [str(leaf.dtype), [int(n) for n in leaf.shape]]
         for name, leaf in (
@@ -120,8 +119,7 @@ def digest(
       extra: whatever else the digest stands for; for a tree of arrays its `layout`
         (dtypes and shapes), as in `tree_digest`.
     """
-    body = {"fingerprints": dict(fingerprints), "extra": dict(extra or {})}
-    return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+    return sha256({"fingerprints": dict(fingerprints), "extra": dict(extra or {})})
 
 
 def tree_digest(tree: Any) -> str:

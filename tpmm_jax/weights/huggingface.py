@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ DERIVED = ("rotary_emb.inv_freq",)
 INDEX = "model.safetensors.index.json"
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """A checkpoint that hands out one tensor at a time, in Hugging Face terms."""
 
@@ -189,7 +190,9 @@ def write_params(
         batch[name] = np.ascontiguousarray(tensor)
     flush()
     if len(files) == 1:
-        os.replace(directory / "part-00001.safetensors", directory / "model.safetensors")
+        os.replace(
+            directory / "part-00001.safetensors", directory / "model.safetensors"
+        )
         return
     where = {}
     for number, held in enumerate(files, start=1):

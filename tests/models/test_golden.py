@@ -1,0 +1,228 @@
+"""The decoders agree with transformers' logits, and with themselves."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tpmm_jax as tpmm
+from tpmm_jax.errors import BadInput
+from tpmm_jax.losses import log_probs
+from tpmm_jax.models import Decoder
+from tpmm_jax.models.families import SIZES
+from tpmm_jax.weights.hf_config import parse_config
+from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
+
+FAMILIES = ("gemma", "llama", "qwen3")
+CONFIGS = ("config.json", "config.legacy.json")
+CASES = [(family, config) for family in FAMILIES for config in CONFIGS]
+
+
+def read(fixtures, family, config="config.json"):
+    """The decoder, parameters and golden arrays of a fixture."""
+    folder = fixtures / family
+    parsed = parse_config(json.loads((folder / config).read_text()), config)
+    decoder = Decoder(parsed)
+    params = read_params(SafetensorsDirectory(folder), decoder, "float32")
+    return decoder, params, dict(np.load(folder / "golden.npz"))
+
+
+def ints(x):
+    return jnp.asarray(x, jnp.int32)
+
+
+@pytest.mark.parametrize("family, config", CASES)
+def test_logits_agree_with_transformers(fixtures, family, config):
+    decoder, params, golden = read(fixtures, family, config)
+    tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
+    logits = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, tokens, mask)))(
+        params
+    )
+    error = np.abs(np.asarray(logits) - golden["logits"])[np.asarray(mask) > 0]
+    assert error.max() <= 1e-4
+
+
+@pytest.mark.parametrize("family, config", CASES)
+def test_token_log_probs_agree_with_transformers(fixtures, family, config):
+    decoder, params, golden = read(fixtures, family, config)
+    tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
+    # Five positions a chunk: the last chunk is partly filling.
+    chunk = 5 * 4 * len(tokens) * decoder.config.vocab_size
+    logp = jax.jit(lambda p: log_probs(decoder, p, tokens, mask, chunk_bytes=chunk))(
+        params
+    )
+    np.testing.assert_allclose(logp, golden["logps"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family, config", CASES)
+def test_every_weight_is_counted(fixtures, family, config):
+    decoder, params, _ = read(fixtures, family, config)
+    assert sum(x.size for x in jax.tree.leaves(params)) == decoder.config.num_params
+
+
+@pytest.mark.parametrize("family, config", CASES)
+def test_greedy_decoding_agrees_with_transformers(fixtures, family, config):
+    decoder, params, golden = read(fixtures, family, config)
+    tokens, mask = ints(golden["gen_input_ids"]), ints(golden["gen_attention_mask"])
+    new = golden["greedy"].shape[1]
+    hidden, state = decoder.prefill(params, tokens, mask, new_tokens=new)
+    decode = jax.jit(decoder.decode)
+    for step in range(new):
+        logits = decoder.logits(params, hidden[:, None])[:, 0]
+        sure = golden["greedy_margin"][:, step] > 1e-3
+        found = np.asarray(jnp.argmax(logits, -1))
+        assert (found == golden["greedy"][:, step])[sure].all()
+        # transformers' own token goes on, so that one near-tie does not spread.
+        hidden, state = decode(params, ints(golden["greedy"][:, step]), state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_continues_token_prompts_greedily(fixtures, tmp_path, family):
+    golden = np.load(fixtures / family / "golden.npz")
+    model = tpmm.load(fixtures / family)
+    prompts = [
+        row[mask > 0].tolist()
+        for row, mask in zip(golden["gen_input_ids"], golden["gen_attention_mask"])
+    ]
+    new = golden["greedy"].shape[1]
+    found = tpmm.generate(model, prompts, max_new_tokens=new, temperature=0.0)
+    for (ids,), wanted, margin in zip(
+        found, golden["greedy"].tolist(), golden["greedy_margin"]
+    ):
+        sure = new if (margin > 1e-3).all() else int(np.argmin(margin > 1e-3))
+        if 1 in wanted:
+            sure = min(sure, wanted.index(1) + 1)
+        assert sure > 3
+        assert ids[:sure] == wanted[:sure]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_facade_takes_numpy_and_lists(fixtures, family):
+    golden = np.load(fixtures / family / "golden.npz")
+    model = tpmm.load(str(fixtures / family))
+    tokens, mask = golden["input_ids"], golden["attention_mask"]
+    logits = tpmm.logits(model, tokens.tolist(), mask.tolist())
+    error = np.abs(np.asarray(logits) - golden["logits"])[mask > 0]
+    assert logits.dtype == jnp.float32 and error.max() <= 1e-4
+    logp = tpmm.log_probs(model, tokens, mask.astype(bool))
+    np.testing.assert_allclose(logp, golden["logps"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_decoding_is_the_full_forward(fixtures, family):
+    decoder, params, golden = read(fixtures, family)
+    tokens, T, first = ints(golden["input_ids"][:2, :19]), 19, 7
+    mask = jnp.ones_like(tokens)
+    full = decoder.logits(params, decoder.hidden(params, tokens, mask))
+    hidden, state = decoder.prefill(
+        params, tokens[:, :first], mask[:, :first], new_tokens=T - first
+    )
+    for t in range(first, T):
+        logits = decoder.logits(params, hidden[:, None])[:, 0]
+        np.testing.assert_allclose(logits, full[:, t - 1], rtol=0, atol=1e-5)
+        hidden, state = decoder.decode(params, tokens[:, t], state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_either_side_changes_no_log_prob(fixtures, family):
+    decoder, params, golden = read(fixtures, family)
+    rng = np.random.default_rng(3)
+    ids = golden["input_ids"][0, :17]
+    plain = log_probs(decoder, params, ints(ids[None]), jnp.ones((1, 17), jnp.int32))
+    for left in (0, 4, 13):
+        tokens = rng.integers(0, decoder.config.vocab_size, (1, 30))
+        mask = np.zeros((1, 30))
+        tokens[0, left : left + 17], mask[0, left : left + 17] = ids, 1
+        logp = np.array(log_probs(decoder, params, ints(tokens), ints(mask)))
+        where = slice(left, left + 16)
+        np.testing.assert_allclose(logp[:, where], plain, rtol=0, atol=1e-5)
+        logp[:, where] = 0
+        assert not logp.any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_do_not_see_each_other(fixtures, family):
+    decoder, params, golden = read(fixtures, family)
+    tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
+    together = np.asarray(decoder.hidden(params, tokens, mask))
+    alone = np.asarray(decoder.hidden(params, tokens[1:2], mask[1:2]))[0]
+    real = np.asarray(mask[1]) > 0
+    np.testing.assert_allclose(together[1][real], alone[real], rtol=0, atol=1e-5)
+
+
+def test_a_row_of_one_token_has_no_log_prob(fixtures):
+    model = tpmm.load(fixtures / "llama")
+    assert tpmm.log_probs(model, [[5], [6]], [[1], [1]]).shape == (2, 0)
+
+
+def test_bfloat16_stays_close(fixtures):
+    golden = np.load(fixtures / "qwen3" / "golden.npz")
+    model = tpmm.load(fixtures / "qwen3", dtype="bfloat16")
+    assert {str(x.dtype) for x in jax.tree.leaves(model.params)} == {"bfloat16"}
+    logp = np.asarray(
+        tpmm.log_probs(model, golden["input_ids"], golden["attention_mask"])
+    )
+    assert logp.dtype == np.float32
+    assert np.abs(logp - golden["logps"]).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "tokens, mask, wanted",
+    [
+        ([[1, 2, 3]], [[1, 1]], "shape"),
+        ([1, 2, 3], [1, 1, 1], "shape"),
+        ([[1.0, 2.0]], [[1, 1]], "integer"),
+        ([[1, 512]], [[1, 1]], "512"),
+        ([[1, -1]], [[1, 1]], "-1"),
+        ([[1, 2, 3]], [[1, 0, 1]], "gap"),
+        ([[1, 2, 3]], [[0, 1, 0]], "both sides"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(fixtures, tokens, mask, wanted):
+    model = tpmm.load(fixtures / "gemma")
+    for function in (tpmm.logits, tpmm.log_probs):
+        with pytest.raises(BadInput, match=wanted):
+            function(model, tokens, mask)
+
+
+def test_ids_at_padding_do_not_matter(fixtures):
+    model = tpmm.load(fixtures / "gemma")
+    a = tpmm.log_probs(model, [[5, 6, 7, -100]], [[1, 1, 1, 0]])
+    b = tpmm.log_probs(model, [[5, 6, 7, 0]], [[1, 1, 1, 0]])
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("ids", [[512], [3, -1], [10**12]])
+def test_generate_refuses_ids_outside_the_vocabulary(fixtures, ids):
+    model = tpmm.load(fixtures / "gemma")
+    with pytest.raises(BadInput, match="512"):
+        tpmm.generate(model, [[5], ids], max_new_tokens=2)
+
+
+def test_generate_refuses_text_without_a_tokenizer(fixtures):
+    model = tpmm.load(fixtures / "gemma")
+    with pytest.raises(BadInput, match="tokenizer"):
+        tpmm.generate(model, ["hello"])
+    with pytest.raises(BadInput, match="list"):
+        tpmm.generate(model, "hello")
+    assert tpmm.generate(model, []) == []
+
+
+# Counted in the families' own reports and model cards.
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("gemma-2b", 2_506_172_416),
+        ("gemma-7b", 8_537_680_896),
+        ("smollm2-135m", 134_515_008),
+        ("llama3-8b", 8_030_261_248),
+        ("qwen3-0.6b", 596_049_920),
+    ],
+)
+def test_published_sizes_have_the_published_number_of_weights(name, wanted):
+    config = SIZES[name]
+    assert config.num_params == wanted
+    shapes = Decoder(config).abstract_params()
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == wanted

@@ -1,0 +1,273 @@
+"""The console is calm in a log, fits its width, and estimates past compilation."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.report.progress import Pace, clock_text, rate_text
+from tpmm_jax.report.table import iteration_table
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def iteration_row(t, *, rule="learned", half=0.04, **more):
+    weights = {f"merge/weight_{k}": 1 / t for k in range(t)}
+    return {
+        "kind": "iteration",
+        "iteration": t,
+        "reward/mean": 0.41 + 0.09 * t,
+        "reward/low": 0.41 + 0.09 * t - half,
+        "reward/high": 0.41 + 0.09 * t + half,
+        "kl/theta_0": 2.1 * t,
+        "rewards/margins": 0.3 * t,
+        "rewards/accuracies": 0.7,
+        "merge/rule": rule,
+        "pairs": 1480,
+        "seconds": 754.0,
+        **weights,
+        **more,
+    }
+
+
+BASE = {"iteration": 0, "reward/mean": 0.41, "reward/low": 0.37, "reward/high": 0.45}
+ROWS = [BASE, *(iteration_row(t) for t in range(1, 5))]
+
+
+def drawn(rows, width):
+    out = io.StringIO()
+    Console(file=out, width=1000).print(iteration_table(rows, width))
+    return out.getvalue()
+
+
+def spoken(use, *, width=None, file=None, clock=None):
+    out, errors = file or io.StringIO(), io.StringIO()
+    console = RunConsole(out, errors, width=width, clock=clock or Clock())
+    use(console)
+    return out.getvalue(), errors.getvalue()
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 100, 200])
+@pytest.mark.parametrize("iterations", [1, 4, 9])
+def test_the_table_fits_and_keeps_reward_by_iteration(width, iterations):
+    rows = [BASE, *(iteration_row(t, seconds=4e4) for t in range(1, iterations + 1))]
+    lines = drawn(rows, width).splitlines()
+    table = lines[: 2 + len(rows)]
+    assert max(len(line.rstrip()) for line in table) <= width
+    for row, line in zip(rows, table[2:], strict=True):
+        found = re.match(r" *(\d+) +(\d\.\d\d ± 0\.04)", line)
+        assert found[1] == str(row["iteration"])
+        assert found[2].startswith(f"{row['reward/mean']:.2f}")
+
+
+def test_a_wide_table_says_everything():
+    text = drawn(ROWS, 200)
+    for title in ("vs θ0", "KL", "margin", "acc.", "reference", "pairs", "time"):
+        assert title in text
+    assert "θ0 .25 θ1 .25 θ2 .25 θ3 .25" in text
+    assert "+0.36" in text and "1,480" in text and "12:34" in text
+    assert "reference: learned" in text
+
+
+def test_80_columns_keep_the_reference_and_its_largest_weights():
+    rows = [
+        *ROWS,
+        iteration_row(
+            6,
+            **{
+                f"merge/weight_{k}": w
+                for k, w in enumerate([0.4, 0.05, 0.05, 0.1, 0.1, 0.3])
+            },
+        ),
+    ]
+    last = drawn(rows, 80).splitlines()[2 + len(rows) - 1]
+    assert "θ0 .40" in last and "θ5 .30" in last and re.search(r"\+[34]\b", last)
+
+
+def test_rules_that_differ_are_named_in_their_rows():
+    rows = [BASE, iteration_row(1, rule="initial"), iteration_row(2, rule="learned")]
+    lines = drawn(rows, 200).splitlines()
+    assert "initial θ0 1.00" in lines[3] and "learned θ0 .50 θ1 .50" in lines[4]
+
+
+def test_a_lopsided_interval_is_not_shown_as_symmetric():
+    rows = [BASE, iteration_row(1) | {"reward/low": 0.30, "reward/high": 0.51}]
+    assert "0.50 [0.30, 0.51]" in drawn(rows, 80)
+    assert "±" not in drawn(rows, 80)
+
+
+@pytest.mark.parametrize(
+    ("half", "shown"), [(0.0, "0.50"), (0.004, "0.500 ± 0.004"), (1.5, "0.5 ± 1.5")]
+)
+def test_decimals_follow_the_interval(half, shown):
+    assert shown in drawn([iteration_row(1, half=half)], 80)
+
+
+def test_missing_and_non_finite_values_leave_a_row():
+    rows = [{"iteration": 0}, {"iteration": 1, "reward/mean": float("nan")}]
+    lines = drawn(rows, 80).splitlines()
+    assert lines[2].split()[0] == "0" and lines[3].split() == ["1", "nan"]
+
+
+def test_a_table_without_rows_is_nothing():
+    assert drawn([], 80).strip() == ""
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_log_file_holds_no_control_codes(monkeypatch, width):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    def use(console):
+        console.header("Title", [("model", "m [/bold] :smile:"), ("disk", "x" * 300)])
+        with console.phase("train", 3, "steps") as phase:
+            for _ in range(3):
+                phase.advance(loss="0.5")
+        console.note("n")
+        console.warn("w " * 100)
+        console.iteration_table(ROWS)
+        console.next_steps(["python -m tpmm_jax.sample " + "x" * 300])
+        console.error("broken [red]")
+
+    out, errors = spoken(use, width=width)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out + errors)
+    assert "m [/bold] :smile:" in out
+    assert "\n  python -m tpmm_jax.sample " + "x" * 300 + "\n" in out
+    assert "warning: " + "w " * 99 + "w" in out
+    assert errors == "error: broken [red]\n"
+    assert "error" not in out
+
+
+def test_lines_of_a_long_phase_are_ten_seconds_apart_or_more(clock):
+    def use(console):
+        with console.phase("train", 1000, "steps") as phase:
+            for _ in range(1000):
+                clock.now += 0.5
+                phase.advance(loss="0.5")
+
+    lines = spoken(use, clock=clock)[0].splitlines()
+    assert lines[0].split() == ["train", "1,000", "steps"]
+    assert lines[1].split()[1] == "100/1,000"
+    assert "7:30 left" in lines[1] and "2.0 steps/s" in lines[1]
+    assert lines[-1].split()[1:4] == ["1,000/1,000", "steps", "8:20"]
+    assert len(lines) == 11
+
+
+def test_a_quick_phase_takes_two_lines_and_a_slow_one_one_a_minute(clock):
+    def use(seconds, total):
+        clock.now = 0.0
+
+        def run(console):
+            with console.phase("train", total, "steps") as phase:
+                for _ in range(40):
+                    clock.now += seconds
+                    phase.advance()
+
+        return len(spoken(run, clock=clock)[0].splitlines())
+
+    assert use(0.01, 40) == 2
+    assert use(30.0, 4000) == 22
+
+
+def test_a_phase_that_fails_says_so_and_lets_the_error_through(clock):
+    def use(console):
+        with pytest.raises(RuntimeError), console.phase("train", 9, "steps") as phase:
+            phase.advance(2)
+            raise RuntimeError
+
+    assert "2/9 steps  0:00  stopped" in spoken(use, clock=clock)[0]
+
+
+def test_an_empty_phase_is_complete(clock):
+    def use(console):
+        with console.phase("train", 0, "steps"):
+            pass
+
+    out = spoken(use, clock=clock)[0]
+    assert "0/0 steps" in out and "stopped" not in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_bars_of_nested_phases_fit_a_terminal(monkeypatch, width, clock):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    seen = []
+
+    def use(console):
+        with (
+            console.phase("iteration", 4, "phases") as outer,
+            console.phase("train", 5000, "steps") as inner,
+        ):
+            for _ in range(3):
+                clock.now += 2
+                inner.advance(loss="0.603", margin="0.10")
+            plain = io.StringIO()
+            Console(file=plain, width=1000).print(console._bars())
+            seen.extend(plain.getvalue().splitlines())
+            console.note("a line above the bars")
+            outer.advance()
+
+    out = spoken(use, width=width, file=Terminal(), clock=clock)[0]
+    assert max(len(line.rstrip()) for line in seen) <= width
+    assert "3/5,000 steps" in seen[1] and "left" in seen[1]
+    assert "a line above the bars" in out
+    assert out.endswith("\x1b[?25h") or "\x1b[?25h" in out  # the cursor is back
+
+
+def test_an_ascii_log_shows_question_marks_and_goes_on():
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    RunConsole(file, io.StringIO()).iteration_table(ROWS)
+    file.flush()
+    assert b"0.50 ? 0.04" in raw.getvalue()
+
+
+def test_time_left_ignores_the_first_item():
+    pace = Pace(total=101, start=0.0)
+    pace.advance(1, 300.0)  # compiles
+    assert pace.rate() is None and pace.remaining(300.0) is None
+    for item in range(1, 11):
+        pace.advance(1, 300.0 + 2.0 * item)
+    assert pace.rate() == pytest.approx(0.5)
+    assert pace.remaining(320.0) == pytest.approx(180.0)
+    assert pace.remaining(321.0) == pytest.approx(179.0)
+
+
+def test_time_left_follows_a_change_of_speed():
+    pace = Pace(total=1000, start=0.0)
+    now = 0.0
+    for item in range(200):
+        now += 1.0 if item < 100 else 0.1
+        pace.advance(1, now)
+    assert pace.remaining(now) == pytest.approx(80.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (725, "12:05"), (11045, "3:04:05")],
+)
+def test_clock_text(seconds, text):
+    assert clock_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(None, ""), (0.25, "4.0 s each"), (12.34, "12.3 x/s"), (4321.0, "4,321 x/s")],
+)
+def test_rate_text(rate, text):
+    assert rate_text(rate, "x") == text

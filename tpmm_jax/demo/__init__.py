@@ -1,0 +1,1 @@
+"""A world small enough to learn in seconds, in which the true reward is known."""

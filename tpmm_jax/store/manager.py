@@ -1,0 +1,225 @@
+"""What the trajectory and the work checkpoints share of Orbax.
+
+Every manager is opened for one purpose and closed again: an open manager keeps a
+list of steps in memory, and that list was measured to be wrong after a failed save.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
+from orbax.checkpoint import checkpoint_managers
+
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError, TpmmError
+from tpmm_jax.store.files import storage_errors, sync_folder
+
+# Present in every step that Orbax finished, written before the final rename.
+STEP_FILE = "_CHECKPOINT_METADATA"
+UNFINISHED = ".orbax-checkpoint-tmp"
+LATEST_2 = checkpoint_managers.LatestN(2)
+
+_NOISE = (
+    "CheckpointManagerOptions.read_only=True",
+    "Given directory is read only",
+    "Metadata file does not exist",
+)
+
+
+def is_primary() -> bool:
+    """True in the one process of a job that writes single files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits for the other processes of the job."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"tpmm_jax:{name}")
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Drops Orbax's warnings about what is done on purpose here."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_NOISE)
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+def open_manager(
+    directory: pathlib.Path, items: dict[str, str], **options: Any
+) -> ocp.CheckpointManager:
+    """Opens an Orbax manager.
+
+    Args:
+      directory: absolute.
+      items: item name -> "tree" or "json".
+      **options: of ocp.CheckpointManagerOptions.
+    """
+    handlers: dict[str, Any] = {
+        name: ocp.StandardCheckpointHandler()
+        if kind == "tree"
+        else ocp.JsonCheckpointHandler()
+        for name, kind in items.items()
+    }
+    with _without_noise():
+        return ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                lightweight_initialize=True, **options
+            ),
+            item_handlers=handlers,
+        )
+
+
+def read_items(
+    directory: pathlib.Path, items: dict[str, str], step: int, **args: Any
+) -> Any:
+    """Restores items of one step through a read-only manager.
+
+    Raises:
+      CorruptCheckpoint: whatever goes wrong that is no lack of memory or permission.
+      StorageError: the files may not be read.
+    """
+    where = directory / str(step)
+    try:
+        with (
+            _without_noise(),
+            open_manager(directory, items, read_only=True, create=False) as manager,
+        ):
+            return manager.restore(step, args=ocp.args.Composite(**args))
+    except TpmmError:
+        raise
+    except PermissionError as error:
+        raise StorageError(f"{where}: {error}: make the files readable") from error
+    except Exception as error:
+        if _out_of_memory(error):
+            raise
+        raise CorruptCheckpoint(
+            f"step {step}, {'/'.join(args)}: {where} cannot be read "
+            f"({type(error).__name__}: {first_line(error)}); {what_to_do(step)}"
+        ) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """True if the error says nothing about the files."""
+    exhausted = "RESOURCE_EXHAUSTED" in str(error)
+    on_device = isinstance(error, jax.errors.JaxRuntimeError) and exhausted
+    return on_device or isinstance(error, MemoryError)
+
+
+def what_to_do(step: int) -> str:
+    """The end of every message about a step that is not what it was."""
+    before = f"or set it aside and continue from step {step - 1}" if step else ""
+    return f"put the step back from a copy {before}".rstrip()
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of an error's message, not longer than `limit` characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else "no message"
+
+
+@contextlib.contextmanager
+def save_errors(directory: pathlib.Path, step: int | None) -> Iterator[None]:
+    """Turns whatever a save raises into a StorageError that names the step's path."""
+    where = directory if step is None else directory / str(step)
+    try:
+        with storage_errors(where):
+            yield
+    except TpmmError:
+        raise
+    except Exception as error:
+        if _out_of_memory(error):
+            raise
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f", {shutil.disk_usage(directory).free / 1e9:.2f} GB are free there"
+        raise StorageError(
+            f"{where} could not be saved ({type(error).__name__}: "
+            f"{first_line(error)}){free}; earlier steps are as they were; check space, "
+            "quota and permission and run the same command again"
+        ) from error
+
+
+def looks_whole(folder: pathlib.Path, items: dict[str, str]) -> bool:
+    """True if Orbax finished this step: its own file and every item are there."""
+    return (
+        not folder.is_symlink()
+        and (folder / STEP_FILE).is_file()
+        and all((folder / item).is_dir() for item in items)
+    )
+
+
+def numbered(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Entries whose name is a plain number, whatever they hold."""
+    with storage_errors(directory):
+        names = os.listdir(directory) if directory.is_dir() else []
+    return {
+        int(name): directory / name
+        for name in sorted(names)
+        if name.isascii() and name.isdecimal() and str(int(name)) == name
+    }
+
+
+def file_sizes(folder: pathlib.Path) -> dict[str, int]:
+    """ "relative/path" -> bytes of every file under a step's folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def flush(folder: pathlib.Path) -> None:
+    """Flushes every file and folder of a step; Orbax flushes only array data."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)
+
+
+def default_sharding() -> Sharding:
+    """Where a leaf lies whose target names no sharding."""
+    if jax.process_count() == 1:
+        return SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
+
+
+def abstract(name: str, leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    """What Orbax is asked for: shape and sharding of a target leaf, stored dtype.
+
+    Raises:
+      BadInput: the target's sharding names no devices; names the leaf.
+    """
+    where = getattr(leaf, "sharding", None) or default_sharding()
+    if not isinstance(getattr(where, "mesh", None), Mesh | None):
+        raise BadInput(
+            f"leaf {name}: the sharding {where} names no devices; wanted one over a "
+            "jax.sharding.Mesh"
+        )
+    return jax.ShapeDtypeStruct(np.shape(leaf), dtype, sharding=where)

@@ -1,0 +1,371 @@
+"""The trajectory: every iteration's policy, kept for good.
+
+    directory/
+      trajectory.jsonl   one line a committed step: digest, files and their sizes
+      0/ 1/ 2/ ...       Orbax steps: policy (arrays), meta and integrity (JSON)
+
+A step exists once its line is in trajectory.jsonl, and that line is written last.
+What a restore returns has been compared with the fingerprints taken when the step
+was saved, so that a changed bit is refused and never trained on.
+"""
+
+import contextlib
+import datetime
+import json
+import pathlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
+from tpmm_jax.store import deltas, manager, trees
+from tpmm_jax.store.files import (
+    PathLike,
+    append_line,
+    canonical_json,
+    remove_tree,
+    sha256,
+    storage_errors,
+)
+from tpmm_jax.store.fingerprint import digest, fingerprint, layout
+from tpmm_jax.store.listing import (
+    DISCARDED,
+    ITEMS,
+    LIST,
+    SET_ASIDE,
+    Entry,
+    fault,
+    ignored,
+    move_aside,
+    read_list,
+    refuse_fault,
+)
+from tpmm_jax.store.space import check_storage
+
+
+class Trajectory:
+    """The committed policies theta_0, theta_1, ... in a folder.
+
+    Nothing is held in memory between calls; a reader sees what is on the disk. In a
+    job of several processes every process makes the same calls, on a shared folder.
+
+    Args:
+      directory: made if missing, unless read_only.
+      storage: how later steps are stored: "float32", or "bfloat16_delta", the
+        difference to step 0 rounded to bfloat16 (half the bytes; relative error of
+        the difference at most 2^-8). Step 0 is always float32, and leaves that are
+        not float32 are stored as they are. Steps already there keep theirs.
+      read_only: for evaluation; `append` and `set_aside` refuse.
+
+    Raises:
+      BadInput: an unknown storage; or read_only and there is no such folder.
+    """
+
+    def __init__(
+        self,
+        directory: PathLike,
+        *,
+        storage: Literal["float32", "bfloat16_delta"] = "float32",
+        read_only: bool = False,
+    ):
+        check_storage(storage)
+        self.directory = pathlib.Path(directory).absolute()
+        self.storage = storage
+        self.read_only = read_only
+        if not read_only:
+            with storage_errors(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+        elif not self.directory.is_dir():
+            raise BadInput(f"{self.directory}: there is no such trajectory folder")
+
+    def __enter__(self) -> "Trajectory":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is pending outside `append`, which saves, waits and closes."""
+
+    # ---- what is there
+
+    def steps(self) -> list[int]:
+        """The committed steps whose files are all there, in order."""
+        return [e.step for e in self._entries() if fault(self.directory, e) is None]
+
+    def ignored(self) -> list[tuple[str, str]]:
+        """(name, reason) of everything in the folder that is no committed step."""
+        return ignored(self.directory, self._entries())
+
+    def digest(self, step: int) -> str:
+        """The digest of the tree that `restore` gives for a step."""
+        return self._entry(step).digest
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What `append` was given as meta, as JSON gives it back.
+
+        Raises:
+          BadInput: there is no such step.
+          CorruptCheckpoint: it is not what was saved.
+        """
+        entry = self._entry(step)
+        found = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        if sha256(found) != entry.meta:
+            raise CorruptCheckpoint(
+                f"step {step}, meta: {self.directory / str(step)} does not hold the "
+                f"meta that was saved; {manager.what_to_do(step)}"
+            )
+        return found
+
+    def abstract(self, step: int) -> Params:
+        """Shapes and dtypes of a step as nested ShapeDtypeStructs, no shardings."""
+        saved = self._integrity(self._entry(step))["layout"]
+        return trees.nest(
+            {n: jax.ShapeDtypeStruct(s, jnp.dtype(d)) for n, (d, s) in saved.items()}
+        )
+
+    # ---- append
+
+    def append(self, step: int, params: Params, meta: dict[str, Any]) -> str:
+        """Saves the next step and commits it; returns when it is on the disk.
+
+        Args:
+          step: the number of committed steps.
+          params: nested dict of arrays, sharded in any way.
+          meta: whatever JSON can say.
+
+        Returns:
+          The digest of what `restore` will give.
+
+        Raises:
+          BadInput: read-only, a wrong step, or params or meta that cannot be stored.
+          CorruptCheckpoint: an earlier step is damaged; names the step and the file.
+          StorageError: the disk refuses; the earlier steps are as they were.
+        """
+        self._check_step(step)
+        meta = json.loads(canonical_json(meta))
+        flat = trees.flatten_params(params)
+        saved_layout = layout(flat)
+        if step > 0:
+            first = self._integrity(self._entry(0))["layout"]
+            trees.check_same(saved_layout, first, came="params", against="step 0")
+        storage = self.storage if step > 0 else "float32"
+        if storage == "float32":
+            stored, sums = flat, fingerprint(flat)
+        else:
+            stored, sums = self._differences(flat)
+        integrity = {"fingerprints": sums, "layout": saved_layout, "storage": storage}
+        self._discard(step)
+        self._save(step, trees.nest(stored), meta, integrity)
+        total = digest(sums, saved_layout)
+        self._commit(step, digest=total, meta=sha256(meta), storage=storage)
+        return total
+
+    def _check_step(self, step: int) -> None:
+        if self.read_only:
+            raise BadInput(f"{self.directory} was opened read-only; nothing is saved")
+        entries = self._entries()
+        for entry in entries:
+            refuse_fault(self.directory, entry)
+        if step != len(entries):
+            have = f"steps 0 to {len(entries) - 1}" if entries else "no steps"
+            raise BadInput(
+                f"{self.directory} holds {have}: the next one is {len(entries)}, not "
+                f"{step}; a committed step is never written again"
+            )
+        beyond = [
+            n
+            for n, folder in manager.numbered(self.directory).items()
+            if n > step and manager.looks_whole(folder, ITEMS)
+        ]
+        if beyond:
+            raise CorruptCheckpoint(
+                f"{self.directory / LIST} lists {len(entries)} steps, and the folder "
+                f"holds step {beyond[0]} too: lines are missing; put the file back "
+                "from a copy, or move those steps elsewhere"
+            )
+
+    def _differences(
+        self, flat: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        """(what to store, fingerprints of what a restore will give)."""
+        first = self._restore_flat(self._entry(0), flat)
+        stored, sums = {}, {}
+        for name, leaf in flat.items():
+            stored[name], given = deltas.split(name, leaf, first.pop(name))
+            sums.update(fingerprint({name: given}))
+        return stored, sums
+
+    def _discard(self, step: int) -> None:
+        """Removes what a killed save of this step left behind."""
+        if manager.is_primary():
+            with storage_errors(self.directory):
+                folder = self.directory / str(step)
+                if folder.is_symlink() or folder.is_file():
+                    folder.unlink()
+                elif folder.exists():
+                    # One rename first: a kill must not leave half a step behind.
+                    folder.rename(self.directory / f"{DISCARDED}{step}-{_now()}")
+                for path in self.directory.glob(f"{DISCARDED}*"):
+                    remove_tree(path)
+                for path in self.directory.glob(f"*{manager.UNFINISHED}*"):
+                    remove_tree(path)
+        manager.barrier("discarded")
+
+    def _save(self, step: int, stored: Params, meta: Any, integrity: Any) -> None:
+        args = ocp.args.Composite(
+            policy=ocp.args.StandardSave(stored),
+            meta=ocp.args.JsonSave(meta),
+            integrity=ocp.args.JsonSave(integrity),
+        )
+        try:
+            with (
+                manager.save_errors(self.directory, step),
+                # Not in the background: the commit waits for it anyway, and a
+                # failure is raised here.
+                manager.open_manager(
+                    self.directory, ITEMS, enable_async_checkpointing=False
+                ) as writer,
+            ):
+                # Forced, for a stray folder with a higher number would otherwise
+                # make Orbax skip the save and say so only in its return value.
+                if not writer.save(step, args=args, force=True):
+                    raise StorageError(
+                        f"{self.directory / str(step)}: Orbax skipped the save"
+                    )
+                writer.wait_until_finished()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                if manager.is_primary():
+                    for path in self.directory.glob(f"{step}{manager.UNFINISHED}*"):
+                        remove_tree(path)
+            raise
+
+    def _commit(self, step: int, **record: str) -> None:
+        folder = self.directory / str(step)
+        with manager.open_manager(
+            self.directory, ITEMS, read_only=True, create=False
+        ) as reader:
+            listed = step in reader.all_steps()
+        if not listed or not manager.looks_whole(folder, ITEMS):
+            raise StorageError(
+                f"{folder} was saved and is not there; check the file system and run "
+                "the same command again"
+            )
+        if manager.is_primary():
+            with storage_errors(folder):
+                manager.flush(folder)
+                files = manager.file_sizes(folder)
+            entry = Entry(step=step, files=files, time=_now(), **record)
+            append_line(self.directory / LIST, entry.line())
+        manager.barrier("committed")
+
+    # ---- restore
+
+    def restore(self, step: int, target: Params) -> Params:
+        """Reads a step and compares it with the fingerprints taken at its save.
+
+        Args:
+          step: a committed one.
+          target: nested dict of jax.ShapeDtypeStruct (or arrays), with the shardings
+            wanted, on any mesh; a leaf without one goes to one device. The dtype is
+            what was appended: no cast is made.
+
+        Returns:
+          The params, with the target's structure and shardings.
+
+        Raises:
+          BadInput: no such step, or a leaf of the target differs; names the leaf.
+          CorruptCheckpoint: a leaf or a file is not what was saved; names it.
+        """
+        entry = self._entry(step)
+        wanted = trees.flatten_params(target)
+        return trees.like(target, self._restore_flat(entry, wanted))
+
+    def _restore_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
+        saved = self._integrity(entry)
+        trees.check_same(
+            layout(wanted), saved["layout"], came="target", against=f"step {entry.step}"
+        )
+        if entry.storage == "float32":
+            flat = self._read_flat(entry.step, wanted, rounded=False)
+        else:
+            flat = self._restore_flat(self._entry(0), wanted)
+            differences = self._read_flat(entry.step, wanted, rounded=True)
+            for name in flat:
+                flat[name] = deltas.join(flat[name], differences.pop(name))
+        found = fingerprint(flat)
+        for name, sums in saved["fingerprints"].items():
+            if found[name] != sums:
+                raise CorruptCheckpoint(
+                    f"step {entry.step}, leaf {name}: {self.directory} holds other "
+                    f"bits than were saved (fingerprint {found[name]}, saved {sums}); "
+                    f"{manager.what_to_do(entry.step)}"
+                )
+        return flat
+
+    def _read_flat(
+        self, step: int, wanted: dict[str, Any], *, rounded: bool
+    ) -> dict[str, Any]:
+        target = {
+            name: manager.abstract(
+                name, leaf, deltas.stored_dtype(leaf.dtype) if rounded else leaf.dtype
+            )
+            for name, leaf in wanted.items()
+        }
+        args = ocp.args.StandardRestore(trees.nest(target))
+        return trees.flatten_params(self._read(step, policy=args)["policy"])
+
+    def _integrity(self, entry: Entry) -> dict[str, Any]:
+        saved = self._read(entry.step, integrity=ocp.args.JsonRestore())["integrity"]
+        with contextlib.suppress(KeyError, TypeError, ValueError, BadInput):
+            if digest(saved["fingerprints"], saved["layout"]) == entry.digest:
+                return saved
+        raise CorruptCheckpoint(
+            f"step {entry.step}, integrity: {self.directory / str(entry.step)} does "
+            f"not hold the fingerprints that were saved; "
+            f"{manager.what_to_do(entry.step)}"
+        )
+
+    def _read(self, step: int, **args: Any) -> Any:
+        return manager.read_items(self.directory, ITEMS, step, **args)
+
+    # ---- the list
+
+    def _entries(self) -> list[Entry]:
+        repair = not self.read_only and manager.is_primary()
+        return read_list(self.directory, repair=repair)
+
+    def _entry(self, step: int) -> Entry:
+        entries = self._entries()
+        if not 0 <= step < len(entries):
+            raise BadInput(
+                f"{self.directory} has no step {step}; it holds "
+                f"{[e.step for e in entries]}"
+            )
+        refuse_fault(self.directory, entries[step])
+        return entries[step]
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Moves a step and all later ones out of the way; nothing is deleted.
+
+        Returns:
+          The folder that now holds them, with the old list.
+        """
+        if self.read_only:
+            raise BadInput(f"{self.directory} was opened read-only; nothing is moved")
+        entries = self._entries()
+        if not 0 <= step < len(entries):
+            raise BadInput(f"{self.directory} has no step {step} to set aside")
+        aside = self.directory / f"{SET_ASIDE}{_now()}"
+        if manager.is_primary():
+            move_aside(self.directory, entries, step, aside)
+        manager.barrier("set_aside")
+        return aside
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
