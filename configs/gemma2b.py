@@ -26,7 +26,7 @@ TPU_POD = MeshConfig(data=-1, fsdp=16, tensor=1)
 
 
 def get_config(mesh: MeshConfig = GPU_NODE) -> Config:
-    """Returns the configuration; on a TPU pod: --set mesh.data=-1 --set mesh.fsdp=16."""
+    """Returns the configuration; for a pod: --set mesh.data=-1 --set mesh.fsdp=16."""
     return Config(
         iterations=4,
         model=ModelSource(
@@ -49,8 +49,6 @@ def get_config(mesh: MeshConfig = GPU_NODE) -> Config:
         ),
         scorer=ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"),
         reference=ReferenceConfig(rule="learned", granularity="layer"),
-        train=TrainConfig(
-            learning_rate=5e-7, batch_size=64, accumulation=1, epochs=1
-        ),
+        train=TrainConfig(learning_rate=5e-7, batch_size=64, accumulation=1, epochs=1),
         evaluation=EvaluationConfig(num_prompts=512),
     )

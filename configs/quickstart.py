@@ -1,6 +1,6 @@
 """Two references side by side on a made-up language, in minutes and with no download.
 
-    python configs/quickstart.py
+python configs/quickstart.py
 """
 
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
@@ -15,17 +15,17 @@ def get_config() -> Config:
     return Config(
         iterations=4,
         model=ModelSource(source="tpmm_jax.demo.toy:build_model"),
-        data=DataConfig(prompts="tpmm_jax.demo.toy:prompts", max_prompt_length=16),
+        data=DataConfig(prompts="tpmm_jax.demo.toy:prompts", max_prompt_length=9),
         rollout=RolloutConfig(
-            prompts_per_iteration=128,
+            prompts_per_iteration=320,
             samples_per_prompt=4,
-            max_new_tokens=32,
+            max_new_tokens=23,
             batch_size=64,
         ),
         scorer=ScorerConfig(name="tpmm_jax.demo.toy:reward"),
         pairing=PairingConfig(flip_probability=0.25),
-        reference=ReferenceConfig(rule="learned", steps=40, batch_size=16),
-        train=TrainConfig(batch_size=16, learning_rate=1e-3, epochs=2),
+        reference=ReferenceConfig(rule="learned", steps=40, batch_size=64),
+        train=TrainConfig(batch_size=16, learning_rate=1e-3, epochs=3),
         # As many samples a prompt as a rollout has: one compiled sampler serves both.
-        evaluation=EvaluationConfig(num_prompts=128, samples_per_prompt=4),
+        evaluation=EvaluationConfig(num_prompts=64, samples_per_prompt=4),
     )

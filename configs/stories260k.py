@@ -68,9 +68,7 @@ def prompts() -> list[list[int]]:
     return [bos[0] + ids for [ids] in found if eos not in ids]
 
 
-def score(
-    prompts: Sequence[str], responses: Sequence[Sequence[str]]
-) -> np.ndarray:
+def score(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.ndarray:
     """Returns cheerfulness plus fluency; see the head of this file."""
     model, rows = theta_0(), []
     for prompt, texts in zip(prompts, responses):

@@ -365,6 +365,15 @@ def parse(text: str, hint: Any, name: str) -> Any:
     return value
 
 
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "none",
+}
+
+
 def describe(hint: Any) -> str:
     """Returns a type in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -374,8 +383,7 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(a) for a in args)
     if origin is not None:
         return "a JSON object"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}  # fmt: skip
-    return words.get(hint, "none" if hint is type(None) else str(hint))
+    return _WORDS.get(hint, str(hint))
 
 
 def fits(value: Any, hint: Any) -> bool:

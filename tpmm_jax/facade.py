@@ -68,7 +68,7 @@ def check_tokens(model: Model, tokens_BT: Any, mask_BT: Any) -> Any:
     tokens, mask = np.asarray(tokens_BT), np.asarray(mask_BT)
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise BadInput(
-            f"tokens have shape {tokens.shape}, the mask {mask.shape}; wanted one [B, T]"
+            f"tokens have shape {tokens.shape}, the mask {mask.shape}; want one [B, T]"
         )
     if not np.issubdtype(tokens.dtype, np.integer):
         raise BadInput(f"tokens are {tokens.dtype}; wanted integer ids")

@@ -50,10 +50,9 @@ def run(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
         last = config.iterations
         console.next_steps(
             [
-                f"policies    {workdir}/trajectory, theta_0 to theta_{last}; in Python: "
-                f'tpmm.load("{workdir}/trajectory@{last}")',
-                f"metrics     {workdir}/metrics.jsonl, or tensorboard --logdir {workdir}",
-                f"samples     {workdir}/iterations/{last:03d}/evaluation.jsonl",
+                f'policy   tpmm.load("{workdir}/trajectory@{last}") in Python',
+                f"samples  {workdir}/iterations/{last:03d}/evaluation.jsonl",
+                f"metrics  {workdir}/metrics.jsonl, or tensorboard --logdir {workdir}",
             ]
         )
 
@@ -66,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(load_config(args.config, args.overrides), workdir, console)
     except Stopped as error:
-        command = ["python", "-m", "tpmm_jax.train", *(sys.argv[1:] if argv is None else argv)]  # fmt: skip
-        console.note(f"{error}; its state is saved. To continue: {shlex.join(command)}")
+        given = sys.argv[1:] if argv is None else argv
+        command = shlex.join(["python", "-m", "tpmm_jax.train", *given])
+        console.note(f"{error}; its state is saved. To continue: {command}")
         return error.exit_code
     except TpmmError as error:
         console.error(str(error))

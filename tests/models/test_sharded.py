@@ -46,8 +46,6 @@ def both(name):
     one = Decoder(CONFIGS[name])
     many = Decoder(CONFIGS[name], mesh=mesh222())
     params = one.init(jax.random.key(7))
-    # Larger than at the start, so that attention is not uniform.
-    params = jax.tree.map(lambda x: x * 1.5, params)
     where = jax.tree.map(lambda x: x.sharding, many.abstract_params())
     return (one, params), (many, jax.device_put(params, where))
 

@@ -284,7 +284,7 @@ def test_set_aside_keeps_the_evidence_and_the_earlier_steps(copied, lab, mesh_22
     shutil.rmtree(copied / "2" / "policy")
     with Trajectory(copied) as trajectory:
         assert trajectory.steps() == [0, 1]
-        with pytest.raises(CorruptCheckpoint, match=r"step 2.*set it aside"):
+        with pytest.raises(CorruptCheckpoint, match=r"step 2.*set_aside\(2\)"):
             trajectory.append(3, lab.policy(3, mesh_222), {})
         aside = trajectory.set_aside(1)
         assert sorted(os.listdir(aside)) == ["1", "2", "trajectory.jsonl"]

@@ -2,11 +2,12 @@
 
     text      prompt, then 3 sentences on different aspects of the place
     prompt    "Our Monday lunch at the old cafe:"
-    sentence  "The ASPECT was QUALITIES." or "We VERB the ASPECT."
-    qualities one, or two of equal sign joined by "and", or of unequal sign by "but"
-    quality   an adjective, with "quite" (x 0.75) or "very" (x 1.25) or nothing before
+    sentence  "We VERB the ASPECT.", "The ASPECT was QUALITY.",
+              "The ASPECT was DEGREE QUALITY." or "The ASPECT was QUALITY and QUALITY."
 
-Verbs and adjectives carry a sentiment from -1 to 1; two qualities count their mean.
+Verbs and qualities carry a sentiment from -1 to 1. The degree "quite" multiplies it
+by 0.75, "very" by 1.25. Two qualities count their mean; they differ, and where one is
+good and the other bad, "but" joins them.
 """
 
 import random
@@ -20,11 +21,14 @@ PLACES: dict[str, tuple[str, ...]] = {
     "beach": ("sand", "water", "view", "bar", "music", "parking"),
     "market": ("fruit", "bread", "cheese", "music", "crowd", "parking"),
 }
-AGES = ("old", "new", "small", "large", "famous", "quiet")
+AGES = (
+    "old", "new", "small", "large", "famous", "quiet",
+    "busy", "cheap", "central", "modern", "royal", "corner",
+)  # fmt: skip
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 TIMES = ("morning", "lunch", "evening")
 
-ADJECTIVES: dict[str, float] = {
+QUALITIES: dict[str, float] = {
     **dict.fromkeys(("perfect", "lovely", "superb"), 0.8),
     **dict.fromkeys(("good", "pleasant", "decent"), 0.4),
     **dict.fromkeys(("ordinary", "usual", "average"), 0.0),
@@ -46,11 +50,9 @@ MOODS: dict[str, tuple[float, tuple[float, float, float]]] = {
 # A word with the space before it, or a mark: the demonstration's tokens.
 WORD = r" ?\w+|[^\w\s]"
 
-_SENTENCE = re.compile(
-    r"(?:We (?P<verb>\w+) the (?P<object>\w+)"
-    r"|The (?P<subject>\w+) was (?:(?P<degree1>quite|very) )?(?P<quality1>\w+)"
-    r"(?: (?P<joint>and|but) (?:(?P<degree2>quite|very) )?(?P<quality2>\w+))?)\."
-)
+_VERB = re.compile(r"We (\w+) the (\w+)\.")
+_ONE = re.compile(r"The (\w+) was (?:(quite|very) )?(\w+)\.")
+_TWO = re.compile(r"The (\w+) was (\w+) (and|but) (\w+)\.")
 
 
 def all_prompts() -> list[str]:
@@ -84,21 +86,21 @@ def _review(rng: random.Random, place: str) -> str:
 
 
 def _write(rng: random.Random, aspect: str, weights: tuple[float, ...]) -> str:
-    if rng.random() < 0.3:
+    kind = rng.choices(("verb", "one", "two"), (0.3, 0.4, 0.3))[0]
+    if kind == "verb":
         return f"We {_pick(rng, VERBS, weights)} the {aspect}."
-    first, words = _quality(rng, weights)
-    if rng.random() < 0.4:
-        second, more = first, words
-        while more.split()[-1] == words.split()[-1]:
-            second, more = _quality(rng, weights)
-        words += (" but " if first * second < 0 else " and ") + more
-    return f"The {aspect} was {words}."
+    word = _pick(rng, QUALITIES, weights)
+    if kind == "one":
+        degree = rng.choices(("", "quite ", "very "), (0.5, 0.25, 0.25))[0]
+        return f"The {aspect} was {degree}{word}."
+    other = word
+    while other == word:
+        other = _pick(rng, QUALITIES, weights)
+    return f"The {aspect} was {word} {_joint(word, other)} {other}."
 
 
-def _quality(rng: random.Random, weights: tuple[float, ...]) -> tuple[float, str]:
-    degree = rng.choices(list(DEGREES), (0.5, 0.25, 0.25))[0]
-    word = _pick(rng, ADJECTIVES, weights)
-    return ADJECTIVES[word], f"{degree} {word}".strip()
+def _joint(first: str, second: str) -> str:
+    return "but" if QUALITIES[first] * QUALITIES[second] < 0 else "and"
 
 
 def _pick(
@@ -106,33 +108,21 @@ def _pick(
 ) -> str:
     """Draws a bad, neutral or good word."""
     sign = rng.choices((-1, 0, 1), weights)[0]
-    return rng.choice([w for w, value in words.items() if _sign(value) == sign])
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
+    return rng.choice([w for w, x in words.items() if (x > 0) - (x < 0) == sign])
 
 
 def read_sentence(sentence: str) -> tuple[str, float] | None:
     """Returns (aspect, sentiment in [-1, 1]), or None if it is not grammatical."""
-    found = _SENTENCE.fullmatch(sentence)
-    if found is None:
-        return None
-    if found["verb"]:
-        value = VERBS.get(found["verb"])
-        return None if value is None else (found["object"], value)
-    first = _value(found["degree1"], found["quality1"])
-    if found["joint"] is None:
-        return None if first is None else (found["subject"], first)
-    second = _value(found["degree2"], found["quality2"])
-    if first is None or second is None or found["quality1"] == found["quality2"]:
-        return None
-    joint = "but" if first * second < 0 else "and"
-    if found["joint"] != joint:
-        return None
-    return found["subject"], (first + second) / 2
-
-
-def _value(degree: str | None, word: str) -> float | None:
-    value = ADJECTIVES.get(word)
-    return None if value is None else DEGREES[degree or ""] * value
+    if found := _VERB.fullmatch(sentence):
+        verb, aspect = found.groups()
+        return (aspect, VERBS[verb]) if verb in VERBS else None
+    if found := _ONE.fullmatch(sentence):
+        aspect, degree, word = found.groups()
+        if word in QUALITIES:
+            return aspect, DEGREES[degree or ""] * QUALITIES[word]
+    if found := _TWO.fullmatch(sentence):
+        aspect, word, joint, other = found.groups()
+        known = word in QUALITIES and other in QUALITIES and word != other
+        if known and joint == _joint(word, other):
+            return aspect, (QUALITIES[word] + QUALITIES[other]) / 2
+    return None

@@ -20,16 +20,16 @@ from tpmm_jax.demo.grammar import (
     read_sentence,
 )
 from tpmm_jax.loading import Model, save
-from tpmm_jax.mesh import MeshConfig, make_mesh, put_batch
+from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.steps import TrainConfig, init_state, language_model_loss, make_optimizer, make_train_step, schedule  # fmt: skip
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
-# The longest text has 9 tokens of prompt, 3 sentences of 9, and EOS.
-TEXT_LENGTH = 37
-MAX_POSITIONS = 48
+# The longest text: 9 tokens of prompt, 3 sentences of 7, and EOS.
+TEXT_LENGTH = 31
+MAX_POSITIONS = 64
 
 _PRETRAIN = TrainConfig(batch_size=32, learning_rate=1e-2, warmup_fraction=0.05)
 _CHUNK_BYTES = 32 * 2**20
@@ -124,7 +124,7 @@ def build_model(directory: pathlib.Path, console: RunConsole, steps: int = 250) 
         eos_ids=(ids["eos"],),
         pad_id=ids["pad"],
     )
-    decoder = Decoder(config, remat=False, mesh=make_mesh(MeshConfig()))
+    decoder = Decoder(config, remat=False)
     params = decoder.init(jax.random.key(0))
     params = _pretrain(decoder, params, tokenizer, steps, console)
     save(Model(decoder, params, tokenizer), directory)

@@ -108,7 +108,7 @@ def make_schedule(
         ids = [e.ids for e in encoded]
         texts = [_text(tokenizer, p, i) for p, i in zip(chosen, ids)]
         cut = sum(e.truncated for e in encoded)
-        return EncodedPrompts(list(map(int, numbers)), texts, ids, cut)
+        return EncodedPrompts(list(numbers), texts, ids, cut)
 
     first = np.random.default_rng([config.seed, 0]).permutation(len(pool))
     if data.eval_prompts is not None:
@@ -122,7 +122,7 @@ def make_schedule(
                 "aside for evaluation; give more, set data.eval_prompts, or lower "
                 "evaluation.num_prompts"
             )
-        aside, rest = encode(pool, first[:wanted]), first[wanted:]
+        aside, rest = encode(pool, first[:wanted].tolist()), first[wanted:]
 
     def order(epoch: int) -> np.ndarray:
         if epoch == 0:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tpmm_jax.config import MAY_CHANGE, Config, flatten, to_dict
+from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.pairs import load_pairs
@@ -308,30 +308,36 @@ def show_header(
     need: int,
 ) -> None:
     """Prints what is about to run."""
-    model, flat = source.config, flatten(config)
+    model = source.config
     origin = config.model.source
     if "commit" in source.origin:
         origin += f" at {source.origin['commit'][:12]}"
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    kind = jax.devices()[0].device_kind
+    labels = "offline" if config.offline else f"labelled by {config.scorer.name}"
+    rule = config.reference.rule
+    if rule == "learned":
+        rule += f", {config.reference.granularity} weights, "
+        rule += config.reference.objective
+    size = f"{model.num_params / 1e6:,.1f} M parameters"
     rows = [
-        ("model", f"{origin}: {model.family}, {model.num_params / 1e6:,.1f} M parameters"),
-        ("devices", f"{mesh.devices.size} x {jax.devices()[0].device_kind}, mesh "
-         + " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-         + f", {config.model.compute_dtype}"),
-        ("data", str(config.data.prompts or config.data.pairs)
-         + (f", labelled by {config.scorer.name}" if not config.offline else ", offline")),
-        ("reference", config.reference.rule
-         + (f", {config.reference.granularity} weights, {config.reference.objective}"
-            if config.reference.rule == "learned" else "")),
-        ("training", f"{config.loss.name}, beta {config.loss.beta:g}, "
-         f"{config.train.batch_size} pairs a step, learning rate "
-         f"{config.train.learning_rate:g}"),
+        ("model", f"{origin}: {model.family}, {size}"),
+        (
+            "devices",
+            f"{mesh.devices.size} x {kind}, mesh {shape}, {config.model.compute_dtype}",
+        ),
+        ("data", f"{config.data.prompts or config.data.pairs}, {labels}"),
+        ("reference", rule),
+        (
+            "training",
+            f"{config.loss.name}, beta {config.loss.beta:g}, {config.train.batch_size} "
+            f"pairs a step, learning rate {config.train.learning_rate:g}",
+        ),
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
-    ]  # fmt: skip
-    noise = flat["pairing.flip_probability"]
-    if noise:
+    ]
+    if noise := config.pairing.flip_probability:
         rows.insert(4, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
-    for advice in mesh_advice(mesh, source):
-        rows.append(("note", advice))
+    rows += [("note", advice) for advice in mesh_advice(mesh, source)]
     console.header(f"tpmm_jax: {config.iterations} iterations of DPO", rows)
 
 

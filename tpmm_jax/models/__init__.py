@@ -5,6 +5,7 @@ be a static argument of jit. Parameters are a nested dict of arrays; those of th
 layers carry a leading L axis.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,17 +77,8 @@ class Decoder:
 
     def abstract_params(self, dtype: str = "float32") -> Params:
         """Returns the shapes, dtypes and shardings of the parameters."""
-        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        allowed = jax.ShapeDtypeStruct((1, 1, 1), bool)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        boxed = jax.eval_shape(self.module().init, key, tokens, tokens, allowed)
-        specs = nn.get_partition_spec(boxed)["params"]
-
-        def place(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> Any:
-            where = sharding(self.mesh, x.shape, *spec) if self.mesh else None
-            return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=where)
-
-        return jax.tree.map(place, nn.unbox(boxed)["params"], specs)
+        # A copy: the dicts are the caller's.
+        return jax.tree.map(lambda x: x, _abstract_params(self, dtype))
 
     def hidden(
         self, params: Params, tokens_BT: Int[Array, "B T"], mask_BT: Int[Array, "B T"]
@@ -188,6 +180,21 @@ class Decoder:
             cache, valid_BS, state.next_position_B + 1, state.next_slot + 1
         )
         return hidden_BTD[:, 0], state
+
+
+@functools.cache
+def _abstract_params(decoder: Decoder, dtype: str) -> Params:
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    allowed = jax.ShapeDtypeStruct((1, 1, 1), bool)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    boxed = jax.eval_shape(decoder.module().init, key, tokens, tokens, allowed)
+    specs = nn.get_partition_spec(boxed)["params"]
+
+    def place(x: jax.ShapeDtypeStruct, spec: tuple) -> jax.ShapeDtypeStruct:
+        where = sharding(decoder.mesh, x.shape, *spec) if decoder.mesh else None
+        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=where)
+
+    return jax.tree.map(place, nn.unbox(boxed)["params"], specs)
 
 
 def causal(length: int) -> jax.Array:

@@ -159,13 +159,15 @@ def append_line(path: PathLike, line: str) -> None:
 def append_lines(path: PathLike, lines: Sequence[str]) -> None:
     """Appends lines and flushes them; a torn line left by a kill is dropped first.
 
+    They are written at once, but a kill may leave only the first of them.
+
     Raises:
       BadInput: a line holds a line break.
       StorageError: the disk refuses; names `path`, and the file is as it was.
     """
     for line in lines:
         if "\n" in line or "\r" in line:
-            raise BadInput(f"{path}: a line to append holds a line break: {line[:80]!r}")
+            raise BadInput(f"{path}: a line to append has a line break: {line[:80]!r}")
     path = pathlib.Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

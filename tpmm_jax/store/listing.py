@@ -82,6 +82,17 @@ def read_list(directory: pathlib.Path, *, repair: bool) -> list[Entry]:
     return entries
 
 
+def what_to_do(step: int) -> str:
+    """The end of every message about a step that is not what it was."""
+    advice = "put the step back from a copy"
+    if step == 0:
+        return advice
+    return (
+        f"{advice}, or move it and all later ones out of the way with "
+        f"Trajectory.set_aside({step}) and continue from step {step - 1}"
+    )
+
+
 def fault(directory: pathlib.Path, entry: Entry) -> str | None:
     """What a look at the files' sizes finds wrong with a step, or None."""
     folder = directory / str(entry.step)
@@ -104,7 +115,7 @@ def refuse_fault(directory: pathlib.Path, entry: Entry) -> None:
     if found := fault(directory, entry):
         raise CorruptCheckpoint(
             f"step {entry.step}: {directory / str(entry.step)}: {found}; "
-            f"{manager.what_to_do(entry.step)}"
+            f"{what_to_do(entry.step)}"
         )
 
 

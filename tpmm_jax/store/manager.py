@@ -93,9 +93,20 @@ def open_manager(
 
 
 def read_items(
-    directory: pathlib.Path, items: dict[str, str], step: int, **args: Any
+    directory: pathlib.Path,
+    items: dict[str, str],
+    step: int,
+    advice: str,
+    **args: Any,
 ) -> Any:
     """Restores items of one step through a read-only manager.
+
+    Args:
+      directory: of the steps.
+      items: item name -> "tree" or "json".
+      step: one that is there.
+      advice: the end of an error's message: what to do.
+      **args: item name -> ocp.args.
 
     Raises:
       CorruptCheckpoint: whatever goes wrong that is no lack of memory or permission.
@@ -117,7 +128,7 @@ def read_items(
             raise
         raise CorruptCheckpoint(
             f"step {step}, {'/'.join(args)}: {where} cannot be read "
-            f"({type(error).__name__}: {first_line(error)}); {what_to_do(step)}"
+            f"({type(error).__name__}: {first_line(error)}); {advice}"
         ) from error
 
 
@@ -126,12 +137,6 @@ def _out_of_memory(error: Exception) -> bool:
     exhausted = "RESOURCE_EXHAUSTED" in str(error)
     on_device = isinstance(error, jax.errors.JaxRuntimeError) and exhausted
     return on_device or isinstance(error, MemoryError)
-
-
-def what_to_do(step: int) -> str:
-    """The end of every message about a step that is not what it was."""
-    before = f"or set it aside and continue from step {step - 1}" if step else ""
-    return f"put the step back from a copy {before}".rstrip()
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -42,6 +42,7 @@ from tpmm_jax.store.listing import (
     move_aside,
     read_list,
     refuse_fault,
+    what_to_do,
 )
 from tpmm_jax.store.space import check_storage
 
@@ -116,7 +117,7 @@ class Trajectory:
         if sha256(found) != entry.meta:
             raise CorruptCheckpoint(
                 f"step {step}, meta: {self.directory / str(step)} does not hold the "
-                f"meta that was saved; {manager.what_to_do(step)}"
+                f"meta that was saved; {what_to_do(step)}"
             )
         return found
 
@@ -303,7 +304,7 @@ class Trajectory:
                 raise CorruptCheckpoint(
                     f"step {entry.step}, leaf {name}: {self.directory} holds other "
                     f"bits than were saved (fingerprint {found[name]}, saved {sums}); "
-                    f"{manager.what_to_do(entry.step)}"
+                    f"{what_to_do(entry.step)}"
                 )
         return flat
 
@@ -327,11 +328,12 @@ class Trajectory:
         raise CorruptCheckpoint(
             f"step {entry.step}, integrity: {self.directory / str(entry.step)} does "
             f"not hold the fingerprints that were saved; "
-            f"{manager.what_to_do(entry.step)}"
+            f"{what_to_do(entry.step)}"
         )
 
     def _read(self, step: int, **args: Any) -> Any:
-        return manager.read_items(self.directory, ITEMS, step, **args)
+        advice = what_to_do(step)
+        return manager.read_items(self.directory, ITEMS, step, advice, **args)
 
     # ---- the list
 

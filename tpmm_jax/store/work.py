@@ -223,6 +223,7 @@ class WorkStore:
             self.directory,
             ITEMS,
             step,
+            self._advice(step),
             loop=ocp.args.JsonRestore(),
             integrity=ocp.args.JsonRestore(),
         )
@@ -256,7 +257,11 @@ class WorkStore:
         }
         target = target or {_index(0): manager.abstract("", np.zeros(1), np.int32)}
         leaves = manager.read_items(
-            self.directory, ITEMS, step, state=ocp.args.StandardRestore(target)
+            self.directory,
+            ITEMS,
+            step,
+            self._advice(step),
+            state=ocp.args.StandardRestore(target),
         )["state"]
         empty = {
             name: jax.device_put(
@@ -269,12 +274,15 @@ class WorkStore:
         return read | empty
 
     def _corrupt(self, step: int, what: str) -> CorruptCheckpoint:
-        others = [n for n in self.steps() if n != step]
-        then = f"restore step {others[-1]} instead" if others else "start it again"
         return CorruptCheckpoint(
             f"step {step}, {what}: {self.directory / str(step)} does not hold what "
-            f"was saved; it lies inside an iteration: {then}"
+            f"was saved; {self._advice(step)}"
         )
+
+    def _advice(self, step: int) -> str:
+        older = [n for n in self.steps() if n < step]
+        then = f"from step {older[-1]}" if older else "with the iteration's start"
+        return f"move that folder elsewhere and the run continues {then}"
 
 
 def _index(i: int) -> str:

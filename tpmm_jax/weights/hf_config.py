@@ -1,4 +1,4 @@
-"""Hugging Face's config.json to ModelConfig and back. What is not understood is refused.
+"""Hugging Face's config.json to ModelConfig and back; the unknown is refused.
 
 Both spellings are read: today's (rope_parameters, dtype, layer_types) and the
 hub's older one (rope_theta, rope_scaling, torch_dtype).

@@ -48,7 +48,7 @@ class SafetensorsDirectory:
             except (ValueError, KeyError, TypeError) as error:
                 raise BadInput(f"{index} is not a safetensors index: {error}") from None
         if single.exists():
-            return {name: single.name for name in self._open(single.name).keys()}
+            return dict.fromkeys(self._open(single.name).keys(), single.name)
         kinds = sorted(p.name for p in self.directory.iterdir())[:12]
         raise BadInput(
             f"{self.directory} holds neither model.safetensors nor {INDEX} (it holds "

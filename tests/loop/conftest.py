@@ -1,0 +1,5 @@
+import pathlib
+import sys
+
+# The tiny run's functions are named "tiny_run:...".
+sys.path.insert(0, str(pathlib.Path(__file__).parent))

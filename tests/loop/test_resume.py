@@ -1,0 +1,206 @@
+"""Stopped anywhere and started again, a run leaves the bytes of an undisturbed one."""
+
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import tiny_run
+
+from tpmm_jax import train as command_line
+from tpmm_jax.config import Config
+from tpmm_jax.loop.run import StopFlag
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.store import files
+
+HERE = pathlib.Path(__file__).parent
+
+
+class Crash(BaseException):
+    """What a kill is to the code: nothing may catch it."""
+
+
+def start(config: Config, workdir: pathlib.Path) -> str:
+    out = io.StringIO()
+    command_line.run(config, workdir, RunConsole(out, out))
+    return out.getvalue()
+
+
+def content(workdir: pathlib.Path) -> dict[str, bytes]:
+    """What must be equal: the metrics, and every file of every iteration."""
+    kept = [workdir / "metrics.jsonl", *workdir.glob("iterations/*/*")]
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in sorted(kept)
+        if path.suffix != ".npz"
+    }
+
+
+def digests(workdir: pathlib.Path) -> list[str]:
+    lines = (workdir / "trajectory" / "trajectory.jsonl").read_text().splitlines()
+    return [json.loads(line)["digest"] for line in lines]
+
+
+class Writes:
+    """Counts durable writes, and crashes before or after the n-th."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count, self.crash_at, self.after = 0, -1, False
+        self.names: list[str] = []
+        self.undisturbed: list[str] = []
+        from tpmm_jax.loop import evaluation, reference, rollouts, training
+        from tpmm_jax.report.metrics import MetricsLog
+        from tpmm_jax.store import Trajectory, WorkStore
+
+        for module in (evaluation, reference, rollouts):
+            for name in ("write_json", "write_text", "write_npz", "append_lines"):
+                if hasattr(module, name):
+                    patch.setattr(module, name, self.wrap(getattr(files, name)))
+        patch.setattr(MetricsLog, "log", self.wrap(MetricsLog.log))
+        patch.setattr(Trajectory, "append", self.wrap(Trajectory.append))
+        patch.setattr(WorkStore, "save", self.wrap(WorkStore.save))
+        assert training  # the module is patched through its stores
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            number, self.count = self.count, self.count + 1
+            self.names.append(f"{function.__name__} {args[0]}")
+            if number == self.crash_at and not self.after:
+                raise Crash
+            result = function(*args, **kwargs)
+            if number == self.crash_at:
+                raise Crash
+            return result
+
+        return wrapped
+
+
+@pytest.fixture(scope="module")
+def writes() -> Iterator[Writes]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield Writes(patch)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, writes: Writes
+) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    start(tiny_run.get_config(), workdir)
+    writes.undisturbed = list(writes.names)
+    return workdir
+
+
+def crash_and_continue(
+    writes: Writes, workdir: pathlib.Path, number: int, after: bool
+) -> None:
+    writes.count, writes.crash_at, writes.after = 0, number, after
+    with pytest.raises(Crash):
+        start(tiny_run.get_config(), workdir)
+    writes.crash_at = -1
+    start(tiny_run.get_config(), workdir)
+
+
+def test_two_undisturbed_runs_are_equal(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    start(tiny_run.get_config(), tmp_path / "run")
+    assert content(tmp_path / "run") == content(undisturbed)
+    assert digests(tmp_path / "run") == digests(undisturbed)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.45, 0.5, 0.6, 0.75, 0.99])
+def test_crash_at_a_write(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, writes: Writes, share: float
+) -> None:
+    number = int(share * len(writes.undisturbed))
+    crash_and_continue(
+        writes, tmp_path / "run", number, after=int(share * 100) % 2 == 0
+    )
+    assert content(tmp_path / "run") == content(undisturbed)
+    assert digests(tmp_path / "run") == digests(undisturbed)
+
+
+@pytest.mark.slow
+def test_crash_at_every_write(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, writes: Writes
+) -> None:
+    wrong = []
+    for number, name in enumerate(writes.undisturbed):
+        workdir = tmp_path / "run"
+        shutil.rmtree(workdir, ignore_errors=True)
+        crash_and_continue(writes, workdir, number, after=number % 2 == 0)
+        if content(workdir) != content(undisturbed):
+            wrong.append(name)
+    assert not wrong
+
+
+def test_a_finished_run_does_nothing(undisturbed: pathlib.Path) -> None:
+    before = content(undisturbed)
+    start(tiny_run.get_config(), undisturbed)
+    assert content(undisturbed) == before
+
+
+def test_a_signal_saves_and_continues(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = 0
+    original = StopFlag.check
+
+    def check(self: StopFlag) -> None:
+        nonlocal checks
+        checks += 1
+        if checks in (2, 9, 14):
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    monkeypatch.setattr(StopFlag, "check", check)
+    monkeypatch.setattr(command_line, "load_config", lambda *_: tiny_run.get_config())
+    codes = []
+    for _ in range(4):
+        args = ["--config", "tiny_run.py", "--workdir", str(tmp_path / "run")]
+        codes.append(command_line.main(args))
+    assert codes == [75, 75, 75, 0]
+    assert content(tmp_path / "run") == content(undisturbed)
+
+
+# When to kill: as soon as this appears in the workdir.
+PHASES = {
+    "theta_0 stored": "trajectory/trajectory.jsonl",
+    "sampling": "iterations/001/rollouts.jsonl",
+    "pairs": "iterations/002/pairs.jsonl",
+    "learning weights": "iterations/002/merge_progress.json",
+    "reference": "iterations/002/reference.json",
+    "reference log-probs": "iterations/002/reference_logps.npz",
+    "training": "work/2",
+    "evaluating": "iterations/002/evaluation.jsonl",
+    "summary": "iterations/001/summary.json",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+def test_sigkill_in_a_phase(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, phase: str
+) -> None:
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "tpmm_jax.train", "--config"]
+    command += [str(HERE / "tiny_run.py"), "--workdir", str(workdir)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+    while not (workdir / PHASES[phase]).exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command, check=True, **quiet)  # type: ignore[call-overload]
+    assert content(workdir) == content(undisturbed)
+    assert digests(workdir) == digests(undisturbed)

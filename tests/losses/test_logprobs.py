@@ -1,0 +1,198 @@
+"""Chunked log-probabilities: value, gradient, memory."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpmm_jax.losses import log_probs, sequence_log_probs
+from tpmm_jax.losses.logprobs import chunked_log_probs
+from tpmm_jax.models import Decoder
+from tpmm_jax.models.families import make_config
+
+B, T, D, V = 3, 7, 5, 31
+
+CONFIG = make_config(
+    "llama", vocab_size=V, width=D, mlp_width=11, num_layers=2, num_heads=3,
+    num_kv_heads=1, head_dim=4, max_positions=64,
+)  # fmt: skip
+
+
+def decoder(softcap=None, dtype="float32"):
+    config = dataclasses.replace(CONFIG, final_softcap=softcap)
+    return Decoder(config, compute_dtype=dtype)
+
+
+def arrays(T=T, scale=3.0):
+    rng = np.random.default_rng(11)
+    hidden = jnp.asarray(rng.normal(0, scale, (B, T, D)), jnp.float32)
+    head = jnp.asarray(rng.normal(0, 1, (V, D)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
+    upstream = jnp.asarray(rng.normal(0, 1, (B, T)), jnp.float32)
+    return hidden, head, targets, upstream
+
+
+def plain(hidden, head, targets, softcap):
+    """The same from whole logits, by jax.nn.log_softmax."""
+    logits = jnp.einsum("BTD,VD->BTV", hidden, head, precision="highest")
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logp = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+
+
+def chunked(softcap, chunk, dtype="float32"):
+    """The function under test with ``chunk`` positions at a time."""
+
+    def run(hidden, head, targets):
+        return chunked_log_probs(
+            hidden,
+            head,
+            targets,
+            decoder=decoder(softcap, dtype),
+            chunk_bytes=4 * B * V * chunk,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("chunk", range(1, T + 2))
+def test_value_and_gradient_for_every_chunk_size(chunk, softcap):
+    hidden, head, targets, upstream = arrays()
+
+    def both(function):
+        value, pull = jax.vjp(lambda h, w: function(h, w, targets), hidden, head)
+        return value, *pull(upstream)
+
+    wanted = jax.jit(lambda: both(lambda h, w, t: plain(h, w, t, softcap)))()
+    found = jax.jit(lambda: both(chunked(softcap, chunk)))()
+    for a, b in zip(found, wanted):
+        assert a.shape == b.shape and a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_value_in_float64_numpy():
+    hidden, head, targets, _ = (np.asarray(x) for x in arrays())
+    logits = hidden.astype(np.float64) @ head.astype(np.float64).T
+    lse = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
+    picked = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    wanted = picked - lse - logits.max(-1)
+    found = chunked(None, 3)(*map(jnp.asarray, (hidden, head, targets)))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_large_logits_stay_finite():
+    hidden, head, targets, upstream = arrays(scale=1e4)
+    value, pull = jax.vjp(lambda h: chunked(None, 2)(h, head, targets), hidden)
+    assert np.isfinite(value).all() and np.isfinite(pull(upstream)[0]).all()
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_bfloat16_is_close(softcap):
+    hidden, head, targets, upstream = arrays(scale=1.0)
+    low = [x.astype(jnp.bfloat16) for x in (hidden, head)]
+
+    def both(function, hidden, head):
+        value, pull = jax.vjp(lambda h, w: function(h, w, targets), hidden, head)
+        return value, *pull(upstream)
+
+    found = both(chunked(softcap, 3, "bfloat16"), *low)
+    # The inputs' own rounding is no part of the error.
+    exact = [x.astype(jnp.float32) for x in low]
+    wanted = both(lambda h, w, t: plain(h, w, t, softcap), *exact)
+    assert found[0].dtype == jnp.float32
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5)
+    for a, b in zip(found[1:], wanted[1:]):
+        assert a.dtype == jnp.bfloat16
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(
+            a.astype(jnp.float32), b, rtol=0, atol=scale * 2**-7
+        )
+
+
+def model_arrays(T=12):
+    params = decoder().init(jax.random.key(0))
+    rng = np.random.default_rng(2)
+    tokens = jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
+    lengths = np.asarray([T, 5, 1])
+    mask = jnp.asarray(np.arange(T) < lengths[:, None], jnp.int32)
+    return params, tokens, mask
+
+
+def test_log_probs_are_zero_at_padding_and_count_real_tokens():
+    params, tokens, mask = model_arrays()
+    logp = np.asarray(log_probs(decoder(), params, tokens, mask))
+    assert logp.shape == (B, 11)
+    assert (logp[0] < 0).all() and (logp[1, :4] < 0).all()
+    assert not logp[1, 4:].any() and not logp[2].any()
+
+
+def test_sequence_log_probs_sum_completion_tokens():
+    params, tokens, mask = model_arrays()
+    completion = mask * (jnp.arange(12) >= 3)
+    logp = np.asarray(log_probs(decoder(), params, tokens, mask), np.float64)
+    found = sequence_log_probs(decoder(), params, tokens, mask, completion)
+    wanted = (logp * np.asarray(completion)[:, 1:]).sum(1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_an_all_padding_row_has_finite_gradients(remat):
+    params, tokens, _ = model_arrays()
+    model = dataclasses.replace(decoder(), remat=remat)
+    mask = jnp.asarray(np.arange(12) < np.asarray([12, 0, 1])[:, None], jnp.int32)
+
+    def total(params):
+        return jnp.sum(log_probs(model, params, tokens, mask))
+
+    value, grads = jax.jit(jax.value_and_grad(total))(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    alone = jax.grad(lambda p: jnp.sum(log_probs(model, p, tokens[:1], mask[:1])))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        grads,
+        alone(params),
+    )
+
+
+def test_one_position_has_no_log_prob():
+    params, tokens, mask = model_arrays()
+    assert log_probs(decoder(), params, tokens[:, :1], mask[:, :1]).shape == (B, 0)
+
+
+def largest_vocabulary_buffer(text, vocab):
+    """Elements of the largest array with a vocabulary axis in a compiled program."""
+    sizes = [0]
+    for dims in re.findall(r"(?:f32|bf16|pred|s32)\[([\d,]+)\]", text):
+        shape = [int(n) for n in dims.split(",")]
+        if vocab in shape or any(n % vocab == 0 for n in shape):
+            sizes.append(int(np.prod(shape)))
+    return max(sizes)
+
+
+def test_whole_logits_never_exist_in_forward_and_backward():
+    rows, length, vocab, chunk = 4, 64, 1009, 2
+    config = dataclasses.replace(CONFIG, vocab_size=vocab)
+    model = Decoder(config)
+    params = model.abstract_params()
+    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    chunk_bytes = 4 * rows * vocab * chunk
+
+    def total(params, tokens, mask, bound):
+        return jnp.sum(log_probs(model, params, tokens, mask, chunk_bytes=bound))
+
+    def program(bound):
+        step = jax.value_and_grad(lambda p, t, m: total(p, t, m, bound))
+        return jax.jit(step).lower(params, shape, shape).compile().as_text()
+
+    largest = largest_vocabulary_buffer(program(chunk_bytes), vocab)
+    # The embedding itself has V D elements, and counts.
+    assert largest <= max(chunk * rows, D) * vocab
+    # The measure sees whole logits where they are asked for.
+    whole = largest_vocabulary_buffer(program(4 * rows * vocab * length), vocab)
+    assert whole >= rows * (length - 1) * vocab
