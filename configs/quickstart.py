@@ -1,7 +1,20 @@
-"""Two references side by side on a made-up language, in minutes and with no download.
+"""Two references side by side on a small language of its own; nothing is downloaded.
 
-python configs/quickstart.py
+    python configs/quickstart.py        (or: make quickstart)
+
+pretrains a Gemma of 0.1 M parameters on reviews from a small grammar, then trains it
+from preferences for four iterations, once against the previous policy and once
+against the learned merge of all earlier policies. The true reward is known: the mean
+sentiment of a review's sentences (tpmm_jax.demo.toy.reward). A fifth of the labels
+are flipped on purpose. One rule alone:
+
+    python -m tpmm_jax.train --config configs/quickstart.py --workdir runs/one_rule
+
+Hardware: two CPU cores, under two minutes. With seeds 0, 1 and 2 the reward rose
+from about -0.3 to between 0.4 and 0.6 under either rule; docs/results.md.
 """
+
+import sys
 
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
 from tpmm_jax.data.config import DataConfig
@@ -15,6 +28,8 @@ def get_config() -> Config:
     return Config(
         iterations=4,
         model=ModelSource(source="tpmm_jax.demo.toy:build_model"),
+        # 9 + 23 = 32 tokens: pairs of every iteration have one padded length, so
+        # nothing is compiled twice.
         data=DataConfig(prompts="tpmm_jax.demo.toy:prompts", max_prompt_length=9),
         rollout=RolloutConfig(
             prompts_per_iteration=320,
@@ -23,9 +38,15 @@ def get_config() -> Config:
             batch_size=64,
         ),
         scorer=ScorerConfig(name="tpmm_jax.demo.toy:reward"),
-        pairing=PairingConfig(flip_probability=0.25),
+        pairing=PairingConfig(flip_probability=0.2),
         reference=ReferenceConfig(rule="learned", steps=40, batch_size=64),
-        train=TrainConfig(batch_size=16, learning_rate=1e-3, epochs=3),
+        train=TrainConfig(batch_size=16, learning_rate=5e-4, epochs=3),
         # As many samples a prompt as a rollout has: one compiled sampler serves both.
         evaluation=EvaluationConfig(num_prompts=64, samples_per_prompt=4),
     )
+
+
+if __name__ == "__main__":
+    from tpmm_jax.demo.side_by_side import main
+
+    sys.exit(main(sys.argv[0]))

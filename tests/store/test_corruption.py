@@ -11,6 +11,11 @@ from tpmm_jax.errors import CorruptCheckpoint
 from tpmm_jax.store import Trajectory, tree_digest
 from tpmm_jax.store import trajectory as module
 
+# Orbax drops futures of reads that failed; nothing here waits for them.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, lab, mesh_222):

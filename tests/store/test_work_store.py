@@ -13,6 +13,12 @@ from orbax.checkpoint import CheckpointManager
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
 from tpmm_jax.store import WorkStore, tree_digest
 
+# Orbax drops futures of reads that failed; nothing here waits for them.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
 OPTIMIZERS = {
     "adamw": optax.chain(
         optax.clip_by_global_norm(1.0),

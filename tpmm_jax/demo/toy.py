@@ -7,7 +7,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors  # fmt: skip
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from tpmm_jax.demo.grammar import (
@@ -24,7 +32,14 @@ from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.report.console import RunConsole
-from tpmm_jax.steps import TrainConfig, init_state, language_model_loss, make_optimizer, make_train_step, schedule  # fmt: skip
+from tpmm_jax.steps import (
+    TrainConfig,
+    init_state,
+    language_model_loss,
+    make_optimizer,
+    make_train_step,
+    schedule,
+)
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 # The longest text: 9 tokens of prompt, 3 sentences of 7, and EOS.
@@ -109,7 +124,6 @@ def build_model(directory: pathlib.Path, console: RunConsole, steps: int = 250) 
       steps: optimizer steps of 32 texts.
     """
     tokenizer = make_tokenizer()
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("pad", "eos", "bos")}  # fmt: skip
     config = make_config(
         "gemma",
         vocab_size=len(tokenizer),
@@ -120,9 +134,9 @@ def build_model(directory: pathlib.Path, console: RunConsole, steps: int = 250) 
         num_kv_heads=1,
         head_dim=16,
         max_positions=MAX_POSITIONS,
-        bos_id=ids["bos"],
-        eos_ids=(ids["eos"],),
-        pad_id=ids["pad"],
+        bos_id=tokenizer.bos_token_id,
+        eos_ids=(tokenizer.eos_token_id,),
+        pad_id=tokenizer.pad_token_id,
     )
     decoder = Decoder(config, remat=False)
     params = decoder.init(jax.random.key(0))

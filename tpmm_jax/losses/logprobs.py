@@ -150,6 +150,8 @@ def chunked_log_probs(
 ) -> Float[Array, "B T"]:
     """Returns log softmax(soft_cap(hidden head^T))[target], float32 nats."""
     (B, T, _), V = hidden_BTD.shape, head_VD.shape[0]
+    if B * T == 0:
+        return jnp.zeros((B, T), jnp.float32)
     parts, batch_shards = 1, 1
     if decoder.mesh is not None:
         shape = decoder.mesh.shape

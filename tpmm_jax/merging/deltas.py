@@ -96,6 +96,8 @@ class Deltas:
             for k in range(1, self.count):
                 weight = leaf_weights(weights_GK[:, k], path, self.names)
                 total = add_leaf(total, self.leaf(k, path), weight.astype(np.float32))
+                # Without the wait, K leaves could be on their way at once.
+                total.block_until_ready()
             node = merged
             for key in path[:-1]:
                 node = node.setdefault(key, {})

@@ -190,7 +190,7 @@ def _abstract_params(decoder: Decoder, dtype: str) -> Params:
     boxed = jax.eval_shape(decoder.module().init, key, tokens, tokens, allowed)
     specs = nn.get_partition_spec(boxed)["params"]
 
-    def place(x: jax.ShapeDtypeStruct, spec: tuple) -> jax.ShapeDtypeStruct:
+    def place(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> Any:
         where = sharding(decoder.mesh, x.shape, *spec) if decoder.mesh else None
         return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=where)
 

@@ -1,0 +1,165 @@
+"""One configuration run with two references, one after the other, and compared."""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tpmm_jax.config import Config, load_config
+from tpmm_jax.errors import BadInput, Stopped, TpmmError
+from tpmm_jax.iterate import finished, iterate
+from tpmm_jax.loop.evaluation import mean_interval
+from tpmm_jax.loop.setup import build_model, open_run
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.report.plots import plot_reward
+from tpmm_jax.report.progress import clock_text
+
+RULES = ("previous", "learned")
+Rows = list[dict[str, Any]]
+
+
+def main(config_path: str, argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of ``python configs/quickstart.py``."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog=f"python {config_path}",
+        description=f"Runs the references {' and '.join(RULES)} and compares them. "
+        "The same command again continues.",
+    )
+    name = pathlib.Path(config_path).stem
+    parser.add_argument(
+        "--workdir", default=f"runs/{name}", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
+        help="change one field of the config, such as iterations=2; repeatable",
+    )  # fmt: skip
+    args, console = parser.parse_args(argv), RunConsole()
+    again = shlex.join(["python", config_path, *argv])
+    try:
+        for override in args.overrides:
+            if override.startswith("reference.rule"):
+                raise BadInput(
+                    f"--set {override}: this command compares {' and '.join(RULES)}; "
+                    "for one rule use python -m tpmm_jax.train"
+                )
+        config = load_config(config_path, args.overrides)
+        side_by_side(config, pathlib.Path(args.workdir), console)
+    except Stopped as error:
+        console.note(f"{error}; its state is saved. To continue: {again}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.note(f"stopped; what was finished is kept. To continue: {again}")
+        return Stopped.exit_code
+    except TpmmError as error:
+        console.error(str(error))
+        return error.exit_code
+    return 0
+
+
+def side_by_side(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
+    """Runs ``config`` with each of RULES in workdir/RULE, then compares them."""
+    started = time.monotonic()
+    workdir.mkdir(parents=True, exist_ok=True)
+    source = config.model.source
+    if ":" in source and not pathlib.Path(source).exists():
+        made = workdir / "theta_0"
+        if not made.exists():
+            build_model(source, made, console)
+        # Both rules start from the same weights.
+        model = dataclasses.replace(config.model, source=str(made))
+        config = dataclasses.replace(config, model=model)
+    for rule in RULES:
+        reference = dataclasses.replace(config.reference, rule=rule)
+        run_rule(
+            dataclasses.replace(config, reference=reference), workdir / rule, console
+        )
+    runs = {rule: iteration_rows(workdir / rule) for rule in RULES}
+    plot = plot_reward(runs, workdir / "reward.png")
+    console.note("")
+    for line in comparison(runs):
+        console.note(line)
+    console.note("")
+    console.note(verdict(workdir, config.iterations))
+    console.note(f"{clock_text(time.monotonic() - started)} in all")
+    console.next_steps(next_steps(workdir, config, plot))
+
+
+def run_rule(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
+    """Runs one configuration to its end, or what is missing of it."""
+    with open_run(config, workdir, console) as run, run.stop:
+        done = [t for t in range(1, config.iterations + 1) if finished(run, t)]
+        if len(done) == config.iterations:
+            console.note(f"{workdir}: all {len(done)} iterations are finished already")
+        elif finished(run, 0):
+            console.note(f"{workdir}: continues after {len(done)} finished iterations")
+        iterate(run)
+
+
+def comparison(runs: Mapping[str, Rows]) -> list[str]:
+    """Returns a table: reward with its 95 % interval and KL, of each rule."""
+    cells = [
+        ["iter", *(f"{rule}: {what}" for rule in runs for what in ("reward", "KL"))]
+    ]
+    by_rule = [{row["iteration"]: row for row in rows} for rows in runs.values()]
+    for t in sorted({t for rows in by_rule for t in rows}):
+        line = [str(t)]
+        for rows in by_rule:
+            line += _cells(rows[t]) if t in rows else ["", ""]
+        cells.append(line)
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in cells]
+    return [lines[0], "─" * len(lines[0]), *lines[1:]]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    half = (row["reward/high"] - row["reward/low"]) / 2
+    return [f"{row['reward/mean']:.2f} ± {half:.2f}", f"{row['kl/theta_0']:.1f}"]
+
+
+def verdict(workdir: pathlib.Path, iteration: int) -> str:
+    """Returns what the last evaluation says of the two, and no more than that."""
+    before, after = (_rewards(workdir / rule, iteration) for rule in RULES)
+    gap = after - before
+    low, high = mean_interval(gap)
+    found = (
+        f"After iteration {iteration}, reward of {RULES[1]} less {RULES[0]}: "
+        f"{gap.mean():+.3f} ({low:+.3f} to {high:+.3f}, 95 %, paired by prompt). "
+    )
+    if not math.isfinite(low) or low <= 0 <= high:
+        return found + "On this seed the two cannot be told apart."
+    better = RULES[1] if low > 0 else RULES[0]
+    return found + f"On this seed {better} is ahead; another seed may differ."
+
+
+def _rewards(workdir: pathlib.Path, iteration: int) -> np.ndarray:
+    """Returns rewards [prompts, samples] of an evaluation, prompts in their order."""
+    path = workdir / "iterations" / f"{iteration:03d}" / "evaluation.jsonl"
+    return np.array([json.loads(line)["rewards"] for line in path.open()])
+
+
+def next_steps(workdir: pathlib.Path, config: Config, plot: pathlib.Path) -> list[str]:
+    """Returns what to look at and what to run next."""
+    last, learned = config.iterations, workdir / RULES[1]
+    prompt = "Our Monday lunch at the old cafe:"
+    return [
+        f"the plot       {plot}",
+        f"what it wrote  {learned}/iterations/{last:03d}/evaluation.jsonl "
+        "(000: before training)",
+        "in Python      import tpmm_jax as tpmm",
+        f'               model = tpmm.load("{learned}/trajectory@{last}")',
+        f"               tpmm.generate(model, [{prompt!r}], num_samples=4)",
+        "other noise    python configs/quickstart.py --workdir "
+        f"{workdir}_noisier --set pairing.flip_probability=0.4",
+        "a real model   python -m tpmm_jax.train --config configs/smollm2.py",
+        'your own       README.md, "Your model, your data, your reward"',
+    ]
