@@ -69,7 +69,10 @@ class TrainConfig:
                 self.accumulation >= 1 and self.batch_size % self.accumulation == 0,
                 f"a divisor of train.batch_size = {self.batch_size}",
             ),
-            "learning_rate": (self.learning_rate > 0, "positive"),
+            "learning_rate": (
+                0 < self.learning_rate < float("inf"),
+                "a positive, finite number",
+            ),
             "warmup_fraction": (0 <= self.warmup_fraction < 1, "in [0, 1)"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "b1": (0 <= self.b1 < 1, "in [0, 1)"),

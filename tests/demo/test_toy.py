@@ -123,7 +123,7 @@ def test_a_small_quickstart_runs_continues_and_says_that_it_is_done(tmp_path):
         "train.epochs=1",
     ]
     config = load_config(CONFIG, overrides)
-    toy.build_model(tmp_path / "theta_0", RunConsole(io.StringIO()), steps=3)
+    toy.build_model(tmp_path / "theta_0", RunConsole(io.StringIO()), steps=80)
     out = io.StringIO()
     side_by_side(config, tmp_path, RunConsole(out))
     for rule in ("previous", "learned"):

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpmm_jax.losses import log_probs, sequence_log_probs
+from tpmm_jax.losses import log_probs, logprobs, sequence_log_probs
 from tpmm_jax.losses.logprobs import chunked_log_probs
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 
 B, T, D, V = 3, 7, 5, 31
+# Widths of a vocabulary block: 1, divisors, none, the whole vocabulary.
+WIDTHS = (1, 2, 7, 16, 30, 31, 40)
 
 CONFIG = make_config(
     "llama", vocab_size=V, width=D, mlp_width=11, num_layers=2, num_heads=3,
@@ -44,8 +46,14 @@ def plain(hidden, head, targets, softcap):
     return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
 
 
-def chunked(softcap, chunk, dtype="float32"):
-    """The function under test with ``chunk`` positions at a time."""
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Lets a block be narrower than is sensible outside tests."""
+    monkeypatch.setattr(logprobs, "MIN_BLOCK", 1)
+
+
+def chunked(softcap, width, dtype="float32"):
+    """The function under test with ``width`` tokens of the vocabulary at a time."""
 
     def run(hidden, head, targets):
         return chunked_log_probs(
@@ -53,15 +61,15 @@ def chunked(softcap, chunk, dtype="float32"):
             head,
             targets,
             decoder=decoder(softcap, dtype),
-            chunk_bytes=4 * B * V * chunk,
+            chunk_bytes=4 * B * T * width,
         )
 
     return run
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("chunk", range(1, T + 2))
-def test_value_and_gradient_for_every_chunk_size(chunk, softcap):
+@pytest.mark.parametrize("width", WIDTHS)
+def test_value_and_gradient_for_every_width(width, softcap):
     hidden, head, targets, upstream = arrays()
 
     def both(function):
@@ -69,7 +77,7 @@ def test_value_and_gradient_for_every_chunk_size(chunk, softcap):
         return value, *pull(upstream)
 
     wanted = jax.jit(lambda: both(lambda h, w, t: plain(h, w, t, softcap)))()
-    found = jax.jit(lambda: both(chunked(softcap, chunk)))()
+    found = jax.jit(lambda: both(chunked(softcap, width)))()
     for a, b in zip(found, wanted):
         assert a.shape == b.shape and a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -165,23 +173,19 @@ def test_one_position_has_no_log_prob():
     assert log_probs(decoder(), params, tokens[:, :1], mask[:, :1]).shape == (B, 0)
 
 
-def largest_vocabulary_buffer(text, vocab):
-    """Elements of the largest array with a vocabulary axis in a compiled program."""
-    sizes = [0]
-    for dims in re.findall(r"(?:f32|bf16|pred|s32)\[([\d,]+)\]", text):
-        shape = [int(n) for n in dims.split(",")]
-        if vocab in shape or any(n % vocab == 0 for n in shape):
-            sizes.append(int(np.prod(shape)))
-    return max(sizes)
+def largest_buffer(text):
+    """Elements of the largest array of a compiled program."""
+    found = re.findall(r"(?:f32|bf16|pred|s32)\[([\d,]+)\]", text)
+    return max(int(np.prod([int(n) for n in dims.split(",")])) for dims in found)
 
 
 def test_whole_logits_never_exist_in_forward_and_backward():
-    rows, length, vocab, chunk = 4, 64, 1009, 2
+    rows, length, vocab, width = 4, 65, 1009, 50
     config = dataclasses.replace(CONFIG, vocab_size=vocab)
     model = Decoder(config)
     params = model.abstract_params()
     shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    chunk_bytes = 4 * rows * vocab * chunk
+    chunk_bytes = 4 * rows * (length - 1) * width
 
     def total(params, tokens, mask, bound):
         return jnp.sum(log_probs(model, params, tokens, mask, chunk_bytes=bound))
@@ -190,9 +194,9 @@ def test_whole_logits_never_exist_in_forward_and_backward():
         step = jax.value_and_grad(lambda p, t, m: total(p, t, m, bound))
         return jax.jit(step).lower(params, shape, shape).compile().as_text()
 
-    largest = largest_vocabulary_buffer(program(chunk_bytes), vocab)
-    # The embedding itself has V D elements, and counts.
-    assert largest <= max(chunk * rows, D) * vocab
+    largest = largest_buffer(program(chunk_bytes))
+    # A block of logits, or an embedding of V D elements.
+    assert largest <= max(rows * length * width, vocab * D)
     # The measure sees whole logits where they are asked for.
-    whole = largest_vocabulary_buffer(program(4 * rows * vocab * length), vocab)
+    whole = largest_buffer(program(4 * rows * vocab * length))
     assert whole >= rows * (length - 1) * vocab

@@ -1,6 +1,9 @@
 """A 2 x 2 x 2 mesh computes what one device computes."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,8 +18,8 @@ from tpmm_jax.steps import (
     TrainConfig,
     init_state,
     make_optimizer,
-    make_train_step,
     preference_loss,
+    preference_step,
 )
 
 # Heads divide by tensor = 2 in "even"; "odd" has one key/value head of three
@@ -41,6 +44,7 @@ def mesh222():
     return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 
 
+@functools.cache
 def both(name):
     """(decoder, parameters) on one device and on the mesh, of the same numbers."""
     one = Decoder(CONFIGS[name])
@@ -71,16 +75,19 @@ def pairs(B, T, vocab, seed=0):
 
 
 def assert_trees_close(found, wanted, relative):
-    scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(wanted))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale),
-        jax.device_get(found),
-        jax.device_get(wanted),
-    )
+    """The difference's norm, relative to the whole tree's, in float64."""
+
+    def norm(tree):
+        leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+        return np.sqrt(sum((x**2).sum() for x in leaves))
+
+    found, wanted = jax.device_get((found, wanted))
+    assert norm(jax.tree.map(np.subtract, found, wanted)) <= relative * norm(wanted)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("B", [8, 3])
+@pytest.mark.parametrize(
+    "name, B", [("even", 8), ("even", 3), ("odd", 8), ("query only", 5)]
+)
 def test_forward(name, B):
     tokens, mask = rows(B, 11, CONFIGS[name].vocab_size)
     found = []
@@ -98,8 +105,9 @@ def test_forward(name, B):
     np.testing.assert_allclose(logp8, logp, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("B, accumulation", [(8, 2), (5, 1)])
+@pytest.mark.parametrize(
+    "name, B, accumulation", [("even", 8, 2), ("odd", 5, 1), ("query only", 4, 1)]
+)
 def test_preference_gradient(name, B, accumulation):
     batch = pairs(B, 9, CONFIGS[name].vocab_size)
     found = []
@@ -115,26 +123,25 @@ def test_preference_gradient(name, B, accumulation):
     assert_trees_close(metrics8, metrics, 1e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["even", "odd"])
 def test_training_steps_keep_every_sharding(name):
-    config = TrainConfig(learning_rate=1e-2, batch_size=4, warmup_fraction=0.0)
+    config = TrainConfig(learning_rate=1e-2, batch_size=4)
     found = []
     for decoder, params in both(name):
-        optimizer = make_optimizer(config, 3)
-        state = init_state(optimizer, params)
-        before = jax.tree.map(lambda x: x.sharding, (state.params, state.opt_state))
-        loss_fn = preference_loss(decoder, LossConfig(), 1000)
-        step = make_train_step(loss_fn, optimizer, mesh=decoder.mesh)
+        state = init_state(make_optimizer(config), jax.tree.map(jnp.array, params))
+        before = jax.tree.map(lambda x: x.sharding, state)
+        step = preference_step(decoder, LossConfig(), config, 1000)
         for seed in range(3):
             batch = pairs(4, 9, decoder.config.vocab_size, seed)
-            state, _ = step(state, put_batch(batch, decoder.mesh))
-        if decoder.mesh is not None:
-            same = jax.tree.map(
-                lambda x, where: x.sharding.is_equivalent_to(where, x.ndim),
-                (state.params, state.opt_state),
-                before,
-            )
-            assert all(jax.tree.leaves(same))
+            state, _ = step(state, put_batch(batch, decoder.mesh), 1e-2)
+        same = jax.tree.map(
+            lambda x, where: x.sharding.is_equivalent_to(where, x.ndim),
+            (state.params, state.opt_state),
+            (before.params, before.opt_state),
+        )
+        assert all(jax.tree.leaves(same)), same
+        # One program for the first step and one for the next would be two.
+        assert step._cache_size() == 1
         found.append(state.params)
     assert_trees_close(found[1], found[0], 1e-4)
 

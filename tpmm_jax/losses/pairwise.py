@@ -39,8 +39,8 @@ class LossConfig:
             raise BadInput(
                 f"loss.name is {self.name!r}; known losses: {', '.join(LOSSES)}"
             )
-        if not self.beta > 0:
-            raise BadInput(f"loss.beta is {self.beta}; it must be positive")
+        if not 0 < self.beta < float("inf"):
+            raise BadInput(f"loss.beta is {self.beta}; it must be positive and finite")
         smooth = self.name in ("cdpo", "robust")
         if smooth and not 0 < self.label_smoothing < 0.5:
             raise BadInput(
