@@ -20,7 +20,7 @@ from measure import PeakMemory, fresh, versions
 from tpmm_jax.losses import CHUNK_BYTES, LossConfig
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
-from tpmm_jax.steps import TrainConfig, init_state, make_optimizer, preference_step
+from tpmm_jax.steps import TrainConfig, init_state, preference_step
 
 WIDTH, PAIRS, LENGTH = 256, 8, 256
 SMALL, LARGE = 4096, 262_144
@@ -47,7 +47,7 @@ def one(vocab_size: int) -> None:
     step = preference_step(decoder, LossConfig(), train, CHUNK_BYTES)
     rate = jnp.float32(1e-5)
 
-    state = init_state(make_optimizer(train), decoder.init(jax.random.key(0)))
+    state = init_state(decoder, train, decoder.init(jax.random.key(0)))
     analysis = step.lower(state, batch, rate).compile().memory_analysis()
     compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     compiled += analysis.output_size_in_bytes - analysis.alias_size_in_bytes

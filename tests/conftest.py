@@ -12,7 +12,7 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook("tpmm_jax", "beartype.beartype")
+install_import_hook("tpmm_jax", "typechecker.check")
 
 import pytest  # noqa: E402
 

@@ -18,7 +18,6 @@ from tpmm_jax.steps import (
     init_state,
     language_model_loss,
     log_probs_step,
-    make_optimizer,
     preference_loss,
     preference_step,
     schedule,
@@ -84,11 +83,14 @@ def test_twenty_steps_of_trl(fixtures, run):
         # Two micro-batches: TRL's numbers hold all the same.
         accumulation=2 if run == "f32" else 1,
     )
-    state = init_state(make_optimizer(config), jax.tree.map(jnp.array, params))
+    state = init_state(decoder, config, jax.tree.map(jnp.array, params))
     step, rate = preference_step(decoder, loss, config, CHUNK), schedule(config, 20)
     for i, (batch, wanted) in enumerate(zip(batches, expected["runs"][run]["steps"])):
         state, metrics = step(state, batch, rate(i))
         for name, tolerance in TOLERANCE.items():
+            # At step 0 policy = reference: rounding decides which answer wins.
+            if i == 0 and name == "rewards/accuracies":
+                continue
             # Relative above 1: IPO's loss is 25, its gradient 44.
             bound = tolerance * max(1.0, abs(wanted[name]) if "logps" not in name else 1)
             found = float(metrics[name])
@@ -201,7 +203,7 @@ def train_config(**changes):
 def start(config):
     params = jax.tree.map(jnp.array, initial())
     step = preference_step(DECODER, LossConfig(), config, 500)
-    return init_state(make_optimizer(config), params), step
+    return init_state(DECODER, config, params), step
 
 
 def test_the_state_is_donated_and_the_rate_is_no_constant():

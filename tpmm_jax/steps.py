@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.errors import BadInput
@@ -132,27 +132,46 @@ def is_matrix(params: Params) -> Params:
     )
 
 
-def init_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
-    """Returns a state at step 0; moments lie where their parameters lie."""
-    opt_state = jax.jit(
-        optimizer.init, out_shardings=state_shardings(optimizer, params)
-    )(params)
-    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+def abstract_state(decoder: Decoder, config: TrainConfig) -> TrainState:
+    """Returns the shapes, dtypes and shardings of a state; moments lie as weights."""
+    params = decoder.abstract_params("float32")
+    optimizer, mesh = make_optimizer(config), decoder.mesh
+    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
+    def scalar(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
 
-def state_shardings(optimizer: optax.GradientTransformation, params: Params) -> Any:
-    """Returns shardings of the optimizer state for parameters on a mesh, or None."""
-    where = jax.tree.leaves(params)[0].sharding
-    if not isinstance(where, jax.sharding.NamedSharding):
-        return None
-    replicated = jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec())
-    return optax.tree.map_params(
+    opt_state = optax.tree.map_params(
         optimizer,
-        lambda _, param: param.sharding,
+        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
         jax.eval_shape(optimizer.init, params),
         params,
-        transform_non_params=lambda _: replicated,
+        transform_non_params=scalar,
     )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(params, opt_state, step)
+
+
+def shardings(tree: Any) -> Any:
+    """Returns a tree of shardings, or None off a mesh."""
+    if jax.tree.leaves(tree)[0].sharding is None:
+        return None
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+@functools.cache
+def _optimizer_init(decoder: Decoder, config: TrainConfig) -> Callable[..., Any]:
+    where = shardings(abstract_state(decoder, config))
+    optimizer = make_optimizer(config)
+    return jax.jit(
+        lambda params: (optimizer.init(params), jnp.zeros((), jnp.int32)),
+        out_shardings=None if where is None else where[1:],
+    )
+
+
+def init_state(decoder: Decoder, config: TrainConfig, params: Params) -> TrainState:
+    """Returns a state at step 0."""
+    return TrainState(params, *_optimizer_init(decoder, config)(params))
 
 
 def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> LossFn:
@@ -199,7 +218,7 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
 
 
 def make_train_step(
-    loss_fn: LossFn, config: TrainConfig, mesh: Mesh | None = None
+    loss_fn: LossFn, config: TrainConfig, decoder: Decoder
 ) -> TrainStep:
     """Returns the jitted step (state, batch, learning rate); the state is donated.
 
@@ -207,13 +226,19 @@ def make_train_step(
     clipping), and what the loss function reports.
     """
     optimizer = make_optimizer(config)
+    where = shardings(abstract_state(decoder, config))
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    # Pinned: the compiler would choose other shardings for what it returns.
+    @functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        out_shardings=None if where is None else (where, None),
+    )
     def step(
         state: TrainState, batch: Batch, learning_rate: jax.Array
     ) -> tuple[TrainState, Metrics]:
         grads, loss, metrics = gradients(
-            loss_fn, state.params, batch, config.accumulation, mesh
+            loss_fn, state.params, batch, config.accumulation, decoder.mesh
         )
         norm = optax.global_norm(grads)
         # A product fuses into the update; optax's quotient makes a second tree.
@@ -233,7 +258,7 @@ def preference_step(
 ) -> TrainStep:
     """Returns the train step of pairs, compiled once for a whole run."""
     loss_fn = preference_loss(decoder, loss, chunk_bytes)
-    return make_train_step(loss_fn, train, decoder.mesh)
+    return make_train_step(loss_fn, train, decoder)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))

@@ -17,7 +17,6 @@ from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import (
     TrainConfig,
     init_state,
-    make_optimizer,
     preference_loss,
     preference_step,
 )
@@ -128,7 +127,7 @@ def test_training_steps_keep_every_sharding(name):
     config = TrainConfig(learning_rate=1e-2, batch_size=4)
     found = []
     for decoder, params in both(name):
-        state = init_state(make_optimizer(config), jax.tree.map(jnp.array, params))
+        state = init_state(decoder, config, jax.tree.map(jnp.array, params))
         before = jax.tree.map(lambda x: x.sharding, state)
         step = preference_step(decoder, LossConfig(), config, 1000)
         for seed in range(3):

@@ -1,24 +1,28 @@
 """A set of pairs as host arrays, and batches of one size taken from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from tpmm_jax.data.batches import PairRow, collate
 
-# Pair lengths are padded to multiples of this, so that few shapes are compiled.
+# Lengths are padded to multiples of this.
 LENGTH_STEP = 32
 
 Table = dict[str, np.ndarray]
 
 
-def padded_length(rows: Sequence[PairRow], limit: int) -> int:
-    """Returns the length in tokens that every row fits, at most ``limit``."""
-    longest = max(
+def pair_length(rows: Iterable[PairRow]) -> int:
+    """Returns the tokens of the longest prompt with its longer completion."""
+    return max(
         len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
         for row in rows
     )
-    return max(longest, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit))
+
+
+def round_up(length: int, limit: int) -> int:
+    """Returns the next multiple of LENGTH_STEP, at most ``limit``."""
+    return max(length, min(-(-length // LENGTH_STEP) * LENGTH_STEP, limit))
 
 
 def make_table(rows: Sequence[PairRow], *, length: int, pad_id: int) -> Table:

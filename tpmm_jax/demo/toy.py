@@ -36,7 +36,6 @@ from tpmm_jax.steps import (
     TrainConfig,
     init_state,
     language_model_loss,
-    make_optimizer,
     make_train_step,
     schedule,
 )
@@ -148,8 +147,8 @@ def _pretrain(
     decoder: Decoder, params: Any, tokenizer: Any, steps: int, console: RunConsole
 ) -> Any:
     loss_fn = language_model_loss(decoder, _CHUNK_BYTES)
-    step_fn = make_train_step(loss_fn, _PRETRAIN, decoder.mesh)
-    state = init_state(make_optimizer(_PRETRAIN), params)
+    step_fn = make_train_step(loss_fn, _PRETRAIN, decoder)
+    state = init_state(decoder, _PRETRAIN, params)
     rate = schedule(_PRETRAIN, steps)
     beginnings = all_prompts()
     with console.phase("pretrain a small Gemma", steps, "steps") as bar:

@@ -106,12 +106,10 @@ def _response_log_probs(
 ) -> np.ndarray:
     """Returns log p(response | prompt), nats, of every sample of every row."""
     both = [(r["prompt_ids"], ids) for r in rows for ids in r["response_ids"]]
-    # One shape for every iteration, so that it is compiled once.
-    longest = max(len(prompt) for prompt, _ in both) + run.config.rollout.max_new_tokens
     size, out = 2 * run.micro_batch, []
     for first in range(0, len(both), size):
         some = both[first : first + size]
-        tokens_BT = np.full((size, longest), run.pad_id, np.int32)
+        tokens_BT = np.full((size, run.pair_length), run.pad_id, np.int32)
         mask_BT, of_response_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
         for b, (prompt, ids) in enumerate(some):
             end = len(prompt) + len(ids)

@@ -52,6 +52,13 @@ class PromptSchedule:
         epoch, index = divmod(place, len(self.order(0)))
         return int(self.order(epoch)[index])
 
+    def longest(self, iterations: int) -> int:
+        """Returns the tokens of the longest prompt; encodes, and so checks, all."""
+        used = [self.evaluation.ids]
+        if self.pool:
+            used += [self.iteration(t).ids for t in range(1, iterations + 1)]
+        return max(len(ids) for prompts in used for ids in prompts)
+
     def uses(self, iterations: int) -> float:
         """Returns how often a prompt is used on average."""
         return iterations * self.per_iteration / max(len(self.order(0)), 1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.table import Table, make_table, padded_length, take
+from tpmm_jax.data.table import Table, make_table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
 from tpmm_jax.loop.run import Run
@@ -42,9 +42,8 @@ SELF_CHECK_TOLERANCE = {"float32": 2e-3, "bfloat16": 2.0}
 
 
 def pair_table(run: Run, rows: list[PairRow]) -> Table:
-    """Returns the arrays of pairs, padded to one length."""
-    length = padded_length(rows, run.decoder.config.max_positions)
-    return make_table(rows, length=length, pad_id=run.pad_id)
+    """Returns the arrays of pairs, padded to the run's length."""
+    return make_table(rows, length=run.pair_length, pad_id=run.pad_id)
 
 
 def reference_log_probs(run: Run, iteration: int, pairs: IterationPairs) -> np.ndarray:

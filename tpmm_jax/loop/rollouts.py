@@ -117,6 +117,7 @@ def sample_and_score(
         batch_size=run.config.rollout.batch_size,
         numbers=prompts.numbers,
         start=start,
+        length=run.prompt_length,
         pad_id=run.pad_id,
     )
     for places, completions in batches:

@@ -66,6 +66,8 @@ class Run:
       workdir: everything the run writes lies here.
       decoder: the policy's architecture with training numerics.
       eos_ids: ids that end a completion.
+      pair_length, prompt_length: tokens that every pair and every prompt of the run
+        is padded to, so that one program is compiled for all iterations.
       tokenizer_digest: of vocabulary and chat template, part of cache keys.
       scorer: None offline without a scorer.
       schedule: prompts of each iteration and of the evaluation; None without.
@@ -78,6 +80,8 @@ class Run:
     tokenizer: Any
     eos_ids: tuple[int, ...]
     pad_id: int
+    pair_length: int
+    prompt_length: int
     tokenizer_digest: str
     trajectory: Trajectory
     work: WorkStore

@@ -17,6 +17,7 @@ from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.data.tokens import pad_id, require_eos
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import (  # fmt: skip
@@ -67,6 +68,7 @@ def open_run(
         schedule, chunks = load_data(config, source.tokenizer, workdir, console)
         scorer = check_scorer(config, schedule)
         check_steps(config, chunks)
+        lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
         write_json(workdir / "config.json", to_dict(config))
         decoder = Decoder(
             source.config, config.model.compute_dtype, config.model.remat, mesh
@@ -87,6 +89,8 @@ def open_run(
             tokenizer=source.tokenizer,
             eos_ids=eos_ids,
             pad_id=pad_id(source.tokenizer),
+            prompt_length=lengths[0],
+            pair_length=lengths[1],
             tokenizer_digest=tokenizer_digest(source.tokenizer),
             trajectory=trajectory,
             work=stack.enter_context(WorkStore(workdir / "work")),
@@ -262,6 +266,33 @@ def check_steps(config: Config, chunks: PairChunks | None) -> None:
         rows = min(sum(not held for held, _ in chunk) for chunk in chunks)
     steps = -(-rows // config.train.batch_size) * config.train.epochs
     check_tau(config, steps, "an iteration")
+
+
+def run_lengths(
+    config: Config,
+    schedule: PromptSchedule | None,
+    chunks: PairChunks | None,
+    limit: int,
+) -> tuple[int, int]:
+    """Returns the lengths in tokens that prompts and pairs are padded to.
+
+    Raises:
+      BadInput: they do not fit the model's positions.
+    """
+    prompt, pair = 0, 0
+    if schedule is not None:
+        prompt = schedule.longest(config.iterations)
+        pair = prompt + config.rollout.max_new_tokens
+    if chunks is not None:
+        pair = max(pair, pair_length(row for chunk in chunks for _, row in chunk))
+    if pair > limit:
+        raise BadInput(
+            f"prompts with completions reach {pair} tokens, the model has {limit} "
+            "positions; lower data.max_prompt_length, rollout.max_new_tokens or "
+            "data.max_completion_length"
+        )
+    room = limit - config.rollout.max_new_tokens
+    return round_up(prompt, room), round_up(pair, limit)
 
 
 def space_needed(config: Config, decoder: Decoder) -> int:

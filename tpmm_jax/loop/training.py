@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
@@ -19,8 +18,8 @@ from tpmm_jax.loop.run import Run
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import (
     TrainState,
+    abstract_state,
     init_state,
-    make_optimizer,
     preference_step,
     schedule,
 )
@@ -133,40 +132,19 @@ def train(
 
 def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
     """Returns the saved state of this iteration, or a fresh one from theta_{t-1}."""
-    optimizer = make_optimizer(run.config.train)
+    config = run.config.train
     moving = run.config.reference.rule == "trust_region"
     latest = run.work.latest()
     if latest is not None:
-        abstract = run.decoder.abstract_params("float32")
-        target: dict[str, Any] = {"state": _abstract_state(optimizer, abstract)}
+        target: dict[str, Any] = {"state": abstract_state(run.decoder, config)}
         if moving:
-            target["reference"] = abstract
+            target["reference"] = run.decoder.abstract_params("float32")
         saved, loop = run.work.restore(latest, target)
         if loop["iteration"] == iteration:
             return saved["state"], saved.get("reference")
         run.work.clear()
-    state = init_state(optimizer, run.policy(iteration - 1))
+    state = init_state(run.decoder, config, run.policy(iteration - 1))
     return state, run.policy(iteration - 1) if moving else None
-
-
-def _abstract_state(optimizer: optax.GradientTransformation, params: Params) -> Any:
-    """Returns the train state's shapes, dtypes and shardings."""
-    replicated = jax.sharding.NamedSharding(
-        jax.tree.leaves(params)[0].sharding.mesh, jax.sharding.PartitionSpec()
-    )
-
-    def scalar(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
-
-    opt_state = optax.tree.map_params(
-        optimizer,
-        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=scalar,
-    )
-    step = jax.ShapeDtypeStruct((), np.int32, sharding=replicated)
-    return TrainState(params, opt_state, step)
 
 
 def _save(

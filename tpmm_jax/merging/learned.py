@@ -120,7 +120,12 @@ def gradient_fn(
         losses_B = -jax.nn.log_sigmoid(jnp.exp(log_scale) * margin_B)
         return jnp.sum(batch["weight_B"] * losses_B) / total_weight, {}
 
-    @jax.jit
+    params = decoder.abstract_params("float32")
+    where = None
+    if decoder.mesh is not None:
+        where = (jax.tree.map(lambda x: x.sharding, params), None, None)
+
+    @functools.partial(jax.jit, out_shardings=where)
     def run(params: Params, log_scale: jax.Array, batch: Batch) -> Any:
         grads, loss, _ = gradients(
             loss_fn, (params, log_scale), batch, accumulation, decoder.mesh

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
+from tpmm_jax.data.batches import pad_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import BATCH, constrain, put_batch
 from tpmm_jax.models import Decoder, DecodeState
@@ -114,6 +115,7 @@ def generate_batches(
     batch_size: int = 32,
     numbers: Sequence[int] | None = None,
     start: int = 0,
+    length: int | None = None,
     pad_id: int = 0,
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     """Yields (places in ``prompts``, their R completions) a batch at a time.
@@ -121,6 +123,7 @@ def generate_batches(
     Args:
       prompts: token ids, at least one a prompt.
       numbers: each prompt's number for its random keys; its place by default.
+      length: tokens to pad prompts to; by default a multiple of LENGTH_STEP.
       start: place of the first prompt to sample, a multiple of batch_size.
 
     Raises:
@@ -140,12 +143,8 @@ def generate_batches(
         rows = [prompts[i] for i in places]
         rows += [rows[-1]] * (min(batch_size, len(prompts)) - len(rows))
         longest = max(len(row) for row in rows)
-        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
-        tokens_BT = np.full((len(rows), length), pad_id, np.int32)
-        mask_BT = np.zeros((len(rows), length), np.int32)
-        for i, ids in enumerate(rows):
-            tokens_BT[i, length - len(ids) :] = ids
-            mask_BT[i, length - len(ids) :] = 1
+        width = length or min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
+        tokens_BT, mask_BT = pad_prompts(rows, length=width, pad_id=pad_id)
         prompt_B = np.asarray([numbers[i] for i in places], np.int32)
         prompt_B = np.pad(prompt_B, (0, len(rows) - len(places)))
         batch = put_batch((tokens_BT, mask_BT, prompt_B), decoder.mesh)
