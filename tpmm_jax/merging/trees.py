@@ -133,7 +133,8 @@ def _signal_and_error(
     if dtype == "float32":
         # Rounding to nearest errs by a quarter of the spacing on average.
         exponent = jnp.frexp(jnp.abs(merged))[1]
-        return signal, jnp.sum(jnp.ldexp(jnp.float32(1.0), exponent - 24) / 4)
+        error = jnp.ldexp(jnp.float32(1.0), exponent - 24) / 4
+        return signal, jnp.sum(jnp.where(merged == 0, 0.0, error))
     error = jnp.abs(merged.astype(dtype).astype(jnp.float32) - merged)
     return signal, jnp.sum(error)
 

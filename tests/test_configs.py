@@ -1,0 +1,73 @@
+"""Every shipped config is valid, and its full-size model fits its mesh in shape."""
+
+import importlib.util
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from tpmm_jax.config import Config, load_config
+from tpmm_jax.mesh import MeshConfig, make_mesh
+from tpmm_jax.models import Decoder
+from tpmm_jax.models.families import SIZES
+from tpmm_jax.steps import abstract_state
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_is_valid(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "stories260k").mkdir(parents=True)
+    monkeypatch.setenv("TPMM_ASSETS", str(tmp_path))
+    config = load_config(ROOT / "configs" / f"{name}.py")
+    assert isinstance(config, Config)
+
+
+# Published numbers of weights: Gemma report table 2 (2,506 M and 8,538 M), model cards.
+PARAMS = {
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "smollm2-135m": 134_515_008,
+    "llama3-8b": 8_030_261_248,
+    "qwen3-0.6b": 596_049_920,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_full_size_shapes(name: str) -> None:
+    params = Decoder(SIZES[name]).abstract_params()
+    total = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    assert total == SIZES[name].num_params == PARAMS[name]
+
+
+@pytest.mark.parametrize("mesh", ["GPU_NODE", "TPU_POD"])
+def test_gemma2b_on_its_meshes(mesh: str) -> None:
+    path = ROOT / "configs" / "gemma2b.py"
+    spec = importlib.util.spec_from_file_location("gemma2b", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sizes: MeshConfig = getattr(module, mesh)
+    config = module.get_config(sizes)
+    if sizes.fsdp > jax.device_count():
+        # Eight devices stand in for a part of the pod.
+        sizes = MeshConfig(data=1, fsdp=jax.device_count(), tensor=sizes.tensor)
+    decoder = Decoder(
+        SIZES["gemma-2b"], config.model.compute_dtype, mesh=make_mesh(sizes)
+    )
+    state = abstract_state(decoder, config.train)
+    whole = local = 0
+    for leaf in jax.tree.leaves(state):
+        whole += math.prod(leaf.shape) * leaf.dtype.itemsize
+        local += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    # float32 weights and two moments: 12 bytes a weight, split evenly but for norms.
+    np.testing.assert_allclose(whole, 12 * PARAMS["gemma-2b"], rtol=1e-6)
+    assert local <= whole / jax.device_count() * 1.01
+    tokens = jax.ShapeDtypeStruct((8, 96), np.int32)
+    hidden = jax.eval_shape(decoder.hidden, state.params, tokens, tokens)
+    assert hidden.shape == (8, 96, 2048) and hidden.dtype == "bfloat16"
