@@ -116,11 +116,16 @@ def _reference(row: Row, most: int | None, named: bool) -> str:
     weights: list[tuple[int, float]] = []
     while f"merge/weight_{len(weights)}" in row:
         weights.append((len(weights), row[f"merge/weight_{len(weights)}"]))
+    # A one-hot weight is that checkpoint; zeros say nothing.
+    weights = [(k, weight) for k, weight in weights if abs(weight) >= 0.005]
     kept = weights
     if most is not None and most < len(weights):
         kept = sorted(sorted(weights, key=lambda item: -item[1])[:most])
     words = [row["merge/rule"]] if named and "merge/rule" in row else []
-    words += [f"θ{k} {_fraction(weight)}" for k, weight in kept]
+    if len(weights) == 1 and weights[0][1] == 1:
+        words.append(f"θ{weights[0][0]}")
+    else:
+        words += [f"θ{k} {_fraction(weight)}" for k, weight in kept]
     if len(kept) < len(weights):
         words.append(f"+{len(weights) - len(kept)}")
     return " ".join(words) or row.get("merge/rule", _NONE)
