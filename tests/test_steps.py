@@ -65,7 +65,14 @@ def trl(fixtures):
             "completion_mask_BNT": pairs(arrays["completion_mask"][i]),
             "weight_B": jnp.ones(8, jnp.float32),
         }
-        batches.append({**batch, "reference_BN": log_probs_step(decoder, params, batch, chunk_bytes=CHUNK)})
+        batches.append(
+            {
+                **batch,
+                "reference_BN": log_probs_step(
+                    decoder, params, batch, chunk_bytes=CHUNK
+                ),
+            }
+        )
     expected = json.loads((folder / "expected.json").read_text())
     return decoder, jax.device_get(params), batches, expected
 
@@ -92,7 +99,9 @@ def test_twenty_steps_of_trl(fixtures, run):
             if i == 0 and name == "rewards/accuracies":
                 continue
             # Relative above 1: IPO's loss is 25, its gradient 44.
-            bound = tolerance * max(1.0, abs(wanted[name]) if "logps" not in name else 1)
+            bound = tolerance * max(
+                1.0, abs(wanted[name]) if "logps" not in name else 1
+            )
             found = float(metrics[name])
             assert abs(found - wanted[name]) <= bound, (i, name, found, wanted[name])
     assert int(state.step) == 20
@@ -297,7 +306,9 @@ def test_language_model_loss_is_the_mean_a_token():
     loss_fn = language_model_loss(DECODER, 500)
     run = jax.jit(gradients, static_argnums=(0, 3, 4))
     _, loss, _ = run(loss_fn, params, batch, 2, None)
-    logits = jax.jit(lambda p: DECODER.logits(p, DECODER.hidden(p, tokens, mask)))(params)
+    logits = jax.jit(lambda p: DECODER.logits(p, DECODER.hidden(p, tokens, mask)))(
+        params
+    )
     logp = np.asarray(jax.nn.log_softmax(logits))[:, :-1]
     picked = np.take_along_axis(logp, np.asarray(tokens)[:, 1:, None], -1)[..., 0]
     wanted = -(picked * np.asarray(mask)[:, 1:]).sum() / 12

@@ -228,7 +228,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
             sys.path.append(folder)
     # Under its own name, so that a scorer "name:function" is this very module.
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise BadInput(f"--config {path}: wanted a Python file, named *.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     try:

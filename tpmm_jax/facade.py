@@ -1,6 +1,7 @@
 """The functions of ``import tpmm_jax as tpmm``."""
 
 import functools
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -126,6 +127,12 @@ def generate(
         return []
     plain = [_token_ids(prompt) for prompt in prompts]
     ids = _encode(model, prompts, plain, chat, max_new_tokens)
+    for i, row in enumerate(ids):
+        if row and not 0 <= min(row) <= max(row) < model.config.vocab_size:
+            raise BadInput(
+                f"prompt {i} has token ids from {min(row)} to {max(row)}; the "
+                f"vocabulary has {model.config.vocab_size}"
+            )
     eos = set(model.config.eos_ids)
     if model.tokenizer is not None and model.tokenizer.eos_token_id is not None:
         eos.add(model.tokenizer.eos_token_id)
@@ -152,7 +159,12 @@ def _token_ids(prompt: Any) -> list[int] | None:
     """A prompt's ids if it is a list of them."""
     if isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], dict):
         return None
-    return [int(i) for i in prompt]
+    try:
+        return [operator.index(i) for i in prompt]
+    except TypeError:
+        raise BadInput(
+            f"a prompt begins with {prompt[0]!r}; wanted a text, messages or token ids"
+        ) from None
 
 
 def _encode(

@@ -118,9 +118,7 @@ def test_bfloat16_is_close(softcap):
     for a, b in zip(found[1:], wanted[1:]):
         assert a.dtype == jnp.bfloat16
         scale = float(jnp.abs(b).max())
-        np.testing.assert_allclose(
-            a.astype(jnp.float32), b, rtol=0, atol=scale * 2**-7
-        )
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=scale * 2**-7)
 
 
 @functools.cache

@@ -74,9 +74,7 @@ def test_gradient_is_the_formulas_slope(config):
     policy, reference, length = inputs()
 
     def total(policy):
-        return jnp.sum(
-            LOSSES[config.name](logps(policy, reference, length), config)
-        )
+        return jnp.sum(LOSSES[config.name](logps(policy, reference, length), config))
 
     found = np.asarray(jax.grad(total)(jnp.asarray(policy)))
     exact = [x.astype(np.float64) for x in inputs()]

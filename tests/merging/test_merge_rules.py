@@ -345,7 +345,9 @@ def test_learning_continues_bit_for_bit_from_json(tmp_path):
                 deltas,
                 held,
                 progress=json.loads(saved[at]),
-                on_step=lambda progress, _, rows=rows: rows.append(json.dumps(progress)),
+                on_step=lambda progress, _, rows=rows: rows.append(
+                    json.dumps(progress)
+                ),
             )
             np.testing.assert_array_equal(found[0], whole[0])
             assert found[1] == whole[1] and rows == saved[at + 1 :]
@@ -364,7 +366,9 @@ def test_learned_is_a_rule(tmp_path):
         made = MergeContext(config, K, deltas.names, deltas, held_out())
         found = choose(made)
     np.testing.assert_allclose(found.sum(-1), 1.0, rtol=1e-12)
-    np.testing.assert_array_equal(softmax(np.asarray(made.report["logits"], np.float32)), found)
+    np.testing.assert_array_equal(
+        softmax(np.asarray(made.report["logits"], np.float32)), found
+    )
     assert made.report["scale"] > 0
 
 

@@ -111,9 +111,7 @@ def test_a_merge_is_float64s_to_its_roundings(weights):
 def test_the_order_of_checkpoints_does_not_matter(order):
     models, weights = trajectory(3), [0.2, 0.5, 0.3]
     one, _ = weighted_sum(iter(models), weights)
-    other, _ = weighted_sum(
-        (models[i] for i in order), [weights[i] for i in order]
-    )
+    other, _ = weighted_sum((models[i] for i in order), [weights[i] for i in order])
     assert error_in_spacings(other, jax.tree.map(np.float64, one)) <= 2
 
 

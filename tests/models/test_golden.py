@@ -79,7 +79,7 @@ def test_greedy_decoding_agrees_with_transformers(fixtures, family, config):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generate_continues_token_prompts_greedily(fixtures, tmp_path, family):
+def test_generate_continues_token_prompts_greedily(fixtures, family):
     golden = np.load(fixtures / family / "golden.npz")
     model = tpmm.load(fixtures / family)
     prompts = [
@@ -169,7 +169,9 @@ def test_bfloat16_stays_close(fixtures):
     )
     assert logp.dtype == np.float32
     # bfloat16 keeps 8 bits: each of a few roundings moves a logit by |logit| / 256.
-    assert np.abs(logp - golden["logps"]).max() < 4 * np.abs(golden["logits"]).max() / 256
+    assert (
+        np.abs(logp - golden["logps"]).max() < 4 * np.abs(golden["logits"]).max() / 256
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,6 +205,12 @@ def test_generate_refuses_ids_outside_the_vocabulary(fixtures, ids):
     model = tpmm.load(fixtures / "gemma")
     with pytest.raises(BadInput, match="512"):
         tpmm.generate(model, [[5], ids], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("prompt", [[1.5, 2.0], ["a", "b"], [None]])
+def test_generate_refuses_prompts_of_other_kinds(fixtures, prompt):
+    with pytest.raises(BadInput, match="token ids"):
+        tpmm.generate(tpmm.load(fixtures / "gemma"), [prompt])
 
 
 def test_generate_refuses_text_without_a_tokenizer(fixtures):

@@ -177,7 +177,9 @@ def test_derived_tensors_and_a_tied_head_are_no_fault(copy):
     assert "head" not in tpmm.load(folder).params
 
 
-@pytest.mark.parametrize("name", [Q, UP, NORM, "model.layers.0.self_attn.o_proj.weight"])
+@pytest.mark.parametrize(
+    "name", [Q, UP, NORM, "model.layers.0.self_attn.o_proj.weight"]
+)
 @pytest.mark.parametrize("how", ["cut", "turned", "flat"])
 def test_a_tensor_of_another_shape_is_named(copy, name, how):
     folder = copy("qwen3")
@@ -198,7 +200,7 @@ def test_a_tensor_of_another_shape_is_named(copy, name, how):
     "field, value",
     [
         ("model_type", "gemma2"), ("model_type", None), ("new_field", 3),
-        ("attention_bias", True), ("hidden_act", "relu"), ("sliding_window", 128),
+        ("attention_bias", True), ("hidden_act", "relu"), ("use_sliding_window", True),
         ("layer_types", ["sliding_attention"]), ("quantization_config", {"bits": 4}),
         ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "llama3", "factor": 2.0}),
@@ -206,7 +208,7 @@ def test_a_tensor_of_another_shape_is_named(copy, name, how):
         ("num_hidden_layers", True), ("num_key_value_heads", 3), ("head_dim", 31),
         ("head_dim", "32"), ("num_key_value_heads", "2"), ("rms_norm_eps", "1e-6"),
         ("rms_norm_eps", -1.0), ("rope_parameters", "default"), ("eos_token_id", "</s>"),
-        ("eos_token_id", [1, "x"]), ("eos_token_id", 5000), ("pad_token_id", 1.5),
+        ("eos_token_id", [1, "x"]), ("pad_token_id", 1.5),
         ("rope_parameters", {"rope_theta": "1e4", "rope_type": "default"}),
         ("tie_word_embeddings", "yes"), ("max_position_embeddings", 0),
         ("max_position_embeddings", "256"), ("hidden_activation", "gelu"),
@@ -240,7 +242,9 @@ def test_absent_fields_have_the_familys_defaults(family):
     config = parse_config(hf, "config.json")
     assert config.tie_embeddings == (family == "gemma")
     assert config.head_dim == {"gemma": 256, "llama": 8, "qwen3": 128}[family]
-    assert config.max_positions == {"gemma": 8192, "llama": 2048, "qwen3": 32768}[family]
+    assert (
+        config.max_positions == {"gemma": 8192, "llama": 2048, "qwen3": 32768}[family]
+    )
     assert config.norm_eps == 1e-6 and config.rope == RopeConfig(theta=1e4)
 
 
@@ -370,7 +374,7 @@ def test_merge_of_models_and_paths(fixtures, tmp_path):
     tpmm.save(b, tmp_path / "b")
     merged = tpmm.merge([a, str(tmp_path / "b")], [0.25, 0.75])
     for x, y in zip(jax.tree.leaves(merged.params), jax.tree.leaves(a.params)):
-        np.testing.assert_allclose(x, np.asarray(y) + 0.75e-3, rtol=0, atol=2e-7)
+        np.testing.assert_allclose(x, np.asarray(y) + 0.75e-3, rtol=2e-7, atol=2e-9)
     assert bits(tpmm.merge([a, b], [0.0, 1.0]).params) == bits(b.params)
     other = tpmm.load(fixtures / "qwen3")
     for models, weights, wanted in (

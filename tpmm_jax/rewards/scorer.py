@@ -59,6 +59,11 @@ def import_object(name: str, field_name: str) -> Any:
             f"{field_name} = {name!r}: {module_name} cannot be imported ({error}); is "
             "its folder on PYTHONPATH, and is its package installed?"
         ) from None
+    except Exception as error:
+        raise BadInput(
+            f"{field_name} = {name!r}: importing {module_name} raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not callable(getattr(module, attribute, None)):
         found = [
             n for n in vars(module) if callable(getattr(module, n)) and n[0] != "_"

@@ -4,7 +4,7 @@ Both spellings are read: today's (rope_parameters, dtype, layer_types) and the
 hub's older one (rope_theta, rope_scaling, torch_dtype).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tpmm_jax.errors import BadInput
@@ -64,7 +64,7 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
             f"{origin}: model_type is {hf.get('model_type')!r}; supported are "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    problems = [f"lacks {name}" for name in REQUIRED if not _is_count(hf.get(name))]
+    problems = _wrong_values(hf, family)
     for name, value in hf.items():
         if name in ONLY and value not in ONLY[name]:
             problems.append(f"{name} = {value!r} is not supported (only {ONLY[name]})")
@@ -115,6 +115,56 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _wrong_values(hf: Mapping[str, Any], family: Family) -> list[str]:
+    """Returns what is absent, of another type, or cannot go together."""
+    ids = ("a token id", _is_id)
+    count = ("a positive whole number", _is_count)
+    wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        **dict.fromkeys(REQUIRED, count),
+        "num_key_value_heads": count,
+        "head_dim": count,
+        "max_position_embeddings": count,
+        "rms_norm_eps": ("a positive number", _is_positive),
+        "tie_word_embeddings": ("true or false", lambda x: isinstance(x, bool)),
+        "bos_token_id": ids,
+        "pad_token_id": ids,
+        "eos_token_id": (
+            "a token id or a list of them",
+            lambda x: all(map(_is_id, x if isinstance(x, list) else [x])),
+        ),
+    }
+    problems = []
+    for name, (kind, good) in wanted.items():
+        if hf.get(name) is None:
+            problems += [f"lacks {name}"] if name in REQUIRED else []
+        elif not good(hf[name]):
+            problems.append(f"{name} = {hf[name]!r}: wanted {kind}")
+    if problems:
+        return problems
+    heads, kv = hf["num_attention_heads"], hf.get("num_key_value_heads")
+    if heads % (kv or heads):
+        problems.append(
+            f"num_attention_heads = {heads} is no multiple of num_key_value_heads = {kv}"
+        )
+    head_dim = hf.get("head_dim") or family.head_dim
+    if head_dim is None and hf["hidden_size"] % heads:
+        problems.append(
+            f"hidden_size = {hf['hidden_size']} is no multiple of num_attention_heads "
+            f"= {heads}, and there is no head_dim"
+        )
+    elif (head_dim or hf["hidden_size"] // heads) % 2:
+        problems.append("head_dim is odd; rotary positions need an even one")
+    return problems
+
+
 def _activation(hf: Mapping[str, Any], family: Family) -> str | None:
     name = hf.get("hidden_activation") or hf.get("hidden_act")
     if name is None:
@@ -126,9 +176,17 @@ def _activation(hf: Mapping[str, Any], family: Family) -> str | None:
 
 
 def _rope(hf: Mapping[str, Any], family: Family, problems: list[str]) -> RopeConfig:
-    scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    given = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        problems.append(f"rope_parameters or rope_scaling = {given!r}: wanted an object")
+        given = {}
+    scaling = dict(given)
     theta = scaling.pop("rope_theta", None) or hf.get("rope_theta")
-    theta = float(theta or family.rope_theta)
+    theta = family.rope_theta if theta is None else theta
+    if not _is_positive(theta):
+        problems.append(f"rope_theta = {theta!r}: wanted a positive number")
+        theta = family.rope_theta
+    theta = float(theta)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     if scaling.pop("partial_rotary_factor", 1) != 1:
@@ -146,6 +204,10 @@ def _rope(hf: Mapping[str, Any], family: Family, problems: list[str]) -> RopeCon
             f"rope of type {kind!r} with {sorted(scaling)} is not supported (only "
             f"'default', and 'llama3' with {sorted(names)})"
         )
+        return RopeConfig(theta=theta)
+    wrong = {name: x for name, x in scaling.items() if not _is_positive(x)}
+    if wrong:
+        problems.append(f"rope of type 'llama3' with {wrong}: wanted positive numbers")
         return RopeConfig(theta=theta)
     values = {ours: scaling[theirs] for theirs, ours in names.items()}
     return RopeConfig(theta=theta, scaling="llama3", **values)

@@ -44,9 +44,17 @@ class SafetensorsDirectory:
         single = self.directory / "model.safetensors"
         if index.exists():
             try:
-                return dict(json.loads(index.read_text())["weight_map"])
+                where = dict(json.loads(index.read_text())["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
                 raise BadInput(f"{index} is not a safetensors index: {error}") from None
+            for name, file in where.items():
+                if not isinstance(file, str) or pathlib.Path(file).name != file:
+                    raise BadInput(
+                        f"{index}: {name} is in {file!r}; wanted a file of this folder"
+                    )
+                if name not in self._open(file).keys():
+                    raise BadInput(f"{index}: {self.directory / file} has no {name}")
+            return where
         if single.exists():
             return dict.fromkeys(self._open(single.name).keys(), single.name)
         kinds = sorted(p.name for p in self.directory.iterdir())[:12]
@@ -119,18 +127,21 @@ def _read_leaf(
 ) -> jax.Array:
     shape = leaf.shape[1:] if name.stacked else leaf.shape
 
+    wanted = name.to_theirs(np.empty(shape, np.bool_), config).shape
+
     def one(theirs: str) -> np.ndarray:
         tensor = source.tensor(theirs)
-        if tensor.size != np.prod(shape):
+        # Checked before the reshape, which a transposed tensor would survive.
+        if tensor.shape != wanted:
             raise BadInput(
-                f"{theirs} has shape {tensor.shape}; config.json asks for {shape}"
+                f"{theirs} has shape {tensor.shape}; config.json asks for {wanted}"
             )
-        ours = name.to_ours(tensor, config)
-        if ours.shape != shape:
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise BadInput(
-                f"{theirs} has shape {tensor.shape}; config.json asks for {shape}"
+                f"{theirs} holds {tensor.dtype}; wanted floating-point weights "
+                "(quantised checkpoints are not read)"
             )
-        return ours
+        return name.to_ours(tensor, config)
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         if not name.stacked:

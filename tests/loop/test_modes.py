@@ -1,0 +1,228 @@
+"""Every rule, storage, mesh and mode runs; what must hold of each holds."""
+
+import dataclasses
+import io
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+
+from tpmm_jax import train as command_line
+from tpmm_jax.config import Config, ModelSource, StoreConfig
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
+from tpmm_jax.losses import LossConfig
+from tpmm_jax.merging import RULES, ReferenceConfig
+from tpmm_jax.mesh import MeshConfig
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.report.metrics import read_metrics
+from tpmm_jax.rewards import PairingConfig, ScorerConfig
+
+
+def start(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    out = io.StringIO()
+    command_line.run(config, workdir, RunConsole(out, out))
+    return read_metrics(workdir)
+
+
+def of_kind(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] == kind]
+
+
+def record(workdir: pathlib.Path, iteration: int) -> dict[str, Any]:
+    path = workdir / "iterations" / f"{iteration:03d}" / "reference.json"
+    return json.loads(path.read_text())
+
+
+EXPECTED = {
+    "sft": [1.0, 0.0, 0.0],
+    "previous": [0.0, 0.0, 1.0],
+    "uniform": [1 / 3, 1 / 3, 1 / 3],
+    "ema": [0.25, 0.25, 0.5],
+}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "trust_region"])
+def test_rules(tmp_path: pathlib.Path, rule: str) -> None:
+    reference = ReferenceConfig(rule=rule, steps=3, batch_size=8)
+    rows = start(tiny_run.get_config(iterations=3, reference=reference), tmp_path)
+    weights = np.asarray(record(tmp_path, 3)["weights"])
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-12)
+    if rule in EXPECTED:
+        np.testing.assert_allclose(weights[0], EXPECTED[rule], rtol=1e-12)
+    if rule in ("best", "greedy_soup"):
+        assert len(record(tmp_path, 3)["held_out_losses"]) == 3
+    assert [row["iteration"] for row in of_kind(rows, "iteration")] == [0, 1, 2, 3]
+
+
+def test_layer_granularity(tmp_path: pathlib.Path) -> None:
+    reference = ReferenceConfig(granularity="layer", steps=4, batch_size=8)
+    config = tiny_run.get_config(
+        reference=dataclasses.replace(
+            reference, start="carried", earlier_holdouts=True, kl_weight=0.01
+        )
+    )
+    start(config, tmp_path)
+    found = record(tmp_path, 2)
+    assert found["groups"] == ["layer 0", "layer 1", "embedding", "final_norm"]
+    weights = np.asarray(found["weights"])
+    assert weights.shape == (4, 2) and np.ptp(weights[:, 0]) > 0
+
+
+def test_trust_region_moves_and_resumes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = ReferenceConfig(rule="trust_region", trust_region_tau=2)
+    config = tiny_run.get_config(iterations=1, reference=reference)
+    rows = of_kind(start(config, tmp_path / "whole"), "train")
+    digests = [row["reference/digest"] for row in rows if "reference/digest" in row]
+    assert len(digests) == len(set(digests)) == len(rows) // 2
+
+    from tpmm_jax.store import WorkStore
+
+    save, saves = WorkStore.save, []
+
+    def save_then_stop(self: WorkStore, step: int, *args: Any) -> None:
+        save(self, step, *args)
+        saves.append(step)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkStore, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, tmp_path / "stopped")
+    assert start(config, tmp_path / "stopped") == read_metrics(tmp_path / "whole")
+
+
+def test_a_tau_that_is_never_reached_is_refused(tmp_path: pathlib.Path) -> None:
+    reference = ReferenceConfig(rule="trust_region", trust_region_tau=500)
+    with pytest.raises(BadInput, match="would never move"):
+        start(tiny_run.get_config(reference=reference), tmp_path)
+    assert not (tmp_path / "trajectory" / "0").exists()
+
+
+def write_pairs(path: pathlib.Path, count: int) -> None:
+    rng = np.random.default_rng(0)
+    even, odd = tiny_run.WORDS[::2], tiny_run.WORDS[1::2]
+    with path.open("w") as file:
+        for _ in range(count):
+            row = {
+                "prompt": " ".join(rng.choice(tiny_run.WORDS, 3)) + " ",
+                "chosen": " ".join(rng.choice(even, 4)),
+                "rejected": " ".join(rng.choice(odd, 4)),
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def test_offline_pairs(tmp_path: pathlib.Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", 48)
+    config = tiny_run.get_config(
+        data=DataConfig(pairs=str(tmp_path / "pairs.jsonl")),
+        scorer=ScorerConfig(),
+        pairing=PairingConfig(holdout_fraction=0.25),
+    )
+    rows = start(config, tmp_path / "run")
+    last = of_kind(rows, "iteration")[-1]
+    assert last["heldout/accuracy"] > 0.7 and last["heldout/margin"] > 0
+    used = []
+    for t in (1, 2):
+        path = tmp_path / "run" / "iterations" / f"{t:03d}" / "pairs.jsonl"
+        used += [json.loads(line)["origin"] for line in path.open()]
+    assert len(used) == len(set(used)) == 48
+
+
+def test_offline_pairs_with_a_scorer_to_evaluate(tmp_path: pathlib.Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", 24)
+    config = tiny_run.get_config(
+        iterations=1,
+        data=DataConfig(
+            pairs=str(tmp_path / "pairs.jsonl"), eval_prompts="tiny_run:prompts"
+        ),
+        pairing=PairingConfig(holdout_fraction=0.25),
+    )
+    rows = of_kind(start(config, tmp_path / "run"), "iteration")
+    assert rows[1]["reward/mean"] > rows[0]["reward/mean"]
+
+
+def test_bfloat16_deltas_halve_the_trajectory(tmp_path: pathlib.Path) -> None:
+    config = tiny_run.get_config(store=StoreConfig(storage="bfloat16_delta"))
+    rows = start(config, tmp_path / "run")
+    whole = start(tiny_run.get_config(), tmp_path / "whole")
+    wanted = of_kind(whole, "iteration")[-1]["reward/mean"]
+    assert abs(of_kind(rows, "iteration")[-1]["reward/mean"] - wanted) < 0.2
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)])
+def test_meshes_agree(tmp_path: pathlib.Path, sizes: tuple[int, int, int]) -> None:
+    data, fsdp, tensor = sizes
+    one = MeshConfig(data=-1, fsdp=1, tensor=1)
+    many = MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+    found = [
+        start(tiny_run.get_config(iterations=1, mesh=mesh), tmp_path / str(i))
+        for i, mesh in enumerate((one, many))
+    ]
+    for a, b in zip(*found, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if isinstance(a[name], float) and "accuracies" not in name:
+                assert abs(a[name] - b[name]) <= 2e-3, (name, a[name], b[name])
+
+
+def test_a_run_continues_on_another_mesh(tmp_path: pathlib.Path) -> None:
+    start(tiny_run.get_config(iterations=1, mesh=MeshConfig(fsdp=8)), tmp_path)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    rows = start(tiny_run.get_config(iterations=2, mesh=mesh), tmp_path)
+    assert [row["iteration"] for row in of_kind(rows, "iteration")] == [0, 1, 2]
+
+
+def test_bfloat16_computation(tmp_path: pathlib.Path) -> None:
+    model = ModelSource(source="tiny_run:build_model", compute_dtype="bfloat16")
+    config = tiny_run.get_config(iterations=1, model=model)
+    rows = of_kind(start(config, tmp_path), "train")
+    assert abs(rows[0]["rewards/margins"]) < 0.1
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize("name", ["ipo", "hinge", "cdpo", "robust"])
+def test_losses_pass_the_self_check(tmp_path: pathlib.Path, name: str) -> None:
+    smoothing = 0.1 if name in ("cdpo", "robust") else 0.0
+    loss = LossConfig(name=name, label_smoothing=smoothing)
+    rows = start(tiny_run.get_config(iterations=1, loss=loss), tmp_path)
+    assert of_kind(rows, "train")
+
+
+def test_the_self_check_refuses_wrong_log_probs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tpmm_jax.loop import reference
+
+    right = reference.table_log_probs
+
+    def wrong(run: Any, params: Any, table: Any, what: str, iteration: Any) -> Any:
+        logps_MN = right(run, params, table, what, iteration)
+        logps_MN[0, 0] += 0.5
+        return logps_MN
+
+    monkeypatch.setattr(reference, "table_log_probs", wrong)
+    with pytest.raises(TpmmError, match="self-check failed"):
+        start(tiny_run.get_config(), tmp_path)
+    assert not (tmp_path / "iterations" / "001" / "reference_logps.npz").exists()
+
+
+def test_a_changed_record_or_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
+    start(tiny_run.get_config(iterations=1), tmp_path)
+    folder = tmp_path / "iterations" / "002"
+    folder.mkdir()
+    wrong = {
+        "rule": "learned",
+        "groups": ["model"],
+        "weights": [[0.0, 1.0]],
+        "digest": "0" * 64,
+        "signal_to_rounding": None,
+    }
+    (folder / "reference.json").write_text(json.dumps(wrong))
+    with pytest.raises(CorruptCheckpoint, match="records a reference of digest"):
+        start(tiny_run.get_config(iterations=2), tmp_path)
