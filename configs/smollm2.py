@@ -68,6 +68,6 @@ def get_config() -> Config:
         scorer=ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"),
         pairing=PairingConfig(holdout_fraction=0.25),
         reference=ReferenceConfig(rule="learned", steps=10, batch_size=8),
-        train=TrainConfig(learning_rate=2e-5, batch_size=8, epochs=1),
-        evaluation=EvaluationConfig(num_prompts=64),
+        train=TrainConfig(learning_rate=5e-5, batch_size=8, epochs=2),
+        evaluation=EvaluationConfig(num_prompts=128),
     )

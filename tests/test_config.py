@@ -155,7 +155,7 @@ def test_wrong_files_say_what_was_wanted(write, production, old, new, wanted):
 
 def test_files_that_are_not_there_or_not_python(write, tmp_path):
     write()
-    with pytest.raises(BadInput, match="did you mean .*config_of_a_test.py"):
+    with pytest.raises(BadInput, match=r"did you mean .*config_of_a_test\.py"):
         load_config(tmp_path / "config_of_test.py")
     with pytest.raises(BadInput, match="no such file"):
         load_config(tmp_path / "nowhere" / "x.py")

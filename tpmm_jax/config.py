@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import sys
@@ -69,7 +70,7 @@ class EvaluationConfig:
     """Sampling theta_t on the same prompts after every iteration.
 
     Attributes:
-      num_prompts: of data.eval_prompts, or set aside from data.prompts.
+      num_prompts: of data.eval_prompts, or set aside from data.prompts; 2 or more.
       samples_per_prompt: drawn with rollout's temperature, top_p and top_k.
     """
 
@@ -132,11 +133,15 @@ class Config:
         self.train.validate()
         for name in (
             "iterations", "model.logits_chunk_mib", "rollout.prompts_per_iteration",
-            "rollout.batch_size", "evaluation.num_prompts",
-            "evaluation.samples_per_prompt",
+            "rollout.batch_size", "evaluation.samples_per_prompt",
         ):  # fmt: skip
             if get_field(self, name) < 1:
                 raise BadInput(f"{name} is {get_field(self, name)}; use at least 1")
+        if self.evaluation.num_prompts < 2:
+            raise BadInput(
+                f"evaluation.num_prompts is {self.evaluation.num_prompts}; use at "
+                "least 2: the interval of a mean needs its spread over prompts"
+            )
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:
@@ -223,13 +228,13 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
         near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()])
         hint = f"; did you mean {folder / near[0]}?" if near else ""
         raise BadInput(f"--config {path}: no such file{hint}")
-    for folder in (os.getcwd(), str(path.parent.resolve())):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    for place in (os.getcwd(), str(path.parent.resolve())):
+        if place not in sys.path:
+            sys.path.append(place)
     # Under its own name, so that a scorer "name:function" is this very module.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise BadInput(f"--config {path}: wanted a Python file, named *.py")
+        raise BadInput(f"--config {path}: wanted a .py file, Python with get_config()")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     try:
@@ -404,7 +409,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def check_types(config: Any, prefix: str = "") -> None:
-    """Raises BadInput for the first field whose value is not of its type."""
+    """Raises BadInput for the first field of another type, or that holds inf or nan."""
     hints = typing.get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value, name = getattr(config, f.name), prefix + f.name
@@ -413,5 +418,18 @@ def check_types(config: Any, prefix: str = "") -> None:
                 f"{name} is {value!r} ({type(value).__name__}); wanted "
                 f"{describe(hints[f.name])}"
             )
+        _check_finite(value, name)
         if dataclasses.is_dataclass(value):
             check_types(value, f"{name}.")
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """Raises BadInput for inf or nan, inside an object or a list too."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"{name} is {value}; wanted a finite number")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_finite(inner, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _check_finite(inner, f"{name}[{i}]")

@@ -3,6 +3,7 @@
 import functools
 import operator
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -125,8 +126,8 @@ def generate(
     config.validate("generate")
     if not prompts:
         return []
-    plain = [_token_ids(prompt) for prompt in prompts]
-    ids = _encode(model, prompts, plain, chat, max_new_tokens)
+    plain = [_token_ids(i, prompt) for i, prompt in enumerate(prompts)]
+    ids = _encode(model, prompts, plain, chat)
     for i, row in enumerate(ids):
         if row and not 0 <= min(row) <= max(row) < model.config.vocab_size:
             raise BadInput(
@@ -155,15 +156,18 @@ def generate(
     ]
 
 
-def _token_ids(prompt: Any) -> list[int] | None:
+def _token_ids(number: int, prompt: Any) -> list[int] | None:
     """A prompt's ids if it is a list of them."""
-    if isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], dict):
+    if isinstance(prompt, str):
         return None
     try:
+        if not len(prompt) or isinstance(prompt[0], dict):
+            return None
         return [operator.index(i) for i in prompt]
-    except TypeError:
+    except (TypeError, KeyError):
         raise BadInput(
-            f"a prompt begins with {prompt[0]!r}; wanted a text, messages or token ids"
+            f"prompt {number} is {str(prompt)[:60]}; wanted a text, a list of messages "
+            "or a list of token ids"
         ) from None
 
 
@@ -172,9 +176,7 @@ def _encode(
     prompts: Sequence[Any],
     plain: Sequence[list[int] | None],
     chat: bool,
-    max_new_tokens: int,
 ) -> list[list[int]]:
-    limit = model.config.max_positions - max_new_tokens
     texts = [i for i, ids in enumerate(plain) if ids is None]
     for i in texts:
         if not len(prompts[i]):
@@ -192,8 +194,9 @@ def _encode(
             if faults or content is None:
                 raise BadInput(f"prompt {i}: {'; '.join(faults)}")
             contents.append(content)
+        # Never cut: what is too long is refused with its true length.
         encoded = encode_prompts(
-            model.tokenizer, contents, chat=chat, max_length=max(limit, 1) + 1
+            model.tokenizer, contents, chat=chat, max_length=sys.maxsize
         )
         for i, prompt in zip(texts, encoded):
             ids[i] = prompt.ids
@@ -204,6 +207,9 @@ def merge(
     models: Sequence[Model | str | os.PathLike], weights: Sequence[float]
 ) -> Model:
     """Returns the model sum_k w_k theta_k, computed in float32.
+
+    Its origin holds "signal_to_rounding", the size of the merge's change to model 0
+    over the float32 rounding error: see ``merging.signal_to_rounding``.
 
     Args:
       models: models, or what ``load`` takes; paths are loaded one at a time.
@@ -233,8 +239,12 @@ def merge(
                 )
             yield params.params
 
-    merged, _ = weighted_sum(all_params(), weights)
-    origin = {"source": "merge", "weights": [float(w) for w in weights]}
+    merged, ratio = weighted_sum(all_params(), weights)
+    origin = {
+        "source": "merge",
+        "weights": [float(w) for w in weights],
+        "signal_to_rounding": ratio,
+    }
     decoder = replace(first.decoder, compute_dtype="float32")
     return Model(decoder, merged, first.tokenizer, origin)
 

@@ -26,10 +26,15 @@ def iterate(run: Run) -> None:
         if iteration not in run.trajectory.steps():
             logps_MN = reference_log_probs(run, iteration, pairs)
             train(run, iteration, pairs, logps_MN)
+        else:
+            # Killed after theta_t was stored: its training state is of no more use.
+            run.work.clear()
         evaluate(run, iteration, pairs)
         seconds = {"seconds": time.monotonic() - started}
         run.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
         show(run)
+    # A kill may have come between the last row and its plot.
+    plot(run)
 
 
 def finished(run: Run, iteration: int) -> bool:
@@ -43,9 +48,14 @@ def finished(run: Run, iteration: int) -> bool:
 
 
 def show(run: Run) -> None:
-    """Prints the table and draws the plot of all finished iterations."""
+    """Prints the table of all finished iterations, and draws it."""
+    run.console.iteration_table(iteration_rows(run.workdir))
+    plot(run)
+
+
+def plot(run: Run) -> None:
+    """Draws reward by iteration, where there is a reward."""
     rows = iteration_rows(run.workdir)
-    run.console.iteration_table(rows)
     if any("reward/mean" in row for row in rows):
         rule = run.config.reference.rule
         plot_reward({rule: rows}, run.workdir / "plots" / "reward.png")

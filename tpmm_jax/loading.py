@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,9 +29,10 @@ from tpmm_jax.weights.huggingface import (
 from tpmm_jax.weights.names import names
 
 # What a hub repository is asked for: nothing that could be code or a pickle.
-HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
+DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+WEIGHT_FILES = ("*.safetensors",)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TRAJECTORY_STEP = re.compile(r"(?P<workdir>.*?)/?trajectory@(?P<step>\d+)$")
+TRAJECTORY_STEP = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<step>\d+)")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Source:
     """A model that was found and understood, its weights not read yet.
 
     Attributes:
-      read: returns the parameters in a dtype, on the decoder's mesh.
+      read: returns the parameters in a dtype, on the decoder's mesh. Only this
+        downloads a hub repository's weights.
     """
 
     config: ModelConfig
@@ -99,7 +101,7 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Source:
     name = os.fspath(source)
     if revision is not None and not is_hub_id(name):
         raise BadInput(f"revision={revision!r} is for a hub id; {name} is a local path")
-    if match := TRAJECTORY_STEP.match(name):
+    if match := TRAJECTORY_STEP.fullmatch(name):
         return _resolve_step(pathlib.Path(match["workdir"] or "."), int(match["step"]))
     origin = {"source": name}
     if name.endswith(".gguf"):
@@ -109,13 +111,24 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Source:
             config, file.tokenizer(), origin, functools.partial(read_params, file)
         )
     if is_hub_id(name):
-        directory, origin["commit"] = fetch(name, revision)
-    else:
-        directory = pathlib.Path(name)
+        return _resolve_hub(name, revision)
+    directory = pathlib.Path(name)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
     check_names(tensors, names(config), config)
     return Source(config, tokenizer, origin, functools.partial(read_params, tensors))
+
+
+def _resolve_hub(name: str, revision: str | None) -> Source:
+    directory, commit = fetch(name, revision, DESCRIPTION_FILES)
+
+    def read(decoder: Decoder, dtype: str) -> Params:
+        # The commit, not the revision, which may have moved on since.
+        folder, _ = fetch(name, commit, WEIGHT_FILES, ignore=("*/*",))
+        return read_params(SafetensorsDirectory(folder), decoder, dtype)
+
+    origin = {"source": name, "commit": commit}
+    return Source(read_config(directory), read_tokenizer(directory), origin, read)
 
 
 def _resolve_step(workdir: pathlib.Path, step: int) -> Source:
@@ -153,18 +166,37 @@ def is_hub_id(name: str) -> bool:
     return (
         looks
         and not name.endswith(".gguf")
-        and not TRAJECTORY_STEP.match(name)
+        and not TRAJECTORY_STEP.fullmatch(name)
         and name.split("/")[0] not in (".", "..")
         and not os.path.exists(name)
     )
 
 
-def fetch(name: str, revision: str | None) -> tuple[pathlib.Path, str]:
-    """Downloads a hub repository; returns its folder and the resolved commit."""
+def fetch(
+    name: str, revision: str | None, files: Sequence[str], ignore: Sequence[str] = ()
+) -> tuple[pathlib.Path, str]:
+    """Downloads files of a hub repository.
+
+    Args:
+      name: "org/name".
+      revision: a branch, tag or commit; None: the default branch.
+      files, ignore: patterns of the wanted files, and of those left out of them.
+
+    Returns:
+      The snapshot's folder and the resolved commit.
+
+    Raises:
+      BadInput: no such repository, or it cannot be reached.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        path = snapshot_download(name, revision=revision, allow_patterns=HUB_FILES)
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(files),
+            ignore_patterns=list(ignore),
+        )
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise BadInput(
@@ -198,7 +230,7 @@ def read_config(directory: pathlib.Path) -> ModelConfig:
     config = parse_config(read_json(path), str(path))
     generation = directory / "generation_config.json"
     if generation.exists():
-        more = as_ids(read_json(generation).get("eos_token_id"))
+        more = as_ids(read_json(generation).get("eos_token_id"), str(generation))
         config = replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
     return config
 

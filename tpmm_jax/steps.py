@@ -91,7 +91,7 @@ class TrainState(NamedTuple):
 
     params: Params
     opt_state: Any
-    step: jax.Array
+    step: Any
 
 
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]

@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = shlex.join(["python", "-m", "tpmm_jax.train", *given])
         console.note(f"{error}; its state is saved. To continue: {command}")
         return error.exit_code
+    except KeyboardInterrupt:
+        console.note("stopped; what was finished is kept. The same command continues")
+        return Stopped.exit_code
     except TpmmError as error:
         console.error(str(error))
         return error.exit_code

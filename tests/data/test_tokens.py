@@ -40,6 +40,12 @@ def _encode(tokenizer, *pairs, chat=False, prompt=64, completion=64, **options):
     )
 
 
+def _encode_prompt(tokenizer, prompt, *, chat=False, max_length=64, **options):
+    return tokens.encode_prompts(
+        tokenizer, [prompt], chat=chat, max_length=max_length, **options
+    )[0]
+
+
 def _text(tokenizer, ids):
     """The text of ids in the middle of a text, which strips no leading space."""
     front = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -48,13 +54,13 @@ def _text(tokenizer, ids):
 
 @every
 def test_bos_stands_once_if_the_tokenizer_adds_it(tokenizer):
-    ids = tokens.encode_prompt(tokenizer, "the sky", chat=False, max_length=64).ids
+    ids = _encode_prompt(tokenizer, "the sky").ids
     assert ids == tokenizer("the sky")["input_ids"]
     bos = tokenizer.bos_token_id
     assert ids.count(bos) == (bos is not None)
     if bos is not None:
         text = tokenizer.bos_token + "the sky"
-        twice = tokens.encode_prompt(tokenizer, text, chat=False, max_length=64).ids
+        twice = _encode_prompt(tokenizer, text).ids
         assert twice.count(bos) == 1 and twice[0] == bos
 
 
@@ -73,10 +79,6 @@ def test_completions_keep_their_text_and_end_with_eos_once(
     assert row.prompt_ids == front
     if tokenizer is not SPACES or completion.isascii():
         assert _text(tokenizer, row.chosen_ids[:-1]) == completion
-    single = tokens.encode_completion(
-        tokenizer, prompt, front, completion, chat=False, max_length=64
-    )
-    assert single.ids == row.chosen_ids and not single.truncated
 
 
 @every
@@ -89,15 +91,13 @@ def test_joined_ids_are_those_of_the_joined_text(tokenizer):
 @every
 def test_a_completion_without_a_space_gains_none(tokenizer):
     alone = tokenizer("blue", add_special_tokens=False)["input_ids"]
-    given = tokenizer("the sky")["input_ids"]
-    for prompt, ids in (("the sky", given), (tuple(given), given), ("x", given)):
-        result = tokens.encode_completion(
-            tokenizer, prompt, ids, "blue", chat=False, max_length=9
-        )
-        assert _text(tokenizer, result.ids[:-1]) == "blue"
+    # Joined as it stands, and tokenised apart where the prompt's space merges.
+    for prompt in ("the sky", "the sky "):
+        result = _encode(tokenizer, _pair(prompt, "blue", "green"))
+        ids = result.rows[0].chosen_ids
+        assert _text(tokenizer, ids[:-1]) == "blue"
         if tokenizer is not BYTES:
-            assert result.ids[: len(alone)] != alone
-        assert result.boundary_merged or prompt == "the sky"
+            assert ids[: len(alone)] != alone
 
 
 def test_tokens_that_merge_across_the_boundary_are_counted():
@@ -114,22 +114,20 @@ def test_prompts_are_cut_on_the_documented_side(tokenizer):
     text = "Once upon a time there was a little dog"
     full = tokenizer(text)["input_ids"]
     bos = tokenizer.bos_token_id
-    left = tokens.encode_prompt(tokenizer, text, chat=False, max_length=5)
+    left = _encode_prompt(tokenizer, text, max_length=5)
     assert left.truncated and len(left.ids) == 5
     assert left.ids == (full[-5:] if bos is None else [bos, *full[-4:]])
-    right = tokens.encode_prompt(
-        tokenizer, text, chat=False, max_length=5, truncate="right"
-    )
+    right = _encode_prompt(tokenizer, text, max_length=5, truncate="right")
     assert right.truncated and right.ids == full[:5]
-    exact = tokens.encode_prompt(tokenizer, text, chat=False, max_length=len(full))
+    exact = _encode_prompt(tokenizer, text, max_length=len(full))
     assert exact.ids == full and not exact.truncated
-    for cut in (left, right):
-        completion = tokens.encode_completion(
-            tokenizer, text, cut.ids, " ran", chat=False, max_length=9
-        )
-        assert not completion.boundary_merged
-        assert _text(tokenizer, completion.ids[:-1]) == " ran"
-    one = tokens.encode_prompt(tokenizer, text, chat=False, max_length=1)
+    for cut, side in ((left, "left"), (right, "right")):
+        pair = _pair(text, " ran", " sat")
+        result = _encode(tokenizer, pair, prompt=5, truncate=side)
+        assert result.counts["boundary_merged"] == 0
+        assert result.rows[0].prompt_ids == cut.ids
+        assert _text(tokenizer, result.rows[0].chosen_ids[:-1]) == " ran"
+    one = _encode_prompt(tokenizer, text, max_length=1)
     assert one.ids == full[-1:]
 
 
@@ -236,9 +234,8 @@ def test_what_cannot_be_encoded_is_named_all_at_once():
 
 def test_token_id_prompts_stay_as_they_are():
     given = Prompt((5, 1, 5, 7), "f:1")
-    encode = tokens.encode_prompt
-    assert encode(SPACES, given, chat=False, max_length=9).ids == [5, 1, 5, 7]
-    assert encode(TURNS, given, chat=True, max_length=2) == ([5, 7], True)
+    assert _encode_prompt(SPACES, given, max_length=9).ids == [5, 1, 5, 7]
+    assert _encode_prompt(TURNS, given, chat=True, max_length=2) == ([5, 7], True)
 
 
 def test_pad_ids_fall_back():

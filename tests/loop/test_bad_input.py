@@ -1,9 +1,10 @@
 """What is wrong is said before anything expensive, without a traceback."""
 
-import dataclasses
+import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ import tiny_run
 from tpmm_jax import train as command_line
 from tpmm_jax.config import ModelSource
 from tpmm_jax.data.config import DataConfig
+from tpmm_jax.errors import BadInput
+from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import ScorerConfig
 
 Text = pytest.CaptureFixture[str]
@@ -107,7 +110,7 @@ def test_too_few_prompts(attempt: Callable[..., str], tmp_path: pathlib.Path) ->
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "w1"}\n{"prompt": "w2"}\n')
     text = attempt(2, data=DataConfig(prompts=str(path)))
-    assert "holds 2 prompts" in text
+    assert "holds 2 different prompts" in text
 
 
 def raises(prompts: Any, responses: Any) -> Any:
@@ -170,15 +173,52 @@ def test_full_and_read_only_disk(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_another_configuration(tmp_path: pathlib.Path, capsys: Text) -> None:
-    (tmp_path / "config.json").write_text(
-        json.dumps(dataclasses.asdict(tiny_run.get_config(seed=1)))
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "load_config", lambda *_: tiny_run.get_config())
-        args = ["--config", "c.py", "--workdir", str(tmp_path)]
-        assert command_line.main(args) == 2
-    assert "seed: 1 before, 0 now" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of one iteration on prompts from a file."""
+    folder = tmp_path_factory.mktemp("started")
+    lines = [json.dumps({"prompt": text}) for text in tiny_run.prompts()]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    out = io.StringIO()
+    data = DataConfig(prompts=str(folder / "prompts.jsonl"), max_prompt_length=8)
+    config = tiny_run.get_config(iterations=1, data=data)
+    command_line.run(config, folder / "run", RunConsole(out, out))
+    return folder
+
+
+def again(folder: pathlib.Path, **changes: Any) -> None:
+    data = DataConfig(prompts=str(folder / "prompts.jsonl"), max_prompt_length=8)
+    config = tiny_run.get_config(**{"iterations": 1, "data": data, **changes})
+    out = io.StringIO()
+    command_line.run(config, folder / "run", RunConsole(out, out))
+
+
+def test_another_configuration(started: pathlib.Path) -> None:
+    with pytest.raises(BadInput, match="seed: 0 before, 1 now"):
+        again(started, seed=1)
+    again(started)
+
+
+def test_changed_data(started: pathlib.Path) -> None:
+    path = started / "prompts.jsonl"
+    before = path.read_text()
+    path.write_text(before + '{"prompt": "w1 w1 w1 w1"}\n')
+    with pytest.raises(BadInput, match="prompts changed since"):
+        again(started)
+    path.write_text(before)
+
+
+def test_a_start_killed_before_theta_0_was_committed(
+    started: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(started, tmp_path / "copy")
+    trajectory = tmp_path / "copy" / "run" / "trajectory"
+    (trajectory / "trajectory.jsonl").unlink()
+    shutil.rmtree(trajectory / "1")
+    shutil.rmtree(tmp_path / "copy" / "run" / "iterations")
+    (tmp_path / "copy" / "run" / "metrics.jsonl").unlink()
+    # Another seed: nothing binds before theta_0 is there.
+    again(tmp_path / "copy", seed=5)
 
 
 def test_two_processes_in_one_workdir(

@@ -20,6 +20,7 @@ from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import read_metrics
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
+from tpmm_jax.steps import TrainConfig
 
 
 def start(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -123,10 +124,13 @@ def test_offline_pairs(tmp_path: pathlib.Path) -> None:
         data=DataConfig(pairs=str(tmp_path / "pairs.jsonl")),
         scorer=ScorerConfig(),
         pairing=PairingConfig(holdout_fraction=0.25),
+        train=TrainConfig(learning_rate=3e-2, batch_size=4, epochs=2),
     )
     rows = start(config, tmp_path / "run")
     last = of_kind(rows, "iteration")[-1]
     assert last["heldout/accuracy"] > 0.7 and last["heldout/margin"] > 0
+    with pytest.raises(BadInput, match="iterations: 2 before, 3 now"):
+        start(dataclasses.replace(config, iterations=3), tmp_path / "run")
     used = []
     for t in (1, 2):
         path = tmp_path / "run" / "iterations" / f"{t:03d}" / "pairs.jsonl"
@@ -138,6 +142,7 @@ def test_offline_pairs_with_a_scorer_to_evaluate(tmp_path: pathlib.Path) -> None
     write_pairs(tmp_path / "pairs.jsonl", 24)
     config = tiny_run.get_config(
         iterations=1,
+        train=TrainConfig(learning_rate=3e-2, batch_size=4, epochs=2),
         data=DataConfig(
             pairs=str(tmp_path / "pairs.jsonl"), eval_prompts="tiny_run:prompts"
         ),

@@ -160,7 +160,7 @@ def test_generation_draws_the_same_tokens(name):
 @pytest.mark.parametrize("granularity", ["model", "layer"])
 @pytest.mark.parametrize("name", ["even", "odd"])
 def test_merge(name, granularity, tmp_path):
-    (one, params), (many, sharded) = both(name)
+    (_, params), (_, sharded) = both(name)
     rng = np.random.default_rng(0)
 
     def trajectory(params):

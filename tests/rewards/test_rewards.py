@@ -77,7 +77,7 @@ def test_an_exception_names_scorer_and_prompt():
         raise KeyError("score")
 
     with pytest.raises(
-        BadInput, match="mine:scorer raised KeyError.*first prompt"
+        BadInput, match=r"mine:scorer raised KeyError.*first prompt"
     ) as e:
         run(broken)
     assert isinstance(e.value.__cause__, KeyError)
@@ -87,7 +87,7 @@ def test_bad_input_and_interrupts_pass_through():
     def refuses(prompts, responses):
         raise BadInput("needs another package")
 
-    with pytest.raises(BadInput, match="^needs another package$"):
+    with pytest.raises(BadInput, match=r"^needs another package$"):
         run(refuses)
 
     def stopped(prompts, responses):
@@ -143,7 +143,7 @@ def test_names_of_another_form_are_refused(name):
 
 @pytest.mark.parametrize("name", ["no_such_module_here:f", ".relative:f", "a..b:f"])
 def test_modules_that_cannot_be_imported(name):
-    with pytest.raises(BadInput, match="scorer.name"):
+    with pytest.raises(BadInput, match=r"scorer\.name"):
         import_object(name, "scorer.name")
 
 

@@ -139,7 +139,7 @@ def test_weights_of_whole_numbers_are_refused(copy):
         tensors[name] = tensors[name].astype(np.int8)
 
     edit_weights(folder, quantise)
-    with pytest.raises(BadInput, match="layers.1.mlp.up_proj.weight.*int8"):
+    with pytest.raises(BadInput, match=r"layers\.1\.mlp\.up_proj\.weight.*int8"):
         tpmm.load(folder)
 
 
@@ -207,7 +207,8 @@ def test_a_tensor_of_another_shape_is_named(copy, name, how):
         ("vocab_size", None), ("hidden_size", "64"), ("num_hidden_layers", 0),
         ("num_hidden_layers", True), ("num_key_value_heads", 3), ("head_dim", 31),
         ("head_dim", "32"), ("num_key_value_heads", "2"), ("rms_norm_eps", "1e-6"),
-        ("rms_norm_eps", -1.0), ("rope_parameters", "default"), ("eos_token_id", "</s>"),
+        ("rms_norm_eps", -1.0), ("rope_parameters", "default"),
+        ("eos_token_id", "</s>"),
         ("eos_token_id", [1, "x"]), ("pad_token_id", 1.5),
         ("rope_parameters", {"rope_theta": "1e4", "rope_type": "default"}),
         ("tie_word_embeddings", "yes"), ("max_position_embeddings", 0),

@@ -9,7 +9,6 @@ from tpmm_jax.data.templates import require_template
 from tpmm_jax.errors import BadInput
 
 Side: TypeAlias = Literal["left", "right"]
-SIDES: tuple[Side, ...] = ("left", "right")
 # Contexts in which a text is tokenised apart from its prompt; the first that does not
 # merge with it serves.
 _ANCHORS = ("\n", "a", ".", "0", "\u4e00")

@@ -6,7 +6,7 @@ import numpy as np
 
 from tpmm_jax.data.batches import PairRow, collate
 
-# Lengths are padded to multiples of this.
+# Lengths are padded to multiples of this, so that few shapes are compiled.
 LENGTH_STEP = 32
 
 Table = dict[str, np.ndarray]

@@ -89,16 +89,15 @@ def _reward_summary(run: Run, iteration: int) -> dict[str, Any]:
         "reward/high": high,
         "length/mean": float(np.mean(lengths)),
     }
-    return values | {"kl/theta_0": _kl(run, iteration, params, rows)}
-
-
-def _kl(run: Run, iteration: int, params: Params, rows: list[dict[str, Any]]) -> float:
-    """Returns the mean of log p_t(y) - log p_0(y) over responses sampled from p_t."""
-    if iteration == 0:
-        return 0.0
-    policy = _response_log_probs(run, params, rows)
-    del params
-    return float(np.mean(policy - _response_log_probs(run, run.policy(0), rows)))
+    # The mean of log p_t(y) - log p_0(y) over samples of p_t: the KL divergence where
+    # they are drawn at temperature 1 from the whole vocabulary.
+    values["kl/theta_0"] = 0.0
+    if iteration > 0:
+        policy = _response_log_probs(run, params, rows)
+        del params
+        anchor = _response_log_probs(run, run.policy(0), rows)
+        values["kl/theta_0"] = float(np.mean(policy - anchor))
+    return values
 
 
 def _response_log_probs(

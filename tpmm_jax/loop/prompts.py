@@ -1,5 +1,7 @@
 """Which prompts an iteration samples from: its own, drawn once from the seed."""
 
+import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from tpmm_jax.data.messages import as_dicts, written
 from tpmm_jax.data.prompts import Prompt, load_prompts, parse_prompt
 from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
+from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import import_object
 from tpmm_jax.store.files import write_text
 
@@ -22,35 +25,64 @@ class EncodedPrompts:
     """Prompts ready to be sampled from.
 
     Attributes:
-      numbers: each prompt's number in its source; random keys depend on it.
+      numbers: what each prompt's random keys are folded from; never twice in a run.
       texts: as a scorer sees them.
       ids: token ids.
+      held_out: whether the prompt trains nothing.
     """
 
     numbers: list[int]
     texts: list[str]
     ids: list[list[int]]
-    truncated: int
+    held_out: list[bool]
 
 
 @dataclass(frozen=True)
 class PromptSchedule:
-    """The prompts of every iteration and of the evaluation."""
+    """The prompts of every iteration and of the evaluation.
+
+    The pool holds every content once. Its held-out part is fixed for the run, so
+    that no checkpoint was ever trained on a held-out prompt, however often the
+    pool is gone through.
+
+    Attributes:
+      train, held_out: places in the pool, in the order of their first use.
+      per_iteration: how many of each an iteration takes.
+      digest: SHA-256 of the pool's and the evaluation's contents.
+    """
 
     pool: Sequence[Prompt]
-    order: Callable[[int], np.ndarray]
+    train: np.ndarray
+    held_out: np.ndarray
+    per_iteration: tuple[int, int]
     evaluation: EncodedPrompts
-    per_iteration: int
-    encode: Callable[[Sequence[int]], EncodedPrompts]
+    encode: Callable[[Sequence[Prompt]], list[list[int]]]
+    text: Callable[[Prompt, list[int]], str]
+    seed: int
+    digest: str
 
     def iteration(self, iteration: int) -> EncodedPrompts:
         """Returns the prompts of iteration 1, 2, ...; a used-up pool starts anew."""
-        first = (iteration - 1) * self.per_iteration
-        return self.encode([self._at(first + i) for i in range(self.per_iteration)])
+        drawn = []
+        streams = (self.train, self.held_out)
+        for held, (stream, count) in enumerate(zip(streams, self.per_iteration)):
+            for place in range((iteration - 1) * count, iteration * count):
+                drawn.append((*self._at(stream, place), bool(held)))
+        prompts = [self.pool[place] for _, place, _ in drawn]
+        ids = self.encode(prompts)
+        return EncodedPrompts(
+            [epoch * len(self.pool) + place for epoch, place, _ in drawn],
+            [self.text(prompt, i) for prompt, i in zip(prompts, ids)],
+            ids,
+            [held for _, _, held in drawn],
+        )
 
-    def _at(self, place: int) -> int:
-        epoch, index = divmod(place, len(self.order(0)))
-        return int(self.order(epoch)[index])
+    def _at(self, stream: np.ndarray, place: int) -> tuple[int, int]:
+        """Returns (epoch, place in the pool); each epoch is shuffled anew."""
+        epoch, index = divmod(place, len(stream))
+        if epoch > 0:
+            stream = np.random.default_rng([self.seed, epoch]).permutation(stream)
+        return epoch, int(stream[index])
 
     def longest(self, iterations: int) -> int:
         """Returns the tokens of the longest prompt; encodes, and so checks, all."""
@@ -60,8 +92,8 @@ class PromptSchedule:
         return max(len(ids) for prompts in used for ids in prompts)
 
     def uses(self, iterations: int) -> float:
-        """Returns how often a prompt is used on average."""
-        return iterations * self.per_iteration / max(len(self.order(0)), 1)
+        """Returns how often a training prompt is used on average."""
+        return iterations * self.per_iteration[0] / max(len(self.train), 1)
 
 
 def read_prompts(
@@ -71,11 +103,24 @@ def read_prompts(
     data = config.data
     if ":" not in source or pathlib.Path(source).exists():
         return load_prompts(source, field=data.prompt_field, split=data.split)
-    if not cache.exists():
+
+    def make() -> None:
         made = import_object(source, field_name)()
         lines = [json.dumps({"prompt": _plain(item)}) for item in made]
         write_text(cache, "".join(line + "\n" for line in lines))
+
+    made_from(cache, source, make)
     return load_prompts(str(cache))
+
+
+def made_from(path: pathlib.Path, source: str, make: Callable[[], None]) -> None:
+    """Calls ``make`` unless ``path`` was made from ``source`` before."""
+    mark = path.with_name(path.name + ".source")
+    if path.exists() and mark.exists() and mark.read_text() == source:
+        return
+    mark.unlink(missing_ok=True)
+    make()
+    write_text(mark, source)
 
 
 def _plain(item: Any) -> Any:
@@ -87,7 +132,7 @@ def _plain(item: Any) -> Any:
 
 
 def make_schedule(
-    config: Config, tokenizer: Any, workdir: pathlib.Path
+    config: Config, tokenizer: Any, workdir: pathlib.Path, console: RunConsole
 ) -> PromptSchedule:
     """Returns the schedule of a run.
 
@@ -99,50 +144,84 @@ def make_schedule(
     data, wanted = config.data, config.evaluation.num_prompts
     pool: list[Prompt] = []
     if data.prompts is not None:
-        pool = read_prompts(
-            data.prompts, config, workdir / "prompts.jsonl", "data.prompts"
+        cache = workdir / "prompts.jsonl"
+        pool = _unique(
+            read_prompts(data.prompts, config, cache, "data.prompts"), console
         )
 
-    def encode(prompts: Sequence[Prompt], numbers: Sequence[int]) -> EncodedPrompts:
-        chosen = [prompts[n] for n in numbers]
+    def encode(prompts: Sequence[Prompt]) -> list[list[int]]:
         encoded = encode_prompts(
             tokenizer,
-            chosen,
+            prompts,
             chat=data.chat,
             max_length=data.max_prompt_length,
             truncate=data.truncate_prompt,
         )
-        ids = [e.ids for e in encoded]
-        texts = [_text(tokenizer, p, i) for p, i in zip(chosen, ids)]
-        cut = sum(e.truncated for e in encoded)
-        return EncodedPrompts(list(numbers), texts, ids, cut)
+        return [prompt.ids for prompt in encoded]
 
-    first = np.random.default_rng([config.seed, 0]).permutation(len(pool))
+    order = np.random.default_rng([config.seed, 0]).permutation(len(pool))
     if data.eval_prompts is not None:
         cache = workdir / "eval_prompts.jsonl"
-        others = read_prompts(data.eval_prompts, config, cache, "data.eval_prompts")
-        aside, rest = encode(others, range(min(wanted, len(others)))), first
+        found = read_prompts(data.eval_prompts, config, cache, "data.eval_prompts")
+        aside = _unique(found, console)[:wanted]
+        known = {prompt.content for prompt in pool}
+        if shared := sum(prompt.content in known for prompt in aside):
+            console.warn(f"{shared} of the evaluation prompts are training prompts too")
     else:
-        if len(pool) <= wanted:
-            raise BadInput(
-                f"data.prompts holds {len(pool)} prompts, of which {wanted} are set "
-                "aside for evaluation; give more, set data.eval_prompts, or lower "
-                "evaluation.num_prompts"
-            )
-        aside, rest = encode(pool, first[:wanted].tolist()), first[wanted:]
-
-    def order(epoch: int) -> np.ndarray:
-        if epoch == 0:
-            return rest
-        return np.random.default_rng([config.seed, epoch]).permutation(rest)
-
-    return PromptSchedule(
-        pool,
-        order,
-        aside,
-        config.rollout.prompts_per_iteration,
-        lambda numbers: encode(pool, numbers),
+        aside, order = [pool[i] for i in order[:wanted]], order[wanted:]
+    held = round(config.pairing.holdout_fraction * len(order))
+    per_held = round(
+        config.pairing.holdout_fraction * config.rollout.prompts_per_iteration
     )
+    _check_counts(config, len(pool), len(aside), len(order) - held, held)
+    ids = encode(aside)
+    evaluation = EncodedPrompts(
+        list(range(len(aside))),
+        [_text(tokenizer, prompt, i) for prompt, i in zip(aside, ids)],
+        ids,
+        [True] * len(aside),
+    )
+    contents = repr([[p.content for p in prompts] for prompts in (pool, aside)])
+    return PromptSchedule(
+        pool=pool,
+        train=order[held:],
+        held_out=order[:held],
+        per_iteration=(config.rollout.prompts_per_iteration - per_held, per_held),
+        evaluation=evaluation,
+        encode=encode,
+        text=functools.partial(_text, tokenizer),
+        seed=config.seed,
+        digest=hashlib.sha256(contents.encode()).hexdigest(),
+    )
+
+
+def _unique(prompts: list[Prompt], console: RunConsole) -> list[Prompt]:
+    """Returns the first prompt of each content."""
+    unique = list({prompt.content: prompt for prompt in reversed(prompts)}.values())
+    if dropped := len(prompts) - len(unique):
+        console.note(f"{dropped:,} of {len(prompts):,} prompts repeat another: dropped")
+    return unique[::-1]
+
+
+def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) -> None:
+    source, wanted = config.data.prompts, config.evaluation.num_prompts
+    if aside < 2:
+        raise BadInput(
+            f"{config.data.eval_prompts or source} holds {aside} evaluation prompts; "
+            "give at least 2 different ones"
+        )
+    short = train < 1 or (config.data.eval_prompts is None and aside < wanted)
+    if source is not None and short:
+        raise BadInput(
+            f"{source} holds {pool} different prompts, of which {wanted} are set aside "
+            "for evaluation; give more, set data.eval_prompts, or lower "
+            "evaluation.num_prompts"
+        )
+    if source is not None and config.pairing.holdout_fraction > 0 and held < 1:
+        raise BadInput(
+            f"{source} holds {pool} different prompts: too few to hold out "
+            f"{config.pairing.holdout_fraction:.0%}; give more"
+        )
 
 
 def _text(tokenizer: Any, prompt: Prompt, ids: list[int]) -> str:

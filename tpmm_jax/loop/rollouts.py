@@ -12,7 +12,7 @@ from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.run import ROLLOUT, Run
-from tpmm_jax.rewards import make_pairs, score
+from tpmm_jax.rewards import LabelledPair, make_pairs, score
 from tpmm_jax.sampling import generate_batches
 from tpmm_jax.store.files import append_lines, read_lines_repaired, write_text
 
@@ -44,7 +44,7 @@ def gather_pairs(run: Run, iteration: int) -> IterationPairs:
         raise BadInput(
             f"iteration {iteration} has no training pair: every prompt's responses "
             f"have equal rewards (see {path.parent}); use a finer scorer, more "
-            "samples or a higher temperature"
+            "samples or a higher temperature, in a new --workdir"
         )
     return pairs
 
@@ -52,7 +52,8 @@ def gather_pairs(run: Run, iteration: int) -> IterationPairs:
 def read_pairs(run: Run, iteration: int) -> IterationPairs:
     """Returns what pairs.jsonl of a finished labelling holds."""
     path = run.folder(iteration) / "pairs.jsonl"
-    train, held_out = [], []
+    train: list[PairRow] = []
+    held_out: list[PairRow] = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         row = json.loads(line)
         pair = PairRow(
@@ -133,7 +134,7 @@ def sample_and_score(
                 "prompt": texts[b],
                 "responses": responses[b],
                 "rewards": rewards_BR[b].tolist(),
-                "prompt_number": prompts.numbers[i],
+                "held_out": prompts.held_out[i],
                 "prompt_ids": prompts.ids[i],
                 "response_ids": completions[b],
             }
@@ -146,10 +147,16 @@ def _labelled_rows(
 ) -> list[dict[str, Any]]:
     rewards_BR = np.asarray([row["rewards"] for row in rollouts])
     seed = [run.config.seed, iteration]
-    pairs, counts = make_pairs(rewards_BR, run.config.pairing, seed=seed)
+    held_out = [row["held_out"] for row in rollouts]
+    probability = run.config.pairing.flip_probability
+    pairs, tied = make_pairs(rewards_BR, held_out, probability, seed=seed)
+    pairs = [pair for pair in pairs if not _same_ids(rollouts, pair)]
     lengths = [len(ids) for row in rollouts for ids in row["response_ids"]]
-    values = {f"pairs/{name}": count for name, count in counts.items()}
-    values |= {
+    values = {
+        "pairs/train": sum(not pair.held_out for pair in pairs),
+        "pairs/held_out": sum(pair.held_out for pair in pairs),
+        "pairs/flipped": sum(pair.flipped for pair in pairs),
+        "pairs/tied_prompts": tied,
         "rollout/reward_mean": float(rewards_BR.mean()),
         "rollout/reward_std": float(rewards_BR.std()),
         "rollout/length_mean": float(np.mean(lengths)),
@@ -160,8 +167,6 @@ def _labelled_rows(
     for pair in pairs:
         row = rollouts[pair.prompt]
         chosen, rejected = pair.chosen, pair.rejected
-        if row["response_ids"][chosen] == row["response_ids"][rejected]:
-            continue
         rows.append(
             {
                 "prompt": row["prompt"],
@@ -177,6 +182,11 @@ def _labelled_rows(
             }
         )
     return rows
+
+
+def _same_ids(rollouts: list[dict[str, Any]], pair: LabelledPair) -> bool:
+    ids = rollouts[pair.prompt]["response_ids"]
+    return ids[pair.chosen] == ids[pair.rejected]
 
 
 def _offline_rows(run: Run, iteration: int) -> list[dict[str, Any]]:

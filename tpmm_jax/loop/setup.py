@@ -27,7 +27,7 @@ from tpmm_jax.loading import (  # fmt: skip
     resolve,
     write_description,
 )
-from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
+from tpmm_jax.loop.prompts import PromptSchedule, made_from, make_schedule
 from tpmm_jax.loop.run import Run
 from tpmm_jax.loop.training import check_tau
 from tpmm_jax.mesh import make_mesh
@@ -61,26 +61,33 @@ def open_run(
     check_writable(workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(RunLock(workdir))
-        check_unchanged(config, workdir)
+        trajectory = stack.enter_context(
+            Trajectory(workdir / "trajectory", storage=config.store.storage)
+        )
+        # Before theta_0 is committed nothing binds: a first start may be corrected.
+        started = bool(trajectory.steps())
+        if started:
+            check_unchanged(config, workdir)
         mesh = make_mesh(config.mesh)
-        source = find_model(config, workdir, console)
+        scorer = None if config.scorer.name is None else load_scorer(config.scorer)
+        source = find_model(config, workdir, console, started)
         eos_ids = check_tokenizer(source, config)
         schedule, chunks = load_data(config, source.tokenizer, workdir, console)
-        scorer = check_scorer(config, schedule)
-        check_steps(config, chunks)
+        if started:
+            check_data(workdir, schedule, chunks)
+        probe_scorer(config, scorer, schedule)
+        check_steps(config, schedule, chunks)
         lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
-        write_json(workdir / "config.json", to_dict(config))
         decoder = Decoder(
             source.config, config.model.compute_dtype, config.model.remat, mesh
         )
         need = space_needed(config, decoder)
-        trajectory = stack.enter_context(
-            Trajectory(workdir / "trajectory", storage=config.store.storage)
-        )
-        if not trajectory.steps():
+        if not started:
             check_space(workdir, need)
-        show_header(console, config, source, mesh, workdir, need)
-        if not trajectory.steps():
+        show_header(console, config, source, mesh, workdir, need, lengths)
+        write_json(workdir / "config.json", to_dict(config))
+        if not started:
+            write_json(workdir / "data.json", data_digests(schedule, chunks))
             store_first(source, decoder, trajectory, workdir, console)
         yield Run(
             config=config,
@@ -104,20 +111,48 @@ def open_run(
 
 def check_unchanged(config: Config, workdir: pathlib.Path) -> None:
     """Raises BadInput if the workdir's run was configured otherwise."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    before, now = _flat(read_json(path)), _flat(to_dict(config))
+    before, now = _flat(read_json(workdir / "config.json")), _flat(to_dict(config))
+    # Offline, the number of iterations decides which pairs each one takes.
+    free = set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
     changed = [
         f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and name not in MAY_CHANGE
+        if before.get(name) != now.get(name) and name not in free
     ]
     if changed:
         raise BadInput(
             f"{workdir} holds a run of another configuration:\n  "
             + "\n  ".join(changed)
             + "\nChange it back to continue that run, or choose another --workdir"
+        )
+
+
+def data_digests(
+    schedule: PromptSchedule | None, chunks: PairChunks | None
+) -> dict[str, str | None]:
+    """Returns what pins a run's data: digests of its prompts and pairs."""
+    pairs = None
+    if chunks is not None:
+        ids = [
+            [held, row.prompt_ids, row.chosen_ids, row.rejected_ids]
+            for chunk in chunks
+            for held, row in chunk
+        ]
+        pairs = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return {"prompts": schedule.digest if schedule else None, "pairs": pairs}
+
+
+def check_data(
+    workdir: pathlib.Path, schedule: PromptSchedule | None, chunks: PairChunks | None
+) -> None:
+    """Raises BadInput if prompts or pairs are not those the run began with."""
+    before, now = read_json(workdir / "data.json"), data_digests(schedule, chunks)
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise BadInput(
+            f"the {' and '.join(changed)} changed since {workdir} was started: its "
+            "iterations would mix two data sets; put the data back, or choose another "
+            "--workdir"
         )
 
 
@@ -131,10 +166,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def find_model(config: Config, workdir: pathlib.Path, console: RunConsole) -> Source:
-    """Returns theta_0: from the trajectory on a restart, else from its source."""
+def find_model(
+    config: Config, workdir: pathlib.Path, console: RunConsole, started: bool
+) -> Source:
+    """Returns theta_0: as described in a started run, else from its source."""
     described, made = workdir / "model", workdir / "theta_0"
-    if (workdir / "trajectory" / "0").exists() and described.exists():
+    if started:
         return Source(
             read_config(described),
             read_tokenizer(described),
@@ -143,8 +180,7 @@ def find_model(config: Config, workdir: pathlib.Path, console: RunConsole) -> So
         )
     name = config.model.source
     if ":" in name and not pathlib.Path(name).exists():
-        if not made.exists():
-            build_model(name, made, console)
+        made_from(made, name, lambda: build_model(name, made, console))
         name = str(made)
     return resolve(name, config.model.revision)
 
@@ -159,6 +195,9 @@ def _not_needed(decoder: Decoder, dtype: str) -> Any:
 def build_model(name: str, directory: pathlib.Path, console: RunConsole) -> None:
     """Calls "module:function" with (directory, console); it appears whole or not."""
     build = import_object(name, "model.source")
+    shutil.rmtree(directory, ignore_errors=True)
+    for left in directory.parent.glob(".building-*"):
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".building-") as tmp:
         target = pathlib.Path(tmp) / "model"
         target.mkdir()
@@ -195,7 +234,7 @@ def load_data(
     """Returns the prompts and the offline pairs that the run uses, either or both."""
     schedule, chunks = None, None
     if config.data.prompts is not None or config.data.eval_prompts is not None:
-        schedule = make_schedule(config, tokenizer, workdir)
+        schedule = make_schedule(config, tokenizer, workdir, console)
         uses = schedule.uses(config.iterations)
         if config.data.prompts is not None and uses > 1:
             console.warn(
@@ -230,38 +269,44 @@ def load_chunks(config: Config, tokenizer: Any, console: RunConsole) -> PairChun
             f"{data.pairs} has {len(rows)} usable pairs for {config.iterations} "
             "iterations; lower iterations or give more pairs"
         )
-    order = np.random.default_rng([config.seed, 3]).permutation(len(rows))
-    chunks: PairChunks = []
-    for t, places in enumerate(np.array_split(order, config.iterations)):
-        chunk = [rows[i] for i in places]
-        prompts = sorted({tuple(row.prompt_ids) for row in chunk})
-        rng = np.random.default_rng([config.seed, 4, t])
-        count = round(config.pairing.holdout_fraction * len(prompts))
-        held = {prompts[i] for i in rng.permutation(len(prompts))[:count]}
-        chunks.append([(tuple(row.prompt_ids) in held, row) for row in chunk])
+    return split_chunks(config, rows)
+
+
+def split_chunks(config: Config, rows: list[PairRow]) -> PairChunks:
+    """Returns T chunks. A prompt is in one chunk, and held out there or not."""
+    by_prompt: dict[tuple[int, ...], list[PairRow]] = {}
+    for row in rows:
+        by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
+    groups = list(by_prompt.values())
+    order = np.random.default_rng([config.seed, 3]).permutation(len(groups))
+    held = round(config.pairing.holdout_fraction * len(groups))
+    wanted = config.iterations
+    if len(groups) - held < wanted or 0 < held < wanted:
+        raise BadInput(
+            f"{config.data.pairs} has {len(groups)} different prompts, {held} of them "
+            f"held out: too few for {wanted} iterations; lower iterations or give more"
+        )
+    chunks: PairChunks = [[] for _ in range(wanted)]
+    for is_held, part in ((False, order[held:]), (True, order[:held])):
+        for chunk, places in zip(chunks, np.array_split(part, wanted)):
+            chunk += [(is_held, row) for place in places for row in groups[place]]
     return chunks
 
 
-def check_scorer(config: Config, schedule: PromptSchedule | None) -> Scorer | None:
-    """Returns the scorer after one call on made-up responses; None without."""
-    if config.scorer.name is None:
-        return None
-    assert schedule is not None
-    scorer = load_scorer(config.scorer)
-    probe(
-        scorer,
-        config.scorer.name,
-        schedule.evaluation.texts[0],
-        config.rollout.samples_per_prompt,
-    )
-    return scorer
+def probe_scorer(
+    config: Config, scorer: Scorer | None, schedule: PromptSchedule | None
+) -> None:
+    """Calls the scorer once on made-up responses."""
+    if scorer is not None and schedule is not None:
+        name, prompt = str(config.scorer.name), schedule.evaluation.texts[0]
+        probe(scorer, name, prompt, config.rollout.samples_per_prompt)
 
 
-def check_steps(config: Config, chunks: PairChunks | None) -> None:
+def check_steps(
+    config: Config, schedule: PromptSchedule | None, chunks: PairChunks | None
+) -> None:
     """Refuses a trust_region_tau that no iteration can reach."""
-    rows = round(
-        (1 - config.pairing.holdout_fraction) * config.rollout.prompts_per_iteration
-    )
+    rows = 0 if schedule is None else schedule.per_iteration[0]
     if chunks is not None:
         rows = min(sum(not held for held, _ in chunk) for chunk in chunks)
     steps = -(-rows // config.train.batch_size) * config.train.epochs
@@ -337,6 +382,7 @@ def show_header(
     mesh: Mesh,
     workdir: pathlib.Path,
     need: int,
+    lengths: tuple[int, int],
 ) -> None:
     """Prints what is about to run."""
     model = source.config
@@ -362,22 +408,36 @@ def show_header(
         (
             "training",
             f"{config.loss.name}, beta {config.loss.beta:g}, {config.train.batch_size} "
-            f"pairs a step, learning rate {config.train.learning_rate:g}",
+            f"pairs a step padded to {lengths[1]} tokens, learning rate "
+            f"{config.train.learning_rate:g}",
         ),
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
     ]
     if noise := config.pairing.flip_probability:
         rows.insert(4, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
-    rows += [("note", advice) for advice in mesh_advice(mesh, source)]
+    rows += [("note", advice) for advice in mesh_advice(mesh, source, config)]
     console.header(f"tpmm_jax: {config.iterations} iterations of DPO", rows)
 
 
-def mesh_advice(mesh: Mesh, source: Source) -> list[str]:
-    """Returns what a user may want to know of the mesh and this model."""
+def mesh_advice(mesh: Mesh, source: Source, config: Config) -> list[str]:
+    """Returns what a user may want to know of the mesh and this run."""
     tensor, heads = mesh.shape["tensor"], source.config.num_kv_heads
+    advice = []
     if heads % tensor:
-        return [
+        advice.append(
             f"mesh.tensor={tensor} does not divide {heads} key/value heads: they are "
             "replicated; mesh.fsdp splits this model's weights further"
-        ]
-    return []
+        )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    pairs = config.train.batch_size // config.train.accumulation
+    sizes = {
+        "train.batch_size / train.accumulation": pairs,
+        "rollout.batch_size": config.rollout.batch_size,
+    }
+    for name, size in sizes.items():
+        if size % parts:
+            advice.append(
+                f"{name} = {size} is no multiple of data x fsdp = {parts}: devices "
+                "repeat each other's work; choose one that is"
+            )
+    return advice

@@ -1,11 +1,13 @@
 """DPO from theta_{t-1} against the reference's log-probs; appends theta_t."""
 
+import functools
 import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
@@ -86,10 +88,11 @@ def train(
     check_tau(run.config, plan.steps, f"iteration {iteration}")
     step_fn = preference_step(run.decoder, run.config.loss, config, run.chunk_bytes)
     rate, tau = schedule(config, plan.steps), run.config.reference.trust_region_tau
+    alpha = run.config.reference.trust_region_alpha
     state, reference = _start(run, iteration)
     step = int(state.step)
-    if reference is not None and step > 0:
-        table["reference_BN"] = _moved_log_probs(run, reference, table, iteration)
+    if reference is not None and step >= tau:
+        _refresh(run, reference, table, plan, step // tau * tau)
     run.rewind("train", iteration, step)
 
     with run.console.phase(f"iteration {iteration}: DPO", plan.steps, "steps") as bar:
@@ -109,14 +112,12 @@ def train(
                 **metrics,
             }
             step += 1
-            counted += int(take(table, places, len(places))["mask_BNT"].sum())
+            counted += int(table["mask_BNT"][places].sum())
             if reference is not None and step % tau == 0:
-                reference = _move(run, reference, state.params)
+                reference = _move(reference, state.params, jnp.float32(alpha))
                 pending["reference/digest"] = tree_digest(reference)
                 if step < plan.steps:
-                    table["reference_BN"] = _moved_log_probs(
-                        run, reference, table, iteration
-                    )
+                    _refresh(run, reference, table, plan, step)
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if (due and step < plan.steps) or run.stop.raised:
                 _log_step(run, iteration, pending, bar)
@@ -125,6 +126,7 @@ def train(
                 run.stop.check()
         _log_step(run, iteration, pending, bar)
         _log_speed(run, iteration, counted, time.monotonic() - started)
+    run.log.flush()
     meta = {"iteration": iteration, "rule": run.config.reference.rule}
     run.trajectory.append(iteration, state.params, meta)
     run.work.clear()
@@ -142,6 +144,7 @@ def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
         saved, loop = run.work.restore(latest, target)
         if loop["iteration"] == iteration:
             return saved["state"], saved.get("reference")
+        del saved
         run.work.clear()
     state = init_state(run.decoder, config, run.policy(iteration - 1))
     return state, run.policy(iteration - 1) if moving else None
@@ -157,18 +160,27 @@ def _save(
     run.work.save(int(state.step), saved, {"iteration": iteration})
 
 
-def _move(run: Run, reference: Params, params: Params) -> Params:
+@functools.partial(jax.jit, donate_argnums=0)
+def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
     """theta_ref <- (1 - alpha) theta_ref + alpha theta (TR-DPO, 2404.09656)."""
-    alpha = run.config.reference.trust_region_alpha
     return jax.tree.map(lambda r, p: (1 - alpha) * r + alpha * p, reference, params)
 
 
-def _moved_log_probs(
-    run: Run, reference: Params, table: Table, iteration: int
-) -> np.ndarray:
-    return table_log_probs(
-        run, reference, table, "moved reference log-probs", iteration
+def _refresh(
+    run: Run, reference: Params, table: Table, plan: Plan, moved_at: int
+) -> None:
+    """Recomputes reference_BN of the batches from step ``moved_at`` on."""
+    coming = [plan.places(step) for step in range(moved_at, plan.steps)]
+    places = np.unique(np.concatenate(coming))
+    logps = table_log_probs(
+        run,
+        reference,
+        {name: x[places] for name, x in table.items()},
+        "moved reference log-probs",
+        plan.iteration,
     )
+    table["reference_BN"] = table["reference_BN"].copy()
+    table["reference_BN"][places] = logps
 
 
 def _log_step(
@@ -177,14 +189,16 @@ def _log_step(
     if pending is None:
         return
     step, rows = pending.pop("step"), pending.pop("rows")
-    values = {k: v if isinstance(v, str) else float(v) for k, v in pending.items()}
+    values: dict[str, Any] = {
+        k: v if isinstance(v, str) else float(v) for k, v in pending.items()
+    }
     for name in ("loss", "grad_norm"):
         if not math.isfinite(values[name]):
             raise TpmmError(
                 f"iteration {iteration}, step {step}: {name} is {values[name]} (rows "
                 f"{rows.tolist()[:16]} of {run.folder(iteration)}/pairs.jsonl's "
                 "training pairs); the trajectory's last policy is untouched. Try a "
-                "lower train.learning_rate, or model.compute_dtype=float32"
+                "lower train.learning_rate, or float32, in a new --workdir"
             )
     run.log.log("train", iteration=iteration, step=step, values=values)
     bar.advance(

@@ -12,6 +12,7 @@ from tpmm_jax.losses.pairwise import (
     LossConfig,
     PairLogProbs,
     loss_at_zero,
+    loss_slope,
     pair_metrics,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "gradients",
     "log_probs",
     "loss_at_zero",
+    "loss_slope",
     "pair_log_probs",
     "pair_metrics",
     "sequence_log_probs",

@@ -107,7 +107,7 @@ class _Blocks(NamedTuple):
     rows: int
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         return -(-self.rows // self.width)
 
     def start(self, block: jax.Array) -> jax.Array:
@@ -199,7 +199,7 @@ def _forward(
 
     zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
     start = (jnp.full_like(zeros_BT, -jnp.inf), zeros_BT, zeros_BT)
-    top_BT, sum_BT, picked_BT = jax.lax.fori_loop(0, blocks.count, one, start)
+    top_BT, sum_BT, picked_BT = jax.lax.fori_loop(0, blocks.number, one, start)
     lse_BT = top_BT + jnp.log(sum_BT)
     return picked_BT - lse_BT, (hidden_BTD, head_VD, targets_BT, lse_BT)
 
@@ -243,7 +243,7 @@ def _backward(
         jnp.zeros(hidden_BTD.shape, jnp.float32),
         blocks.split(jnp.zeros(head_VD.shape, jnp.float32)),
     )
-    d_hidden_BTD, d_head_SVD = jax.lax.fori_loop(0, blocks.count, one, start)
+    d_hidden_BTD, d_head_SVD = jax.lax.fori_loop(0, blocks.number, one, start)
     d_head_VD = d_head_SVD.reshape(head_VD.shape).astype(head_VD.dtype)
     return d_hidden_BTD.astype(hidden_BTD.dtype), d_head_VD, None
 

@@ -133,6 +133,11 @@ def loss_at_zero(config: LossConfig) -> float:
     }[config.name]
 
 
+def loss_slope(config: LossConfig) -> float:
+    """A bound on |loss(D) - loss(0)| / |D|, less D^2, for the self-check."""
+    return 1 / config.beta if config.name == "ipo" else config.beta
+
+
 def pair_metrics(logps: PairLogProbs, beta: float) -> dict[str, jax.Array]:
     """Returns TRL's metrics, one value a pair [B]."""
     rewards_BN = beta * jax.lax.stop_gradient(logps.log_ratios_BN())

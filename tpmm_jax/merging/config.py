@@ -1,14 +1,25 @@
 """How the reference of an iteration is chosen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from tpmm_jax.errors import BadInput
+
+# Constants of one rule.
+ONE_RULES = {
+    "ema_mu": "ema",
+    "trust_region_alpha": "trust_region",
+    "trust_region_tau": "trust_region",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
     """The rule, and the constants of those rules that have some.
+
+    ema_mu and trust_region_* are refused where another rule is chosen. The fields of
+    rules that use held-out pairs may be set under any rule and then do nothing, so
+    that one config, written for "learned", compares them all by reference.rule alone.
 
     Attributes:
       rule: a key of RULES.
@@ -65,6 +76,13 @@ class ReferenceConfig:
             if not good:
                 raise BadInput(
                     f"reference.{name} is {getattr(self, name)}; use {wanted}"
+                )
+        for f in fields(self):
+            owner = ONE_RULES.get(f.name, self.rule)
+            if owner != self.rule and getattr(self, f.name) != f.default:
+                raise BadInput(
+                    f"reference.{f.name} has no meaning for rule {self.rule!r}, only "
+                    f"for {owner!r}; leave it at {f.default}"
                 )
 
     @property

@@ -51,9 +51,10 @@ class Deltas:
             base,
         )
         self.paths = leaf_paths(base)
-        self._write(0, base, None)
+        self._write(0, base)
+        del base
         for k in range(1, count):
-            self._write(k, restore(k), base)
+            self._write(k, restore(k))
 
     def __enter__(self) -> "Deltas":
         return self
@@ -61,13 +62,13 @@ class Deltas:
     def __exit__(self, *_: Any) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _write(self, k: int, params: Params, base: Params | None) -> None:
+    def _write(self, k: int, params: Params) -> None:
         folder = self.directory / str(k)
         folder.mkdir(parents=True)
         for number, path in enumerate(self.paths):
             leaf = get_leaf(params, path)
-            if base is not None:
-                leaf = subtract_leaf(leaf, get_leaf(base, path))
+            if k > 0:
+                leaf = subtract_leaf(leaf, self.leaf(0, path))
             for shard in leaf.addressable_shards:
                 file = folder / f"{number}.{_slug(shard.index)}.npy"
                 if not file.exists():

@@ -194,7 +194,7 @@ def learn(
     run = gradient_fn(
         held_out.decoder, config.length_normalized, held_out.chunk_bytes, accumulation
     )
-    variables = {
+    variables: dict[str, Any] = {
         "logits": start_logits(config, len(deltas.names), deltas.count, carried),
         "log_scale": np.float32(np.log(config.beta)),
     }

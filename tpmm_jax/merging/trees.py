@@ -97,30 +97,34 @@ def weighted_sum(
 
     Computed as theta_0 (sum_k w_k) + sum_k w_k (theta_k - theta_0), so that small
     differences between checkpoints are not rounded away. A one-hot w returns a
-    copy, bit for bit. Models are consumed one at a time.
+    copy, bit for bit, and the ratio inf: nothing is rounded. Models are consumed one
+    at a time, all of them.
 
     Args:
       models: parameter trees of one architecture; K of them.
       weights: K real numbers.
     """
-    total, base, chosen = None, None, None
+    merged: Params = {}
+    base: Params = {}
     hot = one_hot_index(np.asarray([weights], np.float64))
     for k, (params, weight) in enumerate(zip(models, weights, strict=True)):
-        if hot is not None and k == hot:
-            chosen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-        if base is None:
+        if hot is not None:
+            if k == hot:
+                merged = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+        elif k == 0:
             base = params
             total_weight = jnp.float32(sum(float(w) for w in weights))
-            total = jax.tree.map(lambda x, w=total_weight: scale_leaf(x, w), params)
+            merged = jax.tree.map(lambda x, w=total_weight: scale_leaf(x, w), params)
         else:
             weight = jnp.float32(weight)
-            total = jax.tree.map(
+            merged = jax.tree.map(
                 lambda t, x, b, w=weight: add_leaf(t, subtract_leaf(x, b), w),
-                total,
+                merged,
                 params,
                 base,
             )
-    merged = total if chosen is None else chosen
+    if hot is not None:
+        return merged, float("inf")
     return merged, signal_to_rounding(merged, base, "float32")
 
 

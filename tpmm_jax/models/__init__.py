@@ -124,6 +124,12 @@ class Decoder:
         logits = constrain(logits, self.mesh, BATCH, None, TENSOR)
         return soft_cap(logits, self.config.final_softcap)
 
+    def for_decoding(self, params: Params) -> Params:
+        """Returns the matrices in compute_dtype, cast once instead of every token."""
+        if self.compute_dtype == "float32":
+            return params
+        return _cast_matrices(params, self.compute_dtype)
+
     def prefill(
         self,
         params: Params,
@@ -180,6 +186,14 @@ class Decoder:
             cache, valid_BS, state.next_position_B + 1, state.next_slot + 1
         )
         return hidden_BTD[:, 0], state
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast_matrices(params: Params, dtype: str) -> Params:
+    # Norm scales stay: they are used in float32.
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == "scale" else x.astype(dtype), params
+    )
 
 
 @functools.cache

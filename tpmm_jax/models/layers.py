@@ -76,7 +76,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         start = nn.initializers.constant(1.0 - self.offset)
-        scale = self.param(
+        scale: Any = self.param(
             "scale", nn.with_partitioning(start, (None,)), (x.shape[-1],)
         )
         x32 = x.astype(jnp.float32)
@@ -143,7 +143,7 @@ def write_cache(
     slot: jax.Array | None,
 ) -> Cache:
     """Writes one layer's keys and values at positions slot, slot + 1, ..."""
-    start = (layer, 0, slot, 0, 0)
+    start: Any = (layer, 0, slot, 0, 0)
     k_LBSGE, v_LBSGE = cache
     return (
         jax.lax.dynamic_update_slice(

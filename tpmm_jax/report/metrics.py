@@ -109,30 +109,9 @@ class MetricsLog:
         Returns:
             How many rows of metrics.jsonl were dropped.
         """
-        return self._rewrite(lambda rows: [keep(row) for row in rows])
-
-    def truncate_after(self, iteration: int, step: int | None) -> int:
-        """Drop what was logged after the last committed state, before resuming from it.
-
-        With a step, the state lies inside that iteration: rows of later steps go, and
-        so do rows without a step that follow the last one kept, since the resumed run
-        logs them again. With None, the iteration is complete and all its rows stay.
-        A row that is logged after the commit of its own step is lost by a kill between
-        the two: log first, then commit.
-
-        Args:
-            iteration: the last one that the committed state belongs to.
-            step: its committed step, counted as in log().
-
-        Returns:
-            How many rows of metrics.jsonl were dropped.
-        """
-        return self._rewrite(_until(iteration, step))
-
-    def _rewrite(self, keep: Callable[[list[Row]], list[bool]]) -> int:
         self._close_board()
-        self._timing.rewrite(keep)
-        return self._metrics.rewrite(keep)
+        self._timing.rewrite(lambda rows: [keep(row) for row in rows])
+        return self._metrics.rewrite(lambda rows: [keep(row) for row in rows])
 
     def flush(self) -> None:
         """Put all rows on the disk (fsync)."""
@@ -241,28 +220,3 @@ def _row(
 
 def _place(row: Row) -> tuple[str, int, int | None]:
     return row["kind"], row["iteration"], row.get("step")
-
-
-def _until(iteration: int, step: int | None) -> Callable[[list[Row]], list[bool]]:
-    """Which rows of one file truncate_after keeps, from the rows in their order."""
-
-    def keep(rows: list[Row]) -> list[bool]:
-        inside = [step is not None and row["iteration"] == iteration for row in rows]
-        steps = [
-            (at, row["step"])
-            for at, row in enumerate(rows)
-            if inside[at] and "step" in row
-        ]
-        first = min((at for at, _ in steps), default=len(rows))
-        last = max((at for at, n in steps if n <= (step or 0)), default=first)
-
-        def kept(at: int, row: Row) -> bool:
-            if not inside[at]:
-                return row["iteration"] <= iteration
-            if "step" in row:
-                return row["step"] <= step
-            return at < last and row["kind"] != "iteration"
-
-        return [kept(at, row) for at, row in enumerate(rows)]
-
-    return keep

@@ -1,5 +1,6 @@
 """From rewards to preference pairs: best against worst, held-out prompts apart."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ class PairingConfig:
     """How rewards become pairs.
 
     Attributes:
-      holdout_fraction: share of an iteration's prompts that train nothing; all
-        ordered pairs of their samples score the merged reference.
+      holdout_fraction: share of the prompts, fixed for the run, that train nothing;
+        all ordered pairs of their samples score the merged reference.
       flip_probability: label noise, for studies: the chance that a pair's labels
         are swapped, held-out pairs included.
     """
@@ -44,33 +45,31 @@ class LabelledPair:
     held_out: bool
 
 
-def held_out_prompts(count: int, config: PairingConfig, *, seed: list[int]) -> set[int]:
-    """Returns which of ``count`` prompts are held out, drawn once an iteration."""
-    rng = np.random.default_rng(seed)
-    size = round(config.holdout_fraction * count)
-    return set(rng.permutation(count)[:size].tolist())
-
-
 def make_pairs(
-    rewards_BR: np.ndarray, config: PairingConfig, *, seed: list[int]
-) -> tuple[list[LabelledPair], dict[str, int]]:
-    """Returns pairs and counts.
+    rewards_BR: np.ndarray,
+    held_out_B: Sequence[bool],
+    flip_probability: float,
+    *,
+    seed: list[int],
+) -> tuple[list[LabelledPair], int]:
+    """Returns pairs, and how many prompts gave none because all rewards tie.
 
     A training prompt gives its best against its worst response; a held-out one
-    all pairs of responses with different rewards. Ties are dropped. Among equal
-    best (or worst) the first counts.
+    all pairs of responses with different rewards. Among equal best (or worst) the
+    first counts.
 
     Args:
       rewards_BR: finite rewards.
-      seed: of the split and of the label flips.
+      held_out_B: which prompts are held out.
+      flip_probability: the chance that a pair's labels are swapped.
+      seed: of the label flips.
     """
-    B, R = rewards_BR.shape
-    held = held_out_prompts(B, config, seed=[*seed, 0])
+    R = rewards_BR.shape[1]
     pairs: list[LabelledPair] = []
-    counts = {"tied_prompts": 0, "flipped": 0, "train": 0, "held_out": 0}
-    for b in range(B):
+    tied = 0
+    for b, held_out in enumerate(held_out_B):
         r = rewards_BR[b]
-        if b in held:
+        if held_out:
             found = [
                 (i, j) if r[i] > r[j] else (j, i)
                 for i in range(R)
@@ -80,14 +79,12 @@ def make_pairs(
         else:
             best, worst = int(np.argmax(r)), int(np.argmin(r))
             found = [(best, worst)] if r[best] > r[worst] else []
-        counts["tied_prompts"] += not found
+        tied += not found
         # A prompt's flips depend on its own number, not on the other prompts.
         flips = np.random.default_rng([*seed, 1, b]).random(len(found))
         for (chosen, rejected), u in zip(found, flips):
-            flipped = bool(u < config.flip_probability)
+            flipped = bool(u < flip_probability)
             if flipped:
                 chosen, rejected = rejected, chosen
-            pairs.append(LabelledPair(b, chosen, rejected, flipped, b in held))
-            counts["flipped"] += flipped
-            counts["held_out" if b in held else "train"] += 1
-    return pairs, counts
+            pairs.append(LabelledPair(b, chosen, rejected, flipped, bool(held_out)))
+    return pairs, tied

@@ -1,6 +1,8 @@
 """An example scorer: VADER sentiment (Hutto and Gilbert 2014), of the demo extra."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +20,7 @@ def sentiment(
     Args:
       with_prompt: score prompt and response as one text.
     """
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError:
-        raise BadInput(
-            'the VADER scorer needs the demo extra: pip install "tpmm_jax[demo]"'
-        ) from None
-    analyzer = SentimentIntensityAnalyzer()
+    analyzer = _analyzer()
     return np.asarray(
         [
             [
@@ -36,3 +32,15 @@ def sentiment(
             for prompt, texts in zip(prompts, responses)
         ]
     )
+
+
+@functools.cache
+def _analyzer() -> Any:
+    """The analyzer, which reads its whole lexicon when it is made."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise BadInput(
+            'the VADER scorer needs the demo extra: pip install "tpmm_jax[demo]"'
+        ) from None
+    return SentimentIntensityAnalyzer()

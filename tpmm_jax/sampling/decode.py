@@ -15,7 +15,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import pad_prompts
 from tpmm_jax.errors import BadInput
-from tpmm_jax.mesh import BATCH, constrain, put_batch
+from tpmm_jax.mesh import BATCH, TENSOR, constrain, put_batch
 from tpmm_jax.models import Decoder, DecodeState
 from tpmm_jax.sampling.rules import SamplingConfig, draw
 
@@ -92,7 +92,7 @@ def _repeat(
     if count == 1:
         return hidden, state
     cache = tuple(
-        constrain(jnp.repeat(x, count, axis=1), decoder.mesh, None, BATCH)
+        constrain(jnp.repeat(x, count, axis=1), decoder.mesh, None, BATCH, None, TENSOR)
         for x in state.cache
     )
     return jnp.repeat(hidden, count, axis=0), DecodeState(
@@ -138,6 +138,7 @@ def generate_batches(
                 f"{config.max_new_tokens} new tokens)"
             )
     numbers = range(len(prompts)) if numbers is None else numbers
+    params = decoder.for_decoding(params)
     for first in range(start, len(prompts), batch_size):
         places = list(range(first, min(first + batch_size, len(prompts))))
         rows = [prompts[i] for i in places]

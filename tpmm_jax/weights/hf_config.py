@@ -4,6 +4,7 @@ Both spellings are read: today's (rope_parameters, dtype, layer_types) and the
 hub's older one (rope_theta, rope_scaling, torch_dtype).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ READ = {
     "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings",
 }  # fmt: skip
 
+IDS = "a token id or a list of them"
+
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 
 
@@ -72,7 +75,8 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
             problems.append(f"{name} = {value!r} is a field this library does not know")
     if hf.get("sliding_window") is not None and hf.get("use_sliding_window", True):
         problems.append(f"sliding_window = {hf['sliding_window']} is not supported")
-    if set(hf.get("layer_types") or ()) - {"full_attention"}:
+    layers = [] if hf.get("layer_types") is None else hf["layer_types"]
+    if not isinstance(layers, list) or any(x != "full_attention" for x in layers):
         problems.append("layer_types other than full_attention are not supported")
     activation = _activation(hf, family)
     if activation != family.activation:
@@ -99,28 +103,45 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
         tie_embeddings=hf.get("tie_word_embeddings"),
         rope=rope,
         bos_id=hf.get("bos_token_id"),
-        eos_ids=as_ids(hf.get("eos_token_id")),
+        eos_ids=as_ids(hf.get("eos_token_id"), origin),
         pad_id=hf.get("pad_token_id"),
     )
 
 
-def as_ids(value: Any) -> tuple[int, ...]:
-    """An id, a list of ids or null, as a tuple."""
+def as_ids(value: Any, origin: str) -> tuple[int, ...]:
+    """An eos_token_id (an id, a list of ids or null) as a tuple.
+
+    Raises:
+      BadInput: anything else; ``origin`` is the file's name.
+    """
+    if not _are_ids(value):
+        raise BadInput(f"{origin}: eos_token_id = {value!r}: wanted {IDS}")
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_even(value: Any) -> bool:
+    return _is_count(value) and value % 2 == 0
+
+
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < value < math.inf
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_ids(value: Any) -> bool:
+    if value is None:
+        return True
+    return all(map(_is_id, value if isinstance(value, list) else [value]))
 
 
 def _wrong_values(hf: Mapping[str, Any], family: Family) -> list[str]:
@@ -130,38 +151,45 @@ def _wrong_values(hf: Mapping[str, Any], family: Family) -> list[str]:
     wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
         **dict.fromkeys(REQUIRED, count),
         "num_key_value_heads": count,
-        "head_dim": count,
+        "head_dim": ("a positive even number: rotary positions need one", _is_even),
         "max_position_embeddings": count,
         "rms_norm_eps": ("a positive number", _is_positive),
         "tie_word_embeddings": ("true or false", lambda x: isinstance(x, bool)),
         "bos_token_id": ids,
         "pad_token_id": ids,
-        "eos_token_id": (
-            "a token id or a list of them",
-            lambda x: all(map(_is_id, x if isinstance(x, list) else [x])),
-        ),
+        "eos_token_id": (IDS, _are_ids),
     }
-    problems = []
+    problems, wrong = [], set()
     for name, (kind, good) in wanted.items():
         if hf.get(name) is None:
-            problems += [f"lacks {name}"] if name in REQUIRED else []
+            if name in REQUIRED:
+                problems.append(f"lacks {name}")
+                wrong.add(name)
         elif not good(hf[name]):
             problems.append(f"{name} = {hf[name]!r}: wanted {kind}")
-    if problems:
+            wrong.add(name)
+    return problems + _misfits(hf, family, wrong)
+
+
+def _misfits(hf: Mapping[str, Any], family: Family, wrong: set[str]) -> list[str]:
+    """Returns which sizes cannot go together, those in ``wrong`` left aside."""
+    problems: list[str] = []
+    if "num_attention_heads" in wrong:
         return problems
-    heads, kv = hf["num_attention_heads"], hf.get("num_key_value_heads")
+    heads, width = hf["num_attention_heads"], hf.get("hidden_size")
+    kv = heads if "num_key_value_heads" in wrong else hf.get("num_key_value_heads")
     if heads % (kv or heads):
         problems.append(
-            f"num_attention_heads = {heads} is no multiple of num_key_value_heads = {kv}"
+            f"num_attention_heads = {heads} is no multiple of num_key_value_heads "
+            f"= {kv}"
         )
-    head_dim = hf.get("head_dim") or family.head_dim
-    if head_dim is None and hf["hidden_size"] % heads:
+    if {"hidden_size", "head_dim"} & wrong or (hf.get("head_dim") or family.head_dim):
+        return problems
+    if width % heads or width // heads % 2:
         problems.append(
-            f"hidden_size = {hf['hidden_size']} is no multiple of num_attention_heads "
-            f"= {heads}, and there is no head_dim"
+            f"hidden_size = {width} over num_attention_heads = {heads} is no even "
+            "whole number, and there is no head_dim"
         )
-    elif (head_dim or hf["hidden_size"] // heads) % 2:
-        problems.append("head_dim is odd; rotary positions need an even one")
     return problems
 
 
@@ -172,16 +200,19 @@ def _activation(hf: Mapping[str, Any], family: Family) -> str | None:
     # The first Gemma releases say "gelu" and mean its tanh approximation.
     if family is FAMILIES["gemma"] and name == "gelu":
         return "gelu_tanh"
-    return ACTIVATIONS.get(name)
+    return ACTIVATIONS.get(name) if isinstance(name, str) else None
 
 
 def _rope(hf: Mapping[str, Any], family: Family, problems: list[str]) -> RopeConfig:
-    given = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        problems.append(f"rope_parameters or rope_scaling = {given!r}: wanted an object")
-        given = {}
-    scaling = dict(given)
-    theta = scaling.pop("rope_theta", None) or hf.get("rope_theta")
+    scaling: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        given = hf.get(name)
+        if given is not None and not isinstance(given, Mapping):
+            problems.append(f"{name} = {given!r}: wanted an object")
+        elif given:
+            scaling = dict(given)
+    theta = scaling.pop("rope_theta", None)
+    theta = hf.get("rope_theta") if theta is None else theta
     theta = family.rope_theta if theta is None else theta
     if not _is_positive(theta):
         problems.append(f"rope_theta = {theta!r}: wanted a positive number")

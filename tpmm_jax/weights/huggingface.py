@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -20,6 +20,8 @@ from tpmm_jax.weights.names import Name, names
 # Tensors that some checkpoints carry and no model needs.
 DERIVED = ("rotary_emb.inv_freq",)
 INDEX = "model.safetensors.index.json"
+
+Index = tuple[slice, ...]
 
 
 @runtime_checkable
@@ -47,12 +49,15 @@ class SafetensorsDirectory:
                 where = dict(json.loads(index.read_text())["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
                 raise BadInput(f"{index} is not a safetensors index: {error}") from None
+            held: dict[str, set[str]] = {}
             for name, file in where.items():
                 if not isinstance(file, str) or pathlib.Path(file).name != file:
                     raise BadInput(
                         f"{index}: {name} is in {file!r}; wanted a file of this folder"
                     )
-                if name not in self._open(file).keys():
+                if file not in held:
+                    held[file] = set(self._open(file).keys())
+                if name not in held[file]:
                     raise BadInput(f"{index}: {self.directory / file} has no {name}")
             return where
         if single.exists():
@@ -83,7 +88,8 @@ class SafetensorsDirectory:
 def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     """Returns the parameters, each read onto its sharding shard by shard.
 
-    The host holds one layer's tensor and one device's shard at a time.
+    The host holds one tensor of the checkpoint and one distinct shard of one parameter
+    at a time; replicas share it. A tensor is read once for each distinct shard.
 
     Raises:
       BadInput: tensors that are missing, left over, or of another shape.
@@ -143,9 +149,9 @@ def _read_leaf(
             )
         return name.to_ours(tensor, config)
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Index) -> np.ndarray:
         if not name.stacked:
-            return np.ascontiguousarray(one(name.theirs)[index]).astype(leaf.dtype)
+            return one(name.theirs)[index].astype(leaf.dtype, order="C", copy=False)
         layers = range(*index[0].indices(leaf.shape[0]))
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, leaf.shape)]
         out = np.empty(sizes, leaf.dtype)
@@ -155,7 +161,27 @@ def _read_leaf(
 
     if leaf.sharding is None:
         return jnp.asarray(shard(tuple(slice(None) for _ in leaf.shape)))
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+    return _put_shards(leaf, shard)
+
+
+def _put_shards(leaf: Any, shard: Callable[[Index], np.ndarray]) -> jax.Array:
+    """Returns the array of a leaf's shape and sharding, one distinct shard at a time.
+
+    make_array_from_callback would build the shards of all devices before it hands
+    over the first.
+    """
+    wanting: dict[tuple, tuple[Index, list[jax.Device]]] = {}
+    where = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    for device, index in where.items():
+        key = tuple(s.indices(n) for s, n in zip(index, leaf.shape))
+        wanting.setdefault(key, (index, []))[1].append(device)
+    arrays: list[jax.Array] = []
+    for index, devices in wanting.values():
+        block = shard(index)
+        copies = [jax.device_put(block, device) for device in devices]
+        # A transfer under way keeps its block in the host's memory.
+        arrays += jax.block_until_ready(copies)
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
 
 
 def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -81,7 +81,7 @@ def names(config: ModelConfig) -> list[Name]:
     for part in ("gate", "up", "down"):
         theirs = f"{layer}mlp.{part}_proj.weight"
         table.append(Name(("layers", "mlp", part), theirs, _transpose, _transpose))
-    norms = {
+    norms: dict[tuple[str, ...], str] = {
         ("attention_norm",): "input_layernorm",
         ("mlp_norm",): "post_attention_layernorm",
     }
