@@ -7,7 +7,6 @@ import pytest
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards import (
-    PairingConfig,
     ScorerConfig,
     import_object,
     load_scorer,
@@ -172,24 +171,22 @@ def test_vader_tells_praise_from_blame():
     assert good > 0.5 > -0.5 > bad and empty == 0
 
 
-TRAIN_ALL = PairingConfig(holdout_fraction=0.0)
-
-
-def pairs_of(rewards, config=TRAIN_ALL, seed=3):
-    return make_pairs(np.asarray(rewards, np.float64), config, seed=[seed])
+def pairs_of(rewards, held_out=(), flips=0.0, seed=3):
+    held = [b in held_out for b in range(len(rewards))]
+    return make_pairs(np.asarray(rewards, np.float64), held, flips, seed=[seed])
 
 
 def test_best_against_worst():
-    pairs, counts = pairs_of([[1, 5, 3], [2, -1, 0]])
+    pairs, tied = pairs_of([[1, 5, 3], [2, -1, 0]])
     assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [(0, 1, 0), (1, 0, 1)]
     assert not any(p.flipped or p.held_out for p in pairs)
-    assert counts == {"tied_prompts": 0, "flipped": 0, "train": 2, "held_out": 0}
+    assert tied == 0
 
 
 def test_ties_are_dropped_and_counted():
-    pairs, counts = pairs_of([[2, 2, 2], [1, 0, 1], [0, 0, 0]])
+    pairs, tied = pairs_of([[2, 2, 2], [1, 0, 1], [0, 0, 0]])
     assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [(1, 0, 1)]
-    assert counts["tied_prompts"] == 2 and counts["train"] == 1
+    assert tied == 2
 
 
 def test_among_equal_best_and_worst_the_first_counts():
@@ -200,50 +197,40 @@ def test_among_equal_best_and_worst_the_first_counts():
 def test_held_out_prompts_give_all_ordered_pairs():
     rewards = np.random.default_rng(0).permutation(40).reshape(8, 5).astype(float)
     rewards[:, 4] = rewards[:, 0]
-    pairs, counts = pairs_of(rewards, PairingConfig(holdout_fraction=0.5))
-    held = {p.prompt for p in pairs if p.held_out}
-    train = {p.prompt for p in pairs if not p.held_out}
-    assert len(held) == 4 and not held & train and held | train == set(range(8))
+    held = {1, 2, 5, 7}
+    pairs, _ = pairs_of(rewards, held)
+    assert {p.prompt for p in pairs if p.held_out} == held
+    assert {p.prompt for p in pairs if not p.held_out} == set(range(8)) - held
     for b in held:
         found = {(p.chosen, p.rejected) for p in pairs if p.prompt == b}
         r = rewards[b]
         assert found == {(i, j) for i in range(5) for j in range(5) if r[i] > r[j]}
         assert len(found) == 9
-    assert counts["held_out"] == 36 and counts["train"] == 4
-
-
-@pytest.mark.parametrize("fraction, held", [(0.0, 0), (0.25, 3), (0.5, 6), (0.9, 11)])
-def test_the_share_of_held_out_prompts(fraction, held):
-    rewards = np.random.default_rng(0).normal(size=(12, 2))
-    pairs, _ = pairs_of(rewards, PairingConfig(holdout_fraction=fraction))
-    assert sum(p.held_out for p in pairs) == held
 
 
 def test_the_seed_decides_and_nothing_else():
     rewards = np.random.default_rng(0).normal(size=(30, 4))
-    noisy = PairingConfig(holdout_fraction=0.3, flip_probability=0.4)
-    assert pairs_of(rewards, noisy) == pairs_of(rewards.copy(), noisy)
-    assert pairs_of(rewards, noisy) != pairs_of(rewards, noisy, seed=4)
+    noisy = {"held_out": range(9), "flips": 0.4}
+    assert pairs_of(rewards, **noisy) == pairs_of(rewards.copy(), **noisy)
+    assert pairs_of(rewards, **noisy) != pairs_of(rewards, **noisy, seed=4)
 
 
 def test_flips_swap_labels_at_their_rate():
     rewards = np.random.default_rng(0).normal(size=(4000, 2))
     clean, _ = pairs_of(rewards)
-    noisy, counts = pairs_of(
-        rewards, PairingConfig(holdout_fraction=0.0, flip_probability=0.3)
-    )
+    noisy, _ = pairs_of(rewards, flips=0.3)
     for a, b in zip(clean, noisy):
         swapped = (a.rejected, a.chosen) if b.flipped else (a.chosen, a.rejected)
         assert (b.chosen, b.rejected) == swapped
     flips = sum(p.flipped for p in noisy)
     # Four standard deviations of a binomial with p = 0.3.
-    assert counts["flipped"] == flips and abs(flips - 1200) < 4 * (4000 * 0.21) ** 0.5
+    assert abs(flips - 1200) < 4 * (4000 * 0.21) ** 0.5
 
 
 def test_noise_changes_neither_split_nor_ties():
     rewards = np.random.default_rng(0).integers(0, 2, (50, 2)).astype(float)
-    a, _ = pairs_of(rewards, PairingConfig())
-    b, _ = pairs_of(rewards, PairingConfig(flip_probability=1.0))
+    a, _ = pairs_of(rewards, range(12))
+    b, _ = pairs_of(rewards, range(12), flips=1.0)
     assert [(p.prompt, p.held_out) for p in a] == [(p.prompt, p.held_out) for p in b]
     assert all(p.flipped for p in b)
     assert [(p.chosen, p.rejected) for p in a] == [(p.rejected, p.chosen) for p in b]
@@ -251,21 +238,7 @@ def test_noise_changes_neither_split_nor_ties():
 
 def test_a_prompts_flips_do_not_depend_on_the_others():
     rewards = np.random.default_rng(0).normal(size=(20, 2))
-    noisy = PairingConfig(holdout_fraction=0.0, flip_probability=0.5)
-    whole, _ = pairs_of(rewards, noisy)
+    whole, _ = pairs_of(rewards, flips=0.5)
     rewards[:10] = 0
-    some, _ = pairs_of(rewards, noisy)
+    some, _ = pairs_of(rewards, flips=0.5)
     assert some == whole[10:]
-
-
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("holdout_fraction", 1.0), ("holdout_fraction", -0.1),
-        ("holdout_fraction", float("nan")), ("flip_probability", 1.1),
-        ("flip_probability", -0.1),
-    ],
-)  # fmt: skip
-def test_shares_out_of_range_are_refused(field, value):
-    with pytest.raises(BadInput, match=f"pairing.{field}"):
-        PairingConfig(**{field: value}).validate()

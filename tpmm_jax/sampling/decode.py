@@ -14,13 +14,11 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import pad_prompts
+from tpmm_jax.data.table import round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, put_batch
 from tpmm_jax.models import Decoder, DecodeState
 from tpmm_jax.sampling.rules import SamplingConfig, draw
-
-# Prompt lengths are padded to multiples of this, so that few shapes are compiled.
-LENGTH_STEP = 32
 
 
 @functools.partial(
@@ -91,12 +89,12 @@ def _repeat(
     """Makes every row ``count`` adjacent rows: the samples share their prefill."""
     if count == 1:
         return hidden, state
-    cache = tuple(
+    keys, values = (
         constrain(jnp.repeat(x, count, axis=1), decoder.mesh, None, BATCH, None, TENSOR)
         for x in state.cache
     )
     return jnp.repeat(hidden, count, axis=0), DecodeState(
-        cache,
+        (keys, values),
         jnp.repeat(state.valid_BS, count, axis=0),
         jnp.repeat(state.next_position_B, count),
         state.next_slot,
@@ -123,7 +121,7 @@ def generate_batches(
     Args:
       prompts: token ids, at least one a prompt.
       numbers: each prompt's number for its random keys; its place by default.
-      length: tokens to pad prompts to; by default a multiple of LENGTH_STEP.
+      length: tokens to pad prompts to; by default the longest, rounded up.
       start: place of the first prompt to sample, a multiple of batch_size.
 
     Raises:
@@ -144,7 +142,7 @@ def generate_batches(
         rows = [prompts[i] for i in places]
         rows += [rows[-1]] * (min(batch_size, len(prompts)) - len(rows))
         longest = max(len(row) for row in rows)
-        width = length or min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
+        width = length or round_up(longest, limit)
         tokens_BT, mask_BT = pad_prompts(rows, length=width, pad_id=pad_id)
         prompt_B = np.asarray([numbers[i] for i in places], np.int32)
         prompt_B = np.pad(prompt_B, (0, len(rows) - len(places)))

@@ -1,0 +1,57 @@
+"""Which prompts an iteration takes: its own, and held-out ones that never train."""
+
+import io
+import json
+import pathlib
+
+import pytest
+import tiny_run
+
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.errors import BadInput
+from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
+from tpmm_jax.report.console import RunConsole
+
+
+def schedule(
+    folder: pathlib.Path, texts: list[str], eval_prompts: str | None = None
+) -> PromptSchedule:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))
+    data = DataConfig(prompts=str(path), eval_prompts=eval_prompts)
+    config = tiny_run.get_config(data=data)
+    console = RunConsole(io.StringIO(), io.StringIO())
+    return make_schedule(config, tiny_run.tokenizer(), folder, console)
+
+
+def test_held_out_prompts_never_train(tmp_path: pathlib.Path) -> None:
+    # 40 different prompts, each twice; 12 an iteration: the pool is used up in 3.
+    texts = [f"w{i % 20} w{i // 20 + 5}" for i in range(40)] * 2
+    found = schedule(tmp_path, texts)
+    assert len(found.pool) == 40
+    train, held, numbers = set(), set(), []
+    for t in range(1, 10):
+        prompts = found.iteration(t)
+        assert sum(prompts.held_out) == round(0.3 * 12)
+        for text, is_held in zip(prompts.texts, prompts.held_out):
+            (held if is_held else train).add(text)
+        numbers += prompts.numbers
+    assert not train & held and len(train | held) == 34
+    assert not (train | held) & set(found.evaluation.texts)
+    # Equal prompts of later epochs draw other samples.
+    assert len(numbers) == len(set(numbers))
+
+
+def test_the_first_iterations_do_not_depend_on_how_many_follow(
+    tmp_path: pathlib.Path,
+) -> None:
+    texts = [f"w{i % 20} w{i // 20 + 5}" for i in range(60)]
+    found = schedule(tmp_path, texts)
+    first = found.iteration(1)
+    found.iteration(5)
+    assert found.iteration(1) == first and found.longest(3) == found.longest(1)
+
+
+def test_too_few_to_hold_out(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(BadInput, match="too few to hold out"):
+        schedule(tmp_path, [f"w{i}" for i in range(7)])
