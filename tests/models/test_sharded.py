@@ -84,9 +84,7 @@ def assert_trees_close(found, wanted, relative):
     assert norm(jax.tree.map(np.subtract, found, wanted)) <= relative * norm(wanted)
 
 
-@pytest.mark.parametrize(
-    "name, B", [("even", 8), ("even", 3), ("odd", 8), ("query only", 5)]
-)
+@pytest.mark.parametrize("name, B", [("even", 3), ("odd", 8), ("query only", 5)])
 def test_forward(name, B):
     tokens, mask = rows(B, 11, CONFIGS[name].vocab_size)
     found = []
@@ -122,7 +120,7 @@ def test_preference_gradient(name, B, accumulation):
     assert_trees_close(metrics8, metrics, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["even", "odd"])
+@pytest.mark.parametrize("name", ["even"])
 def test_training_steps_keep_every_sharding(name):
     config = TrainConfig(learning_rate=1e-2, batch_size=4)
     found = []
@@ -145,7 +143,7 @@ def test_training_steps_keep_every_sharding(name):
     assert_trees_close(found[1], found[0], 1e-4)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["even", "odd"])
 def test_generation_draws_the_same_tokens(name):
     found = []
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
@@ -157,8 +155,7 @@ def test_generation_draws_the_same_tokens(name):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("granularity", ["model", "layer"])
-@pytest.mark.parametrize("name", ["even", "odd"])
+@pytest.mark.parametrize("name, granularity", [("even", "model"), ("odd", "layer")])
 def test_merge(name, granularity, tmp_path):
     (_, params), (_, sharded) = both(name)
     rng = np.random.default_rng(0)
@@ -199,19 +196,14 @@ def test_merge(name, granularity, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(merged))
 
 
-def test_parameters_lie_on_every_axis():
-    decoder = Decoder(CONFIGS["even"], mesh=mesh222())
-    params = decoder.init(jax.random.key(0))
+def test_initial_parameters_are_the_same_and_lie_on_every_axis():
+    (_, one), (decoder, _) = both("even")
+    params = decoder.init(jax.random.key(7))
+    assert_trees_close(params, one, 1e-6)
     query = params["layers"]["attention"]["query"]
     assert query.sharding.shard_shape(query.shape) == (3, 6, 2, 6)
     up = params["layers"]["mlp"]["up"]
     assert up.sharding.shard_shape(up.shape) == (3, 6, 10)
-
-
-def test_initial_values_do_not_depend_on_the_mesh():
-    one = Decoder(CONFIGS["even"]).init(jax.random.key(3))
-    many = Decoder(CONFIGS["even"], mesh=mesh222()).init(jax.random.key(3))
-    assert_trees_close(many, one, 1e-6)
 
 
 def test_axes_that_do_not_divide_are_dropped():

@@ -115,14 +115,11 @@ class Deltas:
         for k in range(1, self.count):
             for path in self.paths:
                 stacked = by_layer and path[0] == "layers"
-                dots = np.asarray(
-                    dot_leaf(get_leaf(gradient, path), self.leaf(k, path), stacked),
-                    np.float64,
-                )
+                dots = dot_leaf(get_leaf(gradient, path), self.leaf(k, path), stacked)
                 if stacked:
-                    out[: dots.shape[0], k] += dots
+                    out[: len(dots), k] += dots
                 else:
-                    out[0 if not by_layer else self.names.index(path[0]), k] += dots
+                    out[self.names.index(path[0]) if by_layer else 0, k] += dots[0]
         return out
 
 

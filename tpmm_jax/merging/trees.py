@@ -78,11 +78,20 @@ def subtract_leaf(x: jax.Array, base: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) - base.astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames="by_layer")
-def dot_leaf(gradient: jax.Array, delta: jax.Array, by_layer: bool) -> jax.Array:
-    """<gradient, delta> in float32: a scalar, or [L] over the leading axis."""
+@jax.jit
+def _row_dots(gradient: jax.Array, delta: jax.Array) -> jax.Array:
     product = gradient.astype(jnp.float32) * delta.astype(jnp.float32)
-    return jnp.sum(product, axis=tuple(range(1 if by_layer else 0, product.ndim)))
+    return jnp.sum(product, axis=-1)
+
+
+def dot_leaf(gradient: jax.Array, delta: jax.Array, by_layer: bool) -> np.ndarray:
+    """<gradient, delta>, float64: [1], or [L] over the leading axis.
+
+    The last axis is summed in float32 on the device, the others on the host, so
+    that a sum of 1e9 products keeps its digits.
+    """
+    rows = np.asarray(_row_dots(gradient, delta), np.float64)
+    return rows.reshape(len(rows) if by_layer else 1, -1).sum(axis=1)
 
 
 def _along(weight: jax.Array, x: jax.Array) -> jax.Array:
