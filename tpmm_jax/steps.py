@@ -212,6 +212,7 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
             batch["mask_BT"],
             chunk_bytes=chunk_bytes,
         )
+        logp *= (batch["weight_B"] > 0)[:, None]
         return -jnp.sum(logp) / total_weight, {}
 
     return loss_fn

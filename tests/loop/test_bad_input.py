@@ -110,7 +110,7 @@ def test_too_few_prompts(attempt: Callable[..., str], tmp_path: pathlib.Path) ->
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "w1"}\n{"prompt": "w2"}\n')
     text = attempt(2, data=DataConfig(prompts=str(path)))
-    assert "holds 2 different prompts" in text
+    assert "holds 2 prompts" in text
 
 
 def raises(prompts: Any, responses: Any) -> Any:

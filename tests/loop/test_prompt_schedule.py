@@ -25,20 +25,20 @@ def schedule(
 
 
 def test_held_out_prompts_never_train(tmp_path: pathlib.Path) -> None:
-    # 40 different prompts, each twice; 12 an iteration: the pool is used up in 3.
+    # 40 different prompts, each twice; 12 an iteration: the pool is used up in 7.
     texts = [f"w{i % 20} w{i // 20 + 5}" for i in range(40)] * 2
     found = schedule(tmp_path, texts)
-    assert len(found.pool) == 40
+    assert len(found.train) + len(found.held_out) == 74
+    assert len(found.held_out) == 23
     train, held, numbers = set(), set(), []
-    for t in range(1, 10):
+    for t in range(1, 20):
         prompts = found.iteration(t)
         assert sum(prompts.held_out) == round(0.3 * 12)
         for text, is_held in zip(prompts.texts, prompts.held_out):
             (held if is_held else train).add(text)
         numbers += prompts.numbers
-    assert not train & held and len(train | held) == 34
-    assert not (train | held) & set(found.evaluation.texts)
-    # Equal prompts of later epochs draw other samples.
+    assert not train & held and len(train | held) == 40
+    # Equal prompts, and those of later epochs, draw other samples.
     assert len(numbers) == len(set(numbers))
 
 
@@ -53,5 +53,5 @@ def test_the_first_iterations_do_not_depend_on_how_many_follow(
 
 
 def test_too_few_to_hold_out(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(BadInput, match="too few to hold out"):
+    with pytest.raises(BadInput, match="holds 7 prompts"):
         schedule(tmp_path, [f"w{i}" for i in range(7)])

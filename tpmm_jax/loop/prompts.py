@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,12 @@ import numpy as np
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.messages import as_dicts, written
-from tpmm_jax.data.prompts import Prompt, load_prompts, parse_prompt
+from tpmm_jax.data.prompts import (
+    Prompt,
+    duplicate_prompts,
+    load_prompts,
+    parse_prompt,
+)
 from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.report.console import RunConsole
@@ -41,9 +47,8 @@ class EncodedPrompts:
 class PromptSchedule:
     """The prompts of every iteration and of the evaluation.
 
-    The pool holds every content once. Its held-out part is fixed for the run, so
-    that no checkpoint was ever trained on a held-out prompt, however often the
-    pool is gone through.
+    What is held out is fixed for the run, by content, so that no checkpoint was ever
+    trained on a held-out prompt, however often the pool is gone through.
 
     Attributes:
       train, held_out: places in the pool, in the order of their first use.
@@ -145,9 +150,7 @@ def make_schedule(
     pool: list[Prompt] = []
     if data.prompts is not None:
         cache = workdir / "prompts.jsonl"
-        pool = _unique(
-            read_prompts(data.prompts, config, cache, "data.prompts"), console
-        )
+        pool = read_prompts(data.prompts, config, cache, "data.prompts")
 
     def encode(prompts: Sequence[Prompt]) -> list[list[int]]:
         encoded = encode_prompts(
@@ -163,17 +166,15 @@ def make_schedule(
     if data.eval_prompts is not None:
         cache = workdir / "eval_prompts.jsonl"
         found = read_prompts(data.eval_prompts, config, cache, "data.eval_prompts")
-        aside = _unique(found, console)[:wanted]
-        known = {prompt.content for prompt in pool}
-        if shared := sum(prompt.content in known for prompt in aside):
-            console.warn(f"{shared} of the evaluation prompts are training prompts too")
+        aside = found[:wanted]
     else:
         aside, order = [pool[i] for i in order[:wanted]], order[wanted:]
-    held = round(config.pairing.holdout_fraction * len(order))
+    train, held_out = _split(pool, order, config)
+    _check_counts(config, len(pool), len(aside), len(train), len(held_out))
+    _report_repeats(pool, aside, order, console)
     per_held = round(
         config.pairing.holdout_fraction * config.rollout.prompts_per_iteration
     )
-    _check_counts(config, len(pool), len(aside), len(order) - held, held)
     ids = encode(aside)
     evaluation = EncodedPrompts(
         list(range(len(aside))),
@@ -184,8 +185,8 @@ def make_schedule(
     contents = repr([[p.content for p in prompts] for prompts in (pool, aside)])
     return PromptSchedule(
         pool=pool,
-        train=order[held:],
-        held_out=order[:held],
+        train=train,
+        held_out=held_out,
         per_iteration=(config.rollout.prompts_per_iteration - per_held, per_held),
         evaluation=evaluation,
         encode=encode,
@@ -195,12 +196,30 @@ def make_schedule(
     )
 
 
-def _unique(prompts: list[Prompt], console: RunConsole) -> list[Prompt]:
-    """Returns the first prompt of each content."""
-    unique = list({prompt.content: prompt for prompt in reversed(prompts)}.values())
-    if dropped := len(prompts) - len(unique):
-        console.note(f"{dropped:,} of {len(prompts):,} prompts repeat another: dropped")
-    return unique[::-1]
+def _split(
+    pool: list[Prompt], order: np.ndarray, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the places that train and those held out; equal prompts stay together."""
+    contents = list(dict.fromkeys(pool[i].content for i in order))
+    sizes = Counter(pool[i].content for i in order)
+    wanted, held = config.pairing.holdout_fraction * len(order), set()
+    for n in np.random.default_rng([config.seed, 1]).permutation(len(contents)):
+        if wanted <= 0:
+            break
+        held.add(contents[n])
+        wanted -= sizes[contents[n]]
+    is_held = np.array([pool[i].content in held for i in order], bool)
+    return order[~is_held], order[is_held]
+
+
+def _report_repeats(
+    pool: list[Prompt], aside: list[Prompt], order: np.ndarray, console: RunConsole
+) -> None:
+    if repeats := duplicate_prompts(pool):
+        console.note(f"{repeats:,} of {len(pool):,} prompts repeat an earlier one")
+    known = {pool[i].content for i in order}
+    if shared := sum(prompt.content in known for prompt in aside):
+        console.note(f"{shared} of {len(aside)} evaluation prompts are trained on too")
 
 
 def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) -> None:
@@ -213,14 +232,9 @@ def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) 
     short = train < 1 or (config.data.eval_prompts is None and aside < wanted)
     if source is not None and short:
         raise BadInput(
-            f"{source} holds {pool} different prompts, of which {wanted} are set aside "
-            "for evaluation; give more, set data.eval_prompts, or lower "
-            "evaluation.num_prompts"
-        )
-    if source is not None and config.pairing.holdout_fraction > 0 and held < 1:
-        raise BadInput(
-            f"{source} holds {pool} different prompts: too few to hold out "
-            f"{config.pairing.holdout_fraction:.0%}; give more"
+            f"{source} holds {pool} prompts, of which {wanted} are wanted for "
+            f"evaluation and {held} are held out; give more, set data.eval_prompts, or "
+            "lower evaluation.num_prompts"
         )
 
 

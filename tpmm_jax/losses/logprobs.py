@@ -63,7 +63,7 @@ def sequence_log_probs(
     completion_mask_BT: Int[Array, "B T"],
     *,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Returns log p(completion | prompt): the sum over completion tokens, nats.
 
     Args:

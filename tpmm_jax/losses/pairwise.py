@@ -70,15 +70,15 @@ class PairLogProbs(NamedTuple):
         return ratios_BN[:, CHOSEN] - ratios_BN[:, REJECTED]
 
 
-PairLoss = Callable[[PairLogProbs, LossConfig], Float[Array, "B"]]
+PairLoss = Callable[[PairLogProbs, LossConfig], Float[Array, " B"]]
 
 
-def dpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
+def dpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
     """-log sigma(beta D). Source: 2305.18290 eq. 7."""
     return -jax.nn.log_sigmoid(config.beta * logps.margin_B())
 
 
-def cdpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
+def cdpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
     """-(1 - eps) log sigma(z) - eps log sigma(-z), z = beta D.
 
     Source: label smoothing of DPO (Mitchell 2023, "A note on DPO with noisy
@@ -88,7 +88,7 @@ def cdpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
     return -(1 - eps) * jax.nn.log_sigmoid(z) - eps * jax.nn.log_sigmoid(-z)
 
 
-def robust(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
+def robust(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
     """[-(1 - eps) log sigma(z) + eps log sigma(-z)] / (1 - 2 eps); unbounded below.
 
     Source: 2403.00409 eq. 12.
@@ -98,7 +98,7 @@ def robust(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
     return loss / (1 - 2 * eps)
 
 
-def ipo(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
+def ipo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
     """(D - 1 / (2 beta))^2. Source: 2310.12036 eq. 17."""
     ratios_BN = logps.log_ratios_BN()
     if config.length_normalized:
@@ -107,7 +107,7 @@ def ipo(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
     return (margin_B - 1 / (2 * config.beta)) ** 2
 
 
-def hinge(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B"]:
+def hinge(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
     """max(0, 1 - beta D). Source: 2305.10425 (SLiC), as a DPO variant."""
     return jax.nn.relu(1 - config.beta * logps.margin_B())
 

@@ -170,7 +170,7 @@ class Decoder:
         return hidden_BTD[:, -1], state
 
     def decode(
-        self, params: Params, tokens_B: Int[Array, "B"], state: DecodeState
+        self, params: Params, tokens_B: Int[Array, " B"], state: DecodeState
     ) -> tuple[Float[Array, "B D"], DecodeState]:
         """Reads one more token a row; returns its hidden state and the new cache."""
         valid_BS = state.valid_BS.at[:, state.next_slot].set(1)

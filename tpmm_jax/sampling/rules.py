@@ -39,8 +39,8 @@ class SamplingConfig:
 
 
 def draw(
-    logits_BV: Float[Array, "B V"], keys_B: Key[Array, "B"], config: SamplingConfig
-) -> Int[Array, "B"]:
+    logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"], config: SamplingConfig
+) -> Int[Array, " B"]:
     """Returns one token a row; a row's draw depends on its own key only."""
     if config.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
