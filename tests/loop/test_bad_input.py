@@ -170,7 +170,7 @@ def test_full_and_read_only_disk(
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert "read-only" in attempt(4, workdir=disk / "other").lower()
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.fixture(scope="module")

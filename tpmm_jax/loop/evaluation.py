@@ -1,6 +1,5 @@
 """theta_t on the evaluation prompts: reward with its interval, KL to theta_0."""
 
-import json
 import time
 from typing import Any
 
@@ -9,17 +8,14 @@ import scipy.stats
 
 from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.loop.reference import pair_table, table_log_probs
-from tpmm_jax.loop.rollouts import IterationPairs, sample_and_score
+from tpmm_jax.loop.rollouts import IterationPairs, sampled_rows
 from tpmm_jax.loop.run import EVALUATION, Run
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.report.metrics import read_metrics
 from tpmm_jax.steps import token_log_probs_step
 from tpmm_jax.store.files import (
-    append_lines,
     read_json,
-    read_lines_repaired,
     write_json,
-    write_text,
 )
 
 
@@ -56,30 +52,16 @@ def mean_interval(rewards_BS: np.ndarray, level: float = 0.95) -> tuple[float, f
 
 def _reward_summary(run: Run, iteration: int) -> dict[str, Any]:
     assert run.schedule is not None
-    path = run.folder(iteration) / "evaluation.jsonl"
-    prompts, size = run.schedule.evaluation, run.config.rollout.batch_size
-    lines = read_lines_repaired(path)
-    done = len(lines) if len(lines) == len(prompts.ids) else len(lines) // size * size
-    if done < len(lines):
-        write_text(path, "".join(line + "\n" for line in lines[:done]))
-    rows = [json.loads(line) for line in lines[:done]]
-    params = run.policy(iteration)
-    title = f"iteration {iteration}: evaluate" if iteration else "evaluate theta_0"
-    with run.console.phase(title, len(prompts.ids), "prompts") as bar:
-        bar.advance(done)
-        for batch in sample_and_score(
-            run,
-            params,
-            prompts,
-            # The same key for every policy: they are compared on equal noise.
-            key=run.key(0, EVALUATION),
-            num_samples=run.config.evaluation.samples_per_prompt,
-            start=done,
-        ):
-            append_lines(path, [json.dumps(row) for row in batch])
-            rows += batch
-            bar.advance(len(batch))
-            run.stop.check()
+    rows = sampled_rows(
+        run,
+        run.folder(iteration) / "evaluation.jsonl",
+        run.schedule.evaluation,
+        policy=iteration,
+        # The same key for every policy: they are compared on equal noise.
+        key=run.key(0, EVALUATION),
+        num_samples=run.config.evaluation.samples_per_prompt,
+        title=f"iteration {iteration}: evaluate" if iteration else "evaluate theta_0",
+    )
     rewards_BS = np.asarray([row["rewards"] for row in rows])
     low, high = mean_interval(rewards_BS)
     lengths = [len(ids) for row in rows for ids in row["response_ids"]]
@@ -93,8 +75,7 @@ def _reward_summary(run: Run, iteration: int) -> dict[str, Any]:
     # they are drawn at temperature 1 from the whole vocabulary.
     values["kl/theta_0"] = 0.0
     if iteration > 0:
-        policy = _response_log_probs(run, params, rows)
-        del params
+        policy = _response_log_probs(run, run.policy(iteration), rows)
         anchor = _response_log_probs(run, run.policy(0), rows)
         values["kl/theta_0"] = float(np.mean(policy - anchor))
     return values

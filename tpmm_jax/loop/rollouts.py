@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
+from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.errors import BadInput
+from tpmm_jax.loop.prompts import EncodedPrompts
 from tpmm_jax.loop.run import ROLLOUT, Run
 from tpmm_jax.rewards import LabelledPair, make_pairs, score
 from tpmm_jax.sampling import generate_batches
@@ -67,43 +71,63 @@ def read_pairs(run: Run, iteration: int) -> IterationPairs:
 
 
 def roll_out(run: Run, iteration: int) -> list[dict[str, Any]]:
-    """Samples from theta_{t-1} and scores; appends to rollouts.jsonl a batch at a time.
-
-    A row: the prompt, its responses and rewards, and their token ids.
-    """
+    """Samples from theta_{t-1} on the iteration's prompts, and scores."""
     assert run.schedule is not None
-    config, path = run.config, run.folder(iteration) / "rollouts.jsonl"
-    prompts = run.schedule.iteration(iteration)
-    lines = read_lines_repaired(path) if path.exists() else []
-    size = config.rollout.batch_size
+    return sampled_rows(
+        run,
+        run.folder(iteration) / "rollouts.jsonl",
+        run.schedule.iteration(iteration),
+        policy=iteration - 1,
+        key=run.key(iteration, ROLLOUT),
+        num_samples=run.config.rollout.samples_per_prompt,
+        title=f"iteration {iteration}: sample and score",
+    )
+
+
+def sampled_rows(
+    run: Run,
+    path: pathlib.Path,
+    prompts: EncodedPrompts,
+    *,
+    policy: int,
+    key: jax.Array,
+    num_samples: int,
+    title: str,
+) -> list[dict[str, Any]]:
+    """Returns a row a prompt: its text, responses and rewards, and their token ids.
+
+    Rows are appended to ``path`` a batch at a time; those that are there already are
+    read, up to the last whole batch, and not sampled again.
+    """
+    lines, size = read_lines_repaired(path), run.config.rollout.batch_size
     done = len(lines) if len(lines) == len(prompts.ids) else len(lines) // size * size
     if done < len(lines):
         write_text(path, "".join(line + "\n" for line in lines[:done]))
     rows = [json.loads(line) for line in lines[:done]]
-    if done < len(prompts.ids):
-        params = run.policy(iteration - 1)
-        name = f"iteration {iteration}: sample and score"
-        with run.console.phase(name, len(prompts.ids), "prompts") as bar:
-            bar.advance(done)
-            batches = sample_and_score(
-                run,
-                params,
-                prompts,
-                key=run.key(iteration, ROLLOUT),
-                num_samples=config.rollout.samples_per_prompt,
-                start=done,
-            )
-            for batch in batches:
-                append_lines(path, [json.dumps(row) for row in batch])
-                rows += batch
-                mean = np.mean([row["rewards"] for row in rows])
-                bar.advance(len(batch), reward=f"{mean:.3f}")
-                run.stop.check()
+    if done == len(prompts.ids):
+        return rows
+    params = run.policy(policy)
+    with run.console.phase(title, len(prompts.ids), "prompts") as bar:
+        bar.advance(done)
+        for batch in sample_and_score(
+            run, params, prompts, key=key, num_samples=num_samples, start=done
+        ):
+            append_lines(path, [json.dumps(row) for row in batch])
+            rows += batch
+            mean = np.mean([row["rewards"] for row in rows])
+            bar.advance(len(batch), reward=f"{mean:.3f}")
+            run.stop.check()
     return rows
 
 
 def sample_and_score(
-    run: Run, params: Any, prompts: Any, *, key: Any, num_samples: int, start: int = 0
+    run: Run,
+    params: Params,
+    prompts: EncodedPrompts,
+    *,
+    key: jax.Array,
+    num_samples: int,
+    start: int,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yields a batch of rows: prompt, responses, rewards, token ids."""
     assert run.scorer is not None
