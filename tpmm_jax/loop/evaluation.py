@@ -13,10 +13,7 @@ from tpmm_jax.loop.run import EVALUATION, Run
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.report.metrics import read_metrics
 from tpmm_jax.steps import token_log_probs_step
-from tpmm_jax.store.files import (
-    read_json,
-    write_json,
-)
+from tpmm_jax.store.files import read_json, write_json
 
 
 def evaluate(run: Run, iteration: int, pairs: IterationPairs | None) -> None:

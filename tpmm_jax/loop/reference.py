@@ -228,13 +228,12 @@ def _log_reference(run: Run, iteration: int, known: dict[str, Any]) -> None:
 
 
 def table_log_probs(
-    run: Run, params: Params, table: Table, what: str, iteration: int | None
+    run: Run, params: Params, table: Table, what: str, iteration: int
 ) -> np.ndarray:
     """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
     rows, size = len(table["weight_B"]), run.micro_batch
     out = []
-    title = what if iteration is None else f"iteration {iteration}: {what}"
-    with run.console.phase(title, rows, "pairs") as bar:
+    with run.console.phase(f"iteration {iteration}: {what}", rows, "pairs") as bar:
         for start in range(0, rows, size):
             places = np.arange(start, min(start + size, rows))
             batch = put_batch(take(table, places, size), run.decoder.mesh)

@@ -20,7 +20,7 @@ from tpmm_jax.data.pairs import load_pairs
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.data.tokens import pad_id, require_eos
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import (  # fmt: skip
+from tpmm_jax.loading import (
     Source,
     read_config,
     read_tokenizer,
@@ -35,7 +35,7 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import MetricsLog
 from tpmm_jax.rewards import Scorer, import_object, load_scorer, probe
-from tpmm_jax.store import (  # fmt: skip
+from tpmm_jax.store import (
     RunLock,
     Trajectory,
     WorkStore,
