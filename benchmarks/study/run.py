@@ -1,0 +1,226 @@
+"""Runs the cells of a grid and writes tables and figures.
+
+    export TPMM_ASSETS=/path/to/assets     # see the README: "The stories260k model"
+    python benchmarks/study/run.py benchmarks/study/rules.toml --workdir runs/study
+
+Every cell is an ordinary run, in WORKDIR/cells/NAME, of an ordinary config; so the same
+command continues a study that was stopped, and any cell can be looked at with
+``python -m tpmm_jax.report``. Each of --jobs processes is tied to one core and takes
+cell after cell, so that a program is compiled once a process. What two cells have in
+common before their first update (the prompts, the evaluation of theta_0, the first
+rollouts) is sampled once and copied.
+
+Results: WORKDIR/results.md, WORKDIR/results.json, WORKDIR/*.png. Needs the demo extra.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+
+from analyse import write_results
+from grid import Cell, Grid, read_grid
+
+from tpmm_jax.config import Config, flatten
+from tpmm_jax.errors import Stopped, TpmmError
+from tpmm_jax.report.console import RunConsole
+
+# What the prompts, theta_0's evaluation and the first rollouts do not depend on.
+AFTER_FIRST_ROLLOUTS = (
+    "iterations",
+    "reference.",
+    "loss.",
+    "train.",
+    "pairing.flip_probability",
+)
+# Files of those, with the file that says that each is complete.
+SHARED = {
+    "prompts.jsonl": "prompts.jsonl.source",
+    "prompts.jsonl.source": "prompts.jsonl.source",
+    "iterations/000/evaluation.jsonl": "iterations/000/summary.json",
+    "iterations/001/rollouts.jsonl": "iterations/001/pairs.jsonl",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args, console = parse_args(argv), RunConsole()
+    try:
+        grid = read_grid(args.grid)
+        cells = grid.cells()
+        for cell in cells:
+            grid.load(cell)  # all of them are valid before the first one starts
+        failed = run_cells(grid, cells, args.workdir, args.jobs, console)
+        for path in write_results(grid, cells, args.workdir):
+            console.note(f"wrote {path}")
+    except Stopped as error:
+        console.note(f"{error}; the same command continues the study")
+        return error.exit_code
+    except TpmmError as error:
+        console.error(str(error))
+        return error.exit_code
+    for name, message in failed.items():
+        console.error(f"{name}: {message}")
+    return 1 if failed else 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Runs the cells of a grid, each an ordinary run, and writes tables "
+        "and figures. The same command again continues."
+    )
+    parser.add_argument("grid", type=pathlib.Path, help="a grid file (.toml)")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument(
+        "--jobs", type=int, default=len(cores()),
+        help="processes, one core each (default: all cores, %(default)s)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: wanted at least 1")
+    return args
+
+
+def run_cells(
+    grid: Grid,
+    cells: Sequence[Cell],
+    workdir: pathlib.Path,
+    jobs: int,
+    console: RunConsole,
+) -> dict[str, str]:
+    """Runs what is missing of all cells; returns what failed: name -> message.
+
+    Raises:
+      Stopped: by Ctrl-C or SIGTERM.
+    """
+    folders = {cell.name: workdir / "cells" / cell.name for cell in cells}
+    total = {cell.name: grid.load(cell).iterations + 1 for cell in cells}
+
+    def done() -> int:
+        return sum(
+            min(total[name], len(list(folder.glob("iterations/*/summary.json"))))
+            for name, folder in folders.items()
+        )
+
+    failed: dict[str, str] = {}
+    context = multiprocessing.get_context("spawn")
+    free = context.Queue()
+    for job in range(jobs):
+        free.put(cores()[job % len(cores())])
+    with (
+        raise_on_sigterm(),
+        concurrent.futures.ProcessPoolExecutor(
+            jobs, context, initializer=pin, initargs=(free,)
+        ) as pool,
+        console.phase("study", sum(total.values()), "iterations") as bar,
+    ):
+        tasks = {pool.submit(run_cell, grid, c, workdir): c.name for c in cells}
+        shown = 0
+        try:
+            waiting = set(tasks)
+            while waiting:
+                finished, waiting = concurrent.futures.wait(waiting, timeout=2)
+                bar.advance(done() - shown, failed=str(len(failed)))
+                shown = done()
+                for task in finished:
+                    if (message := task.result()) is not None:
+                        failed[tasks[task]] = message
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(getattr(pool, "_processes", {}).values()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped("stopped") from None
+            raise
+    return failed
+
+
+@contextlib.contextmanager
+def raise_on_sigterm():
+    """SIGTERM is taken as Ctrl-C is."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def cores() -> list[int]:
+    """Returns the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pin(free: multiprocessing.Queue) -> None:
+    """Ties this process to a core, before jax counts them."""
+    core = free.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+def run_cell(grid: Grid, cell: Cell, workdir: pathlib.Path) -> str | None:
+    """Runs one cell to its end; returns what went wrong, in words, or None."""
+    from tpmm_jax.train import run
+
+    folder = workdir / "cells" / cell.name
+    folder.mkdir(parents=True, exist_ok=True)
+    config = grid.load(cell)
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        console = RunConsole(log, log)
+        try:
+            if finished(folder, config):
+                return None
+            share(config, grid, cell, workdir)
+            run(config, folder, console)
+        except Stopped:
+            raise
+        except TpmmError as error:
+            # A diverged cell is a result too; the others go on.
+            console.error(str(error))
+            return str(error)
+    return None
+
+
+def finished(folder: pathlib.Path, config: Config) -> bool:
+    """Whether every iteration of a cell is there."""
+    last = range(config.iterations + 1)
+    return all((folder / f"iterations/{t:03d}/summary.json").exists() for t in last)
+
+
+def share(config: Config, grid: Grid, cell: Cell, workdir: pathlib.Path) -> None:
+    """Copies what an earlier cell sampled before the two begin to differ."""
+    folder, key = workdir / "cells" / cell.name, share_key(config)
+    if (folder / "trajectory").exists():
+        return
+    for other in grid.cells():
+        donor = workdir / "cells" / other.name
+        if other == cell or share_key(grid.load(other)) != key:
+            continue
+        for name, complete in SHARED.items():
+            if (donor / complete).exists() and not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                part = (folder / name).with_name(f".{(folder / name).name}.part")
+                shutil.copyfile(donor / name, part)
+                part.rename(folder / name)
+
+
+def share_key(config: Config) -> dict[str, object]:
+    """Returns the fields that the shared files depend on."""
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if not name.startswith(AFTER_FIRST_ROLLOUTS)
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
