@@ -43,7 +43,11 @@ def get_config() -> Config:
         reference=ReferenceConfig(rule="learned", steps=40, batch_size=64),
         train=TrainConfig(batch_size=16, learning_rate=5e-4, epochs=3),
         # As many samples a prompt as a rollout has: one compiled sampler serves both.
-        evaluation=EvaluationConfig(num_prompts=64, samples_per_prompt=4),
+        evaluation=EvaluationConfig(
+            num_prompts=64,
+            samples_per_prompt=4,
+            scorers={"grammar": "tpmm_jax.demo.toy:grammatical"},
+        ),
     )
 
 

@@ -4,11 +4,13 @@
     python -m tpmm_jax.train --config configs/stories260k.py --workdir runs/stories
 
 Each iteration samples 4 continuations of 48 tokens for 256 beginnings of 16 tokens,
-which the model itself wrote. The score of a continuation is
+all different, which the model itself wrote. The score of a continuation is
 
     VADER compound + clip(mean log-prob a token under theta_0, -6, -1) + 1.3
 
-that is, cheerful but still fluent; 30 % of the labels are flipped on purpose.
+that is, cheerful but still fluent; 30 % of the labels are flipped on purpose. Each
+policy is evaluated on such beginnings and, out of domain, on unhappier ones; the share
+of different words, which labels nothing, watches for repetition.
 Hardware: two CPU cores, about a minute an iteration. What to expect, and where
 it was measured: docs/results.md. Needs the demo extra (VADER).
 """
@@ -34,6 +36,17 @@ from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.rewards.vader import sentiment
 from tpmm_jax.steps import TrainConfig
 
+# Beginnings that the model's own stories rarely have: out of domain.
+WHO = (
+    *("robot", "doctor", "king", "teacher", "ghost", "pirate", "farmer", "queen"),
+    *("painter", "soldier", "sailor", "wizard", "baker", "thief", "judge", "captain"),
+)
+DID = (
+    *("was very angry", "lost the keys", "broke the window", "hated the rain"),
+    *("sat in the dark", "counted the coins", "burned the soup", "went to the war"),
+    *("could not sleep", "wrote a letter", "fell off the ship", "missed the train"),
+    *("sold the house", "forgot the song", "heard a noise", "was very ill"),
+)
 PROMPT_TOKENS = 16
 RESPONSE_TOKENS = 48
 NUM_PROMPTS = 4096
@@ -65,7 +78,22 @@ def prompts() -> list[list[int]]:
         model, bos * NUM_PROMPTS, max_new_tokens=PROMPT_TOKENS - 1, seed=20240
     )
     eos = model.tokenizer.eos_token_id
-    return [bos[0] + ids for [ids] in found if eos not in ids]
+    whole = [tuple(bos[0] + ids) for [ids] in found if eos not in ids]
+    # A small model begins alike often: none is evaluated on that was trained on.
+    return [list(ids) for ids in dict.fromkeys(whole)]
+
+
+def elsewhere() -> list[str]:
+    """Returns beginnings of stories of another kind, as long as the others at most."""
+    made = [f"The {who} {did}" for did in DID for who in WHO]
+    ids = theta_0().tokenizer(made)["input_ids"]
+    return [text for text, row in zip(made, ids) if len(row) <= PROMPT_TOKENS]
+
+
+def variety(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.ndarray:
+    """Returns different words over words of each response: low where it repeats."""
+    words = [[text.lower().split() for text in texts] for texts in responses]
+    return np.array([[len({*w}) / max(len(w), 1) for w in row] for row in words])
 
 
 def score(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.ndarray:
@@ -115,5 +143,9 @@ def get_config() -> Config:
             batch_size=32,
             epochs=2,
         ),
-        evaluation=EvaluationConfig(num_prompts=256),
+        evaluation=EvaluationConfig(
+            num_prompts=256,
+            sets={"elsewhere": "stories260k:elsewhere"},
+            scorers={"variety": "stories260k:variety"},
+        ),
     )

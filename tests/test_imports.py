@@ -13,14 +13,16 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tpmm_jax"
 # line (or the demo), the last row.
 ORDER = (
     ("axes", "errors"),
+    ("fields",),
     ("mesh",),
     ("models",),
-    ("data", "losses", "rewards", "weights"),
+    ("data", "evaluation", "losses", "rewards", "weights"),
     ("merging", "sampling"),
     ("store",),
     ("loading", "steps"),
     ("config", "facade"),
     ("report",),
+    ("commands",),
     ("loop",),
     ("iterate",),
 )

@@ -4,11 +4,9 @@ import dataclasses
 import difflib
 import importlib.util
 import json
-import math
 import os
 import pathlib
 import sys
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +14,33 @@ from typing import Any, Literal
 
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
+from tpmm_jax.fields import check_types, flatten, get_field, nearest, set_field
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.merging import RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
-from tpmm_jax.rewards import PairingConfig, ScorerConfig
+from tpmm_jax.rewards import PairingConfig, ScorerConfig, check_label
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.steps import TrainConfig
+
+__all__ = [
+    "MAY_CHANGE",
+    "Config",
+    "EvaluationConfig",
+    "ModelSource",
+    "RolloutConfig",
+    "StoreConfig",
+    "check_types",
+    "flatten",
+    "load_config",
+    "set_field",
+    "to_dict",
+]
+
+# Heads of an iteration's metrics: a prompt set of such a name would be taken for one.
+RESERVED_SETS = (
+    "evaluation", "reward", "rewards", "length", "kl", "distinct", "win", "heldout",
+    "score", "judge", "watch", "merge", "pairs", "rollout", "reference",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +89,53 @@ class EvaluationConfig:
     """Sampling theta_t on the same prompts after every iteration.
 
     Attributes:
-      num_prompts: of data.eval_prompts, or set aside from data.prompts; 2 or more.
+      num_prompts: of data.eval_prompts, or set aside from data.prompts, and the first
+        so many of each further set; 2 or more.
       samples_per_prompt: drawn with rollout's temperature, top_p and top_k.
+      sets: further prompts by name, out of the training's domain; sources like
+        data.prompts.
+      scorers: further scorers by label, "module:function", independent of the one
+        that labels.
+      judges: by label, "module:function"; see rewards.Judge.
+      max_kl_per_token: nats to theta_0 a token above which the watch warns.
+      max_length_ratio: the watch warns when the mean length leaves [1 / ratio, ratio]
+        times theta_0's.
     """
 
     num_prompts: int = 64
     samples_per_prompt: int = 1
+    sets: Mapping[str, str] = field(default_factory=dict)
+    scorers: Mapping[str, str] = field(default_factory=dict)
+    judges: Mapping[str, str] = field(default_factory=dict)
+    max_kl_per_token: float = 0.5
+    max_length_ratio: float = 1.5
+
+    def validate(self) -> None:
+        """Raises BadInput for a value out of range."""
+        if self.num_prompts < 2:
+            raise BadInput(
+                f"evaluation.num_prompts is {self.num_prompts}; use at least 2: the "
+                "interval of a mean needs its spread over prompts"
+            )
+        for what in ("sets", "scorers", "judges"):
+            for label in getattr(self, what):
+                check_label(label, f"evaluation.{what}")
+        for name in self.sets:
+            if name in RESERVED_SETS:
+                raise BadInput(
+                    f"evaluation.sets.{name}: metrics of that name are there already; "
+                    "choose another name"
+                )
+        if self.max_kl_per_token <= 0:
+            raise BadInput(
+                f"evaluation.max_kl_per_token is {self.max_kl_per_token}; use a number "
+                "above 0, in nats"
+            )
+        if self.max_length_ratio <= 1:
+            raise BadInput(
+                f"evaluation.max_length_ratio is {self.max_length_ratio}; use a number "
+                "above 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,17 +191,13 @@ class Config:
         self.reference.validate(tuple(RULES))
         self.loss.validate()
         self.train.validate()
+        self.evaluation.validate()
         for name in (
             "iterations", "model.logits_chunk_mib", "rollout.prompts_per_iteration",
             "rollout.batch_size", "evaluation.samples_per_prompt",
         ):  # fmt: skip
             if get_field(self, name) < 1:
                 raise BadInput(f"{name} is {get_field(self, name)}; use at least 1")
-        if self.evaluation.num_prompts < 2:
-            raise BadInput(
-                f"evaluation.num_prompts is {self.evaluation.num_prompts}; use at "
-                "least 2: the interval of a mean needs its spread over prompts"
-            )
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:
@@ -170,6 +226,12 @@ class Config:
             )
         if self.data.eval_prompts is not None and self.scorer.name is None:
             raise BadInput("data.eval_prompts needs a scorer: set scorer.name")
+        for name in ("sets", "scorers", "judges"):
+            if getattr(self.evaluation, name) and self.data.eval_prompts is None:
+                raise BadInput(
+                    f"with data.pairs, evaluation.{name} needs prompts to sample from: "
+                    "set data.eval_prompts and scorer.name too"
+                )
 
 
 # What may differ when a run is continued: none of it changes finished work.
@@ -183,26 +245,9 @@ MAY_CHANGE = (
     "rollout.batch_size",
     "train.accumulation",
     "train.checkpoint_every",
+    "evaluation.max_kl_per_token",
+    "evaluation.max_length_ratio",
 )
-
-
-def get_field(config: Any, name: str) -> Any:
-    """Returns the value of a dotted name."""
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted name: value}, in declaration order."""
-    flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{f.name}.")
-        else:
-            flat[prefix + f.name] = dict(value) if isinstance(value, Mapping) else value
-    return flat
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -271,7 +316,7 @@ def _explain(message: str) -> str:
     names = (
         [f.name for f in dataclasses.fields(owners[owner])] if owner in owners else []
     )
-    return f"{owner} has no field {wrong!r}" + _nearest(wrong, names)
+    return f"{owner} has no field {wrong!r}" + nearest(wrong, names)
 
 
 def _dataclasses(cls: Any) -> list[Any]:
@@ -281,155 +326,3 @@ def _dataclasses(cls: Any) -> list[Any]:
         if dataclasses.is_dataclass(hints[f.name]):
             found += _dataclasses(hints[f.name])
     return found
-
-
-def _nearest(wrong: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {', '.join(near)}?"
-    return f"; its fields are {', '.join(names)}" if names else ""
-
-
-def set_field(config: Any, override: str) -> Any:
-    """Returns ``config`` with one "dotted.name=value" applied, the value typed.
-
-    Raises:
-      BadInput: no "=", an unknown name (the nearest are listed), or a value that
-        the field's type does not admit.
-    """
-    name, equals, text = override.partition("=")
-    name = name.strip()
-    if not equals:
-        raise BadInput(f"--set {override}: wanted name=value, such as loss.beta=0.2")
-    return _set(config, name.split("."), text.strip(), name)
-
-
-def _set(config: Any, parts: list[str], text: str, name: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    names = [f.name for f in dataclasses.fields(config)]
-    if parts[0] not in names:
-        known = list(flatten(config))
-        near = difflib.get_close_matches(".".join(parts), known, n=3, cutoff=0.4)
-        deeper = [n for n in known if n.split(".")[-1] == parts[-1]]
-        at = name[: len(name) - len(".".join(parts))]
-        hint = [at + n for n in dict.fromkeys([*deeper, *near])][:3]
-        raise BadInput(
-            f"--set {name}: there is no such field"
-            + (
-                f"; did you mean {', '.join(hint)}?"
-                if hint
-                else _nearest(parts[0], names)
-            )
-        )
-    value = getattr(config, parts[0])
-    if len(parts) > 1:
-        if not dataclasses.is_dataclass(value):
-            if isinstance(value, Mapping) and len(parts) == 2:
-                changed = {**value, parts[1]: _any_value(text)}
-                return dataclasses.replace(config, **{parts[0]: changed})
-            raise BadInput(f"--set {name}: {parts[0]} has no fields of its own")
-        new = _set(value, parts[1:], text, name)
-    elif dataclasses.is_dataclass(value):
-        inner = [f"{name}.{f.name}" for f in dataclasses.fields(value)]
-        raise BadInput(f"--set {name}: name one of its fields: {', '.join(inner)}")
-    else:
-        new = parse(text, hints[parts[0]], name)
-    return dataclasses.replace(config, **{parts[0]: new})
-
-
-def _any_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def parse(text: str, hint: Any, name: str) -> Any:
-    """Returns ``text`` as a value of type ``hint``."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    wanted = describe(hint)
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in args and text.lower() in ("none", "null"):
-            return None
-        return parse(text, next(a for a in args if a is not type(None)), name)
-    if origin is Literal:
-        if text in args:
-            return text
-        raise BadInput(f"--set {name}={text}: wanted {wanted}{_nearest(text, args)}")
-    if hint is str:
-        return text
-    try:
-        if hint is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if hint in (int, float):
-            return hint(text.replace("_", ""))
-        value = json.loads(text)
-    except (ValueError, KeyError):
-        raise BadInput(f"--set {name}={text}: wanted {wanted}") from None
-    if not fits(value, hint):
-        raise BadInput(f"--set {name}={text}: wanted {wanted}")
-    return value
-
-
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    type(None): "none",
-}
-
-
-def describe(hint: Any) -> str:
-    """Returns a type in words."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(a) for a in args)
-    if origin is not None:
-        return "a JSON object"
-    return _WORDS.get(hint, str(hint))
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; an int is a float too, a bool is not."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, a) for a in args)
-    if origin is Literal:
-        return value in args
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def check_types(config: Any, prefix: str = "") -> None:
-    """Raises BadInput for the first field of another type, or that holds inf or nan."""
-    hints = typing.get_type_hints(type(config))
-    for f in dataclasses.fields(config):
-        value, name = getattr(config, f.name), prefix + f.name
-        if not fits(value, hints[f.name]):
-            raise BadInput(
-                f"{name} is {value!r} ({type(value).__name__}); wanted "
-                f"{describe(hints[f.name])}"
-            )
-        _check_finite(value, name)
-        if dataclasses.is_dataclass(value):
-            check_types(value, f"{name}.")
-
-
-def _check_finite(value: Any, name: str) -> None:
-    """Raises BadInput for inf or nan, inside an object or a list too."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(f"{name} is {value}; wanted a finite number")
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_finite(inner, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            _check_finite(inner, f"{name}[{i}]")

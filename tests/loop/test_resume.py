@@ -56,11 +56,18 @@ class Writes:
         self.count, self.crash_at, self.after = 0, -1, False
         self.names: list[str] = []
         self.undisturbed: list[str] = []
-        from tpmm_jax.loop import evaluation, reference, rollouts, training
+        from tpmm_jax.loop import (
+            answers,
+            evaluation,
+            log_probs,
+            reference,
+            rollouts,
+            training,
+        )
         from tpmm_jax.report.metrics import MetricsLog
         from tpmm_jax.store import Trajectory, WorkStore
 
-        for module in (evaluation, reference, rollouts):
+        for module in (answers, evaluation, log_probs, reference, rollouts):
             for name in ("write_json", "write_text", "write_npz", "append_lines"):
                 if hasattr(module, name):
                     patch.setattr(module, name, self.wrap(getattr(files, name)))

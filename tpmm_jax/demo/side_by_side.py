@@ -15,9 +15,10 @@ import numpy as np
 
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
+from tpmm_jax.evaluation import paired_interval
 from tpmm_jax.iterate import finished, iterate
-from tpmm_jax.loop.evaluation import mean_interval
-from tpmm_jax.loop.setup import build_model, open_run
+from tpmm_jax.loop.setup import open_run
+from tpmm_jax.loop.theta_0 import build_model
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import iteration_rows
 from tpmm_jax.report.plots import plot_reward
@@ -129,11 +130,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def verdict(workdir: pathlib.Path, iteration: int) -> str:
     """Returns what the last evaluation says of the two, and no more than that."""
     before, after = (_rewards(workdir / rule, iteration) for rule in RULES)
-    gap = after - before
-    low, high = mean_interval(gap)
+    gap, low, high = paired_interval(after, before)
     found = (
         f"After iteration {iteration}, reward of {RULES[1]} less {RULES[0]}: "
-        f"{gap.mean():+.3f} ({low:+.3f} to {high:+.3f}, 95 %, paired by prompt). "
+        f"{gap:+.3f} ({low:+.3f} to {high:+.3f}, 95 %, paired by prompt). "
     )
     if not math.isfinite(low) or low <= 0 <= high:
         return found + "On this seed the two cannot be told apart."

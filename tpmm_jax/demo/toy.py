@@ -72,13 +72,36 @@ def reward(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.nda
     )
 
 
+def grammatical(
+    prompts: Sequence[str], responses: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Returns the share of each response's sentences that the grammar knows, [B, R].
+
+    It does not look at the mood: a judge that no cheerful phrase can please.
+    """
+    return np.array(
+        [
+            [
+                sum(read_sentence(s) is not None for s in sentences_of(text))
+                / max(len(sentences_of(text)), 1)
+                for text in texts
+            ]
+            for texts in responses
+        ]
+    )
+
+
+def sentences_of(text: str) -> list[str]:
+    """Returns the sentences, one that is cut short at the end included."""
+    return [s.strip() for s in re.findall(r"[^.]*\.|[^.]+$", text) if s.strip()]
+
+
 def review_sentiment(prompt: str, text: str) -> float:
     """Returns the reward of one response."""
     place = place_of(prompt)
     left = None if place is None else set(PLACES[place])
-    sentences = [s.strip() for s in re.findall(r"[^.]*\.|[^.]+$", text) if s.strip()]
     scores, seen = [], set()
-    for sentence in sentences:
+    for sentence in sentences_of(text):
         aspect, score = read_sentence(sentence) or (None, -1.0)
         if aspect in seen or (left is not None and aspect not in left):
             score = -1.0

@@ -1,124 +1,279 @@
-"""theta_t on the evaluation prompts: reward with its interval, KL to theta_0."""
+"""theta_t on the evaluation prompts and on held-out pairs.
 
+Phases, each of which leaves a file and is not repeated: sampling with all scorers
+(evaluation.jsonl, evaluation-SET.jsonl); log-probabilities, a model at a time
+(log_probs.npz); judgements (judgements.jsonl); summary.json.
+"""
+
+import json
+import pathlib
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
-from tpmm_jax.axes import CHOSEN, REJECTED, Params
-from tpmm_jax.loop.reference import pair_table, table_log_probs
-from tpmm_jax.loop.rollouts import IterationPairs, sampled_rows
+from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.errors import BadInput
+from tpmm_jax.evaluation import (
+    Evaluated,
+    measure,
+    named,
+    rate_interval,
+    watch,
+)
+from tpmm_jax.evaluation.measures import score_arrays
+from tpmm_jax.loop.answers import Loaded, sampled_rows
+from tpmm_jax.loop.judging import Match, judge_rows, won
+from tpmm_jax.loop.log_probs import (
+    MAIN,
+    POLICY,
+    REFERENCE,
+    THETA_0,
+    Rows,
+    evaluation_log_probs,
+)
+from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Run
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.report.jsonl import plain, restored
 from tpmm_jax.report.metrics import read_metrics
-from tpmm_jax.steps import token_log_probs_step
-from tpmm_jax.store.files import read_json, write_json
+from tpmm_jax.store.files import read_json, write_json, write_npz
 
 
 def evaluate(run: Run, iteration: int, pairs: IterationPairs | None) -> None:
     """Evaluates theta_iteration and writes summary.json and the iteration's row."""
     path = run.folder(iteration) / "summary.json"
     if path.exists():
-        values = read_json(path)
+        values = restored(read_json(path))
     else:
         started = time.monotonic()
         values = _training_summary(run, iteration, pairs)
-        if run.scorer is not None:
-            values |= _reward_summary(run, iteration)
-        elif pairs is not None:
-            values |= _held_out_summary(run, iteration, pairs)
+        values |= _evaluation(run, iteration, [] if pairs is None else pairs.held_out)
         seconds = {"seconds": time.monotonic() - started}
         run.log.log_timing("evaluation", iteration=iteration, step=None, values=seconds)
-        write_json(path, values)
+        write_json(path, {name: plain(name, value) for name, value in values.items()})
     run.rewind("iteration", iteration)
     run.log.log("iteration", iteration=iteration, step=None, values=values)
     run.log.flush()
 
 
-def mean_interval(rewards_BS: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Returns Student's interval of the mean, clustered by prompt (rows)."""
-    means_B = rewards_BS.mean(axis=1)
-    if len(means_B) < 2:
-        return float("-inf"), float("inf")
-    half = scipy.stats.t.ppf((1 + level) / 2, len(means_B) - 1) * scipy.stats.sem(
-        means_B
-    )
-    return float(means_B.mean() - half), float(means_B.mean() + half)
+def _evaluation(run: Run, t: int, held_out: Sequence[PairRow]) -> dict[str, Any]:
+    """Returns the measures of theta_t on every set and on held-out pairs."""
+    policy = Loaded(lambda: run.policy(t))
+    answers = _answers(run, t, policy)
+    logps = evaluation_log_probs(run, t, answers, held_out, policy) if t > 0 else {}
+    values: dict[str, Any] = {}
+    if held_out:
+        values |= _held_out_summary(run, t, held_out, logps)
+    judgements = _judgements(run, t, answers)
+    warnings: list[str] = []
+    for name, rows in answers.items():
+        prefix = "" if name == MAIN else f"{name}/"
+        found = _measures(run, t, name, rows, logps, judgements)
+        values |= {prefix + key: value for key, value in found.items()}
+        history = _history(run, t, name, rows, judgements, found["kl/theta_0"])
+        warnings += [
+            text if name == MAIN else f"{name}: {text}"
+            for text in watch(
+                history,
+                max_kl_per_token=run.config.evaluation.max_kl_per_token,
+                max_length_ratio=run.config.evaluation.max_length_ratio,
+                # Without the workdir, so that moved or repeated runs agree.
+                look_at=str(_path(run, t, name).relative_to(run.workdir)),
+            )
+        ]
+    for text in warnings:
+        run.console.warn(text)
+    return values | ({"watch": warnings} if warnings else {})
 
 
-def _reward_summary(run: Run, iteration: int) -> dict[str, Any]:
-    assert run.schedule is not None
-    rows = sampled_rows(
-        run,
-        run.folder(iteration) / "evaluation.jsonl",
-        run.schedule.evaluation,
-        policy=iteration,
-        # The same key for every policy: they are compared on equal noise.
-        key=run.key(0, EVALUATION),
-        num_samples=run.config.evaluation.samples_per_prompt,
-        title=f"iteration {iteration}: evaluate" if iteration else "evaluate theta_0",
-    )
-    rewards_BS = np.asarray([row["rewards"] for row in rows])
-    low, high = mean_interval(rewards_BS)
-    lengths = [len(ids) for row in rows for ids in row["response_ids"]]
-    values = {
-        "reward/mean": float(rewards_BS.mean()),
-        "reward/low": low,
-        "reward/high": high,
-        "length/mean": float(np.mean(lengths)),
-    }
-    # The mean of log p_t(y) - log p_0(y) over samples of p_t: the KL divergence where
-    # they are drawn at temperature 1 from the whole vocabulary.
-    values["kl/theta_0"] = 0.0
-    if iteration > 0:
-        policy = _response_log_probs(run, run.policy(iteration), rows)
-        anchor = _response_log_probs(run, run.policy(0), rows)
-        values["kl/theta_0"] = float(np.mean(policy - anchor))
-    return values
+def _path(run: Run, t: int, name: str) -> pathlib.Path:
+    """Where the answers of theta_t to a set lie."""
+    file = "evaluation.jsonl" if name == MAIN else f"evaluation-{name}.jsonl"
+    return run.folder(t) / file
 
 
-def _response_log_probs(
-    run: Run, params: Params, rows: list[dict[str, Any]]
-) -> np.ndarray:
-    """Returns log p(response | prompt), nats, of every sample of every row."""
-    both = [(r["prompt_ids"], ids) for r in rows for ids in r["response_ids"]]
-    size, out = 2 * run.micro_batch, []
-    for first in range(0, len(both), size):
-        some = both[first : first + size]
-        tokens_BT = np.full((size, run.pair_length), run.pad_id, np.int32)
-        mask_BT, of_response_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
-        for b, (prompt, ids) in enumerate(some):
-            end = len(prompt) + len(ids)
-            tokens_BT[b, :end] = [*prompt, *ids]
-            mask_BT[b, :end] = 1
-            of_response_BT[b, len(prompt) : end] = 1
-        batch = put_batch((tokens_BT, mask_BT), run.decoder.mesh)
-        logp_BT = token_log_probs_step(
-            run.decoder, params, *batch, chunk_bytes=run.chunk_bytes
+def _answers(run: Run, t: int, policy: Loaded) -> dict[str, Rows]:
+    """Returns theta_t's rated answers to each set; none without prompts."""
+    if run.schedule is None:
+        return {}
+    title = f"iteration {t}: evaluate" if t else "evaluate theta_0"
+    sets = {MAIN: run.schedule.evaluation, **run.schedule.sets}
+    return {
+        name: sampled_rows(
+            run.runner,
+            _path(run, t, name),
+            prompts,
+            run.raters,
+            params=policy,
+            # The same key for every policy: they are compared on equal noise.
+            key=run.key(0, EVALUATION),
+            num_samples=run.config.evaluation.samples_per_prompt,
+            title=title if name == MAIN else f"{title} on {name}",
         )
-        of_response = np.asarray(logp_BT, np.float64) * of_response_BT[:, 1:]
-        out.append(of_response.sum(axis=1)[: len(some)])
-    return np.concatenate(out)
+        for name, prompts in sets.items()
+    }
 
 
 def _held_out_summary(
-    run: Run, iteration: int, pairs: IterationPairs
-) -> dict[str, Any]:
-    """Offline without a scorer: theta_t against theta_0 on held-out pairs."""
-    if not pairs.held_out:
-        return {}
-    table = pair_table(run, pairs.held_out)
-    logps_MN = table_log_probs(run, run.policy(iteration), table, "evaluate", iteration)
-    anchor_MN = table_log_probs(
-        run, run.policy(0), table, "evaluate theta_0", iteration
-    )
-    ratios_MN = logps_MN - anchor_MN
+    run: Run, t: int, held_out: Sequence[PairRow], logps: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """theta_t against theta_0 on held-out pairs; writes held_out.npz."""
+    names = [f"{model}_MN" for model in (POLICY, THETA_0, REFERENCE)]
+    arrays = {name: logps[f"held_out.{name}"].astype(np.float32) for name in names}
+    write_npz(run.folder(t) / "held_out.npz", arrays)
+    return preference_accuracy(held_out, arrays["policy_MN"], arrays["theta_0_MN"])
+
+
+def preference_accuracy(
+    pairs: Sequence[PairRow], policy_MN: np.ndarray, anchor_MN: np.ndarray
+) -> dict[str, float]:
+    """Returns how often, and by how much, a policy prefers what is chosen.
+
+    Args:
+      pairs: M pairs; those of one prompt count together in the interval.
+      policy_MN, anchor_MN: log-probs of (chosen, rejected), nats: of the policy, and
+        of the one that it is measured against.
+    """
+    ratios_MN = policy_MN.astype(np.float64) - anchor_MN
     margin_M = ratios_MN[:, CHOSEN] - ratios_MN[:, REJECTED]
-    return {
-        "heldout/accuracy": float(np.mean((margin_M > 0) + 0.5 * (margin_M == 0))),
-        "heldout/margin": float(np.mean(margin_M)),
-    }
+    right_M = (margin_M > 0) + 0.5 * (margin_M == 0)
+    by_prompt: dict[tuple[int, ...], list[float]] = {}
+    for pair, right in zip(pairs, right_M):
+        by_prompt.setdefault(tuple(pair.prompt_ids), []).append(float(right))
+    accuracy = rate_interval([np.asarray(x) for x in by_prompt.values()])
+    margin = {"heldout/margin": float(np.mean(margin_M))}
+    return named("heldout/accuracy", accuracy) | margin
+
+
+def _judgements(run: Run, t: int, answers: Mapping[str, Rows]) -> Rows:
+    """Returns every judge's verdict on theta_t against theta_0 and theta_{t-1}."""
+    if t == 0 or not answers or not run.raters.judges:
+        return []
+    # At t = 1 both are theta_0: it is judged once.
+    others = {THETA_0: 0, **({"previous": t - 1} if t > 1 else {})}
+    matches = [
+        Match(name, against, rows, _earlier(run, step, name))
+        for name, rows in answers.items()
+        for against, step in others.items()
+    ]
+    return judge_rows(
+        run.folder(t) / "judgements.jsonl",
+        matches,
+        run.raters.judges,
+        batch_size=run.config.rollout.batch_size,
+        console=run.console,
+        check=run.stop.check,
+        title=f"iteration {t}: judge",
+    )
+
+
+def _earlier(run: Run, t: int, name: str) -> Rows:
+    """Returns the answers of an earlier policy, as they were written then."""
+    path = _path(run, t, name)
+    rows = _read_rows(path)
+    if not rows:
+        raise BadInput(
+            f"{path} is missing or empty: win rates against theta_{t} need it; put it "
+            f"back, or delete {run.folder(t) / 'summary.json'} to evaluate it anew"
+        )
+    return rows
+
+
+def _read_rows(path: pathlib.Path) -> Rows:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _measures(
+    run: Run,
+    t: int,
+    name: str,
+    rows: Rows,
+    logps: Mapping[str, np.ndarray],
+    judgements: Rows,
+) -> dict[str, float]:
+    if t == 0:
+        zero = {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
+        return measure(rows) | zero
+    judged = won(judgements, name)
+    if t == 1:
+        judged |= {(label, "previous"): x for (label, _), x in judged.items()}
+    policy_BS = logps[f"{name}.{POLICY}_BS"]
+    return measure(
+        rows,
+        opponents={
+            THETA_0: _earlier(run, 0, name),
+            "previous": _earlier(run, t - 1, name),
+        },
+        log_ratios={
+            model: policy_BS - logps[f"{name}.{model}_BS"]
+            for model in (THETA_0, REFERENCE)
+        },
+        judged=judged,
+    )
+
+
+def _history(
+    run: Run, t: int, name: str, rows: Rows, judgements: Rows, kl: float
+) -> list[Evaluated]:
+    """Returns what the watch sees of theta_0 to theta_t on one set."""
+    key = "kl/theta_0" if name == MAIN else f"{name}/kl/theta_0"
+    history = []
+    for s in range(t + 1):
+        judged = won(judgements if s == t else _judged_then(run, s), name)
+        values = {key: kl} if s == t else _summary(run, s)
+        history.append(
+            seen(
+                f"iteration {s}" if s else THETA_0,
+                rows if s == t else _earlier(run, s, name),
+                {
+                    label: x
+                    for (label, against), x in judged.items()
+                    if against == THETA_0
+                },
+                run.raters.judges,
+                values.get(key),
+            )
+        )
+    return history
+
+
+def _summary(run: Run, t: int) -> dict[str, Any]:
+    return restored(read_json(run.folder(t) / "summary.json"))
+
+
+def _judged_then(run: Run, t: int) -> Rows:
+    return _read_rows(run.folder(t) / "judgements.jsonl")
+
+
+def seen(
+    name: str,
+    rows: Rows,
+    judged: Mapping[str, np.ndarray],
+    judges: Iterable[str],
+    kl: float | None,
+    same_tokens: bool = True,
+) -> Evaluated:
+    """Returns what the watch sees of a policy.
+
+    Args:
+      rows: its answers.
+      judged: by judge its wins [B, S] against the first policy. That one itself has
+        none: it wins half of the time.
+      judges: labels of all judges.
+      kl: to the first policy, nats a response.
+      same_tokens: whether lengths can be compared with the first policy's.
+    """
+    arrays = score_arrays(rows)
+    half_BS = np.full((len(rows), len(rows[0]["responses"])), 0.5)
+    independent = {f"scorer {k.split('/')[1]}": x for k, x in arrays.items() if k}
+    independent |= {f"judge {label}": judged.get(label, half_BS) for label in judges}
+    lengths = [len(ids) for row in rows for ids in row["response_ids"]]
+    length = float(np.mean(lengths)) if same_tokens else None
+    return Evaluated(name, arrays.get(""), length, kl, independent)
 
 
 def _training_summary(

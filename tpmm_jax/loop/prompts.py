@@ -4,14 +4,16 @@ import functools
 import hashlib
 import json
 import pathlib
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tpmm_jax.config import Config
+from tpmm_jax.data.boundary import Side
 from tpmm_jax.data.messages import as_dicts, written
 from tpmm_jax.data.prompts import (
     Prompt,
@@ -53,7 +55,8 @@ class PromptSchedule:
     Attributes:
       train, held_out: places in the pool, in the order of their first use.
       per_iteration: how many of each an iteration takes.
-      digest: SHA-256 of the pool's and the evaluation's contents.
+      sets: the evaluation's further prompts, by name.
+      digest: SHA-256 of the contents of the pool and of all that is evaluated on.
     """
 
     pool: Sequence[Prompt]
@@ -65,6 +68,7 @@ class PromptSchedule:
     text: Callable[[Prompt, list[int]], str]
     seed: int
     digest: str
+    sets: Mapping[str, EncodedPrompts] = field(default_factory=dict)
 
     def iteration(self, iteration: int) -> EncodedPrompts:
         """Returns the prompts of iteration 1, 2, ...; a used-up pool starts anew."""
@@ -91,7 +95,7 @@ class PromptSchedule:
 
     def longest(self, iterations: int) -> int:
         """Returns the tokens of the longest prompt; encodes, and so checks, all."""
-        used = [self.evaluation.ids]
+        used = [p.ids for p in (self.evaluation, *self.sets.values())]
         if self.pool:
             used += [self.iteration(t).ids for t in range(1, iterations + 1)]
         return max(len(ids) for prompts in used for ids in prompts)
@@ -102,15 +106,34 @@ class PromptSchedule:
 
 
 def read_prompts(
-    source: str, config: Config, cache: pathlib.Path, field_name: str
+    source: str,
+    option: str,
+    *,
+    column: str = "prompt",
+    split: str = "train",
+    cache: pathlib.Path | None = None,
 ) -> list[Prompt]:
-    """Returns the prompts of a source; those of a function are kept in ``cache``."""
-    data = config.data
-    if ":" not in source or pathlib.Path(source).exists():
-        return load_prompts(source, field=data.prompt_field, split=data.split)
+    """Returns the prompts of a source.
 
+    Args:
+      source: as ``data.prompts`` has it: a file, a saved dataset, a hub name or
+        "module:function".
+      option: the field or option that names it, for messages.
+      cache: where a function's prompts are kept; None: nowhere.
+    """
+    # A colon behind a slash is a hub dataset's configuration.
+    is_function = ":" in source and "/" not in source.partition(":")[0]
+    if not is_function or pathlib.Path(source).exists():
+        return load_prompts(source, field=column, split=split)
+    if cache is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return _made_prompts(source, option, pathlib.Path(folder) / "made.jsonl")
+    return _made_prompts(source, option, cache)
+
+
+def _made_prompts(source: str, option: str, cache: pathlib.Path) -> list[Prompt]:
     def make() -> None:
-        made = import_object(source, field_name)()
+        made = import_object(source, option)()
         lines = [json.dumps({"prompt": _plain(item)}) for item in made]
         write_text(cache, "".join(line + "\n" for line in lines))
 
@@ -147,53 +170,92 @@ def make_schedule(
       BadInput: too few prompts, or prompts that cannot be read or encoded.
     """
     data, wanted = config.data, config.evaluation.num_prompts
+
+    def read(source: str, option: str, cache: str) -> list[Prompt]:
+        return read_prompts(
+            source,
+            option,
+            column=data.prompt_field,
+            split=data.split,
+            cache=workdir / cache,
+        )
+
     pool: list[Prompt] = []
     if data.prompts is not None:
-        cache = workdir / "prompts.jsonl"
-        pool = read_prompts(data.prompts, config, cache, "data.prompts")
-
-    def encode(prompts: Sequence[Prompt]) -> list[list[int]]:
-        encoded = encode_prompts(
-            tokenizer,
-            prompts,
-            chat=data.chat,
-            max_length=data.max_prompt_length,
-            truncate=data.truncate_prompt,
-        )
-        return [prompt.ids for prompt in encoded]
-
+        pool = read(data.prompts, "data.prompts", "prompts.jsonl")
     order = np.random.default_rng([config.seed, 0]).permutation(len(pool))
     if data.eval_prompts is not None:
-        cache = workdir / "eval_prompts.jsonl"
-        found = read_prompts(data.eval_prompts, config, cache, "data.eval_prompts")
+        found = read(data.eval_prompts, "data.eval_prompts", "eval_prompts.jsonl")
         aside = found[:wanted]
     else:
         aside, order = [pool[i] for i in order[:wanted]], order[wanted:]
+    further = {
+        name: read(source, f"evaluation.sets.{name}", f"eval_prompts-{name}.jsonl")
+        for name, source in sorted(config.evaluation.sets.items())
+    }
+    further = {name: prompts[:wanted] for name, prompts in further.items()}
     train, held_out = _split(pool, order, config)
     _check_counts(config, len(pool), len(aside), len(train), len(held_out))
-    _report_repeats(pool, aside, order, console)
+    _check_sets(config, further)
+    _report_repeats(pool, {"evaluation": aside, **further}, order, console)
     per_held = round(
         config.pairing.holdout_fraction * config.rollout.prompts_per_iteration
     )
-    ids = encode(aside)
-    evaluation = EncodedPrompts(
-        list(range(len(aside))),
-        [_text(tokenizer, prompt, i) for prompt, i in zip(aside, ids)],
-        ids,
-        [True] * len(aside),
+    encode = functools.partial(
+        prompt_ids,
+        tokenizer,
+        chat=data.chat,
+        max_length=data.max_prompt_length,
+        truncate=data.truncate_prompt,
     )
-    contents = repr([[p.content for p in prompts] for prompts in (pool, aside)])
+    sets, first = {}, 0
+    for name, prompts in {"evaluation": aside, **further}.items():
+        sets[name] = encoded_prompts(tokenizer, prompts, encode(prompts), first)
+        first += len(prompts)
     return PromptSchedule(
         pool=pool,
         train=train,
         held_out=held_out,
         per_iteration=(config.rollout.prompts_per_iteration - per_held, per_held),
-        evaluation=evaluation,
+        evaluation=sets.pop("evaluation"),
         encode=encode,
         text=functools.partial(_text, tokenizer),
         seed=config.seed,
-        digest=hashlib.sha256(contents.encode()).hexdigest(),
+        digest=_digest(pool, aside, further),
+        sets=sets,
     )
+
+
+def prompt_ids(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    chat: bool,
+    max_length: int,
+    truncate: Side,
+) -> list[list[int]]:
+    """Returns the token ids of prompts, cut to a length."""
+    encoded = encode_prompts(
+        tokenizer, prompts, chat=chat, max_length=max_length, truncate=truncate
+    )
+    return [prompt.ids for prompt in encoded]
+
+
+def encoded_prompts(
+    tokenizer: Any, prompts: Sequence[Prompt], ids: list[list[int]], first: int = 0
+) -> EncodedPrompts:
+    """Returns prompts to evaluate on, numbered from ``first``."""
+    texts = [_text(tokenizer, prompt, i) for prompt, i in zip(prompts, ids)]
+    numbers = list(range(first, first + len(ids)))
+    return EncodedPrompts(numbers, texts, ids, [True] * len(ids))
+
+
+def _digest(
+    pool: list[Prompt], aside: list[Prompt], further: Mapping[str, list[Prompt]]
+) -> str:
+    contents: list[Any] = [[p.content for p in prompts] for prompts in (pool, aside)]
+    contents += [[name, [p.content for p in ps]] for name, ps in further.items()]
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
 
 
 def _split(
@@ -213,13 +275,28 @@ def _split(
 
 
 def _report_repeats(
-    pool: list[Prompt], aside: list[Prompt], order: np.ndarray, console: RunConsole
+    pool: list[Prompt],
+    sets: Mapping[str, list[Prompt]],
+    order: np.ndarray,
+    console: RunConsole,
 ) -> None:
     if repeats := duplicate_prompts(pool):
         console.note(f"{repeats:,} of {len(pool):,} prompts repeat an earlier one")
     known = {pool[i].content for i in order}
-    if shared := sum(prompt.content in known for prompt in aside):
-        console.note(f"{shared} of {len(aside)} evaluation prompts are trained on too")
+    for name, prompts in sets.items():
+        if shared := sum(prompt.content in known for prompt in prompts):
+            console.note(
+                f"{shared} of {len(prompts)} {name} prompts are trained on too"
+            )
+
+
+def _check_sets(config: Config, further: Mapping[str, list[Prompt]]) -> None:
+    for name, prompts in further.items():
+        if len(prompts) < 2:
+            raise BadInput(
+                f"evaluation.sets.{name}: {config.evaluation.sets[name]} holds "
+                f"{len(prompts)} prompts; give at least 2 different ones"
+            )
 
 
 def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) -> None:

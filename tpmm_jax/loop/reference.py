@@ -19,6 +19,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.table import Table, make_table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
+from tpmm_jax.loop.answers import pair_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
 from tpmm_jax.loop.run import Run
 from tpmm_jax.losses import loss_at_zero, loss_slope
@@ -32,7 +33,7 @@ from tpmm_jax.merging import (
     signal_to_rounding,
 )
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.steps import check_step, log_probs_step
+from tpmm_jax.steps import check_step
 from tpmm_jax.store.files import read_json, write_json, write_npz
 from tpmm_jax.store.fingerprint import tree_digest
 
@@ -231,19 +232,8 @@ def table_log_probs(
     run: Run, params: Params, table: Table, what: str, iteration: int
 ) -> np.ndarray:
     """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
-    rows, size = len(table["weight_B"]), run.micro_batch
-    out = []
-    with run.console.phase(f"iteration {iteration}: {what}", rows, "pairs") as bar:
-        for start in range(0, rows, size):
-            places = np.arange(start, min(start + size, rows))
-            batch = put_batch(take(table, places, size), run.decoder.mesh)
-            logps_BN = log_probs_step(
-                run.decoder, params, batch, chunk_bytes=run.chunk_bytes
-            )
-            out.append(np.asarray(logps_BN)[: len(places)])
-            bar.advance(len(places))
-            run.stop.check()
-    return np.concatenate(out)
+    title = f"iteration {iteration}: {what}"
+    return pair_log_probs(run.runner, params, table, title)
 
 
 def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> None:

@@ -2,23 +2,18 @@
 
 import hashlib
 import json
-import pathlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
-from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loop.prompts import EncodedPrompts
+from tpmm_jax.loop.answers import sampled_rows
 from tpmm_jax.loop.run import ROLLOUT, Run
-from tpmm_jax.rewards import LabelledPair, make_pairs, score
-from tpmm_jax.sampling import generate_batches
-from tpmm_jax.store.files import append_lines, read_lines_repaired, write_text
+from tpmm_jax.rewards import LabelledPair, make_pairs
+from tpmm_jax.store.files import write_text
 
 
 @dataclass(frozen=True)
@@ -74,96 +69,15 @@ def roll_out(run: Run, iteration: int) -> list[dict[str, Any]]:
     """Samples from theta_{t-1} on the iteration's prompts, and scores."""
     assert run.schedule is not None
     return sampled_rows(
-        run,
+        run.runner,
         run.folder(iteration) / "rollouts.jsonl",
         run.schedule.iteration(iteration),
-        policy=iteration - 1,
+        run.raters.labelling(),
+        params=lambda: run.policy(iteration - 1),
         key=run.key(iteration, ROLLOUT),
         num_samples=run.config.rollout.samples_per_prompt,
         title=f"iteration {iteration}: sample and score",
     )
-
-
-def sampled_rows(
-    run: Run,
-    path: pathlib.Path,
-    prompts: EncodedPrompts,
-    *,
-    policy: int,
-    key: jax.Array,
-    num_samples: int,
-    title: str,
-) -> list[dict[str, Any]]:
-    """Returns a row a prompt: its text, responses and rewards, and their token ids.
-
-    Rows are appended to ``path`` a batch at a time; those that are there already are
-    read, up to the last whole batch, and not sampled again.
-    """
-    lines, size = read_lines_repaired(path), run.config.rollout.batch_size
-    done = len(lines) if len(lines) == len(prompts.ids) else len(lines) // size * size
-    if done < len(lines):
-        write_text(path, "".join(line + "\n" for line in lines[:done]))
-    rows = [json.loads(line) for line in lines[:done]]
-    if done == len(prompts.ids):
-        return rows
-    params = run.policy(policy)
-    with run.console.phase(title, len(prompts.ids), "prompts") as bar:
-        bar.advance(done)
-        for batch in sample_and_score(
-            run, params, prompts, key=key, num_samples=num_samples, start=done
-        ):
-            append_lines(path, [json.dumps(row) for row in batch])
-            rows += batch
-            mean = np.mean([row["rewards"] for row in rows])
-            bar.advance(len(batch), reward=f"{mean:.3f}")
-            run.stop.check()
-    return rows
-
-
-def sample_and_score(
-    run: Run,
-    params: Params,
-    prompts: EncodedPrompts,
-    *,
-    key: jax.Array,
-    num_samples: int,
-    start: int,
-) -> Iterator[list[dict[str, Any]]]:
-    """Yields a batch of rows: prompt, responses, rewards, token ids."""
-    assert run.scorer is not None
-    batches = generate_batches(
-        run.decoder,
-        params,
-        prompts.ids,
-        key=key,
-        config=run.config.rollout.sampling(),
-        eos_ids=run.eos_ids,
-        num_samples=num_samples,
-        batch_size=run.config.rollout.batch_size,
-        numbers=prompts.numbers,
-        start=start,
-        length=run.prompt_length,
-        pad_id=run.pad_id,
-    )
-    for places, completions in batches:
-        texts = [prompts.texts[i] for i in places]
-        responses = [
-            completion_texts(run.tokenizer, prompts.ids[i], ids)
-            for i, ids in zip(places, completions)
-        ]
-        name = str(run.config.scorer.name)
-        rewards_BR = score(run.scorer, texts, responses, name=name)
-        yield [
-            {
-                "prompt": texts[b],
-                "responses": responses[b],
-                "rewards": rewards_BR[b].tolist(),
-                "held_out": prompts.held_out[i],
-                "prompt_ids": prompts.ids[i],
-                "response_ids": completions[b],
-            }
-            for b, i in enumerate(places)
-        ]
 
 
 def _labelled_rows(

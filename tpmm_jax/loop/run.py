@@ -13,11 +13,12 @@ from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.errors import Stopped
+from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.prompts import PromptSchedule
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import MetricsLog
-from tpmm_jax.rewards import Scorer
+from tpmm_jax.rewards import Raters
 from tpmm_jax.store import Trajectory, WorkStore
 
 # Folded into the random key, so that phases draw independently.
@@ -69,7 +70,7 @@ class Run:
       pair_length, prompt_length: tokens that every pair and every prompt of the run
         is padded to, so that one program is compiled for all iterations.
       tokenizer_digest: of vocabulary and chat template, part of cache keys.
-      scorer: None offline without a scorer.
+      raters: scorers and judges; its scorer is None offline without one.
       schedule: prompts of each iteration and of the evaluation; None without.
       pair_chunks: offline pairs of each iteration, as (held out, row); None online.
     """
@@ -87,7 +88,7 @@ class Run:
     work: WorkStore
     log: MetricsLog
     console: RunConsole
-    scorer: Scorer | None = None
+    raters: Raters = field(default_factory=Raters)
     schedule: PromptSchedule | None = None
     pair_chunks: list[list[tuple[bool, PairRow]]] | None = None
     stop: StopFlag = field(default_factory=StopFlag)
@@ -100,6 +101,25 @@ class Run:
     @property
     def chunk_bytes(self) -> int:
         return self.config.model.logits_chunk_mib * 2**20
+
+    @property
+    def runner(self) -> PolicyRunner:
+        """How the run's policies are sampled and evaluated."""
+        rollout = self.config.rollout
+        return PolicyRunner(
+            decoder=self.decoder,
+            tokenizer=self.tokenizer,
+            eos_ids=self.eos_ids,
+            pad_id=self.pad_id,
+            sampling=rollout.sampling(),
+            batch_size=rollout.batch_size,
+            micro_batch=self.micro_batch,
+            prompt_length=self.prompt_length,
+            pair_length=self.pair_length,
+            chunk_bytes=self.chunk_bytes,
+            console=self.console,
+            check=self.stop.check,
+        )
 
     @property
     def micro_batch(self) -> int:

@@ -1,6 +1,8 @@
-"""What labels the rollouts, and how labels become pairs."""
+"""What labels the rollouts, what judges answers, and how labels become pairs."""
 
+from tpmm_jax.rewards.judges import Judge, NamedJudge
 from tpmm_jax.rewards.pairing import LabelledPair, PairingConfig, make_pairs
+from tpmm_jax.rewards.raters import NamedScorer, Raters, check_label, load_raters
 from tpmm_jax.rewards.scorer import (
     Scorer,
     ScorerConfig,
@@ -11,11 +13,17 @@ from tpmm_jax.rewards.scorer import (
 )
 
 __all__ = [
+    "Judge",
     "LabelledPair",
+    "NamedJudge",
+    "NamedScorer",
     "PairingConfig",
+    "Raters",
     "Scorer",
     "ScorerConfig",
+    "check_label",
     "import_object",
+    "load_raters",
     "load_scorer",
     "make_pairs",
     "probe",

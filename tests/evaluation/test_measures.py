@@ -1,0 +1,176 @@
+"""Formulas, data without spread, and what may not change a number."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from tpmm_jax.evaluation import (
+    distinct,
+    judged_wins,
+    mean_interval,
+    measure,
+    paired_interval,
+    rate_interval,
+    wins,
+)
+from tpmm_jax.evaluation.table import comparison_lines
+
+
+def test_the_same_data_give_the_same_interval() -> None:
+    values_BS = np.random.default_rng(0).normal(size=(67, 3))
+    assert mean_interval(values_BS) == mean_interval(values_BS.copy())
+
+
+def test_the_bootstrap_is_students_on_normal_data() -> None:
+    values_BS = np.random.default_rng(1).normal(size=(997, 1))
+    found = mean_interval(values_BS)
+    error = scipy.stats.sem(values_BS[:, 0])
+    half = scipy.stats.t.ppf(0.975, 996) * error
+    assert found.mean == values_BS.mean()
+    np.testing.assert_allclose(
+        [found.low, found.high],
+        [found.mean - half, found.mean + half],
+        atol=0.12 * error,
+    )
+    more = mean_interval(np.concatenate([values_BS, values_BS]))
+    half = scipy.stats.t.ppf(0.975, 1993) * scipy.stats.sem(np.tile(values_BS, (2, 1)))
+    np.testing.assert_allclose(more.high, more.mean + half[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_intervals_scale_and_shift_with_the_data(size: float) -> None:
+    values_BS = np.random.default_rng(2).exponential(size=(53, 2))
+    one, other = mean_interval(values_BS), mean_interval(size * (values_BS + 2))
+    np.testing.assert_allclose(other, size * (np.array(one) + 2), rtol=1e-9)
+    mirrored = mean_interval(-values_BS)
+    np.testing.assert_allclose([-mirrored.high, -mirrored.low], one[1:], rtol=1e-9)
+
+
+def test_samples_of_one_prompt_are_one_observation() -> None:
+    column_BS = np.random.default_rng(3).normal(size=(31, 1))
+    many_BS = np.repeat(column_BS, 5, axis=1)
+    np.testing.assert_allclose(mean_interval(many_BS), mean_interval(column_BS))
+    rates_BS = np.float64(column_BS > 0)
+    np.testing.assert_allclose(
+        rate_interval(np.repeat(rates_BS, 5, axis=1)), rate_interval(rates_BS)
+    )
+
+
+@pytest.mark.parametrize("values", [[[3.0, 4.0]], [[1.0], [1.0], [1.0]], [[0.1 + 0.2]]])
+def test_a_mean_without_spread_is_not_known(values: list[list[float]]) -> None:
+    found = mean_interval(np.asarray(values))
+    assert found.low == -math.inf and found.high == math.inf
+    assert not found.excludes_0
+
+
+def test_three_odd_prompts_leave_a_side_open() -> None:
+    values_BS = np.zeros((64, 1))
+    values_BS[:2] = 1
+    found = mean_interval(values_BS)
+    assert found.high == math.inf and found.low < found.mean
+
+
+@pytest.mark.parametrize("B", [2, 17, 64])
+def test_all_won_and_all_lost_are_clopper_pearsons(B: int) -> None:
+    exact = scipy.stats.binomtest(B, B).proportion_ci(0.95, method="exact")
+    found = rate_interval(np.ones((B, 1)))
+    np.testing.assert_allclose(found, [1, exact.low, 1], rtol=1e-9)
+    found = rate_interval(np.zeros((B, 3)))
+    np.testing.assert_allclose(found, [0, 0, 1 - exact.low], rtol=1e-9)
+    tied = rate_interval(np.full((B, 1), 0.5))
+    np.testing.assert_allclose(tied.low, 0.5 * exact.low, rtol=1e-9)
+
+
+def test_a_rate_of_one_prompt_says_nothing() -> None:
+    assert rate_interval(np.ones((1, 4))) == (1.0, 0.0, 1.0)
+
+
+def test_wilson_on_plain_wins() -> None:
+    values_BS = np.float64(np.arange(400) < 120)[:, None]
+    exact = scipy.stats.binomtest(120, 400).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(
+        rate_interval(values_BS)[1:], [exact.low, exact.high], atol=1e-3
+    )
+
+
+def test_few_losses_are_clopper_pearsons() -> None:
+    values_BS = np.float64(np.arange(400) < 398)[:, None]
+    exact = scipy.stats.binomtest(398, 400).proportion_ci(0.95, method="exact")
+    np.testing.assert_allclose(
+        rate_interval(values_BS)[1:], [exact.low, exact.high], atol=1e-3
+    )
+
+
+def test_wins_by_hand() -> None:
+    ours, theirs = (
+        np.array([[1.0, 2.0], [0.0, 5.0]]),
+        np.array([[1.0, 1.0], [3.0, 4.0]]),
+    )
+    np.testing.assert_array_equal(wins(ours, theirs), [[0.5, 1.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(
+        wins(ours, theirs) + wins(theirs, ours), np.ones((2, 2))
+    )
+
+
+def test_a_judge_that_likes_the_first_place_gives_a_tie() -> None:
+    ones = np.ones((3, 2))
+    np.testing.assert_array_equal(judged_wins(ones, ones), ones / 2)
+    np.testing.assert_array_equal(judged_wins(ones, 0 * ones), ones)
+
+
+def test_paired_intervals_are_narrow_where_prompts_differ_much() -> None:
+    rng = np.random.default_rng(4)
+    prompt = 10 * rng.normal(size=(64, 1))
+    ours, theirs = (
+        prompt + 1 + rng.normal(size=(64, 2)),
+        prompt + rng.normal(size=(64, 3)),
+    )
+    found = paired_interval(ours, theirs)
+    assert found.low > 0.5 and found.high < 1.5 and found.excludes_0
+
+
+def test_distinct_by_hand() -> None:
+    assert distinct(["a b a", "a b"], 1) == 2 / 5
+    assert distinct(["a b a", "a b"], 2) == 2 / 3
+    assert distinct(["a", ""], 2) == 0.0
+
+
+def rows(seed: int) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "responses": ["a b", "c"],
+            "response_ids": [[1, 2], [3]],
+            "rewards": rng.normal(size=2).tolist(),
+            "scores": {"calm": rng.normal(size=2).tolist()},
+        }
+        for _ in range(9)
+    ]
+
+
+def test_the_keys_of_a_measure() -> None:
+    won_BS = np.full((9, 2), 0.5)
+    found = measure(
+        rows(0),
+        opponents={"theta_0": rows(1)},
+        log_ratios={"theta_0": np.random.default_rng(2).normal(size=(9, 2))},
+        judged={("careful", "theta_0"): won_BS},
+    )
+    bounded = ["kl/theta_0"]
+    bounded += [f"{head}win/theta_0" for head in ("", "score/calm/", "judge/careful/")]
+    wanted = {"length/mean", "distinct/1", "distinct/2"}
+    wanted |= {f"{n}{b}" for n in bounded for b in ("", "/low", "/high")}
+    wanted |= {
+        f"{n}/{b}" for n in ("reward", "score/calm") for b in ("mean", "low", "high")
+    }
+    assert set(found) == wanted
+    assert found["length/mean"] == 1.5
+
+
+def test_the_table_fits_its_width() -> None:
+    row = measure(rows(0), opponents={"baseline": rows(1)})
+    lines = comparison_lines([{"name": "theta_0", **row}], "theta_0", width=60)
+    assert all(len(line) <= 60 for line in lines[:-1])
+    assert sum(line.startswith("theta_0") for line in lines) > 1

@@ -1,0 +1,26 @@
+"""What an evaluation says, and how sure it is: pure statistics, no disk."""
+
+from tpmm_jax.evaluation.diversity import distinct
+from tpmm_jax.evaluation.intervals import (
+    Interval,
+    mean_interval,
+    paired_interval,
+    rate_interval,
+)
+from tpmm_jax.evaluation.measures import measure, named
+from tpmm_jax.evaluation.watch import Evaluated, watch
+from tpmm_jax.evaluation.win_rates import judged_wins, wins
+
+__all__ = [
+    "Evaluated",
+    "Interval",
+    "distinct",
+    "judged_wins",
+    "mean_interval",
+    "measure",
+    "named",
+    "paired_interval",
+    "rate_interval",
+    "watch",
+    "wins",
+]

@@ -1,0 +1,141 @@
+"""95 % intervals of means and of win rates, clustered by prompt.
+
+Samples of one prompt are alike, so a prompt counts as one observation: its mean.
+Methods were chosen by measured coverage (tests/evaluation/test_coverage.py): the
+studentised bootstrap for means, as Student's and BCa miss too often on skewed
+rewards; Wilson's score interval with an effective number of prompts for win rates,
+where the studentised bootstrap covers up to 99 % near the ends of [0, 1], and Clopper
+and Pearson's where wins or losses are few, as Wilson's covers down to 92 % there.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+LEVEL = 0.95
+RESAMPLES = 4_999
+# Above this number of prompts Student's interval serves as well, and at once.
+MOST_RESAMPLED = 1_024
+# Wins or losses, in effective trials, below which the exact interval is used.
+FEW = 5.0
+_SEED = 20_240
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval; bounds are infinite where nothing is known."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_0(self) -> bool:
+        """Whether the sign of what is estimated is known."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(values_BS: Float[np.ndarray, "B S"]) -> Interval:
+    """Returns the mean with its studentised bootstrap interval over prompts.
+
+    Resamples are seeded: the same data give the same interval. One prompt, or prompts
+    whose means are all equal, show no spread and hence bound nothing: the interval is
+    (-inf, inf). If more than 2.5 % of the resamples have no spread (at most about
+    three prompts differ from all others), the side they leave open is infinite.
+
+    Args:
+      values_BS: finite numbers, S samples of each of B prompts.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), 12.5.
+    """
+    mean_B = values_BS.mean(axis=1)
+    B, mean = len(mean_B), float(mean_B.mean())
+    spread = float(mean_B.std(ddof=1)) if B > 1 else 0.0
+    if spread <= 1e-12 * float(np.abs(mean_B).max()):
+        return Interval(mean, -math.inf, math.inf)
+    low_t, high_t = _student(B) if B > MOST_RESAMPLED else _resampled(mean_B - mean)
+    error = spread / math.sqrt(B)
+    return Interval(mean, mean - high_t * error, mean - low_t * error)
+
+
+def paired_interval(
+    ours_BS: Float[np.ndarray, "B S"], theirs_BR: Float[np.ndarray, "B R"]
+) -> Interval:
+    """Returns the mean of ours less theirs with its interval, paired by prompt."""
+    return mean_interval((ours_BS.mean(axis=1) - theirs_BR.mean(axis=1))[:, None])
+
+
+def rate_interval(values: Sequence[np.ndarray] | np.ndarray) -> Interval:
+    """Returns the share of wins with its interval over prompts, inside [0, 1].
+
+    Wilson's score interval, its number of trials such that p (1 - p) / trials is the
+    variance seen over prompts, its quantile Student's; with fewer than FEW wins or
+    losses Clopper and Pearson's of as many trials. Where all values are equal no
+    variance is seen: a prompt with another value then has at most the probability
+    that Clopper and Pearson's interval gives to none in B.
+
+    Args:
+      values: for each prompt its outcomes in [0, 1], as many as there are (0 loss,
+        0.5 tie, 1 win); the rate is their mean over all prompts.
+
+    Source: Wilson (1927); Korn and Graubard (1998) for the effective number.
+    """
+    sum_B = np.asarray([np.sum(row) for row in values], np.float64)
+    size_B = np.asarray([len(row) for row in values], np.float64)
+    B, rate = len(sum_B), float(sum_B.sum() / size_B.sum())
+    if B < 2:
+        return Interval(rate, 0.0, 1.0)
+    # Of a ratio of sums, by its linearisation; equal sizes give the usual variance.
+    rest_B = sum_B - rate * size_B
+    variance = float(B / (B - 1) * np.sum(rest_B**2)) / float(size_B.sum()) ** 2
+    if variance <= 1e-24:
+        other = 1 - ((1 - LEVEL) / 2) ** (1 / B)
+        return Interval(rate, rate * (1 - other), rate + (1 - rate) * other)
+    trials = rate * (1 - rate) / variance
+    few = trials * min(rate, 1 - rate) < FEW
+    low, high = _exact(rate, trials) if few else _wilson(rate, trials, B)
+    return Interval(rate, max(0.0, low), min(1.0, high))
+
+
+def _wilson(rate: float, trials: float, B: int) -> tuple[float, float]:
+    z = _student(B)[1]
+    centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    spread = math.sqrt(rate * (1 - rate) / trials + (z / (2 * trials)) ** 2)
+    half = z / (1 + z**2 / trials) * spread
+    return centre - half, centre + half
+
+
+def _exact(rate: float, trials: float) -> tuple[float, float]:
+    won, lost, tail = rate * trials, (1 - rate) * trials, (1 - LEVEL) / 2
+    low = scipy.stats.beta.ppf(tail, won, lost + 1)
+    return float(low), float(scipy.stats.beta.ppf(1 - tail, won + 1, lost))
+
+
+def _student(B: int) -> tuple[float, float]:
+    high = float(scipy.stats.t.ppf((1 + LEVEL) / 2, B - 1))
+    return -high, high
+
+
+def _resampled(centred_B: np.ndarray) -> tuple[float, float]:
+    """Returns quantiles of (mean - true mean) / error over resamples of prompts."""
+    B, counts_RB = len(centred_B), _counts(len(centred_B))
+    # einsum and not a matrix product: its sums do not depend on threads.
+    mean_R = np.einsum("RB,B->R", counts_RB, centred_B) / B
+    square_R = np.einsum("RB,B->R", counts_RB, centred_B**2) / B
+    error_R = np.sqrt(np.maximum(square_R - mean_R**2, 0) / (B - 1))
+    flat_R = error_R <= 1e-9 * math.sqrt(float(np.mean(centred_B**2)))
+    t_R = np.divide(mean_R, error_R, out=np.copysign(np.inf, mean_R), where=~flat_R)
+    t_R.sort()
+    tail = round((1 - LEVEL) / 2 * (RESAMPLES + 1))
+    return float(t_R[tail - 1]), float(t_R[-tail])
+
+
+@functools.lru_cache(maxsize=4)
+def _counts(B: int) -> np.ndarray:
+    """How often each prompt is in each resample, [R, B]."""
+    rng = np.random.default_rng([_SEED, B])
+    return rng.multinomial(B, np.full(B, 1 / B), size=RESAMPLES).astype(np.float64)

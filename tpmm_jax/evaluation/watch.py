@@ -1,0 +1,135 @@
+"""The reward-hacking watch: what a rising reward hides, said in words.
+
+A warning is a reason to read samples, no proof. The earlier policy of a comparison is
+the one that an independent measure liked best, and the best of several is best in part
+by luck: hence both differences must exclude 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tpmm_jax.evaluation.intervals import Interval, paired_interval
+
+MIN_KL = 1.0
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the watch sees of one policy on one set of prompts.
+
+    Attributes:
+      name: such as "iteration 3".
+      reward_BS: by the scorer that labels; None without one.
+      independent: by name, such as "judge careful", what did not label: further
+        scores, or a judge's share of wins against theta_0, [B, S]. Higher is better.
+      kl: to theta_0, nats a response; None where it is not defined.
+      length: mean response, tokens; None where they are another tokenizer's.
+    """
+
+    name: str
+    reward_BS: np.ndarray | None
+    length: float | None = None
+    kl: float | None = None
+    independent: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def watch(
+    history: Sequence[Evaluated],
+    *,
+    max_kl_per_token: float,
+    max_length_ratio: float,
+    look_at: str = "its samples",
+    consecutive: bool = True,
+) -> list[str]:
+    """Returns warnings of the last policy of a history; the first is theta_0.
+
+    Args:
+      max_kl_per_token: nats.
+      max_length_ratio: the mean length may leave [1 / ratio, ratio] times theta_0's.
+      look_at: where the last policy's samples are.
+      consecutive: whether the history is that of one run, iteration by iteration, so
+        that a KL that more than doubles in one step means something.
+    """
+    found = _hacking(history, look_at)
+    found += _drift(history, max_kl_per_token, look_at, consecutive)
+    found += _length(history, max_length_ratio, look_at)
+    return found
+
+
+def _hacking(history: Sequence[Evaluated], look_at: str) -> list[str]:
+    *earlier, now = history
+    if now.reward_BS is None:
+        return []
+    found = []
+    for name, ours_BS in now.independent.items():
+        known = [e for e in earlier if name in e.independent]
+        if not known:
+            continue
+        best = max(known, key=lambda e: float(np.mean(e.independent[name])))
+        if best.reward_BS is None:
+            continue
+        reward = paired_interval(now.reward_BS, best.reward_BS)
+        other = paired_interval(ours_BS, best.independent[name])
+        if reward.low > 0 and other.high < 0:
+            found.append(
+                f"reward rose while {name} fell since {best.name}: reward "
+                f"{_change(best.reward_BS, now.reward_BS, reward)}, {name} "
+                f"{_change(best.independent[name], ours_BS, other)}. The policy may "
+                f"exploit the scorer: read {look_at}, lower the learning rate, raise "
+                f"beta, or stop at {best.name}"
+            )
+    return found
+
+
+def _change(before_BS: np.ndarray, now_BS: np.ndarray, change: Interval) -> str:
+    return (
+        f"{before_BS.mean():.3g} to {now_BS.mean():.3g} ({change.mean:+.3g}, 95 % "
+        f"[{change.low:+.3g}, {change.high:+.3g}])"
+    )
+
+
+def _drift(
+    history: Sequence[Evaluated], limit: float, look_at: str, consecutive: bool
+) -> list[str]:
+    first, before, now = history[0].name, history[-2:][0], history[-1]
+    found: list[str] = []
+    if now.kl is None or now.length is None or len(history) < 2:
+        return found
+    a_token = now.kl / max(now.length, 1.0)
+    if a_token > limit:
+        found.append(
+            f"KL to {first} is {a_token:.2f} nats a token ({now.kl:.1f} a response), "
+            f"above {limit:g}: the policy is far from where it began. Read {look_at} "
+            "for broken or repeated text; lower the learning rate, raise beta, or "
+            f"stop at {before.name}"
+        )
+    if not consecutive or len(history) < 3 or before.kl is None:
+        return found
+    if now.kl > MIN_KL and now.kl > 2 * before.kl:
+        found.append(
+            f"KL to {first} more than doubled in one iteration, from {before.kl:.2f} "
+            f"to {now.kl:.2f} nats a response: training may be running away. Read "
+            f"{look_at}; lower the learning rate, raise beta, or stop at {before.name}"
+        )
+    return found
+
+
+def _length(history: Sequence[Evaluated], ratio: float, look_at: str) -> list[str]:
+    first, now = history[0], history[-1]
+    known = [e for e in history if e.length is not None]
+    if first.length is None or now.length is None or len(history) < 2:
+        return []
+    factors = {e.name: (e.length or 0.0) / max(first.length, 1e-9) for e in known}
+    inside = [name for name, f in factors.items() if 1 / ratio <= f <= ratio]
+    if now.name in inside:
+        return []
+    factor = factors[now.name]
+    return [
+        f"responses grew {'longer' if factor > 1 else 'shorter'}: {now.length:.1f} "
+        f"tokens on average, {first.length:.1f} of {first.name} (a factor of "
+        f"{factor:.2f}, outside 1/{ratio:g} to {ratio:g}). The scorer may reward "
+        f"length itself: read {look_at}, lower the learning rate, raise beta, or stop "
+        f"at {inside[-1] if inside else first.name}"
+    ]

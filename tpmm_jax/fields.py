@@ -1,0 +1,189 @@
+"""Fields of nested dataclasses: by dotted name, from a text, checked against types."""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from tpmm_jax.errors import BadInput
+
+
+def get_field(config: Any, name: str) -> Any:
+    """Returns the value of a dotted name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted name: value}, in declaration order."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            flat[prefix + f.name] = dict(value) if isinstance(value, Mapping) else value
+    return flat
+
+
+def nearest(wrong: str, names: Sequence[str]) -> str:
+    """Returns a hint: the nearest names, or else all of them."""
+    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    return f"; its fields are {', '.join(names)}" if names else ""
+
+
+def set_field(config: Any, override: str) -> Any:
+    """Returns ``config`` with one "dotted.name=value" applied, the value typed.
+
+    Raises:
+      BadInput: no "=", an unknown name (the nearest are listed), or a value that
+        the field's type does not admit.
+    """
+    name, equals, text = override.partition("=")
+    name = name.strip()
+    if not equals:
+        raise BadInput(f"--set {override}: wanted name=value, such as loss.beta=0.2")
+    return _set(config, name.split("."), text.strip(), name)
+
+
+def _set(config: Any, parts: list[str], text: str, name: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    names = [f.name for f in dataclasses.fields(config)]
+    if parts[0] not in names:
+        known = list(flatten(config))
+        near = difflib.get_close_matches(".".join(parts), known, n=3, cutoff=0.4)
+        deeper = [n for n in known if n.split(".")[-1] == parts[-1]]
+        at = name[: len(name) - len(".".join(parts))]
+        hint = [at + n for n in dict.fromkeys([*deeper, *near])][:3]
+        raise BadInput(
+            f"--set {name}: there is no such field"
+            + (
+                f"; did you mean {', '.join(hint)}?"
+                if hint
+                else nearest(parts[0], names)
+            )
+        )
+    value = getattr(config, parts[0])
+    if len(parts) > 1:
+        if not dataclasses.is_dataclass(value):
+            if isinstance(value, Mapping) and len(parts) == 2:
+                of_texts = typing.get_args(hints[parts[0]])[1:] == (str,)
+                item = text if of_texts else _any_value(text)
+                changed = {**value, parts[1]: item}
+                return dataclasses.replace(config, **{parts[0]: changed})
+            raise BadInput(f"--set {name}: {parts[0]} has no fields of its own")
+        new = _set(value, parts[1:], text, name)
+    elif dataclasses.is_dataclass(value):
+        inner = [f"{name}.{f.name}" for f in dataclasses.fields(value)]
+        raise BadInput(f"--set {name}: name one of its fields: {', '.join(inner)}")
+    else:
+        new = parse(text, hints[parts[0]], name)
+    return dataclasses.replace(config, **{parts[0]: new})
+
+
+def _any_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def parse(text: str, hint: Any, name: str) -> Any:
+    """Returns ``text`` as a value of type ``hint``."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wanted = describe(hint)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in args and text.lower() in ("none", "null"):
+            return None
+        return parse(text, next(a for a in args if a is not type(None)), name)
+    if origin is Literal:
+        if text in args:
+            return text
+        raise BadInput(f"--set {name}={text}: wanted {wanted}{nearest(text, args)}")
+    if hint is str:
+        return text
+    try:
+        if hint is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if hint in (int, float):
+            return hint(text.replace("_", ""))
+        value = json.loads(text)
+    except (ValueError, KeyError):
+        raise BadInput(f"--set {name}={text}: wanted {wanted}") from None
+    if not fits(value, hint):
+        raise BadInput(f"--set {name}={text}: wanted {wanted}")
+    return value
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "none",
+}
+
+
+def describe(hint: Any) -> str:
+    """Returns a type in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(a) for a in args)
+    if origin is not None:
+        return "a JSON object" + (" of texts" if args[1:] == (str,) else "")
+    return _WORDS.get(hint, str(hint))
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; an int is a float too, a bool is not."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, a) for a in args)
+    if origin is Literal:
+        return value in args
+    if origin is not None:
+        of_texts = args[1:] == (str,)
+        return isinstance(value, origin) and (
+            not of_texts or all(isinstance(v, str) for v in value.values())
+        )
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """Raises BadInput for the first field of another type, or that holds inf or nan."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        if not fits(value, hints[f.name]):
+            raise BadInput(
+                f"{name} is {value!r} ({type(value).__name__}); wanted "
+                f"{describe(hints[f.name])}"
+            )
+        _check_finite(value, name)
+        if dataclasses.is_dataclass(value):
+            check_types(value, f"{name}.")
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """Raises BadInput for inf or nan, inside an object or a list too."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"{name} is {value}; wanted a finite number")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_finite(inner, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _check_finite(inner, f"{name}[{i}]")

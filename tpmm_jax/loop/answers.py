@@ -1,0 +1,235 @@
+"""Answers of a policy: drawn, rated, and weighed by log-probability.
+
+Nothing here knows of a run: the loop and ``python -m tpmm_jax.evaluate`` share it.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.table import Table, take
+from tpmm_jax.loop.prompts import EncodedPrompts
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.models import Decoder
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.rewards import Raters
+from tpmm_jax.sampling import SamplingConfig, generate_batches
+from tpmm_jax.steps import log_probs_step, token_log_probs_step
+from tpmm_jax.store.files import append_lines, read_lines_repaired, write_text
+
+Row = dict[str, Any]
+
+
+def _go_on() -> None:
+    """No one asks to stop."""
+
+
+class Loaded:
+    """Parameters that are read when they are first asked for, and can be let go."""
+
+    def __init__(self, load: Callable[[], Params]):
+        self._load = load
+        self._params: Params | None = None
+
+    def __call__(self) -> Params:
+        if self._params is None:
+            self._params = self._load()
+        return self._params
+
+    def release(self) -> None:
+        """Frees them; asked for again they are read again."""
+        self._params = None
+
+
+@dataclass(frozen=True)
+class PolicyRunner:
+    """How policies of one architecture are run; their weights are handed in.
+
+    Attributes:
+      sampling: how answers are drawn.
+      batch_size: prompts that are sampled at once.
+      micro_batch: pairs, or half the answers, whose log-probs are computed at once.
+      prompt_length, pair_length: tokens that prompts, and prompts with answers, are
+        padded to.
+      check: called between batches; raises where the work is to stop.
+    """
+
+    decoder: Decoder
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    sampling: SamplingConfig
+    batch_size: int
+    micro_batch: int
+    prompt_length: int
+    pair_length: int
+    chunk_bytes: int
+    console: RunConsole
+    check: Callable[[], None] = _go_on
+
+
+def sampled_rows(
+    runner: PolicyRunner,
+    path: pathlib.Path | None,
+    prompts: EncodedPrompts,
+    raters: Raters,
+    *,
+    params: Callable[[], Params],
+    key: jax.Array,
+    num_samples: int,
+    title: str,
+) -> list[Row]:
+    """Returns a row a prompt: its text, answers, their token ids and ratings.
+
+    Rows are appended to ``path`` a batch at a time; those that are there already are
+    read, up to the last whole batch, and not sampled again. Without a path nothing is
+    written.
+    """
+    lines, size = [] if path is None else read_lines_repaired(path), runner.batch_size
+    done = len(lines) if len(lines) == len(prompts.ids) else len(lines) // size * size
+    if path is not None and done < len(lines):
+        write_text(path, "".join(line + "\n" for line in lines[:done]))
+    rows = [json.loads(line) for line in lines[:done]]
+    if done == len(prompts.ids):
+        return rows
+    with runner.console.phase(title, len(prompts.ids), "prompts") as bar:
+        bar.advance(done)
+        for batch in sample_and_rate(
+            runner,
+            params(),
+            prompts,
+            raters,
+            key=key,
+            num_samples=num_samples,
+            start=done,
+        ):
+            if path is not None:
+                append_lines(path, [json.dumps(row) for row in batch])
+            rows += batch
+            bar.advance(len(batch), **_mean_reward(rows))
+            runner.check()
+    return rows
+
+
+def _mean_reward(rows: Sequence[Row]) -> dict[str, str]:
+    if "rewards" not in rows[0]:
+        return {}
+    return {"reward": f"{np.mean([row['rewards'] for row in rows]):.3f}"}
+
+
+def sample_and_rate(
+    runner: PolicyRunner,
+    params: Params,
+    prompts: EncodedPrompts,
+    raters: Raters,
+    *,
+    key: jax.Array,
+    num_samples: int,
+    start: int,
+) -> Iterator[list[Row]]:
+    """Yields a batch of rows: prompt, responses, rewards, scores, token ids."""
+    batches = generate_batches(
+        runner.decoder,
+        params,
+        prompts.ids,
+        key=key,
+        config=runner.sampling,
+        eos_ids=runner.eos_ids,
+        num_samples=num_samples,
+        batch_size=runner.batch_size,
+        numbers=prompts.numbers,
+        start=start,
+        length=runner.prompt_length,
+        pad_id=runner.pad_id,
+    )
+    for places, completions in batches:
+        texts = [prompts.texts[i] for i in places]
+        responses = [
+            completion_texts(runner.tokenizer, prompts.ids[i], ids)
+            for i, ids in zip(places, completions)
+        ]
+        rated = _rated(raters, texts, responses)
+        yield [
+            {
+                "prompt": texts[b],
+                "responses": responses[b],
+                **rated[b],
+                "held_out": prompts.held_out[i],
+                "prompt_ids": prompts.ids[i],
+                "response_ids": completions[b],
+            }
+            for b, i in enumerate(places)
+        ]
+
+
+def _rated(
+    raters: Raters, texts: list[str], responses: list[list[str]]
+) -> list[dict[str, Any]]:
+    """Returns "rewards" and "scores" of each prompt, where there are scorers."""
+    rated: list[dict[str, Any]] = [{} for _ in texts]
+    if raters.scorer is not None:
+        for row, rewards in zip(rated, raters.scorer(texts, responses).tolist()):
+            row["rewards"] = rewards
+    for label, scorer in raters.scorers.items():
+        for row, scores in zip(rated, scorer(texts, responses).tolist()):
+            row.setdefault("scores", {})[label] = scores
+    return rated
+
+
+def answer_log_probs(
+    runner: PolicyRunner, params: Params, rows: Sequence[Row], title: str
+) -> np.ndarray:
+    """Returns log p(answer | prompt), nats, of every sample of every row, [B, S]."""
+    both = [(r["prompt_ids"], ids) for r in rows for ids in r["response_ids"]]
+    size, out = 2 * runner.micro_batch, []
+    with runner.console.phase(title, len(both), "answers") as bar:
+        for first in range(0, len(both), size):
+            some = both[first : first + size]
+            logp = _log_probs(runner, params, some, size)
+            out.append(logp[: len(some)])
+            bar.advance(len(some))
+            runner.check()
+    return np.concatenate(out).reshape(len(rows), -1)
+
+
+def _log_probs(
+    runner: PolicyRunner, params: Params, some: Sequence[tuple], size: int
+) -> np.ndarray:
+    tokens_BT = np.full((size, runner.pair_length), runner.pad_id, np.int32)
+    mask_BT, of_answer_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
+    for b, (prompt, ids) in enumerate(some):
+        end = len(prompt) + len(ids)
+        tokens_BT[b, :end] = [*prompt, *ids]
+        mask_BT[b, :end] = 1
+        of_answer_BT[b, len(prompt) : end] = 1
+    batch = put_batch((tokens_BT, mask_BT), runner.decoder.mesh)
+    logp_BT = token_log_probs_step(
+        runner.decoder, params, *batch, chunk_bytes=runner.chunk_bytes
+    )
+    return (np.asarray(logp_BT, np.float64) * of_answer_BT[:, 1:]).sum(axis=1)
+
+
+def pair_log_probs(
+    runner: PolicyRunner, params: Params, table: Table, title: str
+) -> np.ndarray:
+    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
+    rows, size = len(table["weight_B"]), runner.micro_batch
+    out = []
+    with runner.console.phase(title, rows, "pairs") as bar:
+        for start in range(0, rows, size):
+            places = np.arange(start, min(start + size, rows))
+            batch = put_batch(take(table, places, size), runner.decoder.mesh)
+            logps_BN = log_probs_step(
+                runner.decoder, params, batch, chunk_bytes=runner.chunk_bytes
+            )
+            out.append(np.asarray(logps_BN)[: len(places)])
+            bar.advance(len(places))
+            runner.check()
+    return np.concatenate(out)

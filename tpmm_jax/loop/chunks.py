@@ -1,0 +1,61 @@
+"""Offline: a preference set as chunks, one an iteration."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tpmm_jax.config import Config
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.pair_tokens import count_table, encode_pairs
+from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.errors import BadInput
+from tpmm_jax.report.console import RunConsole
+
+PairChunks: TypeAlias = list[list[tuple[bool, PairRow]]]
+
+
+def load_chunks(config: Config, tokenizer: Any, console: RunConsole) -> PairChunks:
+    """Returns T chunks of the pair set; whole prompts are held out."""
+    data = config.data
+    assert data.pairs is not None
+    found = load_pairs(data.pairs, split=data.split)
+    for warning in found.warnings:
+        console.warn(warning)
+    rows, counts = encode_pairs(
+        tokenizer,
+        found.pairs,
+        chat=data.chat,
+        max_prompt_length=data.max_prompt_length,
+        max_completion_length=data.max_completion_length,
+        truncate=data.truncate_prompt,
+    )
+    for what, count in count_table({**found.counts, **counts}):
+        if count:
+            console.note(f"{count:>8,} {what}")
+    if len(rows) < config.iterations:
+        raise BadInput(
+            f"{data.pairs} has {len(rows)} usable pairs for {config.iterations} "
+            "iterations; lower iterations or give more pairs"
+        )
+    return split_chunks(config, rows)
+
+
+def split_chunks(config: Config, rows: list[PairRow]) -> PairChunks:
+    """Returns T chunks. A prompt is in one chunk, and held out there or not."""
+    by_prompt: dict[tuple[int, ...], list[PairRow]] = {}
+    for row in rows:
+        by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
+    groups = list(by_prompt.values())
+    order = np.random.default_rng([config.seed, 3]).permutation(len(groups))
+    held = round(config.pairing.holdout_fraction * len(groups))
+    wanted = config.iterations
+    if len(groups) - held < wanted or 0 < held < wanted:
+        raise BadInput(
+            f"{config.data.pairs} has {len(groups)} different prompts, {held} of them "
+            f"held out: too few for {wanted} iterations; lower iterations or give more"
+        )
+    chunks: PairChunks = [[] for _ in range(wanted)]
+    for is_held, part in ((False, order[held:]), (True, order[:held])):
+        for chunk, places in zip(chunks, np.array_split(part, wanted)):
+            chunk += [(is_held, row) for place in places for row in groups[place]]
+    return chunks

@@ -1,0 +1,78 @@
+"""What is printed before a run starts."""
+
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+
+from tpmm_jax.config import Config
+from tpmm_jax.loading import Source
+from tpmm_jax.report.console import RunConsole
+
+
+def show_header(
+    console: RunConsole,
+    config: Config,
+    source: Source,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    need: int,
+    lengths: tuple[int, int],
+) -> None:
+    """Prints what is about to run."""
+    model = source.config
+    origin = config.model.source
+    if "commit" in source.origin:
+        origin += f" at {source.origin['commit'][:12]}"
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    kind = jax.devices()[0].device_kind
+    labels = "offline" if config.offline else f"labelled by {config.scorer.name}"
+    rule = config.reference.rule
+    if rule == "learned":
+        rule += f", {config.reference.granularity} weights, "
+        rule += config.reference.objective
+    size = f"{model.num_params / 1e6:,.1f} M parameters"
+    rows = [
+        ("model", f"{origin}: {model.family}, {size}"),
+        (
+            "devices",
+            f"{mesh.devices.size} x {kind}, mesh {shape}, {config.model.compute_dtype}",
+        ),
+        ("data", f"{config.data.prompts or config.data.pairs}, {labels}"),
+        ("reference", rule),
+        (
+            "training",
+            f"{config.loss.name}, beta {config.loss.beta:g}, {config.train.batch_size} "
+            f"pairs a step padded to {lengths[1]} tokens, learning rate "
+            f"{config.train.learning_rate:g}",
+        ),
+        ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
+    ]
+    if noise := config.pairing.flip_probability:
+        rows.insert(4, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
+    rows += [("note", advice) for advice in mesh_advice(mesh, source, config)]
+    console.header(f"tpmm_jax: {config.iterations} iterations of DPO", rows)
+
+
+def mesh_advice(mesh: Mesh, source: Source, config: Config) -> list[str]:
+    """Returns what a user may want to know of the mesh and this run."""
+    tensor, heads = mesh.shape["tensor"], source.config.num_kv_heads
+    advice = []
+    if heads % tensor:
+        advice.append(
+            f"mesh.tensor={tensor} does not divide {heads} key/value heads: they are "
+            "replicated; mesh.fsdp splits this model's weights further"
+        )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    pairs = config.train.batch_size // config.train.accumulation
+    sizes = {
+        "train.batch_size / train.accumulation": pairs,
+        "rollout.batch_size": config.rollout.batch_size,
+    }
+    for name, size in sizes.items():
+        if size % parts:
+            advice.append(
+                f"{name} = {size} is no multiple of data x fsdp = {parts}: devices "
+                "repeat each other's work; choose one that is"
+            )
+    return advice

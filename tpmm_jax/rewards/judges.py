@@ -1,0 +1,92 @@
+"""Judges: which of two answers is better, by any function "module:function"."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from tpmm_jax.errors import BadInput
+from tpmm_jax.rewards.scorer import import_object
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Compares answers; it is not told which policy wrote which.
+
+    Args:
+      prompts: B texts.
+      first, second: for each prompt two answers.
+
+    Returns:
+      B numbers in [0, 1], the share for the first answer: 1 where it is better, 0
+      where the second is, 0.5 for a tie.
+    """
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> Any: ...
+
+
+@dataclass(frozen=True)
+class NamedJudge:
+    """A judge whose every answer is checked.
+
+    Attributes:
+      name: as messages give it, such as "careful (my_judges:careful)".
+    """
+
+    name: str
+    function: Judge
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
+        """Returns the share of the first answers [B], float64.
+
+        Raises:
+          BadInput: the judge raised, or returned another shape or a number outside
+            [0, 1]; the message names the judge.
+        """
+        try:
+            raw = self.function(prompts, first, second)
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(
+                f"judge {self.name} raised {type(error).__name__}: {error} (on "
+                f"{len(prompts)} prompts, the first {prompts[0][:60]!r})"
+            ) from error
+        wanted = (len(prompts),)
+        try:
+            share_B = np.asarray(raw, np.float64)
+        except (TypeError, ValueError):
+            raise BadInput(
+                f"judge {self.name} returned a {type(raw).__name__} that is no array "
+                f"of numbers; wanted shape {wanted}"
+            ) from None
+        if share_B.shape != wanted:
+            raise BadInput(
+                f"judge {self.name} returned shape {share_B.shape}; wanted {wanted}: "
+                "one number a prompt, the share for the first answer"
+            )
+        # Written so that nan is caught too.
+        wrong = ~((share_B >= 0) & (share_B <= 1))
+        if wrong.any():
+            b = int(np.argmax(wrong))
+            raise BadInput(
+                f"judge {self.name} returned {share_B[b]} for prompt "
+                f"{prompts[b][:60]!r}; wanted numbers from 0 (second better) to 1 "
+                "(first better)"
+            )
+        return share_B
+
+    def probe(self, prompt: str) -> None:
+        """Calls the judge once on made-up answers, before anything expensive."""
+        first = ["This is one answer.", "This is another answer.", ""]
+        self([prompt] * 3, first, first[::-1])
+
+
+def load_judge(label: str, name: str, field_name: str) -> NamedJudge:
+    """Returns the judge that "module:function" names."""
+    return NamedJudge(f"{label} ({name})", import_object(name, field_name))
