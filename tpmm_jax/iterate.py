@@ -5,12 +5,14 @@ Nothing is carried from one iteration to the next but what is on disk.
 
 import time
 
+from tpmm_jax.errors import TpmmError
 from tpmm_jax.loop.evaluation import evaluate
 from tpmm_jax.loop.reference import reference_log_probs
 from tpmm_jax.loop.rollouts import gather_pairs
 from tpmm_jax.loop.run import Run
 from tpmm_jax.loop.training import train
 from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.report.page import write_report
 from tpmm_jax.report.plots import plot_reward
 
 
@@ -33,8 +35,8 @@ def iterate(run: Run) -> None:
         seconds = {"seconds": time.monotonic() - started}
         run.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
         show(run)
-    # A kill may have come between the last row and its plot.
-    plot(run)
+    # A kill may have come between the last row and its pictures.
+    draw(run)
 
 
 def finished(run: Run, iteration: int) -> bool:
@@ -48,14 +50,19 @@ def finished(run: Run, iteration: int) -> bool:
 
 
 def show(run: Run) -> None:
-    """Prints the table of all finished iterations, and draws it."""
+    """Prints the table of all finished iterations, and draws them."""
     run.console.iteration_table(iteration_rows(run.workdir))
-    plot(run)
+    draw(run)
 
 
-def plot(run: Run) -> None:
-    """Draws reward by iteration, where there is a reward."""
+def draw(run: Run) -> None:
+    """Writes report.html, and reward by iteration where there is a reward."""
     rows = iteration_rows(run.workdir)
     if any("reward/mean" in row for row in rows):
         rule = run.config.reference.rule
         plot_reward({rule: rows}, run.workdir / "plots" / "reward.png")
+    try:
+        write_report([run.workdir])
+    except TpmmError as error:
+        # A picture of the run is not worth the run.
+        run.console.warn(f"report.html was not written: {error}")

@@ -101,6 +101,41 @@ def test_80_columns_keep_the_reference_and_its_largest_weights():
     assert "θ0 .40" in last and "θ5 .30" in last and re.search(r"\+[34]\b", last)
 
 
+WINS = {"win/theta_0": 0.82, "win/theta_0/low": 0.755, "win/theta_0/high": 0.88}
+BEATS = {"win/previous": 0.515, "win/previous/low": 0.45, "win/previous/high": 0.58}
+
+
+def winning(iterations=4, **more):
+    rows = (iteration_row(t, **WINS, **BEATS, **more) for t in range(1, iterations + 1))
+    return [BASE, *rows]
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 100, 200])
+@pytest.mark.parametrize("iterations", [1, 4, 9])
+def test_a_table_with_win_rates_fits(width, iterations):
+    lines = drawn(winning(iterations, seconds=4e4), width).splitlines()
+    assert max(len(line.rstrip()) for line in lines[: iterations + 3]) <= width
+
+
+def test_80_columns_have_win_rates_and_the_reference():
+    text = drawn(winning(), 80)
+    assert "win θ0" in text and "win prev" in text and "82 %" in text
+    assert "52 %" in text and "θ1 .25 +2" in text and "ties half" in text
+    assert "win" not in drawn(ROWS, 80)
+
+
+def test_wide_win_rates_have_their_intervals():
+    text = drawn(winning(), 200)
+    assert "82 % [76, 88]" in text and "52 % [45, 58]" in text
+
+
+def test_an_iteration_that_the_watch_warned_of_is_marked():
+    rows = [*winning(2)[:2], iteration_row(2, watch=["reward rose while x fell"])]
+    lines = drawn(rows, 80).splitlines()
+    assert lines[4].split()[0] == "2!" and lines[3].split()[0] == "1"
+    assert "!: warned" in drawn(rows, 80) and "!" not in drawn(ROWS, 80)
+
+
 def test_rules_that_differ_are_named_in_their_rows():
     rows = [BASE, iteration_row(1, rule="initial"), iteration_row(2, rule="learned")]
     lines = drawn(rows, 200).splitlines()
@@ -131,8 +166,14 @@ def test_a_table_without_rows_is_nothing():
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_a_log_file_holds_no_control_codes(monkeypatch, width):
-    monkeypatch.setenv("FORCE_COLOR", "1")
+@pytest.mark.parametrize(
+    "environment",
+    [{"FORCE_COLOR": "1"}, {"CI": "true"}, {"TERM": "dumb"}, {"NO_COLOR": "1"}],
+    ids=lambda e: next(iter(e)),
+)
+def test_a_log_file_holds_no_control_codes(monkeypatch, width, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
     def use(console):
         console.header("Title", [("model", "m [/bold] :smile:"), ("disk", "x" * 300)])
@@ -141,7 +182,7 @@ def test_a_log_file_holds_no_control_codes(monkeypatch, width):
                 phase.advance(loss="0.5")
         console.note("n")
         console.warn("w " * 100)
-        console.iteration_table(ROWS)
+        console.iteration_table(winning(watch=["w"]))
         console.next_steps(["python -m tpmm_jax.sample " + "x" * 300])
         console.error("broken [red]")
 

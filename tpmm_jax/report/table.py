@@ -16,17 +16,22 @@ _NONE = "–"
 _GAP = 2
 
 # From the richest to the barest: columns, and how many merge weights a cell names.
-_ALL = "iter reward change kl margin accuracy reference pairs time"
+_ALL = "iter reward change wins beats kl margin accuracy reference pairs time"
+_SOME = "iter reward change win beat kl margin accuracy reference time"
 _LAYOUTS = [
     (_ALL, None),
     (_ALL, 3),
-    ("iter reward change kl margin accuracy reference time", None),
-    ("iter reward change kl margin accuracy reference time", 3),
-    ("iter reward change kl accuracy reference time", 3),
-    ("iter reward change kl accuracy reference time", 2),
-    ("iter reward change kl reference time", 2),
-    ("iter reward change kl reference", 1),
-    ("iter reward change kl", 0),
+    (_SOME, None),
+    (_SOME, 3),
+    ("iter reward change win beat kl accuracy reference time", 3),
+    ("iter reward change win beat kl accuracy reference time", 2),
+    ("iter reward change win beat kl reference time", 2),
+    ("iter reward win beat kl reference time", 2),
+    ("iter reward win beat kl reference", 2),
+    ("iter reward win beat kl reference", 1),
+    ("iter reward change win beat kl", 0),
+    ("iter reward win beat kl", 0),
+    ("iter reward change win", 0),
     ("iter reward change", 0),
     ("iter reward", 0),
 ]
@@ -34,6 +39,10 @@ _TITLES = {
     "iter": "iter",
     "reward": "reward (95 %)",
     "change": "vs θ0",
+    "win": "win θ0",
+    "wins": "win θ0",
+    "beat": "win prev",
+    "beats": "win prev",
     "kl": "KL",
     "margin": "margin",
     "accuracy": "acc.",
@@ -48,17 +57,22 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
 
     Args:
         rows: of kind "iteration", sorted. Read here, each optional but the first:
-            iteration; reward/mean, reward/low, reward/high; kl/theta_0 (nats a
-            response); rewards/margins; rewards/accuracies; merge/rule (a string);
-            merge/weight_0, merge/weight_1, ...; pairs; seconds.
+            iteration; reward/mean, reward/low, reward/high; win/theta_0 and
+            win/previous (shares) with /low and /high; kl/theta_0 (nats a response);
+            rewards/margins; rewards/accuracies; merge/rule (a string);
+            merge/weight_0, merge/weight_1, ...; pairs; watch (warnings); seconds.
         width: in characters.
     """
     rules = {row["merge/rule"] for row in rows if "merge/rule" in row}
     rewards, changes = _rewards(rows), _changes(rows)
     cells = {
-        "iter": [str(row["iteration"]) for row in rows],
+        "iter": [f"{row['iteration']}{'!' * bool(row.get('watch'))}" for row in rows],
         "reward": rewards,
         "change": changes,
+        "win": [_share(row, "win/theta_0") for row in rows],
+        "beat": [_share(row, "win/previous") for row in rows],
+        "wins": [_share(row, "win/theta_0", whole=True) for row in rows],
+        "beats": [_share(row, "win/previous", whole=True) for row in rows],
         "kl": _numbers(rows, "kl/theta_0"),
         "margin": _numbers(rows, "rewards/margins"),
         "accuracy": _numbers(rows, "rewards/accuracies"),
@@ -75,7 +89,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
         needed = {n: max(map(len, [_TITLES[n], *cells[n]])) for n in columns}
         if sum(needed.values()) + _GAP * (len(columns) - 1) <= width:
             break
-    return _drawn(columns, cells, _caption(columns, rules))
+    return _drawn(columns, cells, _caption(rows, columns, rules))
 
 
 def _drawn(columns: list[str], cells: dict[str, list[str]], caption: str) -> Table:
@@ -100,7 +114,7 @@ def _drawn(columns: list[str], cells: dict[str, list[str]], caption: str) -> Tab
     return table
 
 
-def _caption(columns: list[str], rules: set[str]) -> str:
+def _caption(rows: Sequence[Row], columns: list[str], rules: set[str]) -> str:
     parts = []
     if "reference" in columns and rules:
         weighted = "merge weights; " if len(rules) > 1 else ""
@@ -108,6 +122,10 @@ def _caption(columns: list[str], rules: set[str]) -> str:
         parts.append(f"reference: {weighted}{named}".rstrip("; "))
     if "kl" in columns:
         parts.append("KL: to θ0, nats a response")
+    if {"win", "wins"} & {*columns}:
+        parts.append("win: ties half")
+    if any(row.get("watch") for row in rows):
+        parts.append("!: warned")
     return " · ".join(parts)
 
 
@@ -190,6 +208,17 @@ def _numbers(rows: Sequence[Row], name: str) -> list[str]:
     finite = [abs(row[name]) for row in rows if _finite(row, name)]
     digits = 2 if max(finite, default=0.0) < 10 else 1
     return [f"{row[name]:.{digits}f}" if name in row else _NONE for row in rows]
+
+
+def _share(row: Row, name: str, *, whole: bool = False) -> str:
+    """Such as "82 %" or, whole, "82 % [76, 88]"."""
+    if not _finite(row, name):
+        return _NONE
+    text = f"{100 * row[name]:.0f} %"
+    if not whole or not _finite(row, f"{name}/low", f"{name}/high"):
+        return text
+    low, high = (100 * row[f"{name}/{end}"] for end in ("low", "high"))
+    return f"{text} [{low:.0f}, {high:.0f}]"
 
 
 def _count(value: Any) -> str:

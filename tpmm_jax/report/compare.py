@@ -1,0 +1,82 @@
+"""Several runs beside each other, and paired differences between their rewards."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tpmm_jax.evaluation.intervals import paired_interval
+from tpmm_jax.report.gather import RunData
+from tpmm_jax.report.samples import same_prompts
+
+# Of more runs than this, each is compared with the first only.
+ALL_PAIRS = 4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Reward of one run less that of another, by prompt.
+
+    Attributes:
+      ours, theirs: labels.
+      of_set: "" is the runs' own.
+      prompts: how many.
+      mean, low, high: with the 95 % interval over prompts; infinite if unknown.
+      problem: why there is no difference; "" if there is one.
+    """
+
+    ours: str
+    theirs: str
+    of_set: str
+    prompts: int = 0
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    problem: str = ""
+
+    @property
+    def excludes_0(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def last_common(runs: Sequence[RunData]) -> int | None:
+    """Returns the last iteration that all runs have finished; None if there is none."""
+    finished = [{row["iteration"] for row in run.iterations} for run in runs]
+    return max(set.intersection(*finished), default=None)
+
+
+def differences(runs: Sequence[RunData], iteration: int) -> list[Difference]:
+    """Returns paired differences of the reward at one iteration, by prompt set."""
+    pairs = list(itertools.combinations(reversed(runs), 2))
+    if len(runs) > ALL_PAIRS:
+        pairs = [(run, runs[0]) for run in runs[1:]]
+    found = []
+    for of_set in dict.fromkeys(name for run in runs for name in run.sets()):
+        for ours, theirs in pairs:
+            found.append(_difference(ours, theirs, of_set, iteration))
+    return found
+
+
+def _difference(
+    ours: RunData, theirs: RunData, of_set: str, iteration: int
+) -> Difference:
+    rows = [run.samples(iteration, of_set) for run in (ours, theirs)]
+    labels = (ours.label, theirs.label, of_set)
+    if not all(rows):
+        return Difference(*labels, problem="one of them has no samples")
+    if not same_prompts(*rows):
+        return Difference(*labels, problem="the evaluation prompts differ")
+    counts = [{len(row["rewards"]) for row in found} for found in rows]
+    if any(len(count) > 1 for count in counts):
+        return Difference(*labels, problem="the number of samples a prompt varies")
+    scorers = [run.config.get("scorer") for run in (ours, theirs)]
+    if scorers[0] != scorers[1]:
+        return Difference(*labels, problem="the labelling scorers differ")
+    rewards = [np.array([row["rewards"] for row in found], float) for found in rows]
+    if not all(np.isfinite(values).all() for values in rewards):
+        return Difference(*labels, problem="a reward is not finite")
+    mean, low, high = paired_interval(*rewards)
+    return Difference(*labels, len(rows[0]), mean, low, high)

@@ -1,0 +1,299 @@
+"""What stands at the head of a page, and its tables, as text."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tpmm_jax.report.figures import theta
+from tpmm_jax.report.gather import RunData
+from tpmm_jax.report.panels import PREVIOUS
+from tpmm_jax.report.progress import clock_text
+from tpmm_jax.report.settings import flat
+
+Row = dict[str, Any]
+# Of a row: where it stands, not what was measured.
+_PLACE = ("kind", "iteration", "_line", "watch")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number at the head of a page.
+
+    Attributes:
+      title: what it is.
+      value: such as "0.54 → 0.93".
+      note: its interval or unit.
+    """
+
+    title: str
+    value: str
+    note: str = ""
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    """Returns a number with so many significant digits, "–" for nan."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}".replace("-", "−")
+    text = f"{value:.{digits}g}"
+    if "e" not in text and value != 0:
+        places = max(0, digits - 1 - math.floor(math.log10(abs(float(text)))))
+        text = f"{value:.{places}f}"
+    return text.replace("-", "−")
+
+
+def interval_text(run: RunData, row: Row, name: str, *, percent: bool = False) -> str:
+    """Returns a metric's interval as "0.89 to 0.97"; "" where there is none."""
+    stem = name.removesuffix("mean") if name.endswith("/mean") else f"{name}/"
+    low, high = run.number(row, f"{stem}low"), run.number(row, f"{stem}high")
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"{_share(low, percent)} to {_share(high, percent)}"
+
+
+def _share(value: float, percent: bool) -> str:
+    if not percent or not math.isfinite(value):
+        return number_text(value)
+    return f"{value:.1%}".replace("%", "\u00a0%")
+
+
+def tiles(run: RunData) -> list[Tile]:
+    """Returns the headline numbers that the last iteration has."""
+    if not run.iterations:
+        return []
+    last, first = run.last, run.iterations[0]
+    t = last["iteration"]
+    found = []
+    reward = run.number(last, "reward/mean")
+    if not math.isnan(reward):
+        text, note = number_text(reward), _with_interval(run, last, "reward/mean")
+        if first["iteration"] == 0 and t > 0:
+            text = f"{number_text(run.number(first, 'reward/mean'))} → {text}"
+            before = interval_text(run, first, "reward/mean")
+            after = interval_text(run, last, "reward/mean")
+            note = f"95\u00a0%: {before} → {after}" if before and after else ""
+        title = f"Reward, {theta(0)} → {theta(t)}" if t > 0 else f"Reward, {theta(0)}"
+        found.append(Tile(title, text, note))
+    for name, title in (
+        ("win/theta_0", f"Win rate against {theta(0)}"),
+        ("win/previous", f"Win rate against {theta(max(t - 1, 0))}"),
+        ("heldout/accuracy", "Held-out accuracy"),
+    ):
+        value = run.number(last, name)
+        if not math.isnan(value):
+            note = _with_interval(run, last, name, percent=True)
+            found.append(Tile(title, _share(value, True), note))
+    kl = run.number(last, "kl/theta_0")
+    if not math.isnan(kl) and t > 0:
+        interval = _with_interval(run, last, "kl/theta_0")
+        note = ", ".join(filter(None, ("nats a response", interval)))
+        found.append(Tile(f"KL to {theta(0)}", number_text(kl), note))
+    return found
+
+
+def _with_interval(run: RunData, row: Row, name: str, *, percent: bool = False) -> str:
+    text = interval_text(run, row, name, percent=percent)
+    return f"95\u00a0%: {text}" if text else ""
+
+
+def described(run: RunData) -> list[tuple[str, str]]:
+    """Returns (name, value) of what was run; only what the files say."""
+    config = flat(run.config)
+
+    def of(name: str) -> str:
+        value = config.get(name)
+        return "" if value is None else str(value)
+
+    rule = of("reference.rule")
+    if rule == "learned":
+        rule += f", one weight a {of('reference.granularity')}"
+        rule = rule.replace("a model", "a checkpoint").replace(
+            "a layer", "a checkpoint and layer"
+        )
+        rule += f", {of('reference.objective')}"
+    training = ""
+    if of("loss.name"):
+        training = (
+            f"{of('loss.name')}, beta {of('loss.beta')}, learning rate "
+            f"{of('train.learning_rate')}, {of('train.batch_size')} pairs a step, "
+            f"{of('train.epochs')} epochs"
+        )
+    asked = ""
+    if of("evaluation.num_prompts") and run.sets():
+        asked = f"{of('evaluation.num_prompts')} prompts, " + _many(
+            of("evaluation.samples_per_prompt"), "sample"
+        )
+    devices = run.sessions[-1].get("devices", "") if run.sessions else ""
+    found = [
+        ("model", of("model.source")),
+        ("reference", rule),
+        ("training", training),
+        ("data", of("data.prompts") or of("data.pairs")),
+        ("labelled by", of("scorer.name")),
+        ("evaluation", asked),
+        ("iterations", progress(run)),
+        ("devices", str(devices)),
+        ("computing time", _seconds(run)),
+        ("workdir", str(run.workdir)),
+    ]
+    flips = config.get("pairing.flip_probability")
+    if isinstance(flips, (int, float)) and flips > 0:
+        found.insert(5, ("noise", f"{flips:.0%} of the labels were flipped on purpose"))
+    return [(name, value) for name, value in found if value]
+
+
+def _many(count: str, what: str) -> str:
+    return f"{count} {what} each" if count == "1" else f"{count} {what}s each"
+
+
+def progress(run: RunData) -> str:
+    """Returns such as "2 of 4 finished"."""
+    done = run.last.get("iteration")
+    planned = run.config.get("iterations", "?")
+    return f"{'none' if done is None else done} of {planned} finished"
+
+
+def unfinished(run: RunData) -> bool:
+    """Whether iterations are missing that the config asks for."""
+    planned = run.config.get("iterations")
+    return isinstance(planned, int) and run.last.get("iteration", -1) < planned
+
+
+def _seconds(run: RunData) -> str:
+    of_first = [
+        r for r in run.timing if r["kind"] == "evaluation" and r["iteration"] == 0
+    ]
+    rows = [r for r in run.timing if r["kind"] == "iteration"] + of_first
+    seconds = sum(run.seconds(row) for row in rows)
+    return clock_text(seconds) if seconds else ""
+
+
+def watched(run: RunData) -> bool:
+    """Whether the run had a reward-hacking watch: its config says so."""
+    return "max_kl_per_token" in run.config.get("evaluation", {})
+
+
+def warnings(run: RunData) -> list[tuple[int, str]]:
+    """Returns (iteration, warning of the watch), the last iteration's first."""
+    return [
+        (row["iteration"], text)
+        for row in reversed(run.iterations)
+        for text in run.warnings(row)
+    ]
+
+
+def metric_table(run: RunData) -> list[tuple[str, list[str]]]:
+    """Returns (metric, a cell an iteration) of everything the rows hold."""
+    names = [name for name in run.names() if name not in _PLACE]
+    found = []
+    for name in sorted(names):
+        ends = name.rsplit("/", 1)
+        if ends[-1] in ("low", "high") and {ends[0], f"{ends[0]}/mean"} & {*names}:
+            continue  # stands in brackets
+        cells = [_cell(run, row, name) for row in run.iterations]
+        found.append((name, cells))
+    return found
+
+
+def _cell(run: RunData, row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, (str, list)):
+        return str(value)
+    if isinstance(value, int):
+        text = f"{value:,}".replace("-", "−")
+    else:
+        text = number_text(float(value), 4)
+    interval = interval_text(run, row, name)
+    return f"{text} ({interval})" if interval else text
+
+
+@dataclass(frozen=True)
+class Session:
+    """One start of the command, as text."""
+
+    when: str
+    what: str
+    command: str
+    devices: str
+    changed: str
+
+
+def sessions(run: RunData) -> list[Session]:
+    """Returns the starts of a run; `changed` names versions that are new in one."""
+    found: list[Session] = []
+    before: dict[str, Any] = {}
+    for row in run.sessions:
+        versions = row.get("versions")
+        versions = versions if isinstance(versions, dict) else {}
+        changed = [
+            f"{name} {before[name]} → {version}"
+            for name, version in versions.items()
+            if before.get(name, version) != version
+        ]
+        before = versions or before
+        what = "resumed" if row.get("resumed") else "started"
+        if isinstance(row.get("next_iteration"), int):
+            what += f" at iteration {row['next_iteration']}"
+        found.append(
+            Session(
+                moment(row.get("time")), what, str(row.get("command", "")),
+                str(row.get("devices", "")), ", ".join(changed),
+            )
+        )  # fmt: skip
+    return found
+
+
+def versions(run: RunData) -> list[tuple[str, str]]:
+    """Returns (name, version) of the last start."""
+    for row in reversed(run.sessions):
+        if isinstance(row.get("versions"), dict):
+            return [(str(k), str(v)) for k, v in row["versions"].items()]
+    return []
+
+
+def moment(seconds: Any) -> str:
+    """Returns seconds since the epoch as UTC, "" for anything else."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    except (OverflowError, OSError, ValueError):
+        return ""
+
+
+def summary_cells(run: RunData) -> list[str]:
+    """Returns a run's row of the comparison: rule, iterations, reward, wins, KL."""
+    last = run.last
+    reward = [
+        number_text(run.number(row, "reward/mean"))
+        for row in (run.iterations[0], last)
+        if "reward/mean" in row
+    ] if last else []  # fmt: skip
+    wins = [_share(run.number(last, name), True) for name in SUMMARY_WINS]
+    return [
+        str(run.config.get("reference", {}).get("rule", "–")),
+        progress(run),
+        " → ".join(reward) or "–",
+        *wins,
+        number_text(run.number(last, "kl/theta_0")),
+        str(len(warnings(run))) if watched(run) or warnings(run) else "–",
+    ]
+
+
+SUMMARY_WINS = ("win/theta_0", "win/previous")
+SUMMARY: Sequence[str] = (
+    "reference",
+    "iterations",
+    "reward",
+    f"win rate against {theta(0)}",
+    f"against {PREVIOUS}",
+    "KL",
+    "warnings",
+)

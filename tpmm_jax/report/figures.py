@@ -1,0 +1,340 @@
+"""Small plots as SVG for a page: its fonts, and its colours, light or dark.
+
+Matplotlib draws in colours that stand for CSS variables (--s0 ... of the series, --ink,
+--muted, --grid); they are exchanged in the finished SVG. Text stays text.
+"""
+
+import contextlib
+import io
+import itertools
+import math
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import (
+    EngFormatter,
+    FuncFormatter,
+    MaxNLocator,
+    NullFormatter,
+)
+
+from tpmm_jax.report.progress import clock_text
+
+SERIES = 7
+# Of the legend's strokes too: told apart without colour.
+DASHES = ("", "6 3", "2 2.5", "9 3 2 3", "4 2", "1 2", "8 2 2 2 2 2")
+_MARKERS = "os^Dv<>"
+_WIDTH, _HEIGHT = 360.0, 220.0  # CSS pixels: about a phone's column
+_FONT = 11.5
+_FEW = 15  # points of a curve that get an error bar each; more get a band
+_INK, _MUTED, _GRID = "#fd0001", "#fd0002", "#fd0003"
+_NAMES = {_INK: "ink", _MUTED: "muted", _GRID: "grid"}
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tpmm_jax",
+    "text.parse_math": False,  # labels are the user's
+    "font.size": _FONT,
+    "axes.unicode_minus": True,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one series; nan leaves a point or an interval out.
+
+    Attributes:
+      label: in the legend.
+      x, y: the points.
+      low, high: interval of y; empty if there is none.
+      left, right: interval of x; empty if there is none.
+      names: written at the points of a frontier.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = field(default=())
+    high: Sequence[float] = field(default=())
+    left: Sequence[float] = field(default=())
+    right: Sequence[float] = field(default=())
+    names: Sequence[float] = field(default=())
+
+
+def theta(k: int) -> str:
+    """Returns theta_k in letters, such as θ₁₂."""
+    return "θ" + str(k).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def by_iteration(
+    curves: Sequence[Curve],
+    *,
+    percent: bool = False,
+    line: float | None = None,
+    log: bool = False,
+) -> Markup:
+    """Draws curves over iterations, with their intervals.
+
+    Args:
+      percent: y is a share.
+      line: height of a dashed line across, such as 0.5.
+      log: a logarithmic y axis, if the curves need more than a decade of it.
+    """
+    with _plot() as (figure, axes):
+        longest = max(len(curve.x) for curve in curves)
+        for index, curve in enumerate(curves):
+            # Apart by a little, so that intervals at one iteration do not hide.
+            spread = 0.09 if longest <= _FEW else 0.0
+            shift = (index - (len(curves) - 1) / 2) * min(spread, 0.4 / len(curves))
+            _draw_curve(axes, curve, index, shift, bars=longest <= _FEW)
+        if line is not None:
+            axes.axhline(line, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+        axes.margins(y=0.08)
+        if log and _decades(curves) > 1:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if log:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlabel("iteration")
+        return _finished(figure)
+
+
+def _decades(curves: Sequence[Curve]) -> float:
+    above = [y for curve in curves for y in curve.y if y > 0]
+    return math.log10(max(above) / min(above)) if above else 0.0
+
+
+def _draw_curve(
+    axes: Axes, curve: Curve, index: int, shift: float, *, bars: bool
+) -> None:
+    x, colour = np.asarray(curve.x) + shift, _colour(index)
+    if len(curve.low):
+        if bars:
+            axes.vlines(x, curve.low, curve.high, color=colour, linewidth=1.3)
+        else:
+            axes.fill_between(
+                x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0
+            )
+    axes.plot(x, curve.y, **_style(index), markersize=4.5 if bars else 0)
+
+
+def frontier(curves: Sequence[Curve], *, xlabel: str, ylabel: str) -> Markup:
+    """Draws y against x, the points numbered by iteration."""
+    with _plot() as (figure, axes):
+        for index, curve in enumerate(curves):
+            axes.plot(curve.x, curve.y, **_style(index), markersize=4.5)
+            bars: dict[str, Any] = {"color": _colour(index), "alpha": 0.45}
+            if len(curve.low):
+                axes.vlines(curve.x, curve.low, curve.high, **bars)
+            if len(curve.left):
+                axes.hlines(curve.y, curve.left, curve.right, **bars)
+            every = max(1, math.ceil(len(curve.x) / 12))
+            points = zip(curve.x, curve.y, curve.names)
+            for number, (x, y, name) in enumerate(points):
+                last = number == len(curve.x) - 1
+                if (
+                    math.isfinite(x)
+                    and math.isfinite(y)
+                    and (number % every == 0 or last)
+                ):
+                    axes.annotate(
+                        f"{name:g}", (x, y), (5, 4), textcoords="offset points",
+                        gid="halo",
+                    )  # fmt: skip
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        return _finished(figure)
+
+
+def by_step(
+    rows: Sequence[tuple[int, float]], *, percent: bool = False
+) -> tuple[Markup, int]:
+    """Draws a training metric over the steps of all iterations.
+
+    Args:
+      rows: (iteration, value) of every step, in order.
+
+    Returns:
+      The plot, and how many steps each point is the mean of.
+    """
+    size = max(1, math.ceil(len(rows) / 500))
+    with _plot() as (figure, axes):
+        starts, at = [], 0
+        for index, (_, group) in enumerate(
+            itertools.groupby(rows, key=lambda row: row[0])
+        ):
+            values = np.array([value for _, value in group])
+            starts.append(at)
+            ends = np.arange(size, len(values) + size, size)
+            means = [values[end - size : end].mean() for end in ends]
+            middles = at + np.minimum(ends, len(values)) - (size + 1) / 2
+            axes.plot(
+                middles, means, color=_colour(0), linewidth=1.2,
+                marker="o" if len(means) == 1 else "", markersize=3,
+                alpha=1 if index % 2 == 0 else 0.75,
+            )  # fmt: skip
+            at += len(values)
+        for start in starts[1:]:
+            axes.axvline(start - 0.5, color=_MUTED, linewidth=0.8, dashes=(2, 3))
+        if percent:
+            axes.set_ylim(-0.03, 1.03)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.set_xlabel("optimizer step, all iterations")
+        return _finished(figure), size
+
+
+def heat(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Markup:
+    """Draws weights [rows, columns]; nan is an empty cell, a negative one vermilion."""
+    height = max(_HEIGHT, 15.0 * len(rows) + 50)
+    with _plot(height) as (figure, axes):
+        few = len(columns) <= 12
+        for at, weight in np.ndenumerate(weights):
+            if not math.isfinite(weight):
+                continue
+            row, column = at
+            # Not opaque, so that ink stays readable on it.
+            shade = min(1.0, abs(weight)) * 0.6
+            axes.add_patch(
+                Rectangle(
+                    (column - 0.48, row - 0.46), 0.96, 0.92, linewidth=0,
+                    facecolor=_colour(0 if weight >= 0 else 1), alpha=shade,
+                )
+            )  # fmt: skip
+            if few:
+                text = f"{weight:.2f}".replace("0.", ".", 1)
+                axes.text(
+                    column, row, text, ha="center", va="center_baseline", size=_FONT - 1
+                )
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(*_thinned(columns, 14))
+        axes.set_yticks(*_thinned(rows, 40))
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("weight of checkpoint")
+        return _finished(figure)
+
+
+def histogram(values: Mapping[str, np.ndarray], *, xlabel: str) -> Markup:
+    """Draws distributions over common bins, with a line at 0."""
+    together = np.concatenate(list(values.values()))
+    together = together[np.isfinite(together)]
+    with _plot() as (figure, axes):
+        count = int(np.clip(math.sqrt(max(len(together), 1)) * 1.5, 8, 40))
+        edges = np.histogram_bin_edges(together, count)
+        for index, found in enumerate(values.values()):
+            heights, _ = np.histogram(found, edges)
+            axes.stairs(heights, edges, fill=True, color=_colour(index), alpha=0.2)
+            style = {k: v for k, v in _style(index).items() if k != "marker"}
+            axes.stairs(heights, edges, **style)
+        axes.axvline(0, color=_MUTED, linewidth=1, dashes=(4, 3))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("pairs")
+        return _finished(figure)
+
+
+def stacked(rows: Sequence[str], parts: Mapping[str, np.ndarray]) -> Markup:
+    """Draws a bar a row, made of parts in seconds."""
+    height = max(_HEIGHT, 14.0 * len(rows) + 50)
+    with _plot(height) as (figure, axes):
+        left = np.zeros(len(rows))
+        for index, seconds in enumerate(parts.values()):
+            axes.barh(
+                range(len(rows)), seconds, left=left, height=0.7, linewidth=0,
+                color=_colour(index), alpha=0.8,
+            )  # fmt: skip
+            left = left + seconds
+        axes.set_yticks(*_thinned(rows, 40))
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x", color=_GRID, linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: clock_text(x)))
+        axes.set_ylabel("iteration")
+        return _finished(figure)
+
+
+def _thinned(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
+    places = list(range(0, len(names), max(1, math.ceil(len(names) / most))))
+    return places, [printable(names[place]) for place in places]
+
+
+def _style(index: int) -> dict[str, Any]:
+    dash = DASHES[(index + index // SERIES) % SERIES]
+    numbers = tuple(float(n) / 1.8 for n in dash.split())
+    return {
+        "color": _colour(index),
+        "linewidth": 1.8,
+        "linestyle": (0, numbers) if numbers else "-",
+        "marker": _MARKERS[index % SERIES],
+    }
+
+
+def _colour(index: int) -> str:
+    return f"#fe{index % SERIES:02x}01"
+
+
+def printable(text: str) -> str:
+    """Returns text on one line that no control or direction mark can disturb."""
+    return "".join("�" if unicodedata.category(c)[0] == "C" else c for c in text)
+
+
+@contextlib.contextmanager
+def _plot(height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
+        FigureCanvasSVG(figure)
+        figure.set_layout_engine("constrained", w_pad=3 / 72, h_pad=3 / 72)
+        axes = figure.add_subplot()
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(_MUTED)
+        axes.tick_params(length=0, pad=4)
+        axes.tick_params(axis="x", length=3, color=_MUTED)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        yield figure, axes
+
+
+def _finished(figure: Figure) -> Markup:
+    """Returns the SVG as an element of a page: own ids, the page's colours and font."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for unwanted in ("<metadata>.*?</metadata>", "<style .*?</style>", "<!--.*?-->"):
+        text = re.sub(unwanted, "", text, flags=re.DOTALL)
+    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>", text, count=1)
+    name = f"p{zlib.crc32(text.encode()):08x}"  # ids are the page's, not the plot's
+    for pattern, to in (
+        (r'\bid="([^"]*)"', rf'id="{name}-\1"'),
+        (r"url\(#([^)]*)\)", rf"url(#{name}-\1)"),
+        (r'xlink:href="#([^"]*)"', rf'href="#{name}-\1"'),
+        (r"font-family: [^;\"]*; ", ""),
+        (r' transform="rotate\(-0 [^"]*"', ""),
+        (r"\s*\n\s*", " "),
+    ):
+        text = re.sub(pattern, to, text)
+    text = re.sub(r"#fe0([0-9a-f])01", lambda m: f"var(--s{int(m[1], 16)})", text)
+    text = re.sub("|".join(_NAMES), lambda m: f"var(--{_NAMES[m[0]]})", text)
+    return Markup(text.strip())

@@ -1,0 +1,258 @@
+"""What the report reads of a run's folder: every file, whole, or an error by name.
+
+A part that a run does not have (older runs, offline runs, unfinished runs) is empty.
+"""
+
+import json
+import math
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.report.jsonl import parsed
+from tpmm_jax.report.metrics import METRICS, TIMING
+from tpmm_jax.store.files import read_json, read_lines_repaired
+
+Row = dict[str, Any]
+# Where a row of metrics.jsonl stands, kept for the errors that name it.
+_LINE = "_line"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run, as its files tell it.
+
+    Attributes:
+      workdir: its folder.
+      label: what it is called on the page.
+      config: config.json; {} if there is none.
+      metrics, timing: all rows of the two files, in order.
+      sessions: rows of sessions.jsonl; [] of a run that kept none.
+      references: iteration -> reference.json.
+    """
+
+    workdir: pathlib.Path
+    label: str
+    config: Mapping[str, Any]
+    metrics: Sequence[Row]
+    timing: Sequence[Row]
+    sessions: Sequence[Row]
+    references: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def iterations(self) -> list[Row]:
+        """Rows of kind "iteration", one an iteration, in order."""
+        rows = {r["iteration"]: r for r in self.metrics if r["kind"] == "iteration"}
+        return [rows[t] for t in sorted(rows)]
+
+    @property
+    def last(self) -> Row:
+        """The row of the last finished iteration; {} if none is."""
+        return self.iterations[-1] if self.iterations else {}
+
+    def number(self, row: Row, name: str, file: str = METRICS) -> float:
+        """A finite number of a row, nan if it is missing or not finite.
+
+        Raises:
+          BadInput: it is no number; names the file, the line and the field.
+        """
+        value = row.get(name, math.nan)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._wrong(row, name, "a number", file)
+        return float(value) if math.isfinite(value) else math.nan
+
+    def warnings(self, row: Row) -> list[str]:
+        """What the reward-hacking watch said of an iteration."""
+        texts = row.get("watch", [])
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise self._wrong(row, "watch", "a list of texts")
+        return texts
+
+    def seconds(self, row: Row) -> float:
+        """What a row of timing.jsonl took; 0 if it does not say."""
+        found = self.number(row, "seconds", TIMING)
+        return 0.0 if math.isnan(found) else found
+
+    def _wrong(self, row: Row, name: str, wanted: str, file: str = METRICS) -> BadInput:
+        return BadInput(
+            f"{self.workdir / file}, line {row[_LINE]}: {name} is {row[name]!r}; "
+            f"wanted {wanted}. Put the file back from a copy"
+        )
+
+    def names(self) -> list[str]:
+        """Every name in the iterations' rows, in the order of first use."""
+        found = dict.fromkeys(name for row in self.iterations for name in row)
+        return [name for name in found if name != _LINE]
+
+    def sets(self) -> list[str]:
+        """Names of the evaluation's prompt sets; "" is the run's own."""
+        end = "/reward/mean"
+        own = [""] if any("reward/mean" in row for row in self.iterations) else []
+        return own + [name[: -len(end)] for name in self.names() if name.endswith(end)]
+
+    def labels(self, prefix: str, end: str) -> list[str]:
+        """What stands between a prefix and an end, as the scorer in score/X/mean."""
+        return [
+            name[len(prefix) : -len(end)]
+            for name in self.names()
+            if name.startswith(prefix) and name.endswith(end)
+        ]
+
+    def samples(self, iteration: int, of_set: str = "") -> list[Row]:
+        """Rows of the evaluation's samples; [] if there are none.
+
+        Raises:
+          BadInput: a line that is no such row; names the file, line and field.
+        """
+        if "/" in of_set or os.sep in of_set:
+            return []  # a metric of another meaning, or of another's hand
+        name = f"evaluation-{of_set}.jsonl" if of_set else "evaluation.jsonl"
+        path = self.workdir / "iterations" / f"{iteration:03d}" / name
+        return list(_sample_rows(path))
+
+    def held_out(self, iteration: int) -> dict[str, np.ndarray]:
+        """Arrays of held_out.npz, [M, 2] nats; {} if there is none.
+
+        Raises:
+          CorruptCheckpoint: a file that does not hold them; names it.
+        """
+        path = self.workdir / "iterations" / f"{iteration:03d}" / "held_out.npz"
+        if not path.exists():
+            return {}
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _no_arrays(path, str(error)) from None
+        for name, array in arrays.items():
+            if name.endswith("_MN") and (array.ndim != 2 or array.shape[1] != 2):
+                raise _no_arrays(path, f"{name} has shape {array.shape}")
+        return arrays
+
+
+def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunData:
+    """Reads a run's folder.
+
+    Raises:
+      BadInput, CorruptCheckpoint: it is no run, or a file of it is damaged.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / METRICS).exists() and not (folder / "config.json").exists():
+        what = "holds no run" if folder.is_dir() else "is no directory"
+        raise BadInput(
+            f"{folder} {what}: wanted the --workdir of python -m tpmm_jax.train, "
+            f"with config.json and {METRICS} in it"
+        )
+    config = folder / "config.json"
+    return RunData(
+        workdir=folder,
+        label=label or folder.resolve().name,
+        config=_config(config) if config.exists() else {},
+        metrics=_rows(folder / METRICS),
+        timing=_rows(folder / TIMING),
+        sessions=list(_json_lines(folder / "sessions.jsonl")),
+        references=_references(folder),
+    )
+
+
+def _config(path: pathlib.Path) -> Row:
+    config = _object(path)
+    for name in ("reference", "evaluation"):
+        if not isinstance(config.get(name, {}), dict):
+            raise CorruptCheckpoint(
+                f"{path}: {name} is {config[name]!r}; wanted a JSON object. Put the "
+                "file back from a copy"
+            )
+    return config
+
+
+def _rows(path: pathlib.Path) -> list[Row]:
+    rows = [row | {_LINE: n} for n, (row, _) in enumerate(parsed(path), start=1)]
+    for row in rows:
+        if not isinstance(row["iteration"], int) or row["iteration"] < 0:
+            raise BadInput(
+                f"{path}, line {row[_LINE]}: iteration is {row['iteration']!r}; wanted "
+                "a whole number from 0. Put the file back from a copy"
+            )
+    return rows
+
+
+def _references(folder: pathlib.Path) -> dict[int, Mapping[str, Any]]:
+    found: dict[int, Mapping[str, Any]] = {}
+    for path in sorted(folder.glob("iterations/*/reference.json")):
+        if path.parent.name.isdigit():
+            record = _object(path)
+            _check_weights(path, record)
+            found[int(path.parent.name)] = record
+    return found
+
+
+def _check_weights(path: pathlib.Path, record: Row) -> None:
+    groups, weights = record.get("groups", []), record.get("weights", [])
+    try:
+        good = len(groups) == len(weights) and np.asarray(weights, float).ndim == 2
+    except (TypeError, ValueError):
+        good = False
+    if weights and not good:
+        raise CorruptCheckpoint(
+            f"{path}: groups and weights do not fit each other; wanted a list of "
+            "weights a group, one a checkpoint. Put the file back from a copy"
+        )
+
+
+def _object(path: pathlib.Path) -> Row:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CorruptCheckpoint(
+            f"{path}: holds {type(value).__name__}; wanted a JSON object. Put the file "
+            "back from a copy"
+        )
+    return value
+
+
+def _json_lines(path: pathlib.Path) -> Iterator[Row]:
+    lines = read_lines_repaired(path, truncate=False)
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _no_row(path, number, f"is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise _no_row(path, number, "is no JSON object")
+        yield row
+
+
+def _sample_rows(path: pathlib.Path) -> Iterator[Row]:
+    for number, row in enumerate(_json_lines(path), start=1):
+        responses, rewards = row.get("responses"), row.get("rewards")
+        if not isinstance(row.get("prompt"), str):
+            raise _no_row(path, number, f"has the prompt {row.get('prompt')!r}")
+        if not isinstance(responses, list) or not responses:
+            raise _no_row(path, number, f"has the responses {responses!r}")
+        if not all(isinstance(text, str) for text in responses):
+            raise _no_row(path, number, "has a response that is no text")
+        numbers = isinstance(rewards, list) and all(
+            isinstance(r, (int, float)) and not isinstance(r, bool) for r in rewards
+        )
+        if not numbers or len(rewards or ()) != len(responses):
+            raise _no_row(path, number, f"has the rewards {rewards!r}")
+        yield row
+
+
+def _no_row(path: pathlib.Path, number: int, what: str) -> BadInput:
+    return BadInput(
+        f"{path}, line {number} {what}; wanted what the run wrote there. Put the file "
+        "back from a copy"
+    )
+
+
+def _no_arrays(path: pathlib.Path, what: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        f"{path}: {what}; wanted arrays [pairs, 2]. Put the file back from a copy"
+    )

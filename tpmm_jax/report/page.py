@@ -1,0 +1,125 @@
+"""report.html: one file that opens anywhere, without a network or a script."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from tpmm_jax.report import compare, facts
+from tpmm_jax.report.facts import number_text
+from tpmm_jax.report.figures import DASHES, SERIES, printable, theta
+from tpmm_jax.report.gather import RunData, read_run
+from tpmm_jax.report.panels import sections
+from tpmm_jax.report.samples import common_samples, run_samples
+from tpmm_jax.report.settings import differences, settings
+from tpmm_jax.store.files import write_text
+
+NAME = "report.html"
+# Sample answers of more runs would be too narrow to read.
+_RUNS_WITH_SAMPLES = 4
+
+
+def write_report(
+    workdirs: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+    """Writes the page of one run, or the comparison of several; whole or not at all.
+
+    What a run has not (yet) recorded is left out, or said to be missing.
+
+    Args:
+      workdirs: folders of runs; nothing in them is changed but the page.
+      path: of the page; by default WORKDIR/report.html of one run, else report.html.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      BadInput, CorruptCheckpoint: a folder is no run, or a file of it is damaged;
+        names the file, and the line where it has lines.
+      StorageError: the page cannot be written.
+    """
+    folders = [pathlib.Path(workdir) for workdir in workdirs]
+    runs = [read_run(f, label) for f, label in zip(folders, labels(folders))]
+    if path is None:
+        path = folders[0] / NAME if len(runs) == 1 else pathlib.Path(NAME)
+    html = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
+    # A response may hold half of a surrogate pair, which no encoding has.
+    write_text(path, html.encode("utf-8", "replace").decode())
+    return pathlib.Path(path)
+
+
+def labels(folders: Sequence[pathlib.Path]) -> list[str]:
+    """Returns the shortest different names of folders: their last parts."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len({*parts}):
+            break
+    seen: dict[str, int] = {}
+    for at, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:  # the same folder twice
+            names[at] = f"{name} ({seen[name]})"
+    return names
+
+
+def run_page(run: RunData) -> str:
+    """Returns the page of one run as HTML."""
+    return _environment().get_template("run.html.jinja").render(
+        title=f"{run.label}: report",
+        run=run,
+        tiles=facts.tiles(run),
+        described=facts.described(run),
+        progress=facts.progress(run),
+        unfinished=facts.unfinished(run),
+        watched=facts.watched(run),
+        warnings=facts.warnings(run),
+        sections=sections([run]),
+        samples=run_samples(run),
+        settings=settings(run),
+        sessions=facts.sessions(run),
+        versions=facts.versions(run),
+        table=facts.metric_table(run),
+    )  # fmt: skip
+
+
+def comparison_page(runs: Sequence[RunData]) -> str:
+    """Returns the page of several runs side by side as HTML."""
+    common = compare.last_common(runs)
+    few = common is not None and len(runs) <= _RUNS_WITH_SAMPLES
+    return _environment().get_template("compare.html.jinja").render(
+        title=f"Comparison of {len(runs)} runs",
+        runs=runs,
+        heads=facts.SUMMARY,
+        summary=[facts.summary_cells(run) for run in runs],
+        common=common,
+        differences=[] if common is None else compare.differences(runs, common),
+        warnings=[(run, facts.warnings(run)) for run in runs],
+        sections=sections(runs),
+        settings=differences(runs),
+        samples=common_samples(runs, common) if few and common is not None else [],
+        tables=[(run, facts.metric_table(run)) for run in runs],
+    )  # fmt: skip
+
+
+def _environment() -> jinja2.Environment:
+    """Escapes everything: responses, prompts and names are whatever a model wrote."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("tpmm_jax.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shared: dict[str, Any] = {
+        "number": number_text,
+        "theta": theta,
+        "dashes": DASHES,
+        "series": SERIES,
+    }
+    made.globals.update(shared)
+    made.filters["printable"] = printable
+    return made

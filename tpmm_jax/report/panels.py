@@ -1,0 +1,347 @@
+"""Which plots a page shows, of one run or of several in comparison.
+
+With one run, a plot's curves are what belongs together; with several, there is a plot
+for each of these and a curve for each run.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.report import figures
+from tpmm_jax.report.figures import Curve, theta
+from tpmm_jax.report.gather import RunData
+
+# Below this, the loop warns that the reference is hardly another than theta_0.
+WEAK_SIGNAL = 10.0
+INTERVAL = "Bars: 95\u00a0% intervals."
+PREVIOUS = "θₜ₋₁"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of a page.
+
+    Attributes:
+      title, note: above and below it.
+      keys: labels of its series, in order; empty where there is one.
+      svg: the plot.
+      filled: whether the series are areas, not lines.
+    """
+
+    title: str
+    note: str
+    keys: Sequence[str]
+    svg: Markup
+    filled: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """Plots under one heading; `missing` says why there are none."""
+
+    title: str
+    panels: Sequence[Panel]
+    missing: str
+
+
+def sections(runs: Sequence[RunData]) -> list[Section]:
+    """Returns every section of the page, those without a plot too."""
+    one = len(runs) == 1
+    none = "No finished iteration recorded this."
+    found = [
+        Section("Reward", [*reward(runs), *win_rates(runs)], none),
+        Section("Distance from θ₀", distance(runs), none),
+        Section(
+            "Merged reference",
+            merging(runs),
+            "No finished iteration merged a reference yet.",
+        ),
+        Section(
+            "Held-out pairs",
+            held_out(runs),
+            "Not recorded: no pairs were held out, or the run is of an older version.",
+        ),
+        Section("Length and variety of the samples", variety(runs), none),
+    ]
+    if one:
+        found += [
+            Section("Training", training(runs[0]), "No training step is logged yet."),
+            Section("Time", time(runs[0]), "timing.jsonl has no finished phase."),
+        ]
+    return found
+
+
+def prefixes(runs: Sequence[RunData]) -> list[tuple[str, str]]:
+    """Returns (what names start with, what to call it) of every prompt set."""
+    sets = dict.fromkeys(name for run in runs for name in run.sets())
+    return [(f"{name}/", f", {name}") if name else ("", "") for name in sets]
+
+
+def curve(run: RunData, name: str, label: str) -> Curve:
+    """Returns a metric by iteration, with its interval where the rows have one."""
+    stem = name.removesuffix("mean") if name.endswith("/mean") else f"{name}/"
+    rows = [row for row in run.iterations if math.isfinite(run.number(row, name))]
+    low = [run.number(row, f"{stem}low") for row in rows]
+    high = [run.number(row, f"{stem}high") for row in rows]
+    known = any(map(math.isfinite, low))
+    return Curve(
+        label,
+        [row["iteration"] for row in rows],
+        [run.number(row, name) for row in rows],
+        low if known else (),
+        high if known else (),
+    )
+
+
+def family(
+    runs: Sequence[RunData],
+    title: str,
+    names: Mapping[str, str],
+    note: str = "",
+    **style: Any,
+) -> list[Panel]:
+    """Returns the plot of metrics that share an axis, or one of each for several runs.
+
+    Args:
+      names: metric -> its label in the legend.
+      style: of figures.by_iteration.
+    """
+    if len(runs) == 1:
+        curves = [curve(runs[0], name, label) for name, label in names.items()]
+        return _panel(title, curves, note, named=len(names) > 1, style=style)
+    found = []
+    for name, label in names.items():
+        curves = [curve(run, name, run.label) for run in runs]
+        whole = f"{title}: {label}" if len(names) > 1 else title
+        found += _panel(whole, curves, note, named=True, style=style)
+    return found
+
+
+def _panel(
+    title: str, curves: list[Curve], note: str, *, named: bool, style: dict[str, Any]
+) -> list[Panel]:
+    # An absent curve keeps its colour: a run has the same one in every plot.
+    if not any(curve.x for curve in curves):
+        return []
+    bars = INTERVAL if any(curve.low for curve in curves) else ""
+    keys = [curve.label if curve.x else "" for curve in curves] if named else []
+    svg = figures.by_iteration(curves, **style)
+    return [Panel(title, " ".join(filter(None, (note, bars))), keys, svg)]
+
+
+def reward(runs: Sequence[RunData]) -> list[Panel]:
+    """Reward by iteration: of the labelling scorer and the further ones, by set."""
+    found = []
+    for prefix, of in prefixes(runs):
+        found += family(runs, f"Reward{of}", {f"{prefix}reward/mean": ""})
+        for label in _labels(runs, f"{prefix}score/", "/mean"):
+            name = f"{prefix}score/{label}/mean"
+            note = "A further scorer; it labelled no pair."
+            found += family(runs, f"Score of {label}{of}", {name: ""}, note)
+    return found
+
+
+def _labels(runs: Sequence[RunData], start: str, end: str) -> list[str]:
+    return list(dict.fromkeys(n for run in runs for n in run.labels(start, end)))
+
+
+def win_rates(runs: Sequence[RunData]) -> list[Panel]:
+    """Win rates against theta_0 and theta_{t-1}, by every judge there is."""
+    found, note = [], "Ties count half; the dashed line is 50\u00a0%."
+    style: dict[str, Any] = {"percent": True, "line": 0.5}
+    for prefix, of in prefixes(runs):
+        judges = {prefix: "labelling scorer"}
+        for kind in ("score", "judge"):
+            labels = _labels(runs, f"{prefix}{kind}/", "/win/theta_0")
+            judges |= {f"{prefix}{kind}/{label}/": label for label in labels}
+        against = {"theta_0": theta(0), "previous": PREVIOUS}
+        if len(judges) == 1:
+            names = {f"{prefix}win/{k}": f"against {v}" for k, v in against.items()}
+            found += family(runs, f"Win rate{of}", names, note, **style)
+            continue
+        for end, opponent in against.items():
+            names = {f"{start}win/{end}": judge for start, judge in judges.items()}
+            title = f"Win rate against {opponent}{of}"
+            found += family(runs, title, names, note, **style)
+    return found
+
+
+def distance(runs: Sequence[RunData]) -> list[Panel]:
+    """Reward over KL, and KL by iteration."""
+    found = []
+    for prefix, of in prefixes(runs):
+        kl, reward = f"{prefix}kl/theta_0", f"{prefix}reward/mean"
+        curves = [
+            _against(curve(run, kl, run.label), curve(run, reward, run.label))
+            for run in runs
+        ]
+        if any(len(curve.x) > 1 for curve in curves):
+            note = "Points are numbered by iteration; 0 is θ₀."
+            svg = figures.frontier(
+                curves, xlabel="KL to θ₀, nats a response", ylabel="reward"
+            )
+            keys = [c.label if c.x else "" for c in curves] if len(runs) > 1 else []
+            bars = INTERVAL if any(curve.low for curve in curves) else ""
+            note = " ".join(filter(None, (note, bars)))
+            found.append(Panel(f"Reward over KL{of}", note, keys, svg))
+        names = {kl: f"to {theta(0)}", f"{prefix}kl/reference": "to the reference"}
+        found += family(runs, f"KL{of}", names, "Nats a response.")
+    return found
+
+
+def _against(x: Curve, y: Curve) -> Curve:
+    """Returns y over x at the iterations that both have."""
+    pairs = [(x.x.index(t), i) for i, t in enumerate(y.x) if t in x.x]
+
+    def of(values: Sequence[float], which: int) -> list[float]:
+        return [values[pair[which]] for pair in pairs] if len(values) else []
+
+    return Curve(
+        y.label, of(x.y, 0), of(y.y, 1), of(y.low, 1), of(y.high, 1),
+        of(x.low, 0), of(x.high, 0), of(y.x, 1),
+    )  # fmt: skip
+
+
+def merging(runs: Sequence[RunData]) -> list[Panel]:
+    """Merge weights by iteration and by layer; signal-to-rounding."""
+    found = []
+    for run in runs:
+        of = f", {run.label}" if len(runs) > 1 else ""
+        found += _weights(run, of) + _layer_weights(run, of)
+    found += family(
+        runs,
+        "Signal-to-rounding of the merge",
+        {"merge/signal_to_rounding": ""},
+        f"|merged − θ₀| over the rounding error of computing with it; below "
+        f"{WEAK_SIGNAL:g} the reference is hardly another than θ₀.",
+        log=True,
+    )
+    return found
+
+
+def _weights(run: RunData, of: str) -> list[Panel]:
+    rows = [row for row in run.iterations if "merge/weight_0" in row]
+    count = 0
+    while any(f"merge/weight_{count}" in row for row in rows):
+        count += 1
+    if not rows:
+        return []
+    weights = np.array(
+        [[run.number(row, f"merge/weight_{k}") for k in range(count)] for row in rows]
+    )
+    svg = figures.heat(
+        weights,
+        [f"t = {row['iteration']}" for row in rows],
+        [theta(k) for k in range(count)],
+    )
+    note = "A row an iteration: the reference that θₜ was trained against."
+    return [Panel(f"Merge weights{of}", note, [], svg)]
+
+
+def _layer_weights(run: RunData, of: str) -> list[Panel]:
+    layered = {
+        t: record
+        for t, record in run.references.items()
+        if len(record.get("groups", [])) > 1 and record.get("weights")
+    }
+    if not layered:
+        return []
+    last = max(layered)
+    weights = np.array(layered[last]["weights"], float)
+    names = [str(name) for name in layered[last]["groups"]]
+    columns = [theta(k) for k in range(weights.shape[1])]
+    title = f"Merge weights by layer, iteration {last}{of}"
+    return [Panel(title, "", [], figures.heat(weights, names, columns))]
+
+
+def held_out(runs: Sequence[RunData]) -> list[Panel]:
+    """Accuracy and margin on held-out pairs; their distributions at the end."""
+    style: dict[str, Any] = {"percent": True, "line": 0.5}
+    note = f"Share of pairs on which θₜ against {theta(0)} prefers the chosen one."
+    found = family(
+        runs, "Held-out accuracy", {"heldout/accuracy": ""}, note, **style
+    ) + family(runs, "Held-out margin", {"heldout/margin": ""}, "Nats.")
+    if len(runs) > 1 or not runs[0].iterations:
+        return found
+    last = runs[0].last["iteration"]
+    arrays = runs[0].held_out(last)
+    if not {"policy_MN", "theta_0_MN"} <= arrays.keys() or not len(arrays["policy_MN"]):
+        return found
+    ratios = arrays["policy_MN"] - arrays["theta_0_MN"]
+    margins = {f"against {theta(0)}": ratios[:, CHOSEN] - ratios[:, REJECTED]}
+    if "reference_MN" in arrays:
+        ours = arrays["policy_MN"] - arrays["reference_MN"]
+        margins["against the reference"] = ours[:, CHOSEN] - ours[:, REJECTED]
+    sides = {"chosen": ratios[:, CHOSEN], "rejected": ratios[:, REJECTED]}
+    note = f"{len(ratios):,} held-out pairs, {theta(last)}."
+    for title, values, xlabel in (
+        ("Margins of held-out pairs", margins, "margin, nats"),
+        ("Log-ratios of held-out responses", sides, f"log θₜ / {theta(0)}, nats"),
+    ):
+        svg = figures.histogram(values, xlabel=xlabel)
+        found.append(Panel(title, note, list(values), svg))
+    return found
+
+
+def variety(runs: Sequence[RunData]) -> list[Panel]:
+    """Length and distinct-n by iteration, by set."""
+    found = []
+    for prefix, of in prefixes(runs):
+        names = {f"{prefix}length/mean": ""}
+        found += family(runs, f"Length{of}", names, "Tokens a response.")
+        distinct = {f"{prefix}distinct/{n}": f"distinct-{n}" for n in (1, 2)}
+        note = "Share of different n-grams among all that were sampled."
+        found += family(runs, f"Distinct-n{of}", distinct, note)
+    return found
+
+
+def training(run: RunData) -> list[Panel]:
+    """Loss, margin and accuracy by optimizer step."""
+    rows = [row for row in run.metrics if row["kind"] == "train"]
+    found = []
+    for title, name, percent in (
+        ("Training loss", "loss", False),
+        ("Training margin", "rewards/margins", False),
+        ("Training accuracy", "rewards/accuracies", True),
+    ):
+        points = [
+            (row["iteration"], run.number(row, name)) for row in rows if name in row
+        ]
+        if points:
+            svg, size = figures.by_step(points, percent=percent)
+            note = "Dotted lines: a new iteration, with a new reference."
+            if size > 1:
+                note += f" Each point is the mean of {size} steps."
+            found.append(Panel(title, note, [], svg))
+    return found
+
+
+def time(run: RunData) -> list[Panel]:
+    """Seconds by phase and iteration."""
+    seconds: dict[int, dict[str, float]] = {}
+    for row in run.timing:
+        if "seconds" in row and row["kind"] != "command":
+            parts = seconds.setdefault(row["iteration"], {})
+            parts[row["kind"]] = parts.get(row["kind"], 0.0) + run.seconds(row)
+    if not seconds:
+        return []
+    for parts in seconds.values():
+        whole = parts.pop("iteration", None)
+        if whole is not None:
+            parts["the rest"] = max(0.0, whole - sum(parts.values()))
+    names = list(dict.fromkeys(name for parts in seconds.values() for name in parts))
+    names.sort(key=lambda name: name == "the rest")
+    order = sorted(seconds)
+    parts_of = {n: np.array([seconds[t].get(n, 0.0) for t in order]) for n in names}
+    note = (
+        "The rest: sampling, scoring, the reference. An iteration that was continued "
+        "counts its last start only."
+    )
+    svg = figures.stacked([str(t) for t in order], parts_of)
+    return [Panel("Time by phase", note, names, svg, filled=True)]
