@@ -3,30 +3,49 @@
 import tpmm_jax as tpmm
 model = tpmm.load("org/name")
 tpmm.generate(model, ["Once upon a time"])
+
+The functions are imported when they are first used: a command line's --help does not
+wait for JAX.
 """
 
-import os
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
 
-
-def _import_transformers() -> None:
-    """Imports transformers without its advice to install PyTorch."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        import transformers  # noqa: F401
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-_import_transformers()
-
-from tpmm_jax.facade import generate, log_probs, logits, merge  # noqa: E402
-from tpmm_jax.loading import Model, load, save  # noqa: E402
+if TYPE_CHECKING:
+    from tpmm_jax.facade import generate, log_probs, logits, merge, stream
+    from tpmm_jax.loading import Model, load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "generate", "load", "log_probs", "logits", "merge", "save"]
+__all__ = [
+    "Model",
+    "generate",
+    "load",
+    "log_probs",
+    "logits",
+    "merge",
+    "save",
+    "stream",
+]
+
+_LOADING = ("Model", "load", "save")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    where = "tpmm_jax.loading" if name in _LOADING else "tpmm_jax.facade"
+    found = getattr(importlib.import_module(where), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# transformers advises on import to install PyTorch, which nothing here needs.
+logging.getLogger("transformers").addFilter(
+    lambda record: "PyTorch was not found" not in record.getMessage()
+)

@@ -5,7 +5,7 @@ import operator
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import jax
@@ -18,11 +18,17 @@ from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.data.tokens import encode_prompts, pad_id
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model, load
+from tpmm_jax.loading import Model, end_ids, load
 from tpmm_jax.merging import weighted_sum
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.models import Decoder
-from tpmm_jax.sampling import SamplingConfig, generate_batches
+from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.sampling import (
+    SamplingConfig,
+    check_prompt,
+    generate_batches,
+    stream_tokens,
+    text_pieces,
+)
 
 BATCH_SIZE = 32
 
@@ -126,6 +132,132 @@ def generate(
     config.validate("generate")
     if not prompts:
         return []
+    ids = encode(model, prompts, chat)
+    found: dict[int, list[Any]] = {}
+    for places, completions in completion_batches(
+        model, ids, config, seed=seed, num_samples=num_samples
+    ):
+        for i, some in zip(places, completions):
+            plain = _token_ids(i, prompts[i]) is not None
+            found[i] = (
+                some if plain else completion_texts(model.tokenizer, ids[i], some)
+            )
+    return [found[i] for i in range(len(prompts))]
+
+
+def stream(
+    model: Model,
+    prompt: Any,
+    max_new_tokens: int = 32,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    chat: bool = False,
+    number: int = 0,
+    sample: int = 0,
+) -> Iterator[str]:
+    """Samples one completion and yields its text as it comes.
+
+    Joined, the pieces are the text of ``generate(model, prompts, ...)[number][sample]``
+    with the same prompt at that place and the same other arguments, but for rounding:
+    two compiled programs may break a tie between tokens differently.
+
+    Args:
+      prompt: a text, a message list (with chat) or a list of token ids.
+      number, sample: which prompt, and which of its completions, of ``generate``.
+
+    Returns:
+      An iterator of texts without special tokens. A character whose bytes have not
+      all come, and a word that may go on, are held back.
+
+    Raises:
+      BadInput: as ``generate``, at once.
+    """
+    config = SamplingConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+    )
+    config.validate("stream")
+    if model.tokenizer is None:
+        raise BadInput(
+            "the model has no tokenizer, so there is no text to stream; use generate "
+            "with a list of token ids, or load it from a directory with tokenizer.json"
+        )
+    (ids,) = encode(model, [prompt], chat)
+    check_prompt(0, ids, model.decoder, config)
+    tokens = token_stream(model, ids, config, seed=seed, number=number, sample=sample)
+    return text_pieces(model.tokenizer, ids, tokens)
+
+
+def completion_batches(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    *,
+    seed: int,
+    num_samples: int,
+    batch_size: int = BATCH_SIZE,
+    start: int = 0,
+) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
+    """Yields (places in ``ids``, the ids of their completions) a batch at a time.
+
+    Args:
+      start: place of the first prompt, a multiple of batch_size.
+    """
+    eos_ids, pad = _end_and_pad(model)
+    return generate_batches(
+        model.decoder,
+        model.params,
+        ids,
+        key=jax.random.key(seed),
+        config=config,
+        eos_ids=eos_ids,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        start=start,
+        pad_id=pad,
+    )
+
+
+def token_stream(
+    model: Model,
+    ids: Sequence[int],
+    config: SamplingConfig,
+    *,
+    seed: int,
+    number: int = 0,
+    sample: int = 0,
+) -> Iterator[int]:
+    """Yields the ids of one completion of ``completion_batches`` as they are drawn."""
+    eos_ids, pad = _end_and_pad(model)
+    return stream_tokens(
+        model.decoder,
+        model.params,
+        ids,
+        key=jax.random.key(seed),
+        config=config,
+        eos_ids=eos_ids,
+        pad_id=pad,
+        number=number,
+        sample=sample,
+    )
+
+
+def _end_and_pad(model: Model) -> tuple[tuple[int, ...], int]:
+    return end_ids(model.config, model.tokenizer), (
+        0 if model.tokenizer is None else pad_id(model.tokenizer)
+    )
+
+
+def encode(model: Model, prompts: Sequence[Any], chat: bool) -> list[list[int]]:
+    """Returns the ids of each prompt, whole.
+
+    Args:
+      prompts: texts, message lists (with chat) or lists of token ids.
+
+    Raises:
+      BadInput: names the prompt and what is wrong with it.
+    """
     plain = [_token_ids(i, prompt) for i, prompt in enumerate(prompts)]
     ids = _encode(model, prompts, plain, chat)
     for i, row in enumerate(ids):
@@ -134,26 +266,7 @@ def generate(
                 f"prompt {i} has token ids from {min(row)} to {max(row)}; the "
                 f"vocabulary has {model.config.vocab_size}"
             )
-    eos = set(model.config.eos_ids)
-    if model.tokenizer is not None and model.tokenizer.eos_token_id is not None:
-        eos.add(model.tokenizer.eos_token_id)
-    found: dict[int, list[list[int]]] = {}
-    for places, completions in generate_batches(
-        model.decoder,
-        model.params,
-        ids,
-        key=jax.random.key(seed),
-        config=config,
-        eos_ids=tuple(sorted(eos)),
-        num_samples=num_samples,
-        batch_size=BATCH_SIZE,
-        pad_id=0 if model.tokenizer is None else pad_id(model.tokenizer),
-    ):
-        found |= dict(zip(places, completions))
-    return [
-        found[i] if plain[i] else completion_texts(model.tokenizer, ids[i], found[i])
-        for i in range(len(prompts))
-    ]
+    return ids
 
 
 def _token_ids(number: int, prompt: Any) -> list[int] | None:
@@ -229,14 +342,7 @@ def merge(
     def all_params() -> Iterator[Params]:
         for k, model in enumerate(models):
             params = first if k == 0 else _as_model(model)
-            ours, theirs = first.config, params.config
-            if replace(theirs, eos_ids=(), bos_id=None, pad_id=None) != replace(
-                ours, eos_ids=(), bos_id=None, pad_id=None
-            ):
-                raise BadInput(
-                    f"model {k} is another architecture than model 0: {theirs} and "
-                    f"{ours}; only checkpoints of one architecture can be merged"
-                )
+            check_same_architecture(first.config, params.config, f"model {k}")
             yield params.params
 
     merged, ratio = weighted_sum(all_params(), weights)
@@ -247,6 +353,23 @@ def merge(
     }
     decoder = replace(first.decoder, compute_dtype="float32")
     return Model(decoder, merged, first.tokenizer, origin)
+
+
+def check_same_architecture(
+    first: ModelConfig, other: ModelConfig, name: str, first_name: str = "model 0"
+) -> None:
+    """Raises BadInput, naming the fields, unless both fit the same weights."""
+    special = ("eos_ids", "bos_id", "pad_id")
+    differing = [
+        f"{f.name} {getattr(other, f.name)} and {getattr(first, f.name)}"
+        for f in fields(first)
+        if f.name not in special and getattr(first, f.name) != getattr(other, f.name)
+    ]
+    if differing:
+        raise BadInput(
+            f"{name} is another architecture than {first_name} ({'; '.join(differing)})"
+            "; only checkpoints of one architecture can be merged"
+        )
 
 
 def _as_model(model: Model | str | os.PathLike) -> Model:

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, ModelConfig
-from tpmm_jax.store import Trajectory
+from tpmm_jax.store import Trajectory, check_space, check_writable
+from tpmm_jax.store.files import storage_errors
 from tpmm_jax.weights.gguf import GGUFFile
 from tpmm_jax.weights.hf_config import as_ids, parse_config, write_config
 from tpmm_jax.weights.huggingface import (
@@ -81,8 +82,8 @@ def load(
 
     Args:
       source: a Hugging Face directory (safetensors, one file or a sharded index),
-        a .gguf file, a hub id ("org/name"), or a step of a run's trajectory
-        ("workdir/trajectory@3").
+        a .gguf file, a hub id ("org/name"), a step of a run's trajectory
+        ("workdir/trajectory@3"), or a run's workdir: its newest policy.
       revision: a hub id's branch, tag or commit; refused for anything else.
       dtype: of parameters and computation, "float32" (default) or "bfloat16".
       mesh: where the parameters lie; None: the default device.
@@ -113,6 +114,8 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Source:
     if is_hub_id(name):
         return _resolve_hub(name, revision)
     directory = pathlib.Path(name)
+    if (workdir := run_workdir(directory)) is not None:
+        return _resolve_step(workdir, None)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
     check_names(tensors, names(config), config)
@@ -131,21 +134,44 @@ def _resolve_hub(name: str, revision: str | None) -> Source:
     return Source(read_config(directory), read_tokenizer(directory), origin, read)
 
 
-def _resolve_step(workdir: pathlib.Path, step: int) -> Source:
+def run_workdir(directory: pathlib.Path) -> pathlib.Path | None:
+    """Returns the workdir if this is a run's, or the trajectory folder in one."""
+    for workdir in (directory, directory.parent):
+        inside = workdir == directory or directory.name == "trajectory"
+        if inside and all((workdir / x).is_dir() for x in ("trajectory", "model")):
+            return workdir
+    return None
+
+
+def committed_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of a run's trajectory.
+
+    Raises:
+      BadInput: no run, or none committed yet.
+    """
     if not (workdir / "trajectory").is_dir():
         raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
     with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
         steps = trajectory.steps()
-    if step not in steps:
-        raise BadInput(f"{workdir}/trajectory@{step}: it holds the steps {steps}")
+    if not steps:
+        raise BadInput(f"{workdir}/trajectory holds no policy yet; has the run begun?")
+    return steps
+
+
+def _resolve_step(workdir: pathlib.Path, step: int | None) -> Source:
+    """A step of a run's trajectory; None: the newest."""
+    steps = committed_steps(workdir)
+    wanted = steps[-1] if step is None else step
+    if wanted not in steps:
+        raise BadInput(f"{workdir}/trajectory@{wanted}: it holds the steps {steps}")
 
     def read(decoder: Decoder, dtype: str) -> Params:
         with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
-            params = trajectory.restore(step, decoder.abstract_params("float32"))
+            params = trajectory.restore(wanted, decoder.abstract_params("float32"))
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     folder = workdir / "model"
-    origin = {"source": f"{workdir}/trajectory@{step}"}
+    origin = {"source": f"{workdir}/trajectory@{wanted}"}
     return Source(read_config(folder), read_tokenizer(folder), origin, read)
 
 
@@ -247,28 +273,76 @@ def read_tokenizer(directory: pathlib.Path) -> Any:
         raise BadInput(f"{directory}: its tokenizer cannot be read: {error}") from None
 
 
-def save(model: Model, directory: str | os.PathLike) -> None:
+def end_ids(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Returns every id that ends a completion: the config's and the tokenizer's."""
+    ids = set(config.eos_ids)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(ids))
+
+
+def check_output(directory: str | os.PathLike, need: int = 0) -> None:
+    """Refuses, before any work, a directory that could not be written in the end.
+
+    Args:
+      need: bytes that must be free there.
+
+    Raises:
+      BadInput: it holds something already.
+      StorageError: the folder around it cannot be written, or is too full.
+    """
+    directory = pathlib.Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise BadInput(f"{directory} exists and is not empty; choose another")
+    check_writable(directory.absolute().parent)
+    check_space(directory, need)
+
+
+def save(
+    model: Model,
+    directory: str | os.PathLike,
+    *,
+    max_shard_bytes: int = 4 * 2**30,
+    files: Mapping[str, str] | None = None,
+) -> None:
     """Writes a Hugging Face directory that transformers loads.
 
     The directory appears whole or not at all; an existing one is refused unless
     it is empty.
 
+    Args:
+      max_shard_bytes: weights above this are split over several files.
+      files: further text files, by name.
+
     Raises:
       BadInput: the directory holds something already.
+      StorageError: the disk refuses.
     """
     directory = pathlib.Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BadInput(f"{directory} exists and is not empty; choose another")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as tmp:
+    check_output(directory)
+    with (
+        storage_errors(directory),
+        tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as tmp,
+    ):
         whole = pathlib.Path(tmp) / "model"
         whole.mkdir()
         dtype = jax.tree.leaves(model.params)[0].dtype.name
         write_description(model.config, model.tokenizer, dtype, whole)
-        write_params(model.params, model.config, whole)
+        write_params(model.params, model.config, whole, max_shard_bytes=max_shard_bytes)
+        for name, text in (files or {}).items():
+            (whole / name).write_text(text, encoding="utf-8")
+        for path in whole.iterdir():
+            # safetensors leaves its files for the owner's eyes alone.
+            path.chmod(0o666 & ~_umask())
         if directory.exists():
             directory.rmdir()
         whole.rename(directory)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_description(
@@ -278,6 +352,9 @@ def write_description(
     hf = write_config(config, dtype)
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # Where the tokenizer ends what the config does not: generation ends there as well.
+    ends = list(end_ids(config, tokenizer))
+    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
     ids = {key: value for key, value in ids.items() if value is not None}
     text = json.dumps(ids, indent=2) + "\n"
     (directory / "generation_config.json").write_text(text)

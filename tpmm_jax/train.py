@@ -50,9 +50,10 @@ def run(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
         last = config.iterations
         console.next_steps(
             [
-                f'policy   tpmm.load("{workdir}/trajectory@{last}") in Python',
-                f"samples  {workdir}/iterations/{last:03d}/evaluation.jsonl",
-                f"metrics  {workdir}/metrics.jsonl, or tensorboard --logdir {workdir}",
+                f"look    {workdir}/report.html in a browser",
+                f"try     tpmm sample {workdir}",
+                f"take    tpmm export {workdir}/trajectory@{last} --output DIRECTORY",
+                f"curves  tensorboard --logdir {workdir}",
             ]
         )
 

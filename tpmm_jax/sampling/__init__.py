@@ -1,6 +1,14 @@
 """Drawing completions from a policy."""
 
-from tpmm_jax.sampling.decode import generate_batches, sample
+from tpmm_jax.sampling.decode import check_prompt, generate_batches, sample
 from tpmm_jax.sampling.rules import SamplingConfig
+from tpmm_jax.sampling.stream import stream_tokens, text_pieces
 
-__all__ = ["SamplingConfig", "generate_batches", "sample"]
+__all__ = [
+    "SamplingConfig",
+    "check_prompt",
+    "generate_batches",
+    "sample",
+    "stream_tokens",
+    "text_pieces",
+]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import pad_prompts
@@ -50,12 +51,7 @@ def sample(
       int32 [B, R], EOS included.
     """
     (B, _), R, new = tokens_BT.shape, num_samples, config.max_new_tokens
-    keys_BR = jax.vmap(
-        lambda p: jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, p), r))(
-            jnp.arange(R)
-        )
-    )(prompt_B)
-    keys = keys_BR.reshape(B * R)
+    keys = row_keys(key, prompt_B, jnp.arange(R)).reshape(B * R)
     hidden, state = decoder.prefill(params, tokens_BT, mask_BT, new_tokens=new)
     hidden, state = _repeat(decoder, hidden, state, R)
     eos = jnp.asarray(eos_ids, jnp.int32)
@@ -66,9 +62,8 @@ def sample(
 
     def one_token(carry: tuple) -> tuple:
         step, hidden, state, ended, out = carry
-        logits = decoder.logits(params, hidden[:, None])[:, 0]
-        token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        token = jnp.where(ended, pad_id, draw(logits, token_keys, config))
+        token = draw_next(decoder, params, hidden, keys, step, config)
+        token = jnp.where(ended, pad_id, token)
         out = out.at[:, step].set(token)
         ended |= jnp.isin(token, eos)
         hidden, state = decoder.decode(params, token, state)
@@ -81,6 +76,31 @@ def sample(
     is_eos = jnp.isin(out, eos)
     first = jnp.where(is_eos.any(-1), jnp.argmax(is_eos, -1) + 1, new)
     return out.reshape(B, R, new), first.astype(jnp.int32).reshape(B, R)
+
+
+def row_keys(
+    key: Key[Array, ""], prompt_B: Int[Array, " B"], sample_R: Int[Array, " R"]
+) -> Key[Array, "B R"]:
+    """Returns the key of each prompt's each sample, by their numbers."""
+    return jax.vmap(
+        lambda p: jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, p), r))(
+            sample_R
+        )
+    )(prompt_B)
+
+
+def draw_next(
+    decoder: Decoder,
+    params: Params,
+    hidden_BD: Float[Array, "B D"],
+    keys_B: Key[Array, " B"],
+    step: jax.Array,
+    config: SamplingConfig,
+) -> Int[Array, " B"]:
+    """Returns each row's token number ``step``, drawn from its last hidden state."""
+    logits_BV = decoder.logits(params, hidden_BD[:, None])[:, 0]
+    token_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
+    return draw(logits_BV, token_keys_B, config)
 
 
 def _repeat(
@@ -99,6 +119,25 @@ def _repeat(
         jnp.repeat(state.next_position_B, count),
         state.next_slot,
     )
+
+
+def prompt_limit(decoder: Decoder, config: SamplingConfig) -> int:
+    """Returns the tokens that a prompt may have beside max_new_tokens."""
+    return decoder.config.max_positions - config.max_new_tokens
+
+
+def check_prompt(
+    place: int, ids: Sequence[int], decoder: Decoder, config: SamplingConfig
+) -> None:
+    """Raises BadInput for an empty prompt or one that leaves no room."""
+    limit = prompt_limit(decoder, config)
+    if not ids or len(ids) > limit:
+        wanted = f"1 to {limit}" if limit > 0 else "fewer new tokens"
+        raise BadInput(
+            f"prompt {place} has {len(ids)} tokens; wanted {wanted} "
+            f"({decoder.config.max_positions} positions of the model less "
+            f"{config.max_new_tokens} new tokens)"
+        )
 
 
 def generate_batches(
@@ -127,14 +166,9 @@ def generate_batches(
     Raises:
       BadInput: an empty prompt, or one that leaves no room for max_new_tokens.
     """
-    limit = decoder.config.max_positions - config.max_new_tokens
+    limit = prompt_limit(decoder, config)
     for place, ids in enumerate(prompts):
-        if not ids or len(ids) > limit:
-            raise BadInput(
-                f"prompt {place} has {len(ids)} tokens; wanted 1 to {limit} "
-                f"({decoder.config.max_positions} positions of the model less "
-                f"{config.max_new_tokens} new tokens)"
-            )
+        check_prompt(place, ids, decoder, config)
     numbers = range(len(prompts)) if numbers is None else numbers
     params = decoder.for_decoding(params)
     for first in range(start, len(prompts), batch_size):

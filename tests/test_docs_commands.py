@@ -1,0 +1,152 @@
+"""Every command that the README and docs show is run, or shown to be runnable.
+
+The commands of our own command lines and the Python examples run as they stand, one
+after the other, in a folder where tiny stand-ins have the names that the documents
+use: the configs, the hub's model, files of prompts and pairs. Commands of the shell,
+of make and of pip are compared with what they refer to.
+"""
+
+import importlib
+import io
+import json
+import pathlib
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+
+import pytest
+
+from tpmm_jax.demo import side_by_side
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:[A-Z_]+=\S+ )*(?:python|tpmm|make|pip) [^`]+)`")
+CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+def blocks(path: pathlib.Path) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block, then of every command in a line."""
+    text = path.read_text(encoding="utf-8")
+    inline = [("", command.replace("\n", " ")) for command in INLINE.findall(text)]
+    return [*BLOCK.findall(text), *inline]
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of a block: continued lines joined, comments dropped."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    lines = [re.sub(r"\s+#.*$", "", line).strip() for line in joined.splitlines()]
+    starts = ("python ", "tpmm ", "make ", "pip ", "export ", "git ", "JAX_PLATFORMS=")
+    return [part.strip() for line in lines if line.startswith(starts)
+            for part in line.split("&&")]  # fmt: skip
+
+
+@pytest.fixture
+def sandbox(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder in which the documents' names stand for something tiny."""
+    sys.path.insert(0, str(ROOT / "tests" / "loop"))
+    import tiny_run
+
+    folder = tmp_path
+    (folder / "configs").mkdir()
+    for path in CONFIGS:
+        text = "from tiny_run import get_config  # noqa: F401\n"
+        (folder / "configs" / path.name).write_text(text)
+    model = folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
+    tiny_run.build_model(model)
+    (model / "chat_template.jinja").write_text(CHAT)
+    prompts = tiny_run.prompts()[:6]
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": p}) + "\n" for p in prompts)
+    )
+    (folder / "pairs.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"prompt": f"{p} ", "chosen": "w2 w4", "rejected": f"w{i + 1} w3"}
+            )
+            + "\n"
+            for i, p in enumerate(prompts)
+        )
+    )
+    (folder / "my_scorer.py").write_text("from tiny_run import score  # noqa: F401\n")
+    return folder
+
+
+def run(line: str) -> None:
+    """Runs one of our command lines in this process."""
+    words = shlex.split(line)
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words.pop(0)
+    if words[:2] == ["python", "-m"]:
+        module, argv = words[2], words[3:]
+        assert module.startswith("tpmm_jax"), line
+    else:
+        assert words[0] == "tpmm", line
+        module, argv = "tpmm_jax.commands.dispatch", words[1:]
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    try:
+        code = found.main(argv)
+    except SystemExit as stop:  # --help, --version
+        code = stop.code
+    assert code in (0, None), f"{line}: exit code {code}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_commands_of_the_documents(
+    path: pathlib.Path, sandbox: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sandbox)
+    monkeypatch.syspath_prepend(str(sandbox))
+    monkeypatch.setenv("TPMM_ASSETS", str(sandbox))
+    # tpmm sample without a prompt reads them from a pipe.
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w2 w3\n"))
+    for language, text in blocks(path):
+        if language == "python" and "import tpmm_jax" in text:
+            script = sandbox / "example.py"
+            script.write_text(with_arrays(text))
+            runpy.run_path(str(script))
+            continue
+        for line in commands(text):
+            if re.search(r"^([A-Z_]+=\S+ )*(python -m tpmm_jax|tpmm) ?", line):
+                run(line)
+            elif line in ("make quickstart", "python configs/quickstart.py"):
+                assert side_by_side.main("configs/quickstart.py", []) == 0
+            elif line.startswith("python -c "):
+                exec(shlex.split(line)[2])
+            else:
+                check_reference(line)
+
+
+def with_arrays(text: str) -> str:
+    """Names that an example takes for granted."""
+    return (
+        "import numpy as np\n"
+        "tokens_BT, mask_BT = np.full((2, 5), 4), np.ones((2, 5), int)\n" + text
+    )
+
+
+def check_reference(line: str) -> None:
+    """What a command refers to exists: a make target, an extra, a file."""
+    words = [w for w in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
+    if not words:
+        return
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
+    elif words[0] == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extra in re.findall(r"\[([\w,]+)\]", line):
+            assert set(extra.split(",")) <= set(project["optional-dependencies"]), line
+    elif words[0] == "python":
+        script = next(w for w in words[1:] if not w.startswith("-"))
+        assert (ROOT / script).is_file(), line
+        for word in words:
+            if word.endswith(".toml"):
+                assert (ROOT / word).is_file(), line
+    else:
+        assert words[0] in ("export", "git", "cd"), f"{line}: not checked"

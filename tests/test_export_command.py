@@ -1,0 +1,181 @@
+"""tpmm export: a directory that loads, whole or not at all, and an honest card."""
+
+import errno
+import json
+import os
+
+import command_runs
+import jax
+import numpy as np
+import pytest
+import yaml
+
+import tpmm_jax as tpmm
+from tpmm_jax import export as command
+from tpmm_jax import loading
+from tpmm_jax.store import Trajectory
+
+
+@pytest.fixture(scope="module")
+def run():
+    return str(command_runs.finished_run())
+
+
+def export(capsys, *argv):
+    code = command.main([*map(str, argv)])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, " ".join(out.split()), " ".join(err.split())
+
+
+def front_matter(folder):
+    head, text = (folder / "README.md").read_text().split("\n---\n", 1)
+    return yaml.safe_load(head.removeprefix("---\n")), text
+
+
+def test_a_step_becomes_a_directory_with_its_card(capsys, run, tmp_path):
+    out = tmp_path / "my-model"
+    code, said, _ = export(
+        capsys, f"{run}/trajectory@2", "--output", out, "--license", "apache-2.0"
+    )
+    assert code == 0 and "sample" in said
+    ours, theirs = tpmm.load(f"{run}/trajectory@2"), tpmm.load(out)
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params)):
+        assert np.array_equal(np.asarray(a), np.asarray(b))
+    assert theirs.tokenizer.chat_template == command_runs.CHAT
+    turns = [{"role": "user", "content": "Grüße 😀"}]
+    assert theirs.tokenizer.apply_chat_template(
+        turns, tokenize=False
+    ) == ours.tokenizer.apply_chat_template(turns, tokenize=False)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == 0
+    assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+    head, text = front_matter(out)
+    assert head["library_name"] == "transformers" and head["license"] == "apache-2.0"
+    assert head["base_model"] == "org/base" and "dpo" in head["tags"]
+    with Trajectory(f"{run}/trajectory", read_only=True) as trajectory:
+        assert trajectory.digest(2) in text and trajectory.digest(0) in text
+    for wanted in (
+        "# my-model",
+        "| 2 | learned | 0.500, 0.500 |",
+        "our\nreconstruction",
+        "| 2 | 0.200 [0.150, 0.250] | 0.600 [0.500, 0.700] |",
+        "| film/reward/mean | 0.200 [0.100, 0.300] |",
+        "answers grew 1.7 times",
+        "a" * 64,
+        "| jax (run) | 0.10.9 |",
+        f"| jax (export) | {jax.__version__} |",
+        '"beta": 0.1',
+        "`module:score`",
+    ):
+        assert wanted in text, (wanted, text)
+    assert "/home/someone" not in text and str(run) not in text
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_the_first_policy_and_other_models_have_cards_too(capsys, run, tmp_path):
+    code, _, _ = export(capsys, f"{run}/trajectory@0", "--output", tmp_path / "zero")
+    head, text = front_matter(tmp_path / "zero")
+    assert code == 0 and "license" not in head and "| 0 | 0.000 [" in text
+    folder = command_runs.model_folder(tmp_path / "other", chat=False)
+    code, said, _ = export(
+        capsys, folder, "--output", tmp_path / "copy", "--base-model", "a/b"
+    )
+    head, text = front_matter(tmp_path / "copy")
+    assert code == 0 and head["base_model"] == "a/b" and "no license" in said
+    assert "Converted from other" in text and "reconstruction" not in text
+
+
+def test_a_merge_says_of_what(capsys, tmp_path):
+    folder = command_runs.model_folder(tmp_path / "merged")
+    record = {
+        "rule": "learned",
+        "weights": [[0.75, 0.25], [0.25, 0.75]],
+        "sources": [
+            {"source": "a/b", "digest": "d1"},
+            {"source": "c/d", "digest": "d2"},
+        ],
+    }
+    (folder / "merge.json").write_text(json.dumps(record))
+    code, _, _ = export(capsys, folder, "--output", tmp_path / "out")
+    head, text = front_matter(tmp_path / "out")
+    assert code == 0 and "merge" in head["tags"]
+    assert "| a/b | 0.5000 | `d1` |" in text and "our reconstruction" in text
+    (folder / "merge.json").write_text('{"rule": "given"}')
+    code, _, err = export(capsys, folder, "--output", tmp_path / "out2")
+    assert code == 2 and "is not a merge's record" in err
+
+
+def test_shards_and_bfloat16(capsys, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "parse_size", lambda text: 4000)
+    monkeypatch.setattr(command, "cast_ratio", lambda *_: 1.5)
+    out = tmp_path / "out"
+    code, said, _ = export(
+        capsys, f"{run}/trajectory@1", "--output", out, "--dtype", "bfloat16"
+    )
+    assert code == 0 and "1.5 times the rounding error" in said
+    assert (out / "model.safetensors.index.json").exists()
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert tpmm.load(out, dtype="bfloat16").config.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("500MB", 5e8),
+        ("4GB", 4e9),
+        ("2GiB", 2**31),
+        ("1.5 gb", 1.5e9),
+        ("2000000", 2e6),
+    ],
+)
+def test_sizes(text, size):
+    assert command.parse_size(text) == size
+
+
+def test_wrong_input_is_named_and_nothing_is_left(capsys, run, tmp_path, fixtures):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("x")
+    out = tmp_path / "out"
+    step, to = f"{run}/trajectory@1", ["--output", out]
+    wrong = [
+        ([f"{run}/trajectory@9", *to], "holds the steps [0, 1, 2]"),
+        (["./nowhere", *to], "nowhere: no such directory"),
+        ([step, "--output", full], "exists and is not empty"),
+        ([step, *to, "--dtype", "fp8"], "dtype is fp8"),
+        ([step, *to, "--max-shard-size", "4 bananas"], "'4 bananas'"),
+        ([step, *to, "--max-shard-size", "10"], "1MB or more"),
+        ([step, *to, "--base-model", "no id"], "wanted a hub id"),
+        ([step, *to, "--revision", "v1"], "is for a hub id"),
+    ]
+    for argv, wanted in wrong:
+        code, _, err = export(capsys, *argv)
+        assert code == 2 and wanted in err, (argv, code, err)
+        assert {p.name for p in tmp_path.iterdir()} == {"full"}
+    code, said, _ = export(capsys, fixtures / "llama", *to)
+    assert code == 0 and "has no tokenizer" in said
+    with pytest.raises(SystemExit) as ended:
+        command.main([step, *map(str, to), "--licence", "mit"])
+    assert ended.value.code == 2
+    assert "did you mean --license?" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_leaves_nothing(capsys, run, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(loading, "write_params", refuse)
+    out = tmp_path / "out"
+    code, _, err = export(capsys, f"{run}/trajectory@1", "--output", out)
+    assert code == 4 and "Read-only file system" in err and "another folder" in err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "replace", refuse)
+    code, _, err = export(capsys, f"{run}/trajectory@1", "--output", out)
+    assert code == 4 and not list(tmp_path.iterdir())

@@ -1,0 +1,213 @@
+"""tpmm merge_checkpoints: tpmm.merge's result, a record, and honest scores."""
+
+import json
+import math
+
+import command_runs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tpmm_jax as tpmm
+from tpmm_jax import merge_checkpoints as command
+from tpmm_jax.commands.learning import fitted_scale, score, split_rows
+from tpmm_jax.commands.merges import cast_ratio, expand
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.merging import Deltas, group_names
+from tpmm_jax.store import tree_digest
+
+
+@pytest.fixture(scope="module")
+def run():
+    return str(command_runs.finished_run())
+
+
+def merge(capsys, *argv):
+    code = command.main([*map(str, argv)])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, " ".join(out.split()), " ".join(err.split())
+
+
+def equal(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other))
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+
+
+def test_given_weights_are_tpmm_merge(capsys, run, tmp_path):
+    out = tmp_path / "out"
+    code, said, _ = merge(
+        capsys, f"{run}/trajectory@0..2", "--weights", 0.5, 0.3, 0.2, "--output", out
+    )
+    steps = [f"{run}/trajectory@{k}" for k in range(3)]
+    merged = tpmm.load(out)
+    assert code == 0 and equal(merged.params, tpmm.merge(steps, [0.5, 0.3, 0.2]).params)
+    assert merged.tokenizer.chat_template == command_runs.CHAT
+    record = json.loads((out / "merge.json").read_text())
+    assert [s["source"] for s in record["sources"]] == steps
+    assert record["weights"] == [[0.5, 0.3, 0.2]] and record["rule"] == "given"
+    assert record["digest"] == tree_digest(merged.params)
+    digests = [tree_digest(tpmm.load(step).params) for step in steps]
+    assert [s["digest"] for s in record["sources"]] == digests
+    assert record["versions"]["jax"] == jax.__version__
+    assert "0.3000" in said and "signal to rounding, float32" in said
+
+
+def test_a_workdir_is_all_of_its_steps(run):
+    steps = [f"{run}/trajectory@{k}" for k in range(3)]
+    assert expand([run]) == expand([f"{run}/trajectory"]) == steps
+    assert expand([f"{run}/trajectory@1..2"]) == steps[1:]
+
+
+def test_a_faint_merge_is_not_cast_in_silence(capsys, tmp_path):
+    first = command_runs.model()
+    for name, size in (("a", 0.0), ("b", 1e-6)):
+        moved = command_runs.moved(first.params, 1, size)
+        model = tpmm.Model(first.decoder, moved, first.tokenizer)
+        tpmm.save(model, tmp_path / name)
+    models = [tmp_path / "a", tmp_path / "b"]
+    out = tmp_path / "half"
+    code, said, _ = merge(
+        capsys, *models, "--uniform", "--output", out, "--dtype", "bfloat16"
+    )
+    assert code == 0 and "much of the merge is rounded away" in said
+    assert "--dtype float32" in said
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    ratio = json.loads((out / "merge.json").read_text())["signal_to_rounding"]
+    assert ratio["bfloat16"] < 1 < ratio["float32"]
+
+
+def test_the_cast_is_measured_as_numpy_has_it():
+    rng = np.random.default_rng(0)
+    base = {"a": rng.standard_normal((64, 48, 9)).astype(np.float32)}
+    x = base["a"] + np.float32(1e-3) * rng.standard_normal((64, 48, 9))
+    x = x.astype(np.float32)
+    error = np.abs(x.astype(jnp.bfloat16).astype(np.float32) - x).sum(dtype=np.float64)
+    want = np.abs(x - base["a"]).sum(dtype=np.float64) / error
+    found = cast_ratio({"a": jnp.asarray(x)}, base, "bfloat16")
+    assert found == pytest.approx(want, rel=1e-6) and 0.1 < found < 10
+    whole = {"a": jnp.ones((3, 5))}
+    assert cast_ratio(whole, whole, "bfloat16") == math.inf
+
+
+def pairs_file(tmp_path, count=30):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "pairs.jsonl"
+    rows = []
+    for i in range(count):
+        one, other = ("".join(rng.choice(list("abcd"), 5)) for _ in range(2))
+        rows.append({"prompt": f"say {i % 10}", "chosen": one, "rejected": other + "z"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "granularity", [pytest.param("model", marks=pytest.mark.slow), "layer"]
+)
+def test_learned_weights_are_recorded_with_held_out_scores(
+    capsys, run, tmp_path, granularity
+):
+    out = tmp_path / "out"
+    code, said, err = merge(
+        capsys, run, "--learn", pairs_file(tmp_path), "--output", out, "--steps", 3,
+        "--granularity", granularity, "--batch-size", 8, "--no-chat",
+    )  # fmt: skip
+    assert code == 0, err
+    record = json.loads((out / "merge.json").read_text())
+    weights_GK = np.asarray(record["weights"])
+    model = command_runs.model()
+    groups = group_names(model.params, granularity)
+    assert weights_GK.shape == (len(groups), 3)
+    assert np.allclose(weights_GK.sum(axis=1), 1)
+    held = record["held_out"]
+    assert held["held_out_prompts"] == 2 and held["held_out_pairs"] == 6
+    scores = held["scores"]
+    assert [s["model"] for s in scores][-2:] == ["uniform", "learned"]
+    # theta_0 against itself: every pair is a tie.
+    assert scores[0]["accuracy"] == 0.5
+    assert scores[0]["loss"] == pytest.approx(math.log(2))
+    assert "our reconstruction" in record["objective"]["note"]
+    assert "preference accuracy against theta_0 on 6 held-out pairs" in said
+    # The output is the merge by those weights, and nothing is left beside it.
+    steps = [tpmm.load(f"{run}/trajectory@{k}").params for k in range(3)]
+    with Deltas(tmp_path / "d", lambda k: steps[k], 3, groups) as deltas:
+        assert equal(tpmm.load(out).params, deltas.merge(weights_GK))
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "pairs.jsonl"}
+
+
+def test_prompts_are_held_out_whole():
+    rows = [PairRow([p], [1, i], [2, i]) for p in range(9) for i in range(3)]
+    split = split_rows(rows, 0.3, seed=0)
+    learned = {r.prompt_ids[0] for r in split.learn}
+    held = {r.prompt_ids[0] for r in split.report}
+    assert not learned & held and learned | held == set(range(9))
+    assert len(held) == 3 and len(split.report) == 9
+
+
+def test_scores_in_numpy():
+    margins = np.asarray([1.0, -2.0, 0.0, 3.0, 1.0, 1.0])
+    prompts = [(1,), (1,), (2,), (3,), (3,), (3,)]
+    found = score("x", margins, prompts, 0.5)
+    assert found.accuracy == pytest.approx(4.5 / 6)
+    assert found.loss == pytest.approx(np.mean(np.log1p(np.exp(-0.5 * margins))))
+    assert found.low < found.accuracy < found.high <= 1
+    assert score("x", margins[:2], prompts[:2], 0.5).low is None
+
+
+def test_the_scale_is_the_minimum():
+    margins = np.random.default_rng(0).normal(0.4, 1.5, 200)
+    c = fitted_scale(margins)
+    losses = [np.mean(np.logaddexp(0, -x * margins)) for x in (c, c - 0.01, c + 0.01)]
+    assert losses[0] == min(losses)
+    assert fitted_scale(-np.abs(margins)) == 0 and fitted_scale(np.abs(margins)) == 1e4
+
+
+def test_wrong_input_is_named(capsys, run, tmp_path, fixtures):
+    out, full = tmp_path / "out", tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("x")
+    file = tmp_path / "file"
+    file.write_text("x")
+    pairs, steps = pairs_file(tmp_path), [f"{run}/trajectory@{k}" for k in (0, 1)]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a"}\n')
+    to = ["--output", out]
+    llama = fixtures / "llama"
+    wrong = [
+        ([*steps, "--weights", 1, *to], "1 weights for 2 models"),
+        ([*steps, "--weights", "nan", 1, *to], "finite"),
+        ([steps[0], "--uniform", *to], "is 1 model; a merge needs two"),
+        ([f"{run}/trajectory@1..9", "--uniform", *to], "holds the steps [0, 1, 2]"),
+        ([f"{run}/trajectory@7", steps[0], "--uniform", *to], "holds the steps"),
+        (["./nowhere", steps[0], "--uniform", *to], "nowhere: no such directory"),
+        ([steps[0], llama, "--uniform", *to], "is another architecture than"),
+        ([*steps, "--uniform", "--output", full], "exists and is not empty"),
+        ([*steps, "--uniform", *to, "--dtype", "int8"], "dtype is int8"),
+        ([*steps, "--uniform", *to, "--fsdp", "3"], "does not fit"),
+        ([*steps, "--learn", tmp_path / "no.jsonl", *to], "no such file"),
+        ([*steps, "--learn", bad, *to], "field 'chosen' is missing"),
+        ([*steps, "--learn", pairs, *to, "--holdout", 2], "--holdout is 2.0"),
+        ([*steps, "--learn", pairs, *to, "--steps", 0], "reference.steps is 0"),
+        ([llama, llama, "--learn", pairs, *to], "has no tokenizer"),
+    ]
+    for argv, wanted in wrong:
+        code, _, err = merge(capsys, *argv)
+        assert code == 2 and wanted in err, (argv, code, err)
+        assert not out.exists()
+    code, _, err = merge(capsys, *steps, "--uniform", "--output", file / "out")
+    assert code == 4 and str(file) in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (["a", "b", "--output", "o"], "one of the arguments --weights --uniform"),
+        (["a", "b", "--uniform", "--steps", "3", "--output", "o"], "--steps needs"),
+        (["a", "b", "--unifrom", "--output", "o"], "--uniform"),
+    ],
+)
+def test_wrong_options_are_named(capsys, argv, wanted):
+    with pytest.raises(SystemExit) as ended:
+        command.main(argv)
+    assert ended.value.code == 2 and wanted in capsys.readouterr().err

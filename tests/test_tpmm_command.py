@@ -1,0 +1,90 @@
+"""The command tpmm: quick to explain itself, and the same as python -m."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import tpmm_jax
+from tpmm_jax.commands import dispatch
+from tpmm_jax.commands.line import guarded
+from tpmm_jax.errors import CorruptCheckpoint
+from tpmm_jax.report.console import RunConsole
+
+
+def test_help_needs_neither_jax_nor_transformers():
+    code = (
+        "import sys\n"
+        "from tpmm_jax.commands.dispatch import main\n"
+        "main(['--help'])\n"
+        "main(['--version'])\n"
+        "main(['smaple'])\n"
+        "slow = {'jax', 'transformers', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {slow}' if slow else 0)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert "merge_checkpoints" in run.stdout
+    assert f"tpmm_jax {tpmm_jax.__version__}" in run.stdout
+    assert "did you mean sample?" in run.stderr
+
+
+def test_an_unknown_command_has_nearest_names(capsys):
+    assert dispatch.main(["exprot"]) == 2
+    err = capsys.readouterr().err
+    assert "no command 'exprot'" in err and "did you mean export" in err
+    assert dispatch.main([]) == 2
+    assert "commands:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sample", "merge_checkpoints", "export"])
+def test_a_command_is_its_module_and_teaches(name, capsys):
+    module = importlib.import_module(dispatch.COMMANDS[name][0])
+    texts = []
+    for main in (
+        module.main,
+        lambda argv: dispatch.main([name.replace("_", "-"), *argv]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["--help"])
+        assert ended.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and "examples:" in texts[0]
+    assert f"usage: tpmm {name}" in texts[0]
+
+
+def test_every_command_has_a_main():
+    for module, _ in dispatch.COMMANDS.values():
+        assert callable(importlib.import_module(module).main), module
+
+
+def test_an_abbreviated_option_is_refused(capsys):
+    sample = importlib.import_module("tpmm_jax.sample")
+    with pytest.raises(SystemExit) as ended:
+        sample.main(["model", "--temp", "1"])
+    assert ended.value.code == 2
+    assert "--temperature?" in capsys.readouterr().err
+
+
+def test_errors_become_exit_codes(capsys):
+    def broken():
+        raise CorruptCheckpoint("step 3 is damaged; restore it")
+
+    assert guarded(broken, RunConsole()) == 3
+    assert "step 3 is damaged" in capsys.readouterr().err
+    assert guarded(lambda: None, RunConsole()) == 0
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    assert guarded(stopped, RunConsole()) == 75
+
+
+def test_the_facade_is_imported_when_it_is_used():
+    assert set(tpmm_jax.__all__) <= set(dir(tpmm_jax))
+    assert all(callable(getattr(tpmm_jax, name)) for name in tpmm_jax.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'genrate'"):
+        _ = tpmm_jax.genrate

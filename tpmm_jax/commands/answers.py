@@ -1,0 +1,160 @@
+"""One answer, streamed to a terminal or a pipe, that Ctrl-C can cut short."""
+
+import contextlib
+import io
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, cast
+
+from tpmm_jax.errors import BadInput
+from tpmm_jax.facade import encode, token_stream
+from tpmm_jax.loading import Model
+from tpmm_jax.sampling import SamplingConfig, text_pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How answers are drawn.
+
+    Attributes:
+      sampling: temperature, top-p, top-k, most new tokens.
+      seed: of the random keys.
+      chat: whether prompts are written with the chat template.
+      system: a system message before every conversation.
+    """
+
+    sampling: SamplingConfig
+    seed: int
+    chat: bool
+    system: str | None = None
+
+    def conversation(self, prompt: Any) -> Any:
+        """Returns the prompt with the system message before it.
+
+        Raises:
+          BadInput: there is one already, or the prompt is token ids.
+        """
+        if self.system is None:
+            return prompt
+        system = {"role": "system", "content": self.system}
+        if isinstance(prompt, str):
+            return [system, {"role": "user", "content": prompt}]
+        if not isinstance(prompt[0], dict):
+            raise BadInput("--system cannot be put before a prompt of token ids")
+        if prompt[0].get("role") == "system":
+            raise BadInput(
+                "a prompt has a system message of its own; leave --system out"
+            )
+        return [system, *prompt]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said, and whether it came to an end by itself."""
+
+    text: str
+    tokens: int
+    interrupted: bool
+    cut: bool
+
+
+class Interrupt:
+    """Notes the first Ctrl-C; the second is a KeyboardInterrupt as ever.
+
+    The loop stops between two tokens: an exception raised anywhere, as in the middle
+    of a compilation, could leave half of something behind.
+    """
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator["Interrupt"]:
+        """Catches Ctrl-C while an answer is drawn."""
+        self.raised = False
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = signal.signal(signal.SIGINT, self._note)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.raised:
+            raise KeyboardInterrupt
+        self.raised = True
+
+
+def stream_answer(
+    model: Model,
+    prompt: Any,
+    settings: Settings,
+    interrupt: Interrupt,
+    out: io.TextIOBase,
+    *,
+    number: int = 0,
+    sample: int = 0,
+) -> Answer:
+    """Writes an answer to ``out`` as it comes, a line break at its end.
+
+    Raises:
+      BadInput: the prompt cannot be encoded, or is too long.
+    """
+    config = room_for(model, settings.sampling)
+    (ids,) = encode(model, [settings.conversation(prompt)], settings.chat)
+    drawn: list[int] = []
+
+    def tokens() -> Iterator[int]:
+        for token in token_stream(
+            model, ids, config, seed=settings.seed, number=number, sample=sample
+        ):
+            drawn.append(token)
+            yield token
+            if interrupt.raised:
+                return
+
+    said = []
+    with interrupt.watching():
+        for piece in text_pieces(model.tokenizer, ids, tokens()):
+            said.append(piece)
+            out.write(shown(piece, out))
+            out.flush()
+    out.write("\n")
+    out.flush()
+    full = len(drawn) == config.max_new_tokens
+    return Answer("".join(said), len(drawn), interrupt.raised, full)
+
+
+def room_for(model: Model, sampling: SamplingConfig) -> SamplingConfig:
+    """Returns the sampling, checked against the model's positions."""
+    most = model.config.max_positions
+    if sampling.max_new_tokens >= most:
+        raise BadInput(
+            f"--max-new-tokens is {sampling.max_new_tokens}; the model has {most} "
+            f"positions for prompt and answer together: give at most {most - 1}"
+        )
+    return sampling
+
+
+def shown(text: str, out: io.TextIOBase) -> str:
+    """Returns the text for ``out``: on a terminal, control codes as escapes."""
+    if not out.isatty():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or ord(c) > 0x9F else repr(c)[1:-1]
+        for c in text
+    )
+
+
+def standard_output() -> io.TextIOBase:
+    """Returns stdout, made to show "?" for a letter that its encoding lacks."""
+    encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
+    if not encoding.startswith("utf") and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    return cast(io.TextIOBase, sys.stdout)

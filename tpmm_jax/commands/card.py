@@ -1,0 +1,349 @@
+"""The model card (README.md) of an exported policy: how it was made, what was measured.
+
+It says what the run's own files say, and nothing of the machine: local paths are cut
+to their last part.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+
+from tpmm_jax.errors import BadInput
+from tpmm_jax.loading import TRAJECTORY_STEP
+from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
+
+# Heading and key of a row of kind "iteration"; an interval is KEY/low, KEY/high, but
+# that of a mean stands beside it.
+COLUMNS = (
+    ("reward", "reward/mean"),
+    ("win rate against theta_0", "win/theta_0"),
+    ("win rate against the previous policy", "win/previous"),
+    ("held-out accuracy", "heldout/accuracy"),
+    ("KL to theta_0, nats", "kl/theta_0"),
+    ("length, tokens", "length/mean"),
+)
+
+TEMPLATE = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+{%- for tag in tags %}
+- {{ tag | tojson }}
+{%- endfor %}
+{%- if base_model %}
+base_model: {{ base_model | tojson }}
+{%- endif %}
+{%- if license %}
+license: {{ license | tojson }}
+{%- endif %}
+---
+
+# {{ name }}
+
+{{ parameters }} parameters, {{ family }}, weights in {{ dtype }}. Written by tpmm_jax.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
+model = AutoModelForCausalLM.from_pretrained("{{ name }}")
+```
+{% if chat %}
+The tokenizer has a chat template.
+{% endif %}
+{%- if run %}
+## How it was made
+
+Policy {{ run.step }} of a run of {{ run.config.iterations }} iterations of preference
+optimisation ({{ run.config.loss.name }} loss) from {{ run.first }}. In each
+iteration {{ run.source }},
+and the policy was trained against a reference chosen by the rule `{{ run.rule }}`.
+{% if run.rule == "learned" %}
+The reference is a weighted merge of all earlier policies, as in TPMM-DPO
+(arXiv 2605.23398). The fusion objective that the weights were learned with is our
+reconstruction: the paper's is not public.
+{% endif %}
+{%- if run.references %}
+| iteration | rule | weights of theta_0, theta_1, ... in the reference |
+|---|---|---|
+{%- for row in run.references %}
+| {{ row.iteration }} | {{ row.rule }} | {{ row.weights }} |
+{%- endfor %}
+{% endif %}
+## Evaluation
+
+{% if run.table -%}
+| {{ run.headings | join(" | ") }} |
+|{% for _ in run.headings %}---|{% endfor %}
+{%- for row in run.table %}
+| {{ row | join(" | ") }} |
+{%- endfor %}
+
+In brackets: 95 % intervals over prompts.
+{%- if run.scorer %}
+The reward is `{{ run.scorer }}`,
+which also labelled the training pairs: it is what was optimised.
+{%- endif %}
+{%- else -%}
+The run has no evaluation of this policy.
+{%- endif %}
+{% if run.more %}
+| further measurement of policy {{ run.step }} | value |
+|---|---|
+{%- for key, value in run.more %}
+| {{ key }} | {{ value }} |
+{%- endfor %}
+{% endif %}
+{%- for text in run.watch %}
+**Warning of the reward-hacking watch:** {{ text }}
+{% endfor %}
+## Provenance
+
+| | |
+|---|---|
+| policy | `{{ digest }}` |
+{%- for key, value in run.data %}
+| {{ key }} | `{{ value }}` |
+{%- endfor %}
+{%- for key, value in versions %}
+| {{ key }} | {{ value }} |
+{%- endfor %}
+
+The digests are SHA-256 sums of fingerprints of the weights, and of the data's tokens.
+The configuration of the run:
+
+```json
+{{ run.config_text }}
+```
+{% elif merge %}
+## How it was made
+
+A merge of {{ merge.sources | length }} checkpoints in float32, by
+{{ merge.rule }} weights.
+{% if merge.rule == "learned" %}
+The weights were learned on preference pairs. The objective is our reconstruction of
+TPMM-DPO's (arXiv 2605.23398), which is not public.
+{% endif %}
+| checkpoint | weight | digest |
+|---|---|---|
+{%- for row in merge.rows %}
+| {{ row.source }} | {{ row.weight }} | `{{ row.digest }}` |
+{%- endfor %}
+{% else %}
+## How it was made
+
+Converted from {{ source }}{% if commit %} at commit `{{ commit }}`{% endif %}, without
+training.
+
+| | |
+|---|---|
+| weights | `{{ digest }}` |
+{%- for key, value in versions %}
+| {{ key }} | {{ value }} |
+{%- endfor %}
+{% endif -%}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run's files say of one of its policies."""
+
+    step: int
+    config: Mapping[str, Any]
+    first: str
+    first_hub: str | None
+    references: Sequence[Mapping[str, Any]]
+    headings: Sequence[str]
+    table: Sequence[Sequence[str]]
+    more: Sequence[tuple[str, str]]
+    watch: Sequence[str]
+    data: Sequence[tuple[str, str]]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> str:
+        return self.config["reference"]["rule"]
+
+    @property
+    def scorer(self) -> str | None:
+        return (self.config.get("scorer") or {}).get("name")
+
+    @property
+    def source(self) -> str:
+        if self.scorer is None:
+            return "a part of a preference set was taken"
+        return f"the policy answered prompts, `{self.scorer}` labelled pairs of answers"
+
+    @property
+    def config_text(self) -> str:
+        return json.dumps(without_paths(self.config), indent=2, sort_keys=True)
+
+
+def run_facts(source: str) -> RunFacts | None:
+    """Returns what is known of "workdir/trajectory@N", or None for other models.
+
+    Keys and files that the run does not have (it is older, or offline) are left out.
+    """
+    match = TRAJECTORY_STEP.fullmatch(source)
+    if match is None:
+        return None
+    workdir, step = pathlib.Path(match["workdir"] or "."), int(match["step"])
+    if not (workdir / "config.json").exists():
+        raise BadInput(
+            f"{workdir} has no config.json, so the model card cannot say how the "
+            "policy was made; put the run's file back"
+        )
+    config = read_json(workdir / "config.json")
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        meta = trajectory.meta(0)
+        digests = [("theta_0", trajectory.digest(0))]
+    origin = str(meta.get("source", config["model"]["source"]))
+    hub = origin if meta.get("commit") else None
+    first = local_name(origin) + (f" at `{meta['commit'][:12]}`" if hub else "")
+    rows = [row for row in iteration_rows(workdir) if row["iteration"] <= step]
+    headings, table = evaluation_table(rows)
+    last = next((row for row in rows if row["iteration"] == step), {})
+    data = workdir / "data.json"
+    if data.exists():
+        pinned = read_json(data)
+        digests += [(name, pinned[name]) for name in sorted(pinned) if pinned[name]]
+    return RunFacts(
+        step=step,
+        config=config,
+        first=first,
+        first_hub=hub,
+        references=references(workdir, step),
+        headings=headings,
+        table=table,
+        more=further(last),
+        watch=list(last.get("watch", ())),
+        data=digests,
+        versions=run_versions(workdir),
+    )
+
+
+def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Returns the rule and the weights of the reference of each iteration."""
+    found = []
+    for iteration in range(1, step + 1):
+        path = workdir / "iterations" / f"{iteration:03d}" / "reference.json"
+        if not path.exists():
+            continue
+        known = read_json(path)
+        groups = known["weights"]
+        mean = [sum(column) / len(groups) for column in zip(*groups)]
+        text = ", ".join(f"{w:.3f}" for w in mean)
+        if len(groups) > 1:
+            text += f" (means over {len(groups)} groups)"
+        found.append({"iteration": iteration, "rule": known["rule"], "weights": text})
+    return found
+
+
+def evaluation_table(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+    """Returns headings and cells of what the iterations' rows hold of COLUMNS."""
+    columns = [(h, key) for h, key in COLUMNS if any(key in row for row in rows)]
+    if not columns:
+        return [], []
+    table = [
+        [str(row["iteration"]), *(measured(row, key) for _, key in columns)]
+        for row in rows
+    ]
+    return ["policy", *(heading for heading, _ in columns)], table
+
+
+def further(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns other sets, scorers and judges: what has an interval or is a win rate."""
+    shown = {key for _, key in COLUMNS}
+    found = []
+    for key in row:
+        stem = key.removesuffix("/mean")
+        if key not in shown and f"{stem}/low" in row and f"{stem}/high" in row:
+            found.append((key, measured(row, key)))
+    return found
+
+
+def measured(row: Mapping[str, Any], key: str) -> str:
+    """Returns "value [low, high]" as far as they are there and finite."""
+    value = row.get(key)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "-"
+    stem = key.removesuffix("/mean")
+    ends = [row.get(f"{stem}/{end}") for end in ("low", "high")]
+    if all(isinstance(x, int | float) and math.isfinite(x) for x in ends):
+        return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+    return f"{value:.3f}"
+
+
+def run_versions(workdir: pathlib.Path) -> dict[str, str]:
+    """Returns the versions of the run's last session, if it recorded them."""
+    lines = read_lines_repaired(workdir / "sessions.jsonl", truncate=False)
+    try:
+        return dict(json.loads(lines[-1])["versions"]) if lines else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def merge_facts(directory: pathlib.Path) -> dict[str, Any] | None:
+    """Returns what merge.json says, if the model's directory has one."""
+    path = directory / "merge.json"
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    try:
+        groups = known["weights"]
+        means = [sum(column) / len(groups) for column in zip(*groups)]
+        rows = [
+            {
+                "source": local_name(source["source"]),
+                "weight": f"{weight:.4f}",
+                "digest": source["digest"],
+            }
+            for source, weight in zip(known["sources"], means, strict=True)
+        ]
+        return {"rule": known["rule"], "sources": known["sources"], "rows": rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{path} is not a merge's record ({type(error).__name__}: {error}); put it "
+            "back, or remove it to export without it"
+        ) from None
+
+
+def local_name(source: str) -> str:
+    """Returns a hub id as it is, and of a path its last parts."""
+    if match := TRAJECTORY_STEP.fullmatch(source):
+        workdir = pathlib.Path(match["workdir"] or ".").absolute().name
+        return f"{workdir}/trajectory@{match['step']}"
+    path = pathlib.Path(source)
+    return path.name if path.is_absolute() or path.exists() else source
+
+
+def without_paths(value: Any) -> Any:
+    """Returns a config's tree, absolute paths cut to their last part."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str) and pathlib.Path(value.split(":")[0]).is_absolute():
+        return pathlib.Path(value).name
+    return value
+
+
+def write_card(**facts: Any) -> str:
+    """Returns the card's text; see TEMPLATE for the names."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    # ASCII-safe JSON is YAML as well.
+    environment.filters["tojson"] = json.dumps
+    text = environment.from_string(TEMPLATE).render(**facts)
+    return text.rstrip() + "\n"

@@ -1,0 +1,63 @@
+"""The command tpmm: one name for all command lines, imported only when called."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+import tpmm_jax
+
+COMMANDS = {
+    "train": ("tpmm_jax.train", "run a config: sample, label, merge, DPO, evaluate"),
+    "sample": ("tpmm_jax.sample", "talk to a model, or answer a file of prompts"),
+    "evaluate": ("tpmm_jax.evaluate", "compare policies on prompts, with intervals"),
+    "report": ("tpmm_jax.report.__main__", "make a run's report.html"),
+    "merge_checkpoints": (
+        "tpmm_jax.merge_checkpoints",
+        "merge checkpoints by given or learned weights",
+    ),
+    "export": ("tpmm_jax.export", "write a policy as a Hugging Face directory"),
+}
+
+HELP = f"""usage: tpmm COMMAND [options]
+
+Iterative preference optimisation in JAX.
+
+commands:
+{chr(10).join(f"  {name:<18} {text}" for name, (_, text) in COMMANDS.items())}
+
+options:
+  -h, --help         this text; "tpmm COMMAND --help" explains a command
+  --version          print the version
+
+examples:
+  tpmm train --config configs/quickstart.py
+  tpmm sample runs/quickstart --prompt "Once upon a time"
+  tpmm export runs/quickstart/trajectory@4 --output exported
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of the sub-command."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["-h"], ["--help"], ["help"]):
+        print(HELP, end="")
+        return 0
+    if argv[:1] == ["--version"]:
+        print(f"tpmm_jax {tpmm_jax.__version__}")
+        return 0
+    if not argv:
+        print(HELP, end="", file=sys.stderr)
+        return 2
+    # A dash for the underscore is what one types.
+    name = argv[0].replace("-", "_") if not argv[0].startswith("-") else argv[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        print(
+            f"error: tpmm has no command {argv[0]!r}; {hint}There are "
+            f"{', '.join(COMMANDS)} (tpmm --help)",
+            file=sys.stderr,
+        )
+        return 2
+    return importlib.import_module(COMMANDS[name][0]).main(argv[1:])

@@ -1,0 +1,240 @@
+"""Fusion weights learned on a preference file, and what they are worth.
+
+The objective is that of a run's "learned" reference (merging.learned; our
+reconstruction): the merge is scored as a policy against the anchor, the first model.
+Whole prompts are held out of the learning, and all numbers reported are of those.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+from tpmm_jax.axes import Params
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.pair_tokens import count_table, encode_pairs
+from tpmm_jax.data.pairs import PairSet
+from tpmm_jax.data.table import Table, make_table, pair_length, round_up, take
+from tpmm_jax.errors import BadInput
+from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
+from tpmm_jax.merging.learned import learn, softmax
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.models import Decoder
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.steps import log_probs_step
+
+CHUNK_BYTES = 32 * 2**20
+MICRO_BATCH = 8
+_SPLIT = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A model on the held-out pairs, as a policy against the anchor.
+
+    Attributes:
+      accuracy: share of pairs whose D is positive, ties half.
+      low, high: its 95 % interval, Student's over prompts; None of one prompt.
+      loss: mean -log sigma(scale D), nats.
+      scale: of D, fitted to the pairs that were learned on, or the given beta.
+    """
+
+    model: str
+    accuracy: float
+    low: float | None
+    high: float | None
+    loss: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The weights, and the scores of every model, the mean and the merge."""
+
+    weights_GK: np.ndarray
+    scale: float
+    scores: list[Score]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pairs to learn on and pairs to report on, of different prompts."""
+
+    learn: list[PairRow]
+    report: list[PairRow]
+
+
+def encode(
+    pairs: PairSet,
+    tokenizer: Any,
+    *,
+    chat: bool,
+    limits: tuple[int, int],
+    console: RunConsole,
+) -> list[PairRow]:
+    """Returns the pairs as token ids; says what was cut and dropped."""
+    for warning in pairs.warnings:
+        console.warn(warning)
+    rows, counts = encode_pairs(
+        tokenizer,
+        pairs.pairs,
+        chat=chat,
+        max_prompt_length=limits[0],
+        max_completion_length=limits[1],
+    )
+    for what, count in count_table({**pairs.counts, **counts}):
+        if count:
+            console.note(f"{count:>8,} {what}")
+    return rows
+
+
+def split_rows(rows: list[PairRow], share: float, seed: int) -> Rows:
+    """Holds a share of the prompts out, with all their pairs.
+
+    Raises:
+      BadInput: too few prompts for one on either side.
+    """
+    by_prompt: dict[tuple[int, ...], list[PairRow]] = {}
+    for row in rows:
+        by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
+    groups = list(by_prompt.values())
+    held = max(1, round(share * len(groups)))
+    if len(groups) - held < 1:
+        raise BadInput(
+            f"the pairs have {len(groups)} different prompts; wanted enough to learn "
+            f"on some and hold {share:g} of them out: give more pairs"
+        )
+    order = np.random.default_rng([seed, _SPLIT]).permutation(len(groups))
+    report = [row for place in order[:held] for row in groups[place]]
+    learning = [row for place in order[held:] for row in groups[place]]
+    return Rows(learning, report)
+
+
+def learn_weights(
+    deltas: Deltas,
+    decoder: Decoder,
+    rows: Rows,
+    config: ReferenceConfig,
+    *,
+    names: list[str],
+    pad: int,
+    seed: int,
+    console: RunConsole,
+) -> Learned:
+    """Returns weights_GK by Adam on the pairs to learn on, scored on the others.
+
+    Args:
+      names: of the models, for the scores.
+      pad: the id to fill with.
+    """
+    longest = pair_length([*rows.learn, *rows.report])
+    if longest > decoder.config.max_positions:
+        raise BadInput(
+            f"prompts with completions reach {longest} tokens, the model has "
+            f"{decoder.config.max_positions} positions; lower --max-prompt-length or "
+            "--max-completion-length"
+        )
+    length = round_up(longest, decoder.config.max_positions)
+    count = deltas.count
+    anchor = deltas.merge(_one_hot(deltas, 0))
+    sets = []
+    with console.phase(
+        "anchor", len(rows.learn) + len(rows.report), "pairs"
+    ) as anchor_bar:
+        for some in (rows.learn, rows.report):
+            table = make_table(some, length=length, pad_id=pad)
+            table["reference_BN"] = pair_log_probs(
+                decoder, anchor, table, anchor_bar.advance
+            )
+            micro = min(MICRO_BATCH, len(some))
+            sets.append(HeldOut(decoder, config, table, micro, CHUNK_BYTES, seed))
+    del anchor
+    learning, report = sets
+    with console.phase("learn", config.steps, "steps") as bar:
+
+        def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
+            bar.advance(1, loss=f"{row['loss']:.4f}")
+
+        logits_GK, scale = learn(deltas, learning, on_step=on_step)
+    weights_GK = softmax(logits_GK)
+    tried = [(name, _one_hot(deltas, k)) for k, name in enumerate(names)]
+    tried.append(("uniform", np.full((len(deltas.names), count), 1 / count)))
+    tried.append(("learned", weights_GK))
+    prompts = [tuple(row.prompt_ids) for row in rows.report]
+    scores = []
+    with console.phase("score", len(tried), "models") as bar:
+        for name, tried_GK in tried:
+            params = deltas.merge(tried_GK)
+            c = config.beta
+            if config.objective == "calibrated":
+                c = fitted_scale(learning.margins(params))
+            scores.append(score(name, report.margins(params), prompts, c))
+            del params
+            bar.advance(1)
+    counts = {
+        "learn_pairs": len(rows.learn),
+        "held_out_pairs": len(rows.report),
+        "held_out_prompts": len(set(prompts)),
+    }
+    return Learned(weights_GK, scale, scores, counts)
+
+
+def pair_log_probs(
+    decoder: Decoder, params: Params, table: Table, advance: Callable[[int], None]
+) -> np.ndarray:
+    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
+    rows, out = len(table["weight_B"]), []
+    size = min(MICRO_BATCH, rows)
+    table = {name: x for name, x in table.items() if name != "reference_BN"}
+    for start in range(0, rows, size):
+        places = np.arange(start, min(start + size, rows))
+        batch = put_batch(take(table, places, size), decoder.mesh)
+        logps_BN = log_probs_step(decoder, params, batch, chunk_bytes=CHUNK_BYTES)
+        out.append(np.asarray(logps_BN)[: len(places)])
+        advance(len(places))
+    return np.concatenate(out)
+
+
+def fitted_scale(margins: np.ndarray) -> float:
+    """Returns the c >= 0 with the least mean -log sigma(c D), at most 1e4."""
+
+    def slope(c: float) -> float:
+        return float(-np.mean(margins * np.exp(-np.logaddexp(0, c * margins))))
+
+    if slope(0.0) >= 0:
+        return 0.0
+    if slope(1e4) < 0:
+        return 1e4
+    return float(scipy.optimize.brentq(slope, 0.0, 1e4))
+
+
+def score(
+    model: str, margins: np.ndarray, prompts: list[tuple[int, ...]], scale: float
+) -> Score:
+    """Returns a model's score; pairs of one prompt are one cluster."""
+    right = (margins > 0) + 0.5 * (margins == 0)
+    accuracy = float(np.mean(right))
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    cluster = np.asarray([number[prompt] for prompt in prompts])
+    low = high = None
+    if len(number) > 1:
+        # Residuals summed by prompt: the clusters may differ in size.
+        sums = np.bincount(cluster, right - accuracy)
+        n = len(number)
+        error = np.sqrt(n / (n - 1) * np.sum(sums**2)) / len(margins)
+        half = float(scipy.stats.t.ppf(0.975, n - 1) * error)
+        low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
+    loss = float(np.mean(np.logaddexp(0, -scale * margins)))
+    return Score(
+        model=model, accuracy=accuracy, low=low, high=high, loss=loss, scale=scale
+    )
+
+
+def _one_hot(deltas: Deltas, k: int) -> np.ndarray:
+    weights_GK = np.zeros((len(deltas.names), deltas.count))
+    weights_GK[:, k] = 1.0
+    return weights_GK

@@ -1,0 +1,75 @@
+"""A command line's arguments and its end: nearest options, exit codes, versions."""
+
+import argparse
+import difflib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from tpmm_jax.errors import BadInput, Stopped, TpmmError
+from tpmm_jax.report.console import RunConsole
+
+LIBRARIES = (
+    "tpmm_jax",
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "numpy",
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with examples kept as written, and nearest names for a typo."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            # An abbreviation would change its meaning with the next option added.
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what is wrong and how to see what is right; exits with 2."""
+        known = [name for a in self._actions for name in a.option_strings]
+        hints = []
+        if message.startswith("unrecognized arguments"):
+            for word in message.split(":", 1)[1].split():
+                name = word.partition("=")[0]
+                near = [k for k in known if k.startswith(name)]
+                near = near or difflib.get_close_matches(name, known, n=1)
+                if name.startswith("-") and near:
+                    hints.append(f"did you mean {near[0]}?")
+        text = " ".join([f"error: {message}", *(f"; {h}" for h in hints)])
+        text = text.replace(" ; ", "; ")
+        print(f"{text}\nhow to use it: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(BadInput.exit_code)
+
+
+def guarded(work: Callable[[], int | None], console: RunConsole) -> int:
+    """Returns the exit code of ``work``; errors are said without a traceback."""
+    try:
+        return work() or 0
+    except TpmmError as error:
+        console.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.note("stopped")
+        return Stopped.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python flushes again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        found[name] = importlib.metadata.version(name)
+    return found

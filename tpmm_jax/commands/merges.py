@@ -1,0 +1,180 @@
+"""From names of checkpoints to their merge, by given or by learned weights."""
+
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.commands.learning import Learned, Rows, learn_weights
+from tpmm_jax.data.tokens import pad_id
+from tpmm_jax.errors import BadInput
+from tpmm_jax.facade import check_same_architecture
+from tpmm_jax.loading import Source, committed_steps, resolve, run_workdir
+from tpmm_jax.merging import (
+    Deltas,
+    ReferenceConfig,
+    group_names,
+    signal_to_rounding,
+    weighted_sum,
+)
+from tpmm_jax.models import Decoder
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.store import tree_digest
+
+RANGE = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<first>\d+)\.\.(?P<last>\d+)")
+
+# Below this many times the rounding error, a change is not what it was.
+FAINT = 10.0
+
+
+def cast_ratio(params: Params, base: Params, dtype: str) -> float:
+    """Returns sum |params - base| / sum |error of casting params to dtype|.
+
+    On the host: within one compiled program XLA may leave out a cast to bfloat16 and
+    back, as excess precision, and the error would be 0.
+    """
+    signal = error = 0.0
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(base)):
+        x, y = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        signal += float(np.abs(x - y).sum(dtype=np.float64))
+        cast = x.astype(jnp.dtype(dtype)).astype(np.float32)
+        error += float(np.abs(cast - x).sum(dtype=np.float64))
+    return signal / error if error > 0 else float("inf")
+
+
+@dataclass
+class Merged:
+    """A merge, and what merge.json says of it."""
+
+    params: Params
+    weights_GK: np.ndarray
+    digests: list[str]
+    bfloat16_ratio: float
+    float32_ratio: float
+    learned: Learned | None = None
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """Returns one name a model: workdirs and ranges are written out.
+
+    Raises:
+      BadInput: a range that holds steps the run has not, or fewer than two models.
+    """
+    found: list[str] = []
+    for name in names:
+        if match := RANGE.fullmatch(name):
+            workdir = pathlib.Path(match["workdir"] or ".")
+            wanted = list(range(int(match["first"]), int(match["last"]) + 1))
+            steps = committed_steps(workdir)
+            if not wanted or set(wanted) - set(steps):
+                raise BadInput(f"{name}: {workdir}/trajectory holds the steps {steps}")
+        elif (run := run_workdir(pathlib.Path(name))) is not None:
+            workdir, wanted = run, committed_steps(run)
+        else:
+            found.append(name)
+            continue
+        found += [f"{workdir}/trajectory@{step}" for step in wanted]
+    if len(found) < 2:
+        raise BadInput(
+            f"{' '.join(names)} is {len(found)} model; a merge needs two or more (to "
+            "write one as a Hugging Face directory: tpmm export)"
+        )
+    return found
+
+
+def open_sources(names: Sequence[str], console: RunConsole) -> list[Source]:
+    """Returns every model's description, checked to be of one architecture."""
+    sources = [resolve(name) for name in names]
+    first = sources[0]
+    for name, source in zip(names[1:], sources[1:]):
+        check_same_architecture(first.config, source.config, name, names[0])
+        both = (first.tokenizer, source.tokenizer)
+        if None not in both and both[0].get_vocab() != both[1].get_vocab():
+            console.warn(
+                f"{name} has another vocabulary than {names[0]}: the merge mixes "
+                "embeddings of different tokens, and gets the tokenizer of the first"
+            )
+    return sources
+
+
+def merge_given(
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    decoder: Decoder,
+    console: RunConsole,
+) -> Merged:
+    """Merges by given weights, one model in memory beside theta_0 and the sum."""
+    base: Params = {}
+    digests: list[str] = []
+
+    with console.phase("merge", len(sources), "models") as bar:
+
+        def models() -> Iterator[Params]:
+            for source in sources:
+                params = source.read(decoder, "float32")
+                if not digests:
+                    base.update(params)
+                digests.append(tree_digest(params))
+                yield params
+                bar.advance(1)
+
+        merged, ratio = weighted_sum(models(), weights)
+    half = cast_ratio(merged, base, "bfloat16")
+    return Merged(merged, np.asarray([weights]), digests, half, ratio)
+
+
+def merge_learned(
+    sources: Sequence[Source],
+    names: Sequence[str],
+    rows: Rows,
+    decoder: Decoder,
+    config: ReferenceConfig,
+    *,
+    seed: int,
+    near: pathlib.Path,
+    console: RunConsole,
+) -> Merged:
+    """Learns weights on the pairs; the models lie as deltas in files meanwhile.
+
+    Args:
+      config: of the rule "learned".
+      near: the output; those files lie beside it and are removed.
+    """
+    groups = group_names(decoder.abstract_params("float32"), config.granularity)
+    digests: list[str] = []
+    beside = near.absolute().parent
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".merging-") as scratch:
+        with console.phase("read", len(sources), "models") as bar:
+
+            def restore(k: int) -> Params:
+                params = sources[k].read(decoder, "float32")
+                digests.append(tree_digest(params))
+                bar.advance(1)
+                return params
+
+            folder = pathlib.Path(scratch) / "deltas"
+            deltas = Deltas(folder, restore, len(sources), groups)
+        with deltas:
+            learned = learn_weights(
+                deltas,
+                decoder,
+                rows,
+                config,
+                names=list(names),
+                pad=pad_id(sources[0].tokenizer),
+                seed=seed,
+                console=console,
+            )
+            merged = deltas.merge(learned.weights_GK)
+            hot = np.zeros_like(learned.weights_GK)
+            hot[:, 0] = 1.0
+            base = deltas.merge(hot)
+    half = cast_ratio(merged, base, "bfloat16")
+    ratio = signal_to_rounding(merged, base, "float32")
+    return Merged(merged, learned.weights_GK, digests, half, ratio, learned)

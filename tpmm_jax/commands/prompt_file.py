@@ -1,0 +1,199 @@
+"""Answering a file of prompts, a batch at a time, into a JSONL that can be continued.
+
+FILE.jsonl holds a row a prompt; FILE.jsonl.source what they were made from, so that
+rows of two models or two seeds never meet in one file.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tpmm_jax.commands.answers import Settings, room_for
+from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.messages import as_dicts, written
+from tpmm_jax.data.prompts import Prompt, load_prompts, parse_prompt
+from tpmm_jax.errors import BadInput
+from tpmm_jax.facade import completion_batches, encode
+from tpmm_jax.loading import Model
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.rewards import import_object
+from tpmm_jax.store.files import (
+    append_lines,
+    read_json,
+    read_lines_repaired,
+    write_json,
+    write_text,
+)
+
+
+def read_prompts(source: str, field: str) -> list[Any]:
+    """Returns each prompt as a text, a message list or a list of token ids.
+
+    Args:
+      source: as data.prompts of a config: a file, a hub name or "module:function".
+
+    Raises:
+      BadInput: nothing there, no prompt in it, or rows that are none.
+    """
+    if ":" not in source or pathlib.Path(source).exists() or "/" in source:
+        return [plain(prompt) for prompt in load_prompts(source, field=field)]
+    found = []
+    for number, item in enumerate(import_object(source, "--prompts")()):
+        value = item if isinstance(item, str) else list(item)
+        content, faults = parse_prompt(value, "prompt")
+        if content is None or faults:
+            raise BadInput(f"{source}: prompt {number}: {'; '.join(faults)}")
+        found.append(plain(Prompt(content, f"{source} {number}")))
+    if not found:
+        raise BadInput(f"{source} returned no prompt; wanted one or more")
+    return found
+
+
+def plain(prompt: Prompt) -> Any:
+    """Returns a prompt's content as JSON has it."""
+    if isinstance(prompt.content, str):
+        return prompt.content
+    if written(prompt.content) is None:
+        return list(prompt.content)
+    return as_dicts(prompt.content)  # type: ignore[arg-type]
+
+
+def prepare(model: Model, prompts: Sequence[Any], settings: Settings) -> list[Any]:
+    """Returns the prompts' token ids, all of them checked."""
+    whole = []
+    for number, prompt in enumerate(prompts):
+        try:
+            whole.append(settings.conversation(prompt))
+        except BadInput as error:
+            raise BadInput(f"prompt {number}: {error}") from None
+    return encode(model, whole, settings.chat)
+
+
+def answer_rows(
+    model: Model,
+    prompts: Sequence[Any],
+    settings: Settings,
+    *,
+    num_samples: int,
+    batch_size: int,
+    start: int = 0,
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields a batch of rows: prompt, responses (texts), response_ids."""
+    config = room_for(model, settings.sampling)
+    ids = prepare(model, prompts, settings)
+    for places, completions in completion_batches(
+        model,
+        ids,
+        config,
+        seed=settings.seed,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        start=start,
+    ):
+        rows = []
+        for place, some in zip(places, completions):
+            row = {"prompt": prompts[place]}
+            if model.tokenizer is not None:
+                row["responses"] = completion_texts(model.tokenizer, ids[place], some)
+            rows.append({**row, "response_ids": some})
+        yield rows
+
+
+def answer_file(
+    model: Model,
+    prompts: Sequence[Any],
+    settings: Settings,
+    output: pathlib.Path,
+    console: RunConsole,
+    *,
+    num_samples: int,
+    batch_size: int,
+) -> None:
+    """Writes a row a prompt; rows of an interrupted run are kept and not drawn again.
+
+    Raises:
+      BadInput: the file is there and was made from something else.
+      StorageError: the disk refuses.
+    """
+    made_from = {
+        "model": model.origin,
+        "compute_dtype": model.decoder.compute_dtype,
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        **asdict(settings),
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+    }
+    done = _continued(output, made_from, len(prompts), batch_size)
+    if done == len(prompts):
+        console.note(f"{output} is complete: {done} rows")
+        return
+    if done:
+        console.note(f"{output} holds {done} of {len(prompts)} rows; going on there")
+    write_json(_mark(output), made_from)
+    with console.phase("sample", len(prompts), "prompts") as bar:
+        bar.advance(done)
+        for rows in answer_rows(
+            model,
+            prompts,
+            settings,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            start=done,
+        ):
+            append_lines(output, [json.dumps(row, ensure_ascii=False) for row in rows])
+            bar.advance(len(rows))
+    console.note(f"wrote {output}")
+
+
+def check_file(output: pathlib.Path) -> None:
+    """Refuses, before a model is loaded, a file that no command here made."""
+    if output.is_dir():
+        raise BadInput(f"{output} is a folder; give a file to write, such as out.jsonl")
+    if output.exists() and output.stat().st_size and not _mark(output).exists():
+        raise BadInput(
+            f"{output} exists and was not written by this command ({_mark(output)} is "
+            "missing); choose another --output, or remove it"
+        )
+
+
+def _mark(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(output.name + ".source")
+
+
+def _continued(
+    output: pathlib.Path, made_from: dict[str, Any], count: int, batch_size: int
+) -> int:
+    """Returns how many rows are done, in whole batches; cuts what lies beyond."""
+    check_file(output)
+    lines = read_lines_repaired(output)
+    if not lines:
+        return 0
+    before, now = _flat(read_json(_mark(output))), _flat(made_from)
+    changed = [
+        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise BadInput(
+            f"{output} holds {len(lines)} rows of another command:\n  "
+            + "\n  ".join(changed)
+            + "\nChange it back to continue, or choose another --output"
+        )
+    done = count if len(lines) == count else len(lines) // batch_size * batch_size
+    if done < len(lines):
+        write_text(output, "".join(line + "\n" for line in lines[:done]))
+    return done
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{k}": v for k, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
