@@ -114,7 +114,7 @@ def test_a_merge_says_of_what(capsys, tmp_path):
 
 def test_shards_and_bfloat16(capsys, run, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "parse_size", lambda text: 4000)
-    monkeypatch.setattr(command, "cast_ratio", lambda *_: 1.5)
+    monkeypatch.setattr(command, "signal_to_rounding", lambda *_: 1.5)
     out = tmp_path / "out"
     code, said, _ = export(
         capsys, f"{run}/trajectory@1", "--output", out, "--dtype", "bfloat16"

@@ -5,14 +5,13 @@ import math
 
 import command_runs
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
 from tpmm_jax import merge_checkpoints as command
 from tpmm_jax.commands.learning import fitted_scale, score, split_rows
-from tpmm_jax.commands.merges import cast_ratio, expand
+from tpmm_jax.commands.merges import expand
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.merging import Deltas, group_names
 from tpmm_jax.store import tree_digest
@@ -76,19 +75,6 @@ def test_a_faint_merge_is_not_cast_in_silence(capsys, tmp_path):
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
     ratio = json.loads((out / "merge.json").read_text())["signal_to_rounding"]
     assert ratio["bfloat16"] < 1 < ratio["float32"]
-
-
-def test_the_cast_is_measured_as_numpy_has_it():
-    rng = np.random.default_rng(0)
-    base = {"a": rng.standard_normal((64, 48, 9)).astype(np.float32)}
-    x = base["a"] + np.float32(1e-3) * rng.standard_normal((64, 48, 9))
-    x = x.astype(np.float32)
-    error = np.abs(x.astype(jnp.bfloat16).astype(np.float32) - x).sum(dtype=np.float64)
-    want = np.abs(x - base["a"]).sum(dtype=np.float64) / error
-    found = cast_ratio({"a": jnp.asarray(x)}, base, "bfloat16")
-    assert found == pytest.approx(want, rel=1e-6) and 0.1 < found < 10
-    whole = {"a": jnp.ones((3, 5))}
-    assert cast_ratio(whole, whole, "bfloat16") == math.inf
 
 
 def pairs_file(tmp_path, count=30):

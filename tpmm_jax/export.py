@@ -21,9 +21,10 @@ from tpmm_jax.commands.card import (
     write_card,
 )
 from tpmm_jax.commands.line import Parser, guarded, versions
-from tpmm_jax.commands.merges import FAINT, cast_ratio
+from tpmm_jax.commands.merges import FAINT
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import Model, Source, check_dtype, check_output, resolve, save
+from tpmm_jax.merging import signal_to_rounding
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.store import tree_digest
@@ -100,7 +101,7 @@ def read_model(
     if facts is not None and facts.step > 0:
         workdir = source.origin["source"].rpartition("@")[0]
         base = resolve(f"{workdir}@0").read(decoder, "float32")
-        ratio = cast_ratio(params, base, dtype)
+        ratio = signal_to_rounding(params, base, dtype)
         del base
         told = f"{ratio:,.3g}" if math.isfinite(ratio) else "nothing is rounded"
         console.note(f"signal to rounding, {dtype}: {told}")

@@ -209,7 +209,7 @@ def show_scores(learned: Learned, console: RunConsole) -> None:
     """Prints each model on the held-out pairs, and whether the merge is the best."""
     counts, rows = learned.counts, []
     for s in learned.scores:
-        interval = "" if s.low is None else f" [{s.low:.3f}, {s.high:.3f}]"
+        interval = f" [{s.low:.3f}, {s.high:.3f}]"
         rows.append((s.model, f"{s.accuracy:.3f}{interval}  loss {s.loss:.4f}"))
     console.header(
         f"preference accuracy against theta_0 on {counts['held_out_pairs']} held-out "

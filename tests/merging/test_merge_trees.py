@@ -297,3 +297,16 @@ def test_nothing_rounded_is_infinite():
     base = {"a": jnp.zeros(3), "b": jnp.ones(3)}
     merged = {"a": jnp.zeros(3), "b": jnp.full(3, 2.0)}
     assert signal_to_rounding(merged, base, "bfloat16") == float("inf")
+
+
+def test_rounding_to_bfloat16_is_measured_as_numpy_has_it():
+    rng = np.random.default_rng(0)
+    base = {"a": rng.standard_normal((64, 48, 9)).astype(np.float32)}
+    x = base["a"] + np.float32(1e-3) * rng.standard_normal((64, 48, 9))
+    x = x.astype(np.float32)
+    error = np.abs(x.astype(jnp.bfloat16).astype(np.float32) - x).sum(dtype=np.float64)
+    want = np.abs(x - base["a"]).sum(dtype=np.float64) / error
+    found = signal_to_rounding({"a": jnp.asarray(x)}, base, "bfloat16")
+    assert found == pytest.approx(want, rel=1e-5) and 0.1 < found < 10
+    whole = {"a": jnp.ones((3, 5))}
+    assert signal_to_rounding(whole, whole, "bfloat16") == float("inf")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-import scipy.stats
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
@@ -19,6 +18,7 @@ from tpmm_jax.data.pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.pairs import PairSet
 from tpmm_jax.data.table import Table, make_table, pair_length, round_up, take
 from tpmm_jax.errors import BadInput
+from tpmm_jax.evaluation import rate_interval
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
 from tpmm_jax.merging.learned import learn, softmax
 from tpmm_jax.mesh import put_batch
@@ -37,15 +37,15 @@ class Score:
 
     Attributes:
       accuracy: share of pairs whose D is positive, ties half.
-      low, high: its 95 % interval, Student's over prompts; None of one prompt.
+      low, high: its 95 % interval over prompts.
       loss: mean -log sigma(scale D), nats.
       scale: of D, fitted to the pairs that were learned on, or the given beta.
     """
 
     model: str
     accuracy: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     loss: float
     scale: float
 
@@ -217,20 +217,18 @@ def score(
 ) -> Score:
     """Returns a model's score; pairs of one prompt are one cluster."""
     right = (margins > 0) + 0.5 * (margins == 0)
-    accuracy = float(np.mean(right))
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    cluster = np.asarray([number[prompt] for prompt in prompts])
-    low = high = None
-    if len(number) > 1:
-        # Residuals summed by prompt: the clusters may differ in size.
-        sums = np.bincount(cluster, right - accuracy)
-        n = len(number)
-        error = np.sqrt(n / (n - 1) * np.sum(sums**2)) / len(margins)
-        half = float(scipy.stats.t.ppf(0.975, n - 1) * error)
-        low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
+    by_prompt: dict[tuple[int, ...], list[float]] = {}
+    for prompt, one in zip(prompts, right):
+        by_prompt.setdefault(prompt, []).append(float(one))
+    found = rate_interval([np.asarray(some) for some in by_prompt.values()])
     loss = float(np.mean(np.logaddexp(0, -scale * margins)))
     return Score(
-        model=model, accuracy=accuracy, low=low, high=high, loss=loss, scale=scale
+        model=model,
+        accuracy=found.mean,
+        low=found.low,
+        high=found.high,
+        loss=loss,
+        scale=scale,
     )
 
 

@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
@@ -31,21 +29,6 @@ RANGE = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<first>\d+)\.\.(?P<last>\d+)
 
 # Below this many times the rounding error, a change is not what it was.
 FAINT = 10.0
-
-
-def cast_ratio(params: Params, base: Params, dtype: str) -> float:
-    """Returns sum |params - base| / sum |error of casting params to dtype|.
-
-    On the host: within one compiled program XLA may leave out a cast to bfloat16 and
-    back, as excess precision, and the error would be 0.
-    """
-    signal = error = 0.0
-    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(base)):
-        x, y = np.asarray(one, np.float32), np.asarray(other, np.float32)
-        signal += float(np.abs(x - y).sum(dtype=np.float64))
-        cast = x.astype(jnp.dtype(dtype)).astype(np.float32)
-        error += float(np.abs(cast - x).sum(dtype=np.float64))
-    return signal / error if error > 0 else float("inf")
 
 
 @dataclass
@@ -125,7 +108,7 @@ def merge_given(
                 bar.advance(1)
 
         merged, ratio = weighted_sum(models(), weights)
-    half = cast_ratio(merged, base, "bfloat16")
+    half = signal_to_rounding(merged, base, "bfloat16")
     return Merged(merged, np.asarray([weights]), digests, half, ratio)
 
 
@@ -175,6 +158,6 @@ def merge_learned(
             hot = np.zeros_like(learned.weights_GK)
             hot[:, 0] = 1.0
             base = deltas.merge(hot)
-    half = cast_ratio(merged, base, "bfloat16")
+    half = signal_to_rounding(merged, base, "bfloat16")
     ratio = signal_to_rounding(merged, base, "float32")
     return Merged(merged, learned.weights_GK, digests, half, ratio, learned)
