@@ -64,13 +64,15 @@ def test_a_policy_far_away() -> None:
     assert not warnings({}, {"kl": 11.0}, kl=0.6)
 
 
-def test_a_kl_that_doubles() -> None:
-    [text] = warnings({}, {"kl": 0.9}, {"kl": 1.9})
-    assert "from 0.90 to 1.90" in text and "stop at iteration 1" in text
+def test_a_kl_that_jumps() -> None:
+    [text] = warnings({}, {"kl": 0.2}, {"kl": 1.9})
+    assert "from 0.20 to 1.90" in text and "stop at iteration 1" in text
+    # A steady drift is none: the root of KL grows by as much each time.
+    assert not warnings({}, {"kl": 0.2}, {"kl": 0.8}, {"kl": 1.8})
     # Not in the first iteration, and not below a nat.
     assert not warnings({}, {"kl": 1.9})
-    assert not warnings({}, {"kl": 0.3}, {"kl": 0.9})
-    apart = history({}, {"kl": 0.9}, {"kl": 1.9})
+    assert not warnings({}, {"kl": 0.05}, {"kl": 0.9})
+    apart = history({}, {"kl": 0.2}, {"kl": 1.9})
     limits = {"max_kl_per_token": 0.5, "max_length_ratio": 1.5}
     assert not watch(apart, **limits, consecutive=False)
 

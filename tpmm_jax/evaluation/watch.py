@@ -5,6 +5,7 @@ the one that an independent measure liked best, and the best of several is best 
 by luck: hence both differences must exclude 0.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +51,7 @@ def watch(
       max_length_ratio: the mean length may leave [1 / ratio, ratio] times theta_0's.
       look_at: where the last policy's samples are.
       consecutive: whether the history is that of one run, iteration by iteration, so
-        that a KL that more than doubles in one step means something.
+        that the length of its steps means something.
     """
     found = _hacking(history, look_at)
     found += _drift(history, max_kl_per_token, look_at, consecutive)
@@ -107,11 +108,17 @@ def _drift(
         )
     if not consecutive or len(history) < 3 or before.kl is None:
         return found
-    if now.kl > MIN_KL and now.kl > 2 * before.kl:
+    # KL grows as the square of a distance (2204.05862 plots rewards over its root): a
+    # steady drift quadruples it at t = 2, and that is no alarm.
+    t = len(history) - 1
+    step = math.sqrt(max(now.kl, 0)) - math.sqrt(max(before.kl, 0))
+    usual = math.sqrt(max(before.kl, 0)) / (t - 1)
+    if now.kl > MIN_KL and step > 2 * usual:
         found.append(
-            f"KL to {first} more than doubled in one iteration, from {before.kl:.2f} "
-            f"to {now.kl:.2f} nats a response: training may be running away. Read "
-            f"{look_at}; lower the learning rate, raise beta, or stop at {before.name}"
+            f"KL to {first} jumped in one iteration, from {before.kl:.2f} to "
+            f"{now.kl:.2f} nats a response, a step more than twice as long as usual. "
+            f"Training may be running away: read {look_at}; lower the learning rate, "
+            f"raise beta, or stop at {before.name}"
         )
     return found
 
