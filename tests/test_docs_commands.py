@@ -31,7 +31,8 @@ CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 def blocks(path: pathlib.Path) -> list[tuple[str, str]]:
     """(language, text) of every fenced block, then of every command in a line."""
     text = path.read_text(encoding="utf-8")
-    inline = [("", command.replace("\n", " ")) for command in INLINE.findall(text)]
+    found = [command.replace("\n", " ") for command in INLINE.findall(text)]
+    inline = [("", command) for command in found if "COMMAND" not in command]
     return [*BLOCK.findall(text), *inline]
 
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from tpmm_jax import sample as command
 from tpmm_jax.commands import prompt_file
 from tpmm_jax.commands.answers import Interrupt, shown
 from tpmm_jax.commands.chat import Chat
+from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.store import append_lines
 
@@ -347,3 +349,24 @@ def test_a_reader_that_leaves_is_no_error(folder):
     run.stdout.close()
     assert "Traceback" not in run.stderr.read().decode()
     assert run.wait() == 0
+
+
+def test_a_damaged_policy_is_named_and_never_passed_over(workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    newest = max(int(p.name) for p in (run / "trajectory").iterdir() if p.is_dir())
+    weights = max(
+        (p for p in (run / f"trajectory/{newest}/policy").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    weights.write_bytes(weights.read_bytes()[:-7])
+    for name in (str(run), f"{run}/trajectory@{newest}"):
+        with pytest.raises(CorruptCheckpoint, match=f"trajectory@{newest}.*is damaged"):
+            tpmm.load(name)
+    assert tpmm.load(f"{run}/trajectory@0").params
+
+
+def test_bytes_that_are_no_text_are_refused(plain):
+    model = tpmm.load(plain)
+    with pytest.raises(BadInput, match="prompt 0 is not UTF-8"):
+        list(tpmm.stream(model, "Tom\udce9 had"))

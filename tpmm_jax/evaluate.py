@@ -67,7 +67,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--baseline",
         metavar="MODEL",
-        help="default: the first MODEL; of a run its newest policy",
+        help="default: the first MODEL, theta_0 of a run. A workdir given here means "
+        "its newest policy",
     )
     add("--scorer", metavar="M:F", help="module:function, the reward")
     for name, what in (("also", "a further scorer"), ("judge", "a judge")):

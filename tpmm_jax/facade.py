@@ -294,6 +294,11 @@ def _encode(
     for i in texts:
         if not len(prompts[i]):
             raise BadInput(f"prompt {i} is empty; wanted a text or token ids")
+        if isinstance(prompts[i], str):
+            try:
+                prompts[i].encode()
+            except UnicodeEncodeError:
+                raise BadInput(f"prompt {i} is not UTF-8: {prompts[i]!r:.80}") from None
     if texts and model.tokenizer is None:
         raise BadInput(
             "the model has no tokenizer: give prompts as lists of token ids, or load "

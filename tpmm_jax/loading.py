@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.store import Trajectory, check_space, check_writable
 from tpmm_jax.store.files import storage_errors
@@ -144,24 +144,41 @@ def run_workdir(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def committed_steps(workdir: pathlib.Path) -> list[int]:
-    """Returns the steps of a run's trajectory.
+    """Returns the steps of a run's trajectory, all of them whole.
 
     Raises:
       BadInput: no run, or none committed yet.
+      CorruptCheckpoint: one of them is damaged; leaving it out would pass for less.
     """
-    if not (workdir / "trajectory").is_dir():
-        raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
-        steps = trajectory.steps()
+    steps, damaged = _steps(workdir)
+    if damaged:
+        raise _damaged(workdir, *min(damaged.items()))
     if not steps:
         raise BadInput(f"{workdir}/trajectory holds no policy yet; has the run begun?")
     return steps
 
 
+def _steps(workdir: pathlib.Path) -> tuple[list[int], dict[int, str]]:
+    """Returns the whole steps, and the damaged ones with what is wrong."""
+    if not (workdir / "trajectory").is_dir():
+        raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        return trajectory.steps(), trajectory.damaged()
+
+
+def _damaged(workdir: pathlib.Path, step: int, why: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        f"{workdir}/trajectory@{step} was committed, but is damaged: {why}. Put it "
+        "back from a copy, or name the other steps one by one"
+    )
+
+
 def _resolve_step(workdir: pathlib.Path, step: int | None) -> Source:
     """A step of a run's trajectory; None: the newest."""
-    steps = committed_steps(workdir)
-    wanted = steps[-1] if step is None else step
+    steps, damaged = _steps(workdir)
+    wanted = committed_steps(workdir)[-1] if step is None else step
+    if wanted in damaged:
+        raise _damaged(workdir, wanted, damaged[wanted])
     if wanted not in steps:
         raise BadInput(f"{workdir}/trajectory@{wanted}: it holds the steps {steps}")
 

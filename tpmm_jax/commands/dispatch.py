@@ -31,9 +31,9 @@ options:
   --version          print the version
 
 examples:
-  tpmm train --config configs/quickstart.py
-  tpmm sample runs/quickstart --prompt "Once upon a time"
-  tpmm export runs/quickstart/trajectory@4 --output exported
+  tpmm train --config configs/quickstart.py --workdir runs/mine
+  tpmm sample runs/quickstart/learned --prompt "Once upon a time"
+  tpmm export runs/quickstart/learned/trajectory@4 --output exported
 """
 
 

@@ -1,4 +1,4 @@
-"""Makes report.html of a run: python -m tpmm_jax.report WORKDIR
+"""Makes report.html of a run: tpmm report WORKDIR
 
 Exit codes: 0 done, 1 other, 2 bad input, 3 corrupt file, 4 storage.
 """
@@ -16,16 +16,16 @@ from tpmm_jax.report.page import NAME, write_report
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tpmm_jax.report",
+        prog="tpmm report",
         description="Makes one HTML file of a run: rewards, win rates, KL, merge "
         "weights, sample answers,\nconfiguration. It opens without a network. A run "
         "that is still going may be reported too.\nOf several runs it makes a "
         "comparison, with paired differences where they were\nevaluated on the same "
         "prompts.",
         epilog="examples:\n"
-        f"  python -m tpmm_jax.report runs/smollm2            runs/smollm2/{NAME}\n"
-        f"  python -m tpmm_jax.report runs/learned runs/sft   {NAME}, a comparison\n"
-        "  python -m tpmm_jax.report runs/a runs/b --output a-and-b.html --open yes",
+        f"  tpmm report runs/smollm2            runs/smollm2/{NAME}\n"
+        f"  tpmm report runs/learned runs/sft   {NAME}, a comparison\n"
+        "  tpmm report runs/a runs/b --output a-and-b.html --open yes",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from tpmm_jax.errors import BadInput
 from tpmm_jax.report import compare, facts
 from tpmm_jax.report.facts import number_text
 from tpmm_jax.report.figures import DASHES, SERIES, printable, theta
@@ -41,6 +42,8 @@ def write_report(
         names the file, and the line where it has lines.
       StorageError: the page cannot be written.
     """
+    if path is not None and pathlib.Path(path).is_dir():
+        raise BadInput(f"{path} is a folder; wanted a file to write, such as page.html")
     folders = [pathlib.Path(workdir) for workdir in workdirs]
     runs = [read_run(f, label) for f, label in zip(folders, labels(folders))]
     if path is None:

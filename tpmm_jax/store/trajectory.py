@@ -97,6 +97,11 @@ class Trajectory:
         """The committed steps whose files are all there, in order."""
         return [e.step for e in self._entries() if fault(self.directory, e) is None]
 
+    def damaged(self) -> dict[int, str]:
+        """Committed steps whose files are not all there, with what is wrong."""
+        faults = {e.step: fault(self.directory, e) for e in self._entries()}
+        return {step: why for step, why in faults.items() if why is not None}
+
     def ignored(self) -> list[tuple[str, str]]:
         """(name, reason) of everything in the folder that is no committed step."""
         return ignored(self.directory, self._entries())
