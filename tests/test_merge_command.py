@@ -138,7 +138,9 @@ def test_scores_in_numpy():
     assert found.accuracy == pytest.approx(4.5 / 6)
     assert found.loss == pytest.approx(np.mean(np.log1p(np.exp(-0.5 * margins))))
     assert found.low < found.accuracy < found.high <= 1
-    assert score("x", margins[:2], prompts[:2], 0.5).low is None
+    # One prompt says nothing of others.
+    one = score("x", margins[:2], prompts[:2], 0.5)
+    assert (one.low, one.high) == (0.0, 1.0)
 
 
 def test_the_scale_is_the_minimum():
