@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import jax
 import pytest
@@ -53,3 +54,27 @@ def test_a_merge_says_how_far_it_is_above_rounding(model):
     assert origin["source"] == "merge" and origin["weights"] == [0.5, 0.5]
     one_hot = tpmm.merge([model, moved], [0, 1]).origin
     assert one_hot["signal_to_rounding"] == math.inf
+
+
+def test_a_faint_merge_is_not_saved_in_bfloat16_in_silence(model, tmp_path):
+    """Whether the cast is save's or was made before; the first model loses nothing."""
+    moved = dataclasses.replace(
+        model, params=jax.tree.map(lambda x: x + 1e-6, model.params)
+    )
+    merged = tpmm.merge([model, moved], [0.5, 0.5])
+    ratio = merged.origin["signal_to_rounding_bfloat16"]
+    assert 0 < ratio < 1
+    cast = jax.tree.map(lambda x: x.astype("bfloat16"), merged.params)
+    with pytest.warns(UserWarning, match=f"only {ratio:.2g} times .* in float32"):
+        tpmm.save(merged, tmp_path / "half", dtype="bfloat16")
+    with pytest.warns(UserWarning, match="the merge is rounded away"):
+        tpmm.save(dataclasses.replace(merged, params=cast), tmp_path / "cast")
+    loaded = tpmm.load(tmp_path / "half", dtype="bfloat16").params
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), loaded, cast))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tpmm.save(merged, tmp_path / "whole")
+        first = tpmm.merge([model, moved], [1, 0])
+        tpmm.save(first, tmp_path / "first", dtype="bfloat16")
+    with pytest.raises(BadInput, match="dtype is float16"):
+        tpmm.save(merged, tmp_path / "other", dtype="float16")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
+from tpmm_jax import export
 from tpmm_jax import merge_checkpoints as command
 from tpmm_jax.commands.learning import fitted_scale, score, split_rows
 from tpmm_jax.commands.merges import expand
@@ -75,6 +76,11 @@ def test_a_faint_merge_is_not_cast_in_silence(capsys, tmp_path):
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
     ratio = json.loads((out / "merge.json").read_text())["signal_to_rounding"]
     assert ratio["bfloat16"] < 1 < ratio["float32"]
+    whole, exported = tmp_path / "whole", tmp_path / "exported"
+    assert merge(capsys, *models, "--uniform", "--output", whole)[0] == 0
+    options = [str(whole), "--output", str(exported), "--dtype", "bfloat16"]
+    assert export.main(options) == 0
+    assert "its change to a is only" in " ".join(capsys.readouterr().out.split())
 
 
 def pairs_file(tmp_path, count=30):

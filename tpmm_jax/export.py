@@ -4,11 +4,11 @@ Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 """
 
 import argparse
-import math
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -21,10 +21,9 @@ from tpmm_jax.commands.card import (
     write_card,
 )
 from tpmm_jax.commands.line import Parser, guarded, versions
-from tpmm_jax.commands.merges import FAINT
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import Model, Source, check_dtype, check_output, resolve, save
-from tpmm_jax.merging import signal_to_rounding
+from tpmm_jax.merging import FAINT, faint_text, signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.store import tree_digest
@@ -103,15 +102,16 @@ def read_model(
         base = resolve(f"{workdir}@0").read(decoder, "float32")
         ratio = signal_to_rounding(params, base, dtype)
         del base
-        told = f"{ratio:,.3g}" if math.isfinite(ratio) else "nothing is rounded"
-        console.note(f"signal to rounding, {dtype}: {told}")
-        if ratio < FAINT:
-            console.warn(
-                f"in {dtype} much of what the run changed is rounded away: its change "
-                f"to theta_0 is only {ratio:.2g} times the rounding error; use "
-                "--dtype float32"
-            )
+        console.note(signal_text(ratio, dtype))
+        warn_if_faint(console, ratio, "what the run changed", "its change to theta_0")
     return jax.tree.map(lambda x: x.astype(dtype), params), digest, decoder
+
+
+def warn_if_faint(console: RunConsole, ratio: float, lost: str, change: str) -> None:
+    """Warns where a cast to bfloat16 would undo a change; 0 is no change."""
+    if 0 < ratio < FAINT:
+        instead = "use --dtype float32"
+        console.warn(faint_text(ratio, "bfloat16", lost, change, instead))
 
 
 def base_model(args: argparse.Namespace, source: Source, facts: RunFacts | None) -> str:
@@ -132,12 +132,12 @@ def card(
     source: Source,
     facts: RunFacts | None,
     digest: str,
+    merge: Mapping[str, Any] | None,
     base: str,
 ) -> str:
     """Returns the model card."""
     known = {f"{n} (run)": v for n, v in (facts.versions if facts else {}).items()}
     known |= {f"{n} (export)" if known else n: v for n, v in versions().items()}
-    merge = merge_facts(pathlib.Path(args.model))
     tags = ["tpmm_jax"]
     if facts is not None:
         tags += ["preference-optimization", facts.config["loss"]["name"]]
@@ -169,14 +169,18 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     each = 2 if dtype == "bfloat16" else 4
     check_output(args.output, each * source.config.num_params)
     facts = run_facts(source.origin["source"])
+    merge = merge_facts(pathlib.Path(args.model))
     base = base_model(args, source, facts)
     if source.tokenizer is None:
         console.warn(
             f"{args.model} has no tokenizer, so {args.output} will have none: "
             "transformers will load the model, and pipelines will not"
         )
+    if merge is not None and dtype == "bfloat16" and merge["bfloat16_ratio"]:
+        change = f"its change to {merge['rows'][0]['source']}"
+        warn_if_faint(console, merge["bfloat16_ratio"], "the merge", change)
     params, digest, decoder = read_model(source, facts, dtype, console)
-    text = card(args, source, facts, digest, base)
+    text = card(args, source, facts, digest, merge, base)
     model = Model(decoder, params, source.tokenizer, source.origin)
     files = {"README.md": text}
     with console.phase("write", 1, "models") as bar:

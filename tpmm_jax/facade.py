@@ -19,7 +19,7 @@ from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.data.tokens import encode_prompts, pad_id
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import Model, end_ids, load
-from tpmm_jax.merging import weighted_sum
+from tpmm_jax.merging import signal_to_rounding, weighted_sum
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.sampling import (
@@ -327,7 +327,8 @@ def merge(
     """Returns the model sum_k w_k theta_k, computed in float32.
 
     Its origin holds "signal_to_rounding", the size of the merge's change to model 0
-    over the float32 rounding error: see ``merging.signal_to_rounding``.
+    over the float32 rounding error, and "signal_to_rounding_bfloat16", the same of a
+    cast to bfloat16, which ``save`` warns of: see ``merging.signal_to_rounding``.
 
     Args:
       models: models, or what ``load`` takes; paths are loaded one at a time.
@@ -355,6 +356,9 @@ def merge(
         "source": "merge",
         "weights": [float(w) for w in weights],
         "signal_to_rounding": ratio,
+        "signal_to_rounding_bfloat16": signal_to_rounding(
+            merged, first.params, "bfloat16"
+        ),
     }
     decoder = replace(first.decoder, compute_dtype="float32")
     return Model(decoder, merged, first.tokenizer, origin)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.merging import FAINT, faint_text
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.store import Trajectory, check_space, check_writable
 from tpmm_jax.store.files import storage_errors
@@ -319,6 +321,7 @@ def save(
     model: Model,
     directory: str | os.PathLike,
     *,
+    dtype: Any = None,
     max_shard_bytes: int = 4 * 2**30,
     files: Mapping[str, str] | None = None,
 ) -> None:
@@ -327,7 +330,10 @@ def save(
     The directory appears whole or not at all; an existing one is refused unless
     it is empty.
 
+    Warns (UserWarning) where a merge's change would be rounded away by bfloat16.
+
     Args:
+      dtype: of the weights, "float32" or "bfloat16"; None: as they are in memory.
       max_shard_bytes: weights above this are split over several files.
       files: further text files, by name.
 
@@ -337,15 +343,26 @@ def save(
     """
     directory = pathlib.Path(directory)
     check_output(directory)
+    params = model.params
+    if dtype is not None:
+        wanted = check_dtype(dtype)
+        params = jax.tree.map(lambda x: x.astype(wanted), params)
+    dtype = jax.tree.leaves(params)[0].dtype.name
+    ratio = model.origin.get("signal_to_rounding_bfloat16", 0.0)
+    # 0: the merge is model 0, or this is no merge.
+    if dtype == "bfloat16" and 0 < ratio < FAINT:
+        instead = "keep its parameters, and save them, in float32"
+        change = "its change to model 0"
+        text = faint_text(ratio, dtype, "the merge", change, instead)
+        warnings.warn(text, stacklevel=2)
     with (
         storage_errors(directory),
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as tmp,
     ):
         whole = pathlib.Path(tmp) / "model"
         whole.mkdir()
-        dtype = jax.tree.leaves(model.params)[0].dtype.name
         write_description(model.config, model.tokenizer, dtype, whole)
-        write_params(model.params, model.config, whole, max_shard_bytes=max_shard_bytes)
+        write_params(params, model.config, whole, max_shard_bytes=max_shard_bytes)
         for name, text in (files or {}).items():
             (whole / name).write_text(text, encoding="utf-8")
         for path in whole.iterdir():

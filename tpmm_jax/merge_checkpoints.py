@@ -17,7 +17,6 @@ import jax
 from tpmm_jax.commands.learning import Learned, Rows, encode, split_rows
 from tpmm_jax.commands.line import Parser, guarded, versions
 from tpmm_jax.commands.merges import (
-    FAINT,
     Merged,
     expand,
     merge_given,
@@ -27,7 +26,13 @@ from tpmm_jax.commands.merges import (
 from tpmm_jax.data.pairs import load_pairs
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import Model, Source, check_dtype, check_output, save
-from tpmm_jax.merging import RULES, ReferenceConfig
+from tpmm_jax.merging import (
+    FAINT,
+    RULES,
+    ReferenceConfig,
+    faint_text,
+    signal_text,
+)
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
@@ -201,8 +206,7 @@ def show(merged: Merged, names: Sequence[str], console: RunConsole) -> None:
         ("float32", merged.float32_ratio),
         ("bfloat16", merged.bfloat16_ratio),
     ):
-        told = f"{ratio:,.3g}" if math.isfinite(ratio) else "nothing is rounded"
-        console.note(f"signal to rounding, {dtype}: {told}")
+        console.note(signal_text(ratio, dtype))
 
 
 def show_scores(learned: Learned, console: RunConsole) -> None:
@@ -257,11 +261,12 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
             console.warn(f"the weights add up to {sum(weights):g}, not to 1")
     show(merged, names, console)
     content = record(args, sources, merged)
-    if dtype == "bfloat16" and merged.bfloat16_ratio < FAINT:
+    ratio = merged.bfloat16_ratio
+    # 0: the merge is the first model, so nothing is lost.
+    if dtype == "bfloat16" and 0 < ratio < FAINT:
+        change = f"its change to {names[0]}"
         console.warn(
-            "in bfloat16 much of the merge is rounded away: its change to "
-            f"{names[0]} is only {merged.bfloat16_ratio:.2g} times the rounding error; "
-            "use --dtype float32"
+            faint_text(ratio, dtype, "the merge", change, "use --dtype float32")
         )
     params = jax.tree.map(lambda x: x.astype(dtype), merged.params)
     origin = {"source": str(output)}

@@ -310,7 +310,13 @@ def merge_facts(directory: pathlib.Path) -> dict[str, Any] | None:
             }
             for source, weight in zip(known["sources"], means, strict=True)
         ]
-        return {"rule": known["rule"], "sources": known["sources"], "rows": rows}
+        return {
+            "rule": known["rule"],
+            "sources": known["sources"],
+            "rows": rows,
+            # None: nothing is rounded, or the record is of an older version.
+            "bfloat16_ratio": known.get("signal_to_rounding", {}).get("bfloat16"),
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{path} is not a merge's record ({type(error).__name__}: {error}); put it "

@@ -27,9 +27,6 @@ from tpmm_jax.store import tree_digest
 
 RANGE = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<first>\d+)\.\.(?P<last>\d+)")
 
-# Below this many times the rounding error, a change is not what it was.
-FAINT = 10.0
-
 
 @dataclass
 class Merged:

@@ -24,6 +24,7 @@ from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
 from tpmm_jax.loop.run import Run
 from tpmm_jax.losses import loss_at_zero, loss_slope
 from tpmm_jax.merging import (
+    FAINT,
     Deltas,
     HeldOut,
     MergeContext,
@@ -220,7 +221,7 @@ def _log_reference(run: Run, iteration: int, known: dict[str, Any]) -> None:
     ratio = known["signal_to_rounding"]
     if ratio is not None:
         values["merge/signal_to_rounding"] = ratio
-        if ratio < 10:
+        if ratio < FAINT:
             run.console.warn(
                 f"the reference differs from theta_0 by only {ratio:.1f} times the "
                 f"rounding error of {run.decoder.compute_dtype}"

@@ -3,6 +3,7 @@
 from tpmm_jax.merging.config import ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.merging.learned import HeldOut
+from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
 from tpmm_jax.merging.rules import RULES, MergeContext, choose
 from tpmm_jax.merging.trees import (
     group_names,
@@ -12,14 +13,17 @@ from tpmm_jax.merging.trees import (
 )
 
 __all__ = [
+    "FAINT",
     "RULES",
     "Deltas",
     "HeldOut",
     "MergeContext",
     "ReferenceConfig",
     "choose",
+    "faint_text",
     "group_names",
     "one_hot_index",
+    "signal_text",
     "signal_to_rounding",
     "weighted_sum",
 ]

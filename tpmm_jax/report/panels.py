@@ -13,12 +13,11 @@ import numpy as np
 from markupsafe import Markup
 
 from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.merging import FAINT
 from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve, theta
 from tpmm_jax.report.gather import RunData
 
-# Below this, the loop warns that the reference is hardly another than theta_0.
-WEAK_SIGNAL = 10.0
 INTERVAL = "Bars: 95\u00a0% intervals."
 PREVIOUS = "θₜ₋₁"
 
@@ -219,7 +218,7 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
         "Signal-to-rounding of the merge",
         {"merge/signal_to_rounding": ""},
         f"|merged − θ₀| over the rounding error of computing with it; below "
-        f"{WEAK_SIGNAL:g} the reference is hardly another than θ₀.",
+        f"{FAINT:g} the reference is hardly another than θ₀.",
         log=True,
     )
     return found
