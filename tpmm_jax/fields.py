@@ -6,7 +6,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from tpmm_jax.errors import BadInput
@@ -29,6 +29,32 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + f.name] = dict(value) if isinstance(value, Mapping) else value
     return flat
+
+
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted name: value} of nested mappings.
+
+    Empty mappings are left out: a field that is new and empty changes nothing.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()
+) -> list[str]:
+    """Returns "name: x before, y now" of every dotted name but the free ones."""
+    old, new = dotted(before), dotted(now)
+    return [
+        f"{name}: {old.get(name)!r} before, {new.get(name)!r} now"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name) and name not in free
+    ]
 
 
 def nearest(wrong: str, names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from tpmm_jax.data.messages import as_dicts, written
 from tpmm_jax.data.prompts import Prompt, load_prompts, parse_prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import completion_batches, encode
+from tpmm_jax.fields import changes
 from tpmm_jax.loading import Model
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import import_object
@@ -171,12 +172,7 @@ def _continued(
     lines = read_lines_repaired(output)
     if not lines:
         return 0
-    before, now = _flat(read_json(_mark(output))), _flat(made_from)
-    changed = [
-        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
+    changed = changes(read_json(_mark(output)), made_from)
     if changed:
         raise BadInput(
             f"{output} holds {len(lines)} rows of another command:\n  "
@@ -187,13 +183,3 @@ def _continued(
     if done < len(lines):
         write_text(output, "".join(line + "\n" for line in lines[:done]))
     return done
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{k}": v for k, v in value.items()}
-        else:
-            flat[name] = value
-    return flat

@@ -12,6 +12,7 @@ from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.data.tokens import pad_id
 from tpmm_jax.errors import BadInput
+from tpmm_jax.fields import changes
 from tpmm_jax.loading import Source, write_description
 from tpmm_jax.loop.chunks import PairChunks, load_chunks
 from tpmm_jax.loop.header import show_header
@@ -102,14 +103,9 @@ def open_run(
 
 def check_unchanged(config: Config, workdir: pathlib.Path) -> None:
     """Raises BadInput if the workdir's run was configured otherwise."""
-    before, now = _flat(read_json(workdir / "config.json")), _flat(to_dict(config))
     # Offline, the number of iterations decides which pairs each one takes.
     free = set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
-    changed = [
-        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and name not in free
-    ]
+    changed = changes(read_json(workdir / "config.json"), to_dict(config), free)
     if changed:
         raise BadInput(
             f"{workdir} holds a run of another configuration:\n  "
@@ -145,16 +141,6 @@ def check_data(
             "iterations would mix two data sets; put the data back, or choose another "
             "--workdir"
         )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def load_data(
