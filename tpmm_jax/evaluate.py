@@ -13,8 +13,7 @@ from typing import Any
 
 from tpmm_jax.commands.line import Parser, guarded, versions
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.pair_tokens import count_table, encode_pairs
-from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation.table import comparison_lines
 from tpmm_jax.loading import Source, check_output, committed_steps, resolve, run_workdir
@@ -218,21 +217,17 @@ def read_pairs(
     """Returns preference pairs in the baseline's tokens; cut as a run's would be."""
     if args.pairs is None:
         return []
-    loaded = load_pairs(args.pairs, split=args.split)
     half = min(512, baseline.found.config.max_positions // 2)
-    rows, counts = encode_pairs(
+    return load_rows(
+        args.pairs,
         baseline.found.tokenizer,
-        loaded.pairs,
+        split=args.split,
         chat=args.chat,
         max_prompt_length=half,
         max_completion_length=half,
+        note=console.note,
+        warn=console.warn,
     )
-    for warning in loaded.warnings:
-        console.warn(warning)
-    for what, count in count_table({**loaded.counts, **counts}):
-        if count:
-            console.note(f"{count:>8,} {what}")
-    return rows
 
 
 def evaluate(args: argparse.Namespace, console: RunConsole) -> int:

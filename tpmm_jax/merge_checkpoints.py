@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from tpmm_jax.commands.learning import Learned, Rows, encode, split_rows
+from tpmm_jax.commands.learning import Learned, Rows, split_rows
 from tpmm_jax.commands.line import Parser, guarded, versions
 from tpmm_jax.commands.merges import (
     Merged,
@@ -23,7 +23,7 @@ from tpmm_jax.commands.merges import (
     merge_learned,
     open_sources,
 )
-from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import Model, Source, check_dtype, check_output, save
 from tpmm_jax.merging import (
@@ -137,12 +137,18 @@ def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> R
             f"{first.origin['source']} has no tokenizer (tokenizer.json), which "
             "--learn needs to read the pairs; copy it into that directory"
         )
-    pairs = load_pairs(args.learn)
     chat = bool(tokenizer.chat_template) if args.chat is None else args.chat
     how = "with the chat template" if chat else "as they are, without a chat template"
     console.note(f"pairs are written {how}")
-    limits = (args.max_prompt_length or 512, args.max_completion_length or 512)
-    rows = encode(pairs, tokenizer, chat=chat, limits=limits, console=console)
+    rows = load_rows(
+        args.learn,
+        tokenizer,
+        chat=chat,
+        max_prompt_length=args.max_prompt_length or 512,
+        max_completion_length=args.max_completion_length or 512,
+        note=console.note,
+        warn=console.warn,
+    )
     share = 0.2 if args.holdout is None else args.holdout
     return split_rows(rows, share, args.seed or 0)
 

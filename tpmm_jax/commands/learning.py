@@ -14,8 +14,6 @@ import scipy.optimize
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.pair_tokens import count_table, encode_pairs
-from tpmm_jax.data.pairs import PairSet
 from tpmm_jax.data.table import Table, make_table, pair_length, round_up, take
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import rate_interval
@@ -66,30 +64,6 @@ class Rows:
 
     learn: list[PairRow]
     report: list[PairRow]
-
-
-def encode(
-    pairs: PairSet,
-    tokenizer: Any,
-    *,
-    chat: bool,
-    limits: tuple[int, int],
-    console: RunConsole,
-) -> list[PairRow]:
-    """Returns the pairs as token ids; says what was cut and dropped."""
-    for warning in pairs.warnings:
-        console.warn(warning)
-    rows, counts = encode_pairs(
-        tokenizer,
-        pairs.pairs,
-        chat=chat,
-        max_prompt_length=limits[0],
-        max_completion_length=limits[1],
-    )
-    for what, count in count_table({**pairs.counts, **counts}):
-        if count:
-            console.note(f"{count:>8,} {what}")
-    return rows
 
 
 def split_rows(rows: list[PairRow], share: float, seed: int) -> Rows:

@@ -6,8 +6,7 @@ import numpy as np
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.pair_tokens import count_table, encode_pairs
-from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.report.console import RunConsole
 
@@ -18,20 +17,17 @@ def load_chunks(config: Config, tokenizer: Any, console: RunConsole) -> PairChun
     """Returns T chunks of the pair set; whole prompts are held out."""
     data = config.data
     assert data.pairs is not None
-    found = load_pairs(data.pairs, split=data.split)
-    for warning in found.warnings:
-        console.warn(warning)
-    rows, counts = encode_pairs(
+    rows = load_rows(
+        data.pairs,
         tokenizer,
-        found.pairs,
+        split=data.split,
         chat=data.chat,
         max_prompt_length=data.max_prompt_length,
         max_completion_length=data.max_completion_length,
         truncate=data.truncate_prompt,
+        note=console.note,
+        warn=console.warn,
     )
-    for what, count in count_table({**found.counts, **counts}):
-        if count:
-            console.note(f"{count:>8,} {what}")
     if len(rows) < config.iterations:
         raise BadInput(
             f"{data.pairs} has {len(rows)} usable pairs for {config.iterations} "
