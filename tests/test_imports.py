@@ -22,9 +22,9 @@ ORDER = (
     ("loading", "steps"),
     ("config", "facade"),
     ("report",),
-    ("commands",),
     ("loop",),
     ("iterate",),
+    ("commands",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 LAST = len(ORDER)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import command_runs
 import pytest
@@ -204,6 +205,20 @@ def test_no_tokenizer_no_prompts_and_a_foreign_output_are_named(
     assert "was not written by this command" in refused(capsys, *argv)
     assert foreign.read_text() == "mine\n"
     assert "is a folder" in refused(capsys, *argv[:-1], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        ([], "some_prompts:make returned no prompt"),
+        (["a", 3], "some_prompts:make: prompt 1: field 'prompt' is a number"),
+    ],
+)
+def test_a_functions_wrong_prompts_are_named(capsys, folder, monkeypatch, made, wanted):
+    module = types.ModuleType("some_prompts")
+    module.make = lambda: made
+    monkeypatch.setitem(sys.modules, "some_prompts", module)
+    assert wanted in refused(capsys, folder, "--prompts", "some_prompts:make")
 
 
 def test_token_ids_need_no_tokenizer(capsys, fixtures, tmp_path):

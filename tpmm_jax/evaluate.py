@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tpmm_jax.commands.line import Parser, guarded, versions
+from tpmm_jax.commands.line import Parser, guarded
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
@@ -22,6 +22,7 @@ from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.loop.theta_0 import check_tokenizer
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.jsonl import plain
+from tpmm_jax.report.versions import versions
 from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.store.files import write_json

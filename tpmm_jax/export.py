@@ -20,12 +20,13 @@ from tpmm_jax.commands.card import (
     run_facts,
     write_card,
 )
-from tpmm_jax.commands.line import Parser, guarded, versions
+from tpmm_jax.commands.line import Parser, guarded
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import Model, Source, check_dtype, check_output, resolve, save
 from tpmm_jax.merging import FAINT, faint_text, signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
+from tpmm_jax.report.versions import versions
 from tpmm_jax.store import tree_digest
 
 DESCRIPTION = """\

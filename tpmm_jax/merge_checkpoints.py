@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from tpmm_jax.commands.learning import Learned, Rows, split_rows
-from tpmm_jax.commands.line import Parser, guarded, versions
+from tpmm_jax.commands.line import Parser, guarded
 from tpmm_jax.commands.merges import (
     Merged,
     expand,
@@ -36,6 +36,7 @@ from tpmm_jax.merging import (
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
+from tpmm_jax.report.versions import versions
 from tpmm_jax.store import tree_digest
 
 DESCRIPTION = """\

@@ -5,24 +5,21 @@ reconstruction): the merge is scored as a policy against the anchor, the first m
 Whole prompts are held out of the learning, and all numbers reported are of those.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.optimize
 
-from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.table import Table, make_table, pair_length, round_up, take
+from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import rate_interval
+from tpmm_jax.loop.answers import batched_log_probs
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
 from tpmm_jax.merging.learned import learn, softmax
-from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
-from tpmm_jax.steps import log_probs_step
 
 CHUNK_BYTES = 32 * 2**20
 MICRO_BATCH = 8
@@ -121,10 +118,15 @@ def learn_weights(
     ) as anchor_bar:
         for some in (rows.learn, rows.report):
             table = make_table(some, length=length, pad_id=pad)
-            table["reference_BN"] = pair_log_probs(
-                decoder, anchor, table, anchor_bar.advance
-            )
             micro = min(MICRO_BATCH, len(some))
+            table["reference_BN"] = batched_log_probs(
+                decoder,
+                anchor,
+                table,
+                size=micro,
+                chunk_bytes=CHUNK_BYTES,
+                advance=anchor_bar.advance,
+            )
             sets.append(HeldOut(decoder, config, table, micro, CHUNK_BYTES, seed))
     del anchor
     learning, report = sets
@@ -155,22 +157,6 @@ def learn_weights(
         "held_out_prompts": len(set(prompts)),
     }
     return Learned(weights_GK, scale, scores, counts)
-
-
-def pair_log_probs(
-    decoder: Decoder, params: Params, table: Table, advance: Callable[[int], None]
-) -> np.ndarray:
-    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
-    rows, out = len(table["weight_B"]), []
-    size = min(MICRO_BATCH, rows)
-    table = {name: x for name, x in table.items() if name != "reference_BN"}
-    for start in range(0, rows, size):
-        places = np.arange(start, min(start + size, rows))
-        batch = put_batch(take(table, places, size), decoder.mesh)
-        logps_BN = log_probs_step(decoder, params, batch, chunk_bytes=CHUNK_BYTES)
-        out.append(np.asarray(logps_BN)[: len(places)])
-        advance(len(places))
-    return np.concatenate(out)
 
 
 def fitted_scale(margins: np.ndarray) -> float:

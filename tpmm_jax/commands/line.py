@@ -1,26 +1,14 @@
-"""A command line's arguments and its end: nearest options, exit codes, versions."""
+"""A command line's arguments and its end: nearest options, exit codes."""
 
 import argparse
 import difflib
-import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.report.console import RunConsole
-
-LIBRARIES = (
-    "tpmm_jax",
-    "jax",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "numpy",
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,11 +53,3 @@ def guarded(work: Callable[[], int | None], console: RunConsole) -> int:
         # The reader (head, less) has seen enough. Python flushes again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        found[name] = importlib.metadata.version(name)
-    return found

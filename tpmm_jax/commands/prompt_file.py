@@ -14,13 +14,13 @@ from typing import Any
 from tpmm_jax.commands.answers import Settings, room_for
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.data.messages import as_dicts, written
-from tpmm_jax.data.prompts import Prompt, load_prompts, parse_prompt
+from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import completion_batches, encode
 from tpmm_jax.fields import changes
 from tpmm_jax.loading import Model
+from tpmm_jax.loop import prompts
 from tpmm_jax.report.console import RunConsole
-from tpmm_jax.rewards import import_object
 from tpmm_jax.store.files import (
     append_lines,
     read_json,
@@ -39,18 +39,7 @@ def read_prompts(source: str, field: str) -> list[Any]:
     Raises:
       BadInput: nothing there, no prompt in it, or rows that are none.
     """
-    if ":" not in source or pathlib.Path(source).exists() or "/" in source:
-        return [plain(prompt) for prompt in load_prompts(source, field=field)]
-    found = []
-    for number, item in enumerate(import_object(source, "--prompts")()):
-        value = item if isinstance(item, str) else list(item)
-        content, faults = parse_prompt(value, "prompt")
-        if content is None or faults:
-            raise BadInput(f"{source}: prompt {number}: {'; '.join(faults)}")
-        found.append(plain(Prompt(content, f"{source} {number}")))
-    if not found:
-        raise BadInput(f"{source} returned no prompt; wanted one or more")
-    return found
+    return [plain(p) for p in prompts.read_prompts(source, "--prompts", column=field)]
 
 
 def plain(prompt: Prompt) -> Any:

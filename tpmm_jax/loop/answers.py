@@ -220,16 +220,42 @@ def pair_log_probs(
     runner: PolicyRunner, params: Params, table: Table, title: str
 ) -> np.ndarray:
     """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
-    rows, size = len(table["weight_B"]), runner.micro_batch
-    out = []
-    with runner.console.phase(title, rows, "pairs") as bar:
-        for start in range(0, rows, size):
-            places = np.arange(start, min(start + size, rows))
-            batch = put_batch(take(table, places, size), runner.decoder.mesh)
-            logps_BN = log_probs_step(
-                runner.decoder, params, batch, chunk_bytes=runner.chunk_bytes
-            )
-            out.append(np.asarray(logps_BN)[: len(places)])
-            bar.advance(len(places))
+    with runner.console.phase(title, len(table["weight_B"]), "pairs") as bar:
+
+        def advance(count: int) -> None:
+            bar.advance(count)
             runner.check()
+
+        return batched_log_probs(
+            runner.decoder,
+            params,
+            table,
+            size=runner.micro_batch,
+            chunk_bytes=runner.chunk_bytes,
+            advance=advance,
+        )
+
+
+def batched_log_probs(
+    decoder: Decoder,
+    params: Params,
+    table: Table,
+    *,
+    size: int,
+    chunk_bytes: int,
+    advance: Callable[[int], None],
+) -> np.ndarray:
+    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
+
+    Args:
+      size: pairs at once.
+      advance: called with the number of pairs that were done.
+    """
+    rows, out = len(table["weight_B"]), []
+    for start in range(0, rows, size):
+        places = np.arange(start, min(start + size, rows))
+        batch = put_batch(take(table, places, size), decoder.mesh)
+        logps_BN = log_probs_step(decoder, params, batch, chunk_bytes=chunk_bytes)
+        out.append(np.asarray(logps_BN)[: len(places)])
+        advance(len(places))
     return np.concatenate(out)

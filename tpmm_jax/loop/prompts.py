@@ -6,7 +6,7 @@ import json
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +134,12 @@ def read_prompts(
 def _made_prompts(source: str, option: str, cache: pathlib.Path) -> list[Prompt]:
     def make() -> None:
         made = import_object(source, option)()
-        lines = [json.dumps({"prompt": _plain(item)}) for item in made]
+        lines = [
+            json.dumps({"prompt": _plain(item, f"{source}: prompt {number}")})
+            for number, item in enumerate(made)
+        ]
+        if not lines:
+            raise BadInput(f"{source} returned no prompt; wanted one or more")
         write_text(cache, "".join(line + "\n" for line in lines))
 
     made_from(cache, source, make)
@@ -151,11 +156,12 @@ def made_from(path: pathlib.Path, source: str, make: Callable[[], None]) -> None
     write_text(mark, source)
 
 
-def _plain(item: Any) -> Any:
-    value = item if isinstance(item, str) else list(item)
+def _plain(item: Any, name: str) -> Any:
+    whole = isinstance(item, str | Mapping) or not isinstance(item, Iterable)
+    value = item if whole else list(item)
     _, faults = parse_prompt(value, "prompt")
     if faults:
-        raise BadInput(f"a prompt that the function made is no prompt: {faults[0]}")
+        raise BadInput(f"{name}: {'; '.join(faults)}")
     return value
 
 
