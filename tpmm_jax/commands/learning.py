@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.table import make_table, pair_length, round_up
@@ -17,7 +16,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import rate_interval
 from tpmm_jax.loop.answers import batched_log_probs
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
-from tpmm_jax.merging.learned import learn, softmax
+from tpmm_jax.merging.learned import fitted_scale, learn, softmax
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
 
@@ -157,19 +156,6 @@ def learn_weights(
         "held_out_prompts": len(set(prompts)),
     }
     return Learned(weights_GK, scale, scores, counts)
-
-
-def fitted_scale(margins: np.ndarray) -> float:
-    """Returns the c >= 0 with the least mean -log sigma(c D), at most 1e4."""
-
-    def slope(c: float) -> float:
-        return float(-np.mean(margins * np.exp(-np.logaddexp(0, c * margins))))
-
-    if slope(0.0) >= 0:
-        return 0.0
-    if slope(1e4) < 0:
-        return 1e4
-    return float(scipy.optimize.brentq(slope, 0.0, 1e4))
 
 
 def score(

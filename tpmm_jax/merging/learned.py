@@ -27,6 +27,8 @@ from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 
+# Of D; pairs that are all right have no best scale.
+MAX_SCALE = 1.0e4
 OnStep = Callable[[dict[str, Any], dict[str, float]], None]
 
 
@@ -72,19 +74,26 @@ class HeldOut:
 
 def objective(margins: np.ndarray, config: ReferenceConfig) -> float:
     """Returns mean[-log sigma(c D)]: c = beta if fixed, else the best c >= 0."""
-    if config.objective == "fixed":
-        return float(np.mean(np.logaddexp(0, -config.beta * margins)))
-    low, high = 0.0, 1.0e4
+    scale = config.beta if config.objective == "fixed" else fitted_scale(margins)
+    return float(np.mean(np.logaddexp(0, -scale * margins)))
+
+
+def fitted_scale(margins: np.ndarray) -> float:
+    """Returns the c >= 0 with the least mean -log sigma(c D), at most 1e4."""
+    low, high = 0.0, MAX_SCALE
 
     def slope(c: float) -> float:
         return float(-np.mean(margins * np.exp(-np.logaddexp(0, c * margins))))
 
-    if slope(0.0) >= 0:
-        return float(np.log(2))
+    if slope(low) >= 0:
+        return low
+    if slope(high) < 0:
+        return high
+    # Halved until the floats between them are used up.
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return float(np.mean(np.logaddexp(0, -low * margins)))
+    return low
 
 
 def _margin(
