@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.load_rows import by_prompt
 from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation import rate_interval
+from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.loop.answers import batched_log_probs
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
 from tpmm_jax.merging.learned import fitted_scale, learn, softmax
@@ -68,10 +69,7 @@ def split_rows(rows: list[PairRow], share: float, seed: int) -> Rows:
     Raises:
       BadInput: too few prompts for one on either side.
     """
-    by_prompt: dict[tuple[int, ...], list[PairRow]] = {}
-    for row in rows:
-        by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
-    groups = list(by_prompt.values())
+    groups = by_prompt(rows)
     held = max(1, round(share * len(groups)))
     if len(groups) - held < 1:
         raise BadInput(
@@ -162,11 +160,7 @@ def score(
     model: str, margins: np.ndarray, prompts: list[tuple[int, ...]], scale: float
 ) -> Score:
     """Returns a model's score; pairs of one prompt are one cluster."""
-    right = (margins > 0) + 0.5 * (margins == 0)
-    by_prompt: dict[tuple[int, ...], list[float]] = {}
-    for prompt, one in zip(prompts, right):
-        by_prompt.setdefault(prompt, []).append(float(one))
-    found = rate_interval([np.asarray(some) for some in by_prompt.values()])
+    found = accuracy_interval(margins, prompts)
     loss = float(np.mean(np.logaddexp(0, -scale * margins)))
     return Score(
         model=model,

@@ -1,6 +1,6 @@
 """From the name of a preference set to rows of token ids, told on the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -48,3 +48,11 @@ def load_rows(
         if count:
             note(f"{count:>8,} {what}")
     return rows
+
+
+def by_prompt(rows: Sequence[PairRow]) -> list[list[PairRow]]:
+    """Returns the rows of each prompt, in the order of their first."""
+    groups: dict[tuple[int, ...], list[PairRow]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.prompt_ids), []).append(row)
+    return list(groups.values())

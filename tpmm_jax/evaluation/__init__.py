@@ -3,6 +3,7 @@
 from tpmm_jax.evaluation.diversity import distinct
 from tpmm_jax.evaluation.intervals import (
     Interval,
+    accuracy_interval,
     mean_interval,
     paired_interval,
     rate_interval,
@@ -14,6 +15,7 @@ from tpmm_jax.evaluation.win_rates import judged_wins, wins
 __all__ = [
     "Evaluated",
     "Interval",
+    "accuracy_interval",
     "distinct",
     "judged_wins",
     "mean_interval",

@@ -10,7 +10,7 @@ and Pearson's where wins or losses are few, as Wilson's covers down to 92 % ther
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +107,21 @@ def _wilson(rate: float, trials: float, B: int) -> tuple[float, float]:
     spread = math.sqrt(rate * (1 - rate) / trials + (z / (2 * trials)) ** 2)
     half = z / (1 + z**2 / trials) * spread
     return centre - half, centre + half
+
+
+def accuracy_interval(
+    margin_M: Float[np.ndarray, " M"], prompts: Sequence[Hashable]
+) -> Interval:
+    """Returns the share of pairs of positive margin, ties half, with its interval.
+
+    Args:
+      margin_M: D of each pair.
+      prompts: the prompt of each pair; those of one prompt count together.
+    """
+    by_prompt: dict[Hashable, list[float]] = {}
+    for prompt, right in zip(prompts, (margin_M > 0) + 0.5 * (margin_M == 0)):
+        by_prompt.setdefault(prompt, []).append(float(right))
+    return rate_interval([np.asarray(some) for some in by_prompt.values()])
 
 
 def _exact(rate: float, trials: float) -> tuple[float, float]:

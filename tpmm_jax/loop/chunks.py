@@ -6,7 +6,7 @@ import numpy as np
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.load_rows import load_rows
+from tpmm_jax.data.load_rows import by_prompt, load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.report.console import RunConsole
 
@@ -38,10 +38,7 @@ def load_chunks(config: Config, tokenizer: Any, console: RunConsole) -> PairChun
 
 def split_chunks(config: Config, rows: list[PairRow]) -> PairChunks:
     """Returns T chunks. A prompt is in one chunk, and held out there or not."""
-    by_prompt: dict[tuple[int, ...], list[PairRow]] = {}
-    for row in rows:
-        by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
-    groups = list(by_prompt.values())
+    groups = by_prompt(rows)
     order = np.random.default_rng([config.seed, 3]).permutation(len(groups))
     held = round(config.pairing.holdout_fraction * len(groups))
     wanted = config.iterations

@@ -18,9 +18,9 @@ from tpmm_jax.data.batches import PairRow
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import (
     Evaluated,
+    accuracy_interval,
     measure,
     named,
-    rate_interval,
     watch,
 )
 from tpmm_jax.evaluation.measures import score_arrays
@@ -138,11 +138,8 @@ def preference_accuracy(
     """
     ratios_MN = policy_MN.astype(np.float64) - anchor_MN
     margin_M = ratios_MN[:, CHOSEN] - ratios_MN[:, REJECTED]
-    right_M = (margin_M > 0) + 0.5 * (margin_M == 0)
-    by_prompt: dict[tuple[int, ...], list[float]] = {}
-    for pair, right in zip(pairs, right_M):
-        by_prompt.setdefault(tuple(pair.prompt_ids), []).append(float(right))
-    accuracy = rate_interval([np.asarray(x) for x in by_prompt.values()])
+    prompts = [tuple(pair.prompt_ids) for pair in pairs]
+    accuracy = accuracy_interval(margin_M, prompts)
     margin = {"heldout/margin": float(np.mean(margin_M))}
     return named("heldout/accuracy", accuracy) | margin
 
