@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.rewards.scorer import import_object
+from tpmm_jax.rewards.scorer import called, import_object
 
 
 @runtime_checkable
@@ -48,28 +48,13 @@ class NamedJudge:
           BadInput: the judge raised, or returned another shape or a number outside
             [0, 1]; the message names the judge.
         """
-        try:
-            raw = self.function(prompts, first, second)
-        except BadInput:
-            raise
-        except Exception as error:
-            raise BadInput(
-                f"judge {self.name} raised {type(error).__name__}: {error} (on "
-                f"{len(prompts)} prompts, the first {prompts[0][:60]!r})"
-            ) from error
-        wanted = (len(prompts),)
-        try:
-            share_B = np.asarray(raw, np.float64)
-        except (TypeError, ValueError):
-            raise BadInput(
-                f"judge {self.name} returned a {type(raw).__name__} that is no array "
-                f"of numbers; wanted shape {wanted}"
-            ) from None
-        if share_B.shape != wanted:
-            raise BadInput(
-                f"judge {self.name} returned shape {share_B.shape}; wanted {wanted}: "
-                "one number a prompt, the share for the first answer"
-            )
+        share_B = called(
+            f"judge {self.name}",
+            lambda: self.function(prompts, first, second),
+            prompts,
+            shape=(len(prompts),),
+            meaning="one number a prompt, the share for the first answer",
+        )
         # Written so that nan is caught too.
         wrong = ~((share_B >= 0) & (share_B <= 1))
         if wrong.any():

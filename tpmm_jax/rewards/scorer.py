@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -96,28 +96,13 @@ def score(
       BadInput: the scorer raised, or returned another shape or a number that is
         not finite; the message names the scorer and the first prompt concerned.
     """
-    try:
-        raw = scorer(prompts, responses)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(
-            f"scorer {name} raised {type(error).__name__}: {error} (on "
-            f"{len(prompts)} prompts, the first {prompts[0][:60]!r})"
-        ) from error
-    wanted = (len(prompts), len(responses[0]))
-    try:
-        rewards_BR = np.asarray(raw, np.float64)
-    except (TypeError, ValueError):
-        raise BadInput(
-            f"scorer {name} returned a {type(raw).__name__} that is no array of "
-            f"numbers; wanted shape {wanted}"
-        ) from None
-    if rewards_BR.shape != wanted:
-        raise BadInput(
-            f"scorer {name} returned shape {rewards_BR.shape}; wanted {wanted}: one "
-            "number for each prompt and response"
-        )
+    rewards_BR = called(
+        f"scorer {name}",
+        lambda: scorer(prompts, responses),
+        prompts,
+        shape=(len(prompts), len(responses[0])),
+        meaning="one number for each prompt and response",
+    )
     if not np.isfinite(rewards_BR).all():
         b, r = np.argwhere(~np.isfinite(rewards_BR))[0]
         raise BadInput(
@@ -125,6 +110,47 @@ def score(
             f"{prompts[b][:60]!r}; every reward must be finite"
         )
     return rewards_BR
+
+
+def called(
+    name: str,
+    call: Callable[[], Any],
+    prompts: Sequence[str],
+    *,
+    shape: tuple[int, ...],
+    meaning: str,
+) -> np.ndarray:
+    """Returns what a user's function gives, float64, of the wanted shape.
+
+    Args:
+      name: "scorer ..." or "judge ...", for messages.
+      call: calls it on the prompts.
+      meaning: of the shape, for messages.
+
+    Raises:
+      BadInput: it raised, or returned no numbers or another shape.
+    """
+    try:
+        raw = call()
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"{name} raised {type(error).__name__}: {error} (on {len(prompts)} "
+            f"prompts, the first {prompts[0][:60]!r})"
+        ) from error
+    try:
+        found = np.asarray(raw, np.float64)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"{name} returned a {type(raw).__name__} that is no array of numbers; "
+            f"wanted shape {shape}"
+        ) from None
+    if found.shape != shape:
+        raise BadInput(
+            f"{name} returned shape {found.shape}; wanted {shape}: {meaning}"
+        )
+    return found
 
 
 def probe(scorer: Scorer, name: str, prompt: str, num_responses: int) -> None:
