@@ -1,6 +1,8 @@
 """The decoders agree with transformers' logits, and with themselves."""
 
+import functools
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +17,55 @@ from tpmm_jax.models.families import SIZES
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
 
-FAMILIES = ("gemma", "llama", "qwen3")
-CONFIGS = ("config.json", "config.legacy.json")
-CASES = [(family, config) for family in FAMILIES for config in CONFIGS]
+# Folders of tests/fixtures; "llama" is of Llama 3's kind, "llama_bias" has biases and
+# linear rope scaling. All with windows have sequences longer than these.
+FAMILIES = (
+    "gemma", "gemma2", "gemma3", "llama", "llama2", "llama_bias", "mistral", "qwen2",
+    "qwen3",
+)  # fmt: skip
 
 
-def read(fixtures, family, config="config.json"):
+def config_of(folder, file="config.json"):
+    return parse_config(json.loads((folder / file).read_text()), file)
+
+
+@functools.cache
+def read(fixtures: pathlib.Path, family: str):
     """The decoder, parameters and golden arrays of a fixture."""
     folder = fixtures / family
-    parsed = parse_config(json.loads((folder / config).read_text()), config)
-    decoder = Decoder(parsed)
+    decoder = Decoder(config_of(folder))
     params = read_params(SafetensorsDirectory(folder), decoder, "float32")
     return decoder, params, dict(np.load(folder / "golden.npz"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_older_spelling_is_the_same_model(fixtures, family):
+    folder = fixtures / family
+    assert config_of(folder, "config.legacy.json") == config_of(folder)
 
 
 def ints(x):
     return jnp.asarray(x, jnp.int32)
 
 
-@pytest.mark.parametrize("family, config", CASES)
-def test_logits_agree_with_transformers(fixtures, family, config):
-    decoder, params, golden = read(fixtures, family, config)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def prefill(decoder, params, tokens, mask, new_tokens):
+    return decoder.prefill(params, tokens, mask, new_tokens=new_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(decoder, params, tokens, state):
+    return decoder.decode(params, tokens, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def one_logits(decoder, params, hidden):
+    return decoder.logits(params, hidden[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_agree_with_transformers(fixtures, family):
+    decoder, params, golden = read(fixtures, family)
     tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
     logits = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, tokens, mask)))(
         params
@@ -44,9 +74,9 @@ def test_logits_agree_with_transformers(fixtures, family, config):
     assert error.max() <= 1e-4
 
 
-@pytest.mark.parametrize("family, config", CASES)
-def test_token_log_probs_agree_with_transformers(fixtures, family, config):
-    decoder, params, golden = read(fixtures, family, config)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_log_probs_agree_with_transformers(fixtures, family):
+    decoder, params, golden = read(fixtures, family)
     tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
     # Five positions a chunk: the last chunk is partly filling.
     chunk = 5 * 4 * len(tokens) * decoder.config.vocab_size
@@ -56,9 +86,9 @@ def test_token_log_probs_agree_with_transformers(fixtures, family, config):
     np.testing.assert_allclose(logp, golden["logps"], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family, config", CASES)
-def test_every_weight_is_counted(fixtures, family, config):
-    decoder, params, _ = read(fixtures, family, config)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_counted(fixtures, family):
+    decoder, params, _ = read(fixtures, family)
     assert sum(x.size for x in jax.tree.leaves(params)) == decoder.config.num_params
 
 
@@ -67,18 +97,17 @@ def test_greedy_decoding_agrees_with_transformers(fixtures, family):
     decoder, params, golden = read(fixtures, family)
     tokens, mask = ints(golden["gen_input_ids"]), ints(golden["gen_attention_mask"])
     new = golden["greedy"].shape[1]
-    hidden, state = decoder.prefill(params, tokens, mask, new_tokens=new)
-    decode = jax.jit(decoder.decode)
+    hidden, state = prefill(decoder, params, tokens, mask, new)
     for step in range(new):
-        logits = decoder.logits(params, hidden[:, None])[:, 0]
+        logits = one_logits(decoder, params, hidden)
         sure = golden["greedy_margin"][:, step] > 1e-3
         found = np.asarray(jnp.argmax(logits, -1))
         assert (found == golden["greedy"][:, step])[sure].all()
         # transformers' own token goes on, so that one near-tie does not spread.
-        hidden, state = decode(params, ints(golden["greedy"][:, step]), state)
+        hidden, state = decode(decoder, params, ints(golden["greedy"][:, step]), state)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gemma", "gemma3", "mistral", "qwen3"])
 def test_generate_continues_token_prompts_greedily(fixtures, family):
     golden = np.load(fixtures / family / "golden.npz")
     model = tpmm.load(fixtures / family)
@@ -112,38 +141,44 @@ def test_facade_takes_numpy_and_lists(fixtures, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_decoding_is_the_full_forward(fixtures, family):
+    """Rows of one text, padded by 0 and by 3 on the left."""
     decoder, params, golden = read(fixtures, family)
-    tokens, T, first = ints(golden["input_ids"][:2, :19]), 19, 7
-    mask = jnp.ones_like(tokens)
+    T, first = 19, 7
+    ids = golden["input_ids"][0, :T]
+    tokens = ints([ids, np.concatenate([[0] * 3, ids[:-3]])])
+    mask = ints([[1] * T, [0] * 3 + [1] * (T - 3)])
     full = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, tokens, mask)))(params)
     # A last-bit change of the weights moves Gemma's logits (up to 16) by 3e-5.
     tolerance = 2e-6 * max(float(jnp.abs(full).max()), 5.0)
-    decode = jax.jit(decoder.decode)
-    hidden, state = decoder.prefill(
-        params, tokens[:, :first], mask[:, :first], new_tokens=T - first
+    hidden, state = prefill(
+        decoder, params, tokens[:, :first], mask[:, :first], T - first
     )
     for t in range(first, T):
-        logits = decoder.logits(params, hidden[:, None])[:, 0]
+        logits = one_logits(decoder, params, hidden)
         np.testing.assert_allclose(logits, full[:, t - 1], rtol=0, atol=tolerance)
-        hidden, state = decode(params, tokens[:, t], state)
+        found, wanted = (jax.nn.log_softmax(x) for x in (logits, full[:, t - 1]))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=max(tolerance, 1e-5))
+        hidden, state = decode(decoder, params, tokens[:, t], state)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_on_either_side_changes_no_log_prob(fixtures, family):
+    """One text in rows of 30 slots, behind 0, 1, 4 and 13 of padding."""
     decoder, params, golden = read(fixtures, family)
-    rng = np.random.default_rng(3)
-    ids = golden["input_ids"][0, :17]
+    lefts, ids = (0, 1, 4, 13), golden["input_ids"][0, :17]
+    tokens = np.random.default_rng(3).integers(0, decoder.config.vocab_size, (4, 30))
+    mask = np.zeros((4, 30))
+    for row, left in enumerate(lefts):
+        tokens[row, left : left + 17], mask[row, left : left + 17] = ids, 1
     run = jax.jit(lambda t, m: log_probs(decoder, params, t, m))
-    plain = run(ints(ids[None]), jnp.ones((1, 17), jnp.int32))
-    for left in (0, 4, 13):
-        tokens = rng.integers(0, decoder.config.vocab_size, (1, 30))
-        mask = np.zeros((1, 30))
-        tokens[0, left : left + 17], mask[0, left : left + 17] = ids, 1
-        logp = np.array(run(ints(tokens), ints(mask)))
+    logp = np.array(run(ints(tokens), ints(mask)))
+    plain = golden["logps"][0, :16]
+    for row, left in enumerate(lefts):
         where = slice(left, left + 16)
-        np.testing.assert_allclose(logp[:, where], plain, rtol=0, atol=1e-5)
-        logp[:, where] = 0
-        assert not logp.any()
+        np.testing.assert_allclose(logp[row, where], logp[0, :16], rtol=0, atol=1e-5)
+        # Without any padding at all, by transformers.
+        np.testing.assert_allclose(logp[row, where], plain, rtol=0, atol=1e-4)
+    assert not logp[mask[:, 1:] * mask[:, :-1] == 0].any()
 
 
 def test_rows_do_not_see_each_other(fixtures, family="qwen3"):

@@ -199,8 +199,8 @@ def test_a_tensor_of_another_shape_is_named(copy, name, how):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("model_type", "gemma2"), ("model_type", None), ("new_field", 3),
-        ("attention_bias", True), ("hidden_act", "relu"), ("use_sliding_window", True),
+        ("model_type", "gpt2"), ("model_type", None), ("new_field", 3),
+        ("attention_bias", 1), ("hidden_act", "relu"), ("use_sliding_window", 1),
         ("layer_types", ["sliding_attention"]), ("quantization_config", {"bits": 4}),
         ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "llama3", "factor": 2.0}),
@@ -226,27 +226,46 @@ def test_a_config_that_is_not_understood_is_refused(copy, field, value):
 
 
 def test_all_problems_of_a_config_are_named_at_once():
-    hf = {"model_type": "llama", "hidden_size": 8, "mystery": 1, "mlp_bias": True}
+    hf = {"model_type": "llama", "hidden_size": 8, "mystery": 1, "mlp_bias": 7}
     with pytest.raises(BadInput) as error:
         parse_config(hf, "somewhere/config.json")
     for part in ("somewhere/config.json", "mystery", "mlp_bias", "vocab_size"):
         assert part in str(error.value)
 
 
+# What transformers 5.23 takes an absent field for; tests/parity compares all of them.
+ABSENT = {
+    "gemma": (256, 8192, 2, (1,)),
+    "gemma2": (256, 8192, 2, (1,)),
+    "gemma3_text": (256, 131_072, 2, (1,)),
+    "llama": (8, 2048, 1, (2,)),
+    "mistral": (8, 131_072, 1, (2,)),
+    "qwen2": (8, 32_768, None, ()),
+    "qwen3": (128, 32_768, None, ()),
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_absent_fields_have_the_familys_defaults(family):
     hf = {
         "model_type": family, "hidden_size": 32, "intermediate_size": 8,
-        "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 9,
+        "num_attention_heads": 4, "num_hidden_layers": 12, "vocab_size": 9,
         "num_key_value_heads": 2,
     }  # fmt: skip
-    config = parse_config(hf, "config.json")
-    assert config.tie_embeddings == (family == "gemma")
-    assert config.head_dim == {"gemma": 256, "llama": 8, "qwen3": 128}[family]
-    assert (
-        config.max_positions == {"gemma": 8192, "llama": 2048, "qwen3": 32768}[family]
-    )
-    assert config.norm_eps == 1e-6 and config.rope == RopeConfig(theta=1e4)
+    c = parse_config(hf, "config.json")
+    assert c.tie_embeddings == family.startswith("gemma")
+    assert (c.head_dim, c.max_positions, c.bos_id, c.eos_ids) == ABSENT[family]
+    assert c.norm_eps == 1e-6
+    assert c.rope.theta == (1e6 if family == "gemma3_text" else 1e4)
+    assert c.qkv_bias == (family == "qwen2") and not c.output_bias and not c.mlp_bias
+    windows = {
+        "gemma2": (4096, (True, False) * 6),
+        "gemma3_text": (4096, ((True,) * 5 + (False,)) * 2),
+        "mistral": (4096, (True,) * 12),
+    }
+    assert (c.window, c.windowed_layers) == windows.get(family, (None, ()))
+    caps = (50.0, 30.0) if family == "gemma2" else (None, None)
+    assert (c.attention_softcap, c.final_softcap) == caps
 
 
 @pytest.mark.parametrize("name", SIZES)

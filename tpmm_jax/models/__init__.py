@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
 from tpmm_jax.models.config import ModelConfig, RopeConfig
-from tpmm_jax.models.layers import Cache, matmul_precision
+from tpmm_jax.models.layers import Cache, matmul_precision, soft_cap
 from tpmm_jax.models.transformer import Transformer
 
 __all__ = ["DecodeState", "Decoder", "ModelConfig", "RopeConfig", "soft_cap"]
@@ -219,8 +219,3 @@ def causal(length: int) -> jax.Array:
 def positions(mask_BT: jax.Array) -> jax.Array:
     """Returns each token's number among its row's tokens, from 0."""
     return jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
-
-
-def soft_cap(logits: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(logits / cap), or the logits themselves (2408.00118)."""
-    return logits if cap is None else cap * jnp.tanh(logits / cap)

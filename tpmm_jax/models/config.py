@@ -10,12 +10,14 @@ class RopeConfig:
 
     Attributes:
       theta: base of the wavelengths.
-      scaling: "none", or "llama3" (Llama 3.1's stretching of low frequencies).
-      factor, low_freq_factor, high_freq_factor, original_max_positions: of "llama3".
+      scaling: "none"; "linear" (all wavelengths times factor); or "llama3" (Llama
+        3.1's stretching of low frequencies).
+      factor: of "linear" and "llama3".
+      low_freq_factor, high_freq_factor, original_max_positions: of "llama3".
     """
 
     theta: float = 10_000.0
-    scaling: Literal["none", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -30,8 +32,17 @@ class ModelConfig:
       family: name in ``families.FAMILIES``; decides the names of the weights.
       norm_offset: what a stored RMSNorm weight is added to (Gemma 1.0, others 0.0).
       embed_scale: whether embeddings are multiplied by sqrt(width) (Gemma).
-      qk_norm: RMSNorm over each head's query and key (Qwen 3).
-      final_softcap: cap of the logits, ``cap * tanh(logits / cap)``; None: no cap.
+      qk_norm: RMSNorm over each head's query and key (Gemma 3, Qwen 3).
+      rope: rotary positions, of every layer or of those without a window.
+      local_rope: rotary positions of the layers with a window, where they differ.
+      post_norms: RMSNorm after attention and MLP too (Gemma 2 and 3).
+      qkv_bias, output_bias: biases of the attention's projections.
+      mlp_bias: biases of gate, up and down.
+      query_pre_attn_scalar: scores are divided by its square root; None: head_dim.
+      attention_softcap: cap of the scores, ``cap * tanh(scores / cap)``.
+      final_softcap: cap of the logits, likewise; None: no cap.
+      window: how many tokens a layer with a window sees, the query's own included.
+      windowed_layers: which layers have the window; empty where window is None.
       eos_ids: every id that ends a sequence.
     """
 
@@ -51,7 +62,16 @@ class ModelConfig:
     tie_embeddings: bool
     qk_norm: bool
     rope: RopeConfig
+    local_rope: RopeConfig | None = None
+    post_norms: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_pre_attn_scalar: int | None = None
+    attention_softcap: float | None = None
     final_softcap: float | None = None
+    window: int | None = None
+    windowed_layers: tuple[bool, ...] = ()
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
@@ -61,6 +81,10 @@ class ModelConfig:
         """Number of weights."""
         heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         layer = 2 * self.width * (heads + kv) + 3 * self.width * self.mlp_width
-        layer += 2 * self.width + (2 * self.head_dim if self.qk_norm else 0)
+        layer += (4 if self.post_norms else 2) * self.width
+        layer += 2 * self.head_dim if self.qk_norm else 0
+        layer += heads + 2 * kv if self.qkv_bias else 0
+        layer += self.width if self.output_bias else 0
+        layer += 2 * self.mlp_width + self.width if self.mlp_bias else 0
         embeddings = self.vocab_size * self.width * (1 if self.tie_embeddings else 2)
         return self.num_layers * layer + embeddings + self.width

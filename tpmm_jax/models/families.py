@@ -1,71 +1,160 @@
 """Model families as data: what their config.json leaves unsaid, and full sizes."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from tpmm_jax.models.config import ModelConfig, RopeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What all models of a family share.
+    """What all models of a family share; its name is config.json's model_type.
+
+    Beside the fields of ModelConfig, which are transformers' defaults for a
+    config.json that lacks the field (head_dim None: width / heads; num_kv_heads
+    None: heads):
 
     Attributes:
       architecture: class name that transformers writes into config.json.
-      tie_embeddings, norm_eps, rope_theta, max_positions, head_dim: transformers'
-        defaults for a config.json that lacks the field (head_dim None: width/heads).
+      fields: config.json's fields that only some families have and this one reads.
+      full_every: the layers that are numbered by a multiple of this, from 1, have no
+        window; None: all layers have one, where there is a window.
+      window_in_use: whether a window that config.json names is used unless it says
+        otherwise (Qwen: no, use_sliding_window).
     """
 
     architecture: str
-    norm_offset: float
-    activation: Literal["gelu_tanh", "silu"]
-    embed_scale: bool
-    qk_norm: bool
-    tie_embeddings: bool
-    norm_eps: float
-    rope_theta: float
     max_positions: int
     head_dim: int | None
+    num_kv_heads: int | None
+    fields: frozenset[str] = frozenset()
+    norm_offset: float = 0.0
+    activation: Literal["gelu_tanh", "silu"] = "silu"
+    embed_scale: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    qkv_bias: bool = False
+    tie_embeddings: bool = False
+    norm_eps: float = 1e-6
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    local_rope: RopeConfig | None = None
+    query_pre_attn_scalar: int | None = None
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    window: int | None = None
+    full_every: int | None = None
+    window_in_use: bool = True
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
 
+
+GEMMA: dict[str, Any] = {
+    "norm_offset": 1.0, "activation": "gelu_tanh", "embed_scale": True,
+    "tie_embeddings": True, "head_dim": 256, "bos_id": 2, "eos_ids": (1,), "pad_id": 0,
+}  # fmt: skip
+GEMMA_FIELDS = frozenset({"attention_bias", "hidden_activation"})
+WINDOW_FIELDS = frozenset({"layer_types", "sliding_window"})
+QWEN_FIELDS = WINDOW_FIELDS | {"max_window_layers", "use_sliding_window"}
 
 FAMILIES: dict[str, Family] = {
     "gemma": Family(
         architecture="GemmaForCausalLM",
-        norm_offset=1.0,
-        activation="gelu_tanh",
-        embed_scale=True,
-        qk_norm=False,
-        tie_embeddings=True,
-        norm_eps=1e-6,
-        rope_theta=10_000.0,
+        fields=GEMMA_FIELDS,
         max_positions=8192,
-        head_dim=256,
+        num_kv_heads=16,
+        **GEMMA,
+    ),
+    "gemma2": Family(
+        architecture="Gemma2ForCausalLM",
+        fields=GEMMA_FIELDS
+        | WINDOW_FIELDS
+        | {
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "query_pre_attn_scalar",
+            "sliding_window_size",
+        },
+        max_positions=8192,
+        num_kv_heads=4,
+        post_norms=True,
+        query_pre_attn_scalar=256,
+        attention_softcap=50.0,
+        final_softcap=30.0,
+        window=4096,
+        full_every=2,
+        **GEMMA,
+    ),
+    "gemma3_text": Family(
+        architecture="Gemma3ForCausalLM",
+        # Not attn_logit_softcapping: transformers stores and never uses it.
+        fields=GEMMA_FIELDS
+        | WINDOW_FIELDS
+        | {
+            "_sliding_window_pattern",
+            "final_logit_softcapping",
+            "query_pre_attn_scalar",
+            "rope_local_base_freq",
+            "sliding_window_pattern",
+        },
+        max_positions=131_072,
+        num_kv_heads=4,
+        qk_norm=True,
+        post_norms=True,
+        rope=RopeConfig(theta=1_000_000.0),
+        local_rope=RopeConfig(theta=10_000.0),
+        query_pre_attn_scalar=256,
+        window=4096,
+        full_every=6,
+        **GEMMA,
     ),
     "llama": Family(
         architecture="LlamaForCausalLM",
-        norm_offset=0.0,
-        activation="silu",
-        embed_scale=False,
-        qk_norm=False,
-        tie_embeddings=False,
-        norm_eps=1e-6,
-        rope_theta=10_000.0,
+        fields=frozenset({"attention_bias", "mlp_bias"}),
         max_positions=2048,
         head_dim=None,
+        num_kv_heads=None,
+        bos_id=1,
+        eos_ids=(2,),
+    ),
+    "mistral": Family(
+        architecture="MistralForCausalLM",
+        fields=frozenset({"sliding_window"}),
+        max_positions=131_072,
+        head_dim=None,
+        num_kv_heads=8,
+        window=4096,
+        bos_id=1,
+        eos_ids=(2,),
+    ),
+    "qwen2": Family(
+        architecture="Qwen2ForCausalLM",
+        fields=QWEN_FIELDS,
+        max_positions=32_768,
+        head_dim=None,
+        num_kv_heads=32,
+        qkv_bias=True,
+        window=4096,
+        window_in_use=False,
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
-        norm_offset=0.0,
-        activation="silu",
-        embed_scale=False,
-        qk_norm=True,
-        tie_embeddings=False,
-        norm_eps=1e-6,
-        rope_theta=10_000.0,
-        max_positions=32768,
+        fields=QWEN_FIELDS | {"attention_bias"},
+        max_positions=32_768,
         head_dim=128,
+        num_kv_heads=32,
+        qk_norm=True,
+        window=4096,
+        window_in_use=False,
     ),
 }
+
+# Family's fields that are ModelConfig's too, and the same for every size.
+SHARED = (
+    "activation", "attention_softcap", "embed_scale", "final_softcap", "local_rope",
+    "max_positions", "norm_eps", "norm_offset", "post_norms", "qk_norm", "qkv_bias",
+    "query_pre_attn_scalar", "rope", "tie_embeddings",
+)  # fmt: skip
 
 
 def make_config(
@@ -78,16 +167,25 @@ def make_config(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int | None = None,
-    max_positions: int | None = None,
-    norm_eps: float | None = None,
-    tie_embeddings: bool | None = None,
-    rope: RopeConfig | None = None,
-    bos_id: int | None = None,
-    eos_ids: tuple[int, ...] = (),
-    pad_id: int | None = None,
+    **fields: Any,
 ) -> ModelConfig:
-    """Returns a ModelConfig; what is not given is the family's default."""
+    """Returns a ModelConfig; what is not given is the family's default.
+
+    Args:
+      head_dim: None: the family's, or width / num_heads.
+      fields: further fields of ModelConfig. A window without windowed_layers is that
+        of the family's pattern.
+    """
     f = FAMILIES[family]
+    values = {name: getattr(f, name) for name in SHARED} | fields
+    window = values.get("window", f.window if f.window_in_use else None)
+    windowed = values.get("windowed_layers")
+    if windowed is None:
+        windowed = windowed_layers(num_layers, f.full_every)
+    # One way to say that no layer has a window.
+    used = window is not None and any(windowed)
+    values["window"] = window if used else None
+    values["windowed_layers"] = tuple(windowed) if used else ()
     return ModelConfig(
         family=family,
         vocab_size=vocab_size,
@@ -97,22 +195,21 @@ def make_config(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim or f.head_dim or width // num_heads,
-        max_positions=max_positions or f.max_positions,
-        norm_eps=f.norm_eps if norm_eps is None else norm_eps,
-        norm_offset=f.norm_offset,
-        activation=f.activation,
-        embed_scale=f.embed_scale,
-        tie_embeddings=f.tie_embeddings if tie_embeddings is None else tie_embeddings,
-        qk_norm=f.qk_norm,
-        rope=rope or RopeConfig(theta=f.rope_theta),
-        bos_id=bos_id,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
+        **values,
     )
 
 
-# Published sizes (Gemma report 2403.08295 table 1; Llama 3 2407.21783; SmolLM2's
-# and Qwen3's config.json).
+def windowed_layers(num_layers: int, full_every: int | None) -> tuple[bool, ...]:
+    """Returns which layers have a window where every n-th has none."""
+    return tuple(
+        full_every is None or (layer + 1) % full_every > 0
+        for layer in range(num_layers)
+    )
+
+
+# Published sizes (Gemma 2403.08295 table 1; Gemma 2 2408.00118 tables 1 and 2;
+# Gemma 3 2503.19786; Llama 3 2407.21783 table 3; Mistral 7B 2310.06825 table 1; the
+# others, and what the reports leave out, from the models' config.json).
 SIZES: dict[str, ModelConfig] = {
     "gemma-2b": make_config(
         "gemma", vocab_size=256_000, width=2048, mlp_width=16_384, num_layers=18,
@@ -121,6 +218,20 @@ SIZES: dict[str, ModelConfig] = {
     "gemma-7b": make_config(
         "gemma", vocab_size=256_000, width=3072, mlp_width=24_576, num_layers=28,
         num_heads=16, num_kv_heads=16, bos_id=2, eos_ids=(1,), pad_id=0,
+    ),
+    "gemma2-2b": make_config(
+        "gemma2", vocab_size=256_000, width=2304, mlp_width=9216, num_layers=26,
+        num_heads=8, num_kv_heads=4, bos_id=2, eos_ids=(1,), pad_id=0,
+    ),
+    "gemma3-270m": make_config(
+        "gemma3_text", vocab_size=262_144, width=640, mlp_width=2048, num_layers=18,
+        num_heads=4, num_kv_heads=1, max_positions=32_768, window=512,
+        bos_id=2, eos_ids=(1, 106), pad_id=0,
+    ),
+    "gemma3-1b": make_config(
+        "gemma3_text", vocab_size=262_144, width=1152, mlp_width=6912, num_layers=26,
+        num_heads=4, num_kv_heads=1, max_positions=32_768, window=512,
+        bos_id=2, eos_ids=(1, 106), pad_id=0,
     ),
     "smollm2-135m": make_config(
         "llama", vocab_size=49_152, width=576, mlp_width=1536, num_layers=30,
@@ -132,6 +243,22 @@ SIZES: dict[str, ModelConfig] = {
         "llama", vocab_size=128_256, width=4096, mlp_width=14_336, num_layers=32,
         num_heads=32, num_kv_heads=8, max_positions=8192, norm_eps=1e-5,
         rope=RopeConfig(theta=500_000.0), bos_id=128_000, eos_ids=(128_001,),
+    ),
+    "llama3.1-8b": make_config(
+        "llama", vocab_size=128_256, width=4096, mlp_width=14_336, num_layers=32,
+        num_heads=32, num_kv_heads=8, max_positions=131_072, norm_eps=1e-5,
+        rope=RopeConfig(theta=500_000.0, scaling="llama3", factor=8.0),
+        bos_id=128_000, eos_ids=(128_001,),
+    ),
+    "mistral-7b": make_config(
+        "mistral", vocab_size=32_000, width=4096, mlp_width=14_336, num_layers=32,
+        num_heads=32, num_kv_heads=8, max_positions=32_768, norm_eps=1e-5,
+        bos_id=1, eos_ids=(2,),
+    ),
+    "qwen2.5-0.5b": make_config(
+        "qwen2", vocab_size=151_936, width=896, mlp_width=4864, num_layers=24,
+        num_heads=14, num_kv_heads=2, tie_embeddings=True,
+        rope=RopeConfig(theta=1_000_000.0), bos_id=151_643, eos_ids=(151_643,),
     ),
     "qwen3-0.6b": make_config(
         "qwen3", vocab_size=151_936, width=1024, mlp_width=3072, num_layers=28,

@@ -1,7 +1,7 @@
 """Pieces of a transformer layer: norms, rotary embedding, attention, gated MLP."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,21 @@ from tpmm_jax.models.config import ModelConfig, RopeConfig
 # Keys and values of all layers: [L, B, S, G, E] each.
 Cache = tuple[jax.Array, jax.Array]
 
+
+class PerLayer(NamedTuple):
+    """What differs from layer to layer beside the weights; scanned over L.
+
+    Attributes:
+      number: int32 [L], from 0.
+      windowed: whether it sees only the window's tokens, bool [L].
+      inverse_E: its rotary frequencies, float32 [L, E/2], radians a position.
+    """
+
+    number: jax.Array
+    windowed: jax.Array
+    inverse_E: jax.Array
+
+
 # Large but finite: a row with nothing to attend to stays finite, forward and backward.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
@@ -23,21 +38,28 @@ def matmul_precision(dtype: Any) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def einsum(equation: str, *arrays: jax.Array, dtype: Any) -> jax.Array:
-    """``jnp.einsum`` in ``dtype``, accumulated in float32."""
+def einsum(
+    equation: str, *arrays: jax.Array, dtype: Any, bias: jax.Array | None = None
+) -> jax.Array:
+    """``jnp.einsum`` in ``dtype``, accumulated in float32, and a bias."""
     arrays = tuple(x.astype(dtype) for x in arrays)
-    return jnp.einsum(
+    product = jnp.einsum(
         equation,
         *arrays,
         precision=matmul_precision(dtype),
         preferred_element_type=jnp.float32,
-    ).astype(dtype)
+    )
+    if bias is not None:
+        # Rounded as the weights are: for_decoding may have cast it before.
+        product += bias.astype(dtype).astype(jnp.float32)
+    return product.astype(dtype)
 
 
 def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> jax.Array:
     """Returns float32 [E/2], radians a position.
 
-    Source: RoFormer (2104.09864) eq. 15; "llama3" as published with Llama 3.1:
+    Source: RoFormer (2104.09864) eq. 15; "linear": position interpolation
+    (2306.15595) eq. 4; "llama3" as published with Llama 3.1:
     wavelengths over original/low are stretched by factor, those under
     original/high are kept, those between are interpolated.
     """
@@ -45,6 +67,8 @@ def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> jax.Array:
     inverse = 1.0 / (rope.theta**exponent)
     if rope.scaling == "none":
         return inverse
+    if rope.scaling == "linear":
+        return inverse / rope.factor
     wavelength = 2 * math.pi / inverse
     ratio = rope.original_max_positions / wavelength
     smooth = (ratio - rope.low_freq_factor) / (
@@ -54,11 +78,21 @@ def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> jax.Array:
     return (1 - smooth) * inverse / rope.factor + smooth * inverse
 
 
-def rotate(x_BTHE: jax.Array, positions_BT: jax.Array, rope: RopeConfig) -> jax.Array:
+def per_layer(config: ModelConfig) -> PerLayer:
+    """Returns what each layer is told."""
+    c = config
+    windowed = jnp.asarray(c.windowed_layers or (False,) * c.num_layers)
+    everywhere_E = inverse_wavelengths(c.rope, c.head_dim)
+    local_E = inverse_wavelengths(c.local_rope or c.rope, c.head_dim)
+    inverse_LE = jnp.where(windowed[:, None], local_E, everywhere_E)
+    return PerLayer(jnp.arange(c.num_layers), windowed, inverse_LE)
+
+
+def rotate(
+    x_BTHE: jax.Array, positions_BT: jax.Array, inverse_E: jax.Array
+) -> jax.Array:
     """Rotates the two halves of each head by its position's angles, in float32."""
-    angles = positions_BT[..., None].astype(jnp.float32) * inverse_wavelengths(
-        rope, x_BTHE.shape[-1]
-    )
+    angles = positions_BT[..., None].astype(jnp.float32) * inverse_E
     sin, cos = jnp.sin(angles)[:, :, None, :], jnp.cos(angles)[:, :, None, :]
     first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate(
@@ -89,6 +123,11 @@ def dense(fan_in: int, axes: tuple[Any, ...]) -> Any:
     return nn.with_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
 
 
+def zeros(axes: tuple[Any, ...]) -> Any:
+    """The initialiser of a bias, and its axes."""
+    return nn.with_partitioning(nn.initializers.zeros, axes)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and an optional cache."""
 
@@ -104,35 +143,44 @@ class Attention(nn.Module):
         allowed_BTS: jax.Array,
         cache: Cache | None,
         slot: jax.Array | None,
-        layer: jax.Array,
+        layer: PerLayer,
     ) -> tuple[jax.Array, Cache | None]:
         c, dtype = self.config, self.dtype
-        D, H, G, E = c.width, c.num_heads, c.num_kv_heads, c.head_dim
-        w_q = self.param("query", dense(D, (FSDP, TENSOR, None)), (D, H, E))
-        w_k = self.param("key", dense(D, (FSDP, TENSOR, None)), (D, G, E))
-        w_v = self.param("value", dense(D, (FSDP, TENSOR, None)), (D, G, E))
+        D, H, E = c.width, c.num_heads, c.head_dim
+        q_BTHE = self._project("query", x_BTD, c.num_heads)
+        k_BTGE = self._project("key", x_BTD, c.num_kv_heads)
+        v_BTGE = self._project("value", x_BTD, c.num_kv_heads)
         w_o = self.param("output", dense(H * E, (TENSOR, None, FSDP)), (H, E, D))
+        b_o: Any = None
+        if c.output_bias:
+            b_o = self.param("output_bias", zeros((None,)), (D,))
 
-        q_BTHE = einsum("BTD,DHE->BTHE", x_BTD, w_q, dtype=dtype)
-        k_BTGE = einsum("BTD,DGE->BTGE", x_BTD, w_k, dtype=dtype)
-        v_BTGE = einsum("BTD,DGE->BTGE", x_BTD, w_v, dtype=dtype)
         if c.qk_norm:
             q_BTHE = RMSNorm(c.norm_eps, c.norm_offset, name="query_norm")(q_BTHE)
             k_BTGE = RMSNorm(c.norm_eps, c.norm_offset, name="key_norm")(k_BTGE)
-        q_BTHE = constrain(
-            rotate(q_BTHE, positions_BT, c.rope), self.mesh, BATCH, None, TENSOR
-        )
-        k_BTGE = rotate(k_BTGE, positions_BT, c.rope)
+        q_BTHE = rotate(q_BTHE, positions_BT, layer.inverse_E)
+        q_BTHE = constrain(q_BTHE, self.mesh, BATCH, None, TENSOR)
+        k_BTGE = rotate(k_BTGE, positions_BT, layer.inverse_E)
 
         if cache is None:
             k_BSGE, v_BSGE = k_BTGE, v_BTGE
         else:
-            cache = write_cache(cache, k_BTGE, v_BTGE, layer, slot)
+            cache = write_cache(cache, k_BTGE, v_BTGE, layer.number, slot)
             k_BSGE, v_BSGE = (
-                jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cache
+                jax.lax.dynamic_index_in_dim(x, layer.number, keepdims=False)
+                for x in cache
             )
-        out_BTHE = attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS, dtype)
-        return einsum("BTHE,HED->BTD", out_BTHE, w_o, dtype=dtype), cache
+        out_BTHE = attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS, c, dtype)
+        return einsum("BTHE,HED->BTD", out_BTHE, w_o, dtype=dtype, bias=b_o), cache
+
+    def _project(self, name: str, x_BTD: jax.Array, heads: int) -> jax.Array:
+        """Returns the queries, keys or values [B, T, heads, E], not rotated yet."""
+        D, E = self.config.width, self.config.head_dim
+        w: Any = self.param(name, dense(D, (FSDP, TENSOR, None)), (D, heads, E))
+        b: Any = None
+        if self.config.qkv_bias:
+            b = self.param(f"{name}_bias", zeros((TENSOR, None)), (heads, E))
+        return einsum("BTD,DHE->BTHE", x_BTD, w, dtype=self.dtype, bias=b)
 
 
 def write_cache(
@@ -160,9 +208,10 @@ def attend(
     k_BSGE: jax.Array,
     v_BSGE: jax.Array,
     allowed_BTS: jax.Array,
+    config: ModelConfig,
     dtype: Any,
 ) -> jax.Array:
-    """softmax(q k / sqrt(E)) v, the softmax in float32; returns [B, T, H, E]."""
+    """softmax(cap(q k / sqrt(scalar))) v, scores in float32; returns [B, T, H, E]."""
     B, T, H, E = q_BTHE.shape
     G = k_BSGE.shape[2]
     q_BTGME = q_BTHE.reshape(B, T, G, H // G, E)
@@ -173,10 +222,18 @@ def attend(
         precision=matmul_precision(dtype),
         preferred_element_type=jnp.float32,
     )
-    scores = jnp.where(allowed_BTS[:, None, None], scores * E**-0.5, MASKED)
+    scores *= (config.query_pre_attn_scalar or E) ** -0.5
+    scores = soft_cap(scores, config.attention_softcap)
+    # Masked after the cap, which would bring MASKED back to -cap.
+    scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     out = einsum("BGMTS,BSGE->BTGME", weights, v_BSGE, dtype=dtype)
     return out.reshape(B, T, H, E)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap), or x itself (2408.00118)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class GatedMLP(nn.Module):
@@ -192,8 +249,15 @@ class GatedMLP(nn.Module):
         w_gate = self.param("gate", dense(D, (FSDP, TENSOR)), (D, F))
         w_up = self.param("up", dense(D, (FSDP, TENSOR)), (D, F))
         w_down = self.param("down", dense(F, (TENSOR, FSDP)), (F, D))
-        gate = einsum("BTD,DF->BTF", x_BTD, w_gate, dtype=self.dtype)
-        up = einsum("BTD,DF->BTF", x_BTD, w_up, dtype=self.dtype)
+        b_gate: Any = None
+        b_up: Any = None
+        b_down: Any = None
+        if self.config.mlp_bias:
+            b_gate = self.param("gate_bias", zeros((TENSOR,)), (F,))
+            b_up = self.param("up_bias", zeros((TENSOR,)), (F,))
+            b_down = self.param("down_bias", zeros((None,)), (D,))
+        gate = einsum("BTD,DF->BTF", x_BTD, w_gate, dtype=self.dtype, bias=b_gate)
+        up = einsum("BTD,DF->BTF", x_BTD, w_up, dtype=self.dtype, bias=b_up)
         hidden = constrain(
             ACTIVATIONS[self.config.activation](gate) * up,
             self.mesh,
@@ -201,7 +265,7 @@ class GatedMLP(nn.Module):
             None,
             TENSOR,
         )
-        return einsum("BTF,FD->BTD", hidden, w_down, dtype=self.dtype)
+        return einsum("BTF,FD->BTD", hidden, w_down, dtype=self.dtype, bias=b_down)
 
 
 ACTIVATIONS = {

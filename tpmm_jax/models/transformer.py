@@ -9,11 +9,19 @@ from jax.sharding import Mesh
 
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
 from tpmm_jax.models.config import ModelConfig
-from tpmm_jax.models.layers import Attention, Cache, GatedMLP, RMSNorm, dense
+from tpmm_jax.models.layers import (
+    Attention,
+    Cache,
+    GatedMLP,
+    PerLayer,
+    RMSNorm,
+    dense,
+    per_layer,
+)
 
 
 class Block(nn.Module):
-    """One pre-norm layer, in the form that ``nn.scan`` wants."""
+    """One layer, in the form that ``nn.scan`` wants."""
 
     config: ModelConfig
     dtype: Any
@@ -23,21 +31,46 @@ class Block(nn.Module):
     def __call__(
         self,
         carry: tuple[jax.Array, Cache | None],
-        layer: jax.Array,
+        layer: PerLayer,
         positions_BT: jax.Array,
         allowed_BTS: jax.Array,
+        near_TS: jax.Array | None,
         slot: jax.Array | None,
     ) -> tuple[tuple[jax.Array, Cache | None], None]:
         x_BTD, cache = carry
         c = self.config
-        h = RMSNorm(c.norm_eps, c.norm_offset, name="attention_norm")(x_BTD)
+        if near_TS is not None:
+            allowed_BTS = allowed_BTS & (near_TS | ~layer.windowed)
+        h = self._norm("attention_norm", x_BTD)
         h, cache = Attention(c, self.dtype, self.mesh, name="attention")(
             h, positions_BT, allowed_BTS, cache, slot, layer
         )
+        if c.post_norms:
+            h = self._norm("attention_post_norm", h)
         x_BTD = x_BTD + h
-        h = RMSNorm(c.norm_eps, c.norm_offset, name="mlp_norm")(x_BTD)
-        x_BTD = x_BTD + GatedMLP(c, self.dtype, self.mesh, name="mlp")(h)
+        h = self._norm("mlp_norm", x_BTD)
+        h = GatedMLP(c, self.dtype, self.mesh, name="mlp")(h)
+        if c.post_norms:
+            h = self._norm("mlp_post_norm", h)
+        x_BTD = x_BTD + h
         return (constrain(x_BTD, self.mesh, BATCH), cache), None
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)(x)
+
+
+def window_mask(
+    length: int, slots: int, slot: jax.Array | None, window: int | None
+) -> jax.Array | None:
+    """Returns bool [T, S], true within the window; None where all of it is.
+
+    A window of W tokens is the query's own and the W - 1 before it. Slots stand for
+    positions: a row's tokens lie side by side.
+    """
+    if window is None or slots <= window:
+        return None
+    queries_T = jnp.arange(length) + (0 if slot is None else slot)
+    return queries_T[:, None] - jnp.arange(slots) < window
 
 
 @jax.custom_vjp
@@ -97,12 +130,14 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *[nn.broadcast] * 4),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: None},
         )(c, self.dtype, self.mesh, name="layers")
+        _, T, S = allowed_BTS.shape
+        near_TS = window_mask(T, S, slot, c.window)
         (x_BTD, cache), _ = layers(
-            (x_BTD, cache), jnp.arange(c.num_layers), positions_BT, allowed_BTS, slot
+            (x_BTD, cache), per_layer(c), positions_BT, allowed_BTS, near_TS, slot
         )
         x_BTD = RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x_BTD)
         return x_BTD, head_VD, cache

@@ -52,43 +52,76 @@ def _output_to_theirs(x: np.ndarray, c: ModelConfig) -> np.ndarray:
     return x.reshape(-1, c.width).T
 
 
+def _bias_to_ours(x: np.ndarray, c: ModelConfig) -> np.ndarray:
+    return x.reshape(-1, c.head_dim)
+
+
+def _bias_to_theirs(x: np.ndarray, c: ModelConfig) -> np.ndarray:
+    return x.reshape(-1)
+
+
 def names(config: ModelConfig) -> list[Name]:
-    """Returns every parameter of a model. Gemma, Llama and Qwen 3 share the table."""
-    layer = "model.layers.{}."
+    """Returns every parameter of a model. The families share the table."""
     table = [
         Name(("embedding",), "model.embed_tokens.weight", _keep, _keep),
         Name(("final_norm", "scale"), "model.norm.weight", _keep, _keep),
     ]
     if not config.tie_embeddings:
         table.append(Name(("head",), "lm_head.weight", _keep, _keep))
-    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+    return table + _attention(config) + _mlp(config) + _norms(config)
+
+
+LAYER = "model.layers.{}."
+
+
+def _attention(config: ModelConfig) -> list[Name]:
+    path, theirs, table = ("layers", "attention"), f"{LAYER}self_attn.", []
+    for ours, part in (("query", "q"), ("key", "k"), ("value", "v")):
+        name = f"{theirs}{part}_proj"
         table.append(
-            Name(
-                ("layers", "attention", ours),
-                f"{layer}self_attn.{theirs}_proj.weight",
-                _heads_to_ours,
-                _heads_to_theirs,
+            Name((*path, ours), f"{name}.weight", _heads_to_ours, _heads_to_theirs)
+        )
+        if config.qkv_bias:
+            ours = f"{ours}_bias"
+            table.append(
+                Name((*path, ours), f"{name}.bias", _bias_to_ours, _bias_to_theirs)
             )
-        )
+    name = f"{theirs}o_proj"
     table.append(
-        Name(
-            ("layers", "attention", "output"),
-            f"{layer}self_attn.o_proj.weight",
-            _output_to_ours,
-            _output_to_theirs,
-        )
+        Name((*path, "output"), f"{name}.weight", _output_to_ours, _output_to_theirs)
     )
+    if config.output_bias:
+        table.append(Name((*path, "output_bias"), f"{name}.bias", _keep, _keep))
+    return table
+
+
+def _mlp(config: ModelConfig) -> list[Name]:
+    table = []
     for part in ("gate", "up", "down"):
-        theirs = f"{layer}mlp.{part}_proj.weight"
-        table.append(Name(("layers", "mlp", part), theirs, _transpose, _transpose))
+        path, theirs = ("layers", "mlp", part), f"{LAYER}mlp.{part}_proj"
+        table.append(Name(path, f"{theirs}.weight", _transpose, _transpose))
+        if config.mlp_bias:
+            path = ("layers", "mlp", f"{part}_bias")
+            table.append(Name(path, f"{theirs}.bias", _keep, _keep))
+    return table
+
+
+def _norms(config: ModelConfig) -> list[Name]:
     norms: dict[tuple[str, ...], str] = {
         ("attention_norm",): "input_layernorm",
         ("mlp_norm",): "post_attention_layernorm",
     }
+    if config.post_norms:
+        # Theirs is then the norm after attention; another stands before the MLP.
+        norms |= {
+            ("attention_post_norm",): "post_attention_layernorm",
+            ("mlp_norm",): "pre_feedforward_layernorm",
+            ("mlp_post_norm",): "post_feedforward_layernorm",
+        }
     if config.qk_norm:
         norms[("attention", "query_norm")] = "self_attn.q_norm"
         norms[("attention", "key_norm")] = "self_attn.k_norm"
-    for path, theirs in norms.items():
-        name = f"{layer}{theirs}.weight"
-        table.append(Name(("layers", *path, "scale"), name, _keep, _keep))
-    return table
+    return [
+        Name(("layers", *path, "scale"), f"{LAYER}{theirs}.weight", _keep, _keep)
+        for path, theirs in norms.items()
+    ]

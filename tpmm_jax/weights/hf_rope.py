@@ -1,0 +1,137 @@
+"""config.json's rotary positions, in both spellings, as RopeConfig and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tpmm_jax.models.config import ModelConfig, RopeConfig
+from tpmm_jax.models.families import Family
+
+# Hugging Face's names of what each kind of scaling needs, and ours.
+SCALINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_positions",
+    },
+}
+# The keys of rope_parameters where layers with a window have their own.
+EVERYWHERE, LOCAL = "full_attention", "sliding_attention"
+
+
+def is_positive(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < value < math.inf
+
+
+def read_ropes(
+    hf: Mapping[str, Any], family: Family, problems: list[str]
+) -> tuple[RopeConfig, RopeConfig | None]:
+    """Returns a config.json's rope and local_rope; what is wrong goes to problems."""
+    given: dict[str, dict[str, Any]] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        value = hf.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            problems.append(f"{name} = {value!r}: wanted an object")
+        given[name] = dict(value) if isinstance(value, Mapping) else {}
+    scaling, parameters = given["rope_scaling"], given["rope_parameters"]
+    local: RopeConfig | None = None
+    if family.local_rope is not None:
+        strange = sorted(set(parameters) - {EVERYWHERE, LOCAL})
+        if strange:
+            problems.append(
+                f"rope_parameters with {strange}: wanted one object each for "
+                f"{EVERYWHERE} and {LOCAL}"
+            )
+        inner = parameters.get(LOCAL)
+        default = hf.get("rope_local_base_freq")
+        default = family.local_rope.theta if default is None else default
+        local = _rope(hf, inner, default, f"rope of {LOCAL}", problems)
+        parameters = parameters.get(EVERYWHERE) or {}
+    if not isinstance(parameters, Mapping):
+        problems.append(f"rope_parameters.{EVERYWHERE} = {parameters!r}: not an object")
+        parameters = {}
+    default = hf.get("rope_theta")
+    default = family.rope.theta if default is None else default
+    found = [
+        _rope(hf, x, default, "rope", problems) for x in (scaling, parameters) if x
+    ]
+    if len(found) == 2 and scaling.get("rope_theta") is None:
+        # The older field never held the base.
+        found[0] = _with_theta(found[0], found[1].theta)
+    if len(found) == 2 and found[0] != found[1]:
+        problems.append(
+            f"rope_scaling = {scaling} and rope_parameters = {dict(parameters)} differ"
+        )
+    if not found:
+        found = [_rope(hf, {}, default, "rope", problems)]
+    return found[-1], local
+
+
+def _with_theta(rope: RopeConfig, theta: float) -> RopeConfig:
+    return RopeConfig(**{**vars(rope), "theta": theta})
+
+
+def _rope(
+    hf: Mapping[str, Any], given: Any, theta: Any, what: str, problems: list[str]
+) -> RopeConfig:
+    """Returns one RopeConfig; ``theta`` is the base where ``given`` has none."""
+    if given is not None and not isinstance(given, Mapping):
+        problems.append(f"{what} = {given!r}: wanted an object")
+    scaling = dict(given) if isinstance(given, Mapping) else {}
+    inner = scaling.pop("rope_theta", None)
+    theta = theta if inner is None else inner
+    if not is_positive(theta):
+        problems.append(f"{what}: rope_theta = {theta!r}: wanted a positive number")
+        theta = 1.0
+    theta = float(theta)
+    old = scaling.pop("type", None)
+    kind = scaling.pop("rope_type", None) or old or "default"
+    if scaling.pop("partial_rotary_factor", 1) != 1:
+        problems.append(f"{what}: partial_rotary_factor other than 1 is not supported")
+    if kind == "llama3" and is_positive(hf.get("max_position_embeddings")):
+        scaling.setdefault(
+            "original_max_position_embeddings", hf["max_position_embeddings"]
+        )
+    names = SCALINGS.get(kind) if isinstance(kind, str) else None
+    if names is None or set(scaling) != set(names):
+        wanted = "; ".join(f"{kind!r} with {list(x)}" for kind, x in SCALINGS.items())
+        problems.append(
+            f"{what} of type {kind!r} with {sorted(scaling)} is not supported (only "
+            f"{wanted})"
+        )
+        return RopeConfig(theta=theta)
+    wrong = {name: x for name, x in scaling.items() if not is_positive(x)}
+    if wrong:
+        problems.append(f"{what} of type {kind!r} with {wrong}: wanted numbers > 0")
+        return RopeConfig(theta=theta)
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    values: dict[str, Any] = {ours: scaling[x] for x, ours in names.items()}
+    return RopeConfig(theta=theta, **values | {"scaling": kind})
+
+
+def write_ropes(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json's fields of the rotary positions, in both spellings."""
+    rope, local = config.rope, config.local_rope
+    content = {
+        "rope_parameters": {"rope_theta": rope.theta, **_scaling(rope)},
+        "rope_theta": rope.theta,
+        "rope_scaling": _scaling(rope) if rope.scaling != "none" else None,
+    }
+    if local is not None:
+        content["rope_parameters"] = {
+            EVERYWHERE: content["rope_parameters"],
+            LOCAL: {"rope_theta": local.theta, **_scaling(local)},
+        }
+        content["rope_local_base_freq"] = local.theta
+    return content
+
+
+def _scaling(rope: RopeConfig) -> dict[str, Any]:
+    kind = "default" if rope.scaling == "none" else rope.scaling
+    values = {theirs: getattr(rope, ours) for theirs, ours in SCALINGS[kind].items()}
+    return {"rope_type": kind, **values}
