@@ -184,6 +184,11 @@ def test_wrong_input_is_named(capsys, run, tmp_path, fixtures):
         ([*steps, "--learn", bad, *to], "field 'chosen' is missing"),
         ([*steps, "--learn", pairs, *to, "--holdout", 2], "--holdout is 2.0"),
         ([*steps, "--learn", pairs, *to, "--steps", 0], "reference.steps is 0"),
+        ([*steps, "--learn", pairs, *to, "--seed", -1], "--seed is -1"),
+        (
+            [*steps, "--learn", pairs, *to, "--max-prompt-length", 0, "--holdout", 1],
+            "--holdout is 1.0; use a share between 0 and 1 --max-prompt-length is 0",
+        ),
         ([llama, llama, "--learn", pairs, *to], "has no tokenizer"),
     ]
     for argv, wanted in wrong:

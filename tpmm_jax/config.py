@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
+from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO
 from tpmm_jax.fields import check_types, flatten, get_field, nearest, set_field
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.merging import RULES, ReferenceConfig
@@ -107,8 +108,8 @@ class EvaluationConfig:
     sets: Mapping[str, str] = field(default_factory=dict)
     scorers: Mapping[str, str] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
-    max_kl_per_token: float = 0.5
-    max_length_ratio: float = 1.5
+    max_kl_per_token: float = MAX_KL_PER_TOKEN
+    max_length_ratio: float = MAX_LENGTH_RATIO
 
     def validate(self) -> None:
         """Raises BadInput for a value out of range."""

@@ -20,6 +20,7 @@ def iterate(run: Run) -> None:
     """Runs iterations 1..T, or those of them that are missing."""
     if not finished(run, 0):
         evaluate(run, 0, None)
+    drawn = False
     for iteration in range(1, run.config.iterations + 1):
         if finished(run, iteration):
             continue
@@ -35,8 +36,10 @@ def iterate(run: Run) -> None:
         seconds = {"seconds": time.monotonic() - started}
         run.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
         show(run)
-    # A kill may have come between the last row and its pictures.
-    draw(run)
+        drawn = True
+    if not drawn:
+        # A kill may have come between the last row and its pictures.
+        draw(run)
 
 
 def finished(run: Run, iteration: int) -> bool:

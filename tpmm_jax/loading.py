@@ -152,7 +152,12 @@ def committed_steps(workdir: pathlib.Path) -> list[int]:
       BadInput: no run, or none committed yet.
       CorruptCheckpoint: one of them is damaged; leaving it out would pass for less.
     """
-    steps, damaged = _steps(workdir)
+    return _all_whole(workdir, *_steps(workdir))
+
+
+def _all_whole(
+    workdir: pathlib.Path, steps: list[int], damaged: dict[int, str]
+) -> list[int]:
     if damaged:
         raise _damaged(workdir, *min(damaged.items()))
     if not steps:
@@ -178,7 +183,7 @@ def _damaged(workdir: pathlib.Path, step: int, why: str) -> CorruptCheckpoint:
 def _resolve_step(workdir: pathlib.Path, step: int | None) -> Source:
     """A step of a run's trajectory; None: the newest."""
     steps, damaged = _steps(workdir)
-    wanted = committed_steps(workdir)[-1] if step is None else step
+    wanted = _all_whole(workdir, steps, damaged)[-1] if step is None else step
     if wanted in damaged:
         raise _damaged(workdir, wanted, damaged[wanted])
     if wanted not in steps:

@@ -60,6 +60,14 @@ pairs that no checkpoint was trained on: those it was trained on flatter it.
 pairs.jsonl: chosen and rejected, with a prompt or without; texts or message lists.
 """
 
+# Of options that mean something with --learn alone.
+LEARNING_DEFAULTS = {
+    "holdout": 0.2,
+    "seed": 0,
+    "max_prompt_length": 512,
+    "max_completion_length": 512,
+}
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
@@ -87,10 +95,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--beta", type=float, help=f"scale of D, or its start ({defaults.beta})")
     add("--learning-rate", type=float, help=f"default: {defaults.learning_rate}")
     add("--batch-size", type=int, help=f"pairs a step (default: {defaults.batch_size})")
-    add("--holdout", type=float, help="share of prompts to report on (default: 0.2)")
+    usual = LEARNING_DEFAULTS
+    add(
+        "--holdout",
+        type=float,
+        help=f"share of prompts to report on (default: {usual['holdout']})",
+    )
     add("--seed", type=int, help="of the split and the batches (default: 0)")
-    add("--max-prompt-length", type=int, help="tokens (default: 512)")
-    add("--max-completion-length", type=int, help="tokens (default: 512)")
+    for name in ("max_prompt_length", "max_completion_length"):
+        option = f"--{name.replace('_', '-')}"
+        add(option, type=int, help=f"tokens (default: {usual[name]})")
     add(
         "--chat",
         action=argparse.BooleanOptionalAction,
@@ -100,6 +114,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     given = [a for a in some._group_actions if getattr(args, a.dest) is not None]
     if given and args.learn is None:
         parser.error(f"{given[0].option_strings[0]} needs --learn")
+    for name, value in usual.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     return args
 
 
@@ -124,9 +141,16 @@ def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
     config = ReferenceConfig(rule="learned", **changes)
     config.validate(tuple(RULES))
-    holdout = 0.2 if args.holdout is None else args.holdout
-    if not 0 < holdout < 1:
-        raise BadInput(f"--holdout is {holdout}; use a share between 0 and 1")
+    wrong = []
+    if not 0 < args.holdout < 1:
+        wrong.append(f"--holdout is {args.holdout}; use a share between 0 and 1")
+    if args.seed < 0:
+        wrong.append(f"--seed is {args.seed}; use 0 or more")
+    for name in ("max_prompt_length", "max_completion_length"):
+        if (value := getattr(args, name)) < 1:
+            wrong.append(f"--{name.replace('_', '-')} is {value}; use at least 1")
+    if wrong:
+        raise BadInput("\n".join(wrong))
     return config
 
 
@@ -145,17 +169,19 @@ def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> R
         args.learn,
         tokenizer,
         chat=chat,
-        max_prompt_length=args.max_prompt_length or 512,
-        max_completion_length=args.max_completion_length or 512,
+        max_prompt_length=args.max_prompt_length,
+        max_completion_length=args.max_completion_length,
         note=console.note,
         warn=console.warn,
     )
-    share = 0.2 if args.holdout is None else args.holdout
-    return split_rows(rows, share, args.seed or 0)
+    return split_rows(rows, args.holdout, args.seed)
 
 
 def record(
-    args: argparse.Namespace, sources: Sequence[Source], merged: Merged
+    args: argparse.Namespace,
+    config: ReferenceConfig | None,
+    sources: Sequence[Source],
+    merged: Merged,
 ) -> dict[str, Any]:
     """Returns the content of merge.json."""
 
@@ -179,16 +205,15 @@ def record(
         },
         "versions": versions(),
     }
-    if merged.learned is not None:
-        granularity = args.granularity or "model"
+    if config is not None and merged.learned is not None:
         content["objective"] = {
             "note": "our reconstruction of the fusion objective",
             "pairs": pathlib.Path(args.learn).name,
-            **asdict(learning_config(args)),
+            **asdict(config),
             "scale": merged.learned.scale,
-            "seed": args.seed or 0,
+            "seed": args.seed,
         }
-        content["granularity"] = granularity
+        content["granularity"] = config.granularity
         content["held_out"] = {
             **merged.learned.counts,
             "scores": [asdict(score) for score in merged.learned.scores],
@@ -243,22 +268,21 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     names = expand(args.models)
     check_output(args.output)
     weights = given_weights(args, names)
-    if args.learn is not None:
-        learning_config(args)
+    learning = None if args.learn is None else learning_config(args)
     sources = open_sources(names, console)
     config, output = sources[0].config, pathlib.Path(args.output)
     copies = len(names) + 1 if args.learn else 1
     check_output(output, 4 * copies * config.num_params)
     mesh = None if args.fsdp == 1 else make_mesh(MeshConfig(fsdp=args.fsdp))
     decoder = Decoder(config, mesh=mesh)
-    if args.learn is not None:
+    if learning is not None:
         merged = merge_learned(
             sources,
             names,
             read_rows(args, sources[0], console),
             decoder,
-            learning_config(args),
-            seed=args.seed or 0,
+            learning,
+            seed=args.seed,
             near=output,
             console=console,
         )
@@ -267,7 +291,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
         if abs(sum(weights) - 1) > 1e-6:
             console.warn(f"the weights add up to {sum(weights):g}, not to 1")
     show(merged, names, console)
-    content = record(args, sources, merged)
+    content = record(args, learning, sources, merged)
     ratio = merged.bfloat16_ratio
     # 0: the merge is the first model, so nothing is lost.
     if dtype == "bfloat16" and 0 < ratio < FAINT:

@@ -18,10 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.report.plots import COLOURS
 from tpmm_jax.store.files import write_json, write_text
 
-# Told apart by colour-blind readers (Okabe and Ito 2008), then by dashes.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":")
 
 # level of panels -> level of lines -> seed -> values by iteration

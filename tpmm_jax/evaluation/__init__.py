@@ -9,10 +9,17 @@ from tpmm_jax.evaluation.intervals import (
     rate_interval,
 )
 from tpmm_jax.evaluation.measures import measure, named
-from tpmm_jax.evaluation.watch import Evaluated, watch
+from tpmm_jax.evaluation.watch import (
+    MAX_KL_PER_TOKEN,
+    MAX_LENGTH_RATIO,
+    Evaluated,
+    watch,
+)
 from tpmm_jax.evaluation.win_rates import judged_wins, wins
 
 __all__ = [
+    "MAX_KL_PER_TOKEN",
+    "MAX_LENGTH_RATIO",
     "Evaluated",
     "Interval",
     "accuracy_interval",

@@ -14,6 +14,9 @@ import numpy as np
 from tpmm_jax.evaluation.intervals import Interval, paired_interval
 
 MIN_KL = 1.0
+# Where nothing else is asked for: nats a token, and a factor either way.
+MAX_KL_PER_TOKEN = 0.5
+MAX_LENGTH_RATIO = 1.5
 
 
 @dataclass(frozen=True)

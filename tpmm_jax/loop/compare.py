@@ -19,7 +19,7 @@ from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.data.tokens import encode_prompts, pad_id
 from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation import measure, watch
+from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO, measure, watch
 from tpmm_jax.loading import Source
 from tpmm_jax.loop.answers import (
     Loaded,
@@ -81,8 +81,8 @@ class Settings:
     num_samples: int = 1
     seed: int = 0
     batch_size: int = 32
-    max_kl_per_token: float = 0.5
-    max_length_ratio: float = 1.5
+    max_kl_per_token: float = MAX_KL_PER_TOKEN
+    max_length_ratio: float = MAX_LENGTH_RATIO
     pairs: Sequence[PairRow] = ()
     consecutive: bool = False
     output: pathlib.Path | None = None

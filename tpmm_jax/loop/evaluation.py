@@ -9,7 +9,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from tpmm_jax.report.jsonl import plain, restored
 from tpmm_jax.report.metrics import read_metrics
 from tpmm_jax.store.files import read_json, write_json, write_npz
 
+# A policy's number and a set of prompts.
+Place: TypeAlias = tuple[int, str]
+
 
 def evaluate(run: Run, iteration: int, pairs: IterationPairs | None) -> None:
     """Evaluates theta_iteration and writes summary.json and the iteration's row."""
@@ -66,13 +69,20 @@ def _evaluation(run: Run, t: int, held_out: Sequence[PairRow]) -> dict[str, Any]
     values: dict[str, Any] = {}
     if held_out:
         values |= _held_out_summary(run, t, held_out, logps)
-    judgements = _judgements(run, t, answers)
+    # The two that win rates are against: read once for judges, measures and watch.
+    earlier = {
+        (s, name): _earlier(run, s, name)
+        for name in answers
+        for s in ({0, t - 1} if t > 0 else ())
+    }
+    judgements = _judgements(run, t, answers, earlier)
     warnings: list[str] = []
     for name, rows in answers.items():
         prefix = "" if name == MAIN else f"{name}/"
-        found = _measures(run, t, name, rows, logps, judgements)
+        found = _measures(t, name, rows, logps, judgements, earlier)
         values |= {prefix + key: value for key, value in found.items()}
-        history = _history(run, t, name, rows, judgements, found["kl/theta_0"])
+        kl = found["kl/theta_0"]
+        history = _history(run, t, name, rows, judgements, earlier, kl)
         warnings += [
             text if name == MAIN else f"{name}: {text}"
             for text in watch(
@@ -144,14 +154,16 @@ def preference_accuracy(
     return named("heldout/accuracy", accuracy) | margin
 
 
-def _judgements(run: Run, t: int, answers: Mapping[str, Rows]) -> Rows:
+def _judgements(
+    run: Run, t: int, answers: Mapping[str, Rows], earlier: Mapping[Place, Rows]
+) -> Rows:
     """Returns every judge's verdict on theta_t against theta_0 and theta_{t-1}."""
     if t == 0 or not answers or not run.raters.judges:
         return []
     # At t = 1 both are theta_0: it is judged once.
     others = {THETA_0: 0, **({"previous": t - 1} if t > 1 else {})}
     matches = [
-        Match(name, against, rows, _earlier(run, step, name))
+        Match(name, against, rows, earlier[step, name])
         for name, rows in answers.items()
         for against, step in others.items()
     ]
@@ -185,12 +197,12 @@ def _read_rows(path: pathlib.Path) -> Rows:
 
 
 def _measures(
-    run: Run,
     t: int,
     name: str,
     rows: Rows,
     logps: Mapping[str, np.ndarray],
     judgements: Rows,
+    earlier: Mapping[Place, Rows],
 ) -> dict[str, float]:
     if t == 0:
         zero = {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
@@ -202,8 +214,8 @@ def _measures(
     return measure(
         rows,
         opponents={
-            THETA_0: _earlier(run, 0, name),
-            "previous": _earlier(run, t - 1, name),
+            THETA_0: earlier[0, name],
+            "previous": earlier[t - 1, name],
         },
         log_ratios={
             model: policy_BS - logps[f"{name}.{model}_BS"]
@@ -214,7 +226,13 @@ def _measures(
 
 
 def _history(
-    run: Run, t: int, name: str, rows: Rows, judgements: Rows, kl: float
+    run: Run,
+    t: int,
+    name: str,
+    rows: Rows,
+    judgements: Rows,
+    earlier: Mapping[Place, Rows],
+    kl: float,
 ) -> list[Evaluated]:
     """Returns what the watch sees of theta_0 to theta_t on one set."""
     key = "kl/theta_0" if name == MAIN else f"{name}/kl/theta_0"
@@ -225,7 +243,7 @@ def _history(
         history.append(
             seen(
                 f"iteration {s}" if s else THETA_0,
-                rows if s == t else _earlier(run, s, name),
+                rows if s == t else earlier.get((s, name)) or _earlier(run, s, name),
                 {
                     label: x
                     for (label, against), x in judged.items()

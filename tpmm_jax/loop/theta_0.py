@@ -8,7 +8,7 @@ from typing import Any
 from tpmm_jax.config import Config
 from tpmm_jax.data.tokens import require_eos
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Source, read_config, read_tokenizer, resolve
+from tpmm_jax.loading import Source, end_ids, read_config, read_tokenizer, resolve
 from tpmm_jax.loop.prompts import made_from
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
@@ -81,5 +81,4 @@ def check_tokenizer(source: Source, name: str, *, chat: bool) -> tuple[int, ...]
             f"{name}: the tokenizer has {size} tokens, the model only "
             f"{source.config.vocab_size} embeddings; they do not belong together"
         )
-    ids = (*source.config.eos_ids, source.tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(int(i) for i in ids))
+    return end_ids(source.config, source.tokenizer)

@@ -15,7 +15,7 @@ from tpmm_jax.errors import BadInput, StorageError
 
 # Okabe and Ito, "Color universal design" (2008): told apart by colour-blind readers.
 # Their yellow is left out, too pale for a line on white.
-_COLOURS = (
+COLOURS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -92,12 +92,12 @@ def _draw(
     axes: Axes, label: str, curve: Sequence[tuple], index: int, *, shade: float
 ) -> None:
     iterations, means, lows, highs = zip(*curve)
-    colour = _COLOURS[index % len(_COLOURS)]
+    colour = COLOURS[index % len(COLOURS)]
     axes.fill_between(iterations, lows, highs, color=colour, alpha=shade, linewidth=0)
     axes.plot(
         iterations,
         means,
-        _DASHES[index // len(_COLOURS) % len(_DASHES)],
+        _DASHES[index // len(COLOURS) % len(_DASHES)],
         color=colour,
         linewidth=2,
         marker="o",
