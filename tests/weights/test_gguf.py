@@ -32,6 +32,13 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "model.layers.": "blk.",
 }
+# Where there are norms after attention and MLP, one more of them changes its name.
+POST_NORM_NAMES = {
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "post_attention_layernorm": "post_attention_norm",
+}
+ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
 CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -68,15 +75,16 @@ def permute(rows, num_heads):
     return rows[order]
 
 
-def to_gguf_name(name):
-    for theirs, stored in NAMES.items():
+def to_gguf_name(name, arch):
+    post = POST_NORM_NAMES if arch in ("gemma2", "gemma3") else {}
+    for theirs, stored in (NAMES | post).items():
         name = name.replace(theirs, stored)
     return name
 
 
 def write(path, config, tensors, *, kind=F32, fields=(), extra=()):
     """Writes a .gguf file as llama.cpp's converter would."""
-    arch = config["model_type"]
+    arch = ARCHITECTURES.get(config["model_type"], config["model_type"])
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -88,7 +96,19 @@ def write(path, config, tensors, *, kind=F32, fields=(), extra=()):
     writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     rope = config.get("rope_parameters") or config
+    rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if config.get("sliding_window") and arch != "qwen2":
+        writer.add_sliding_window(config["sliding_window"])
+    for name, add in (
+        ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
+        ("final_logit_softcapping", writer.add_final_logit_softcapping),
+    ):
+        if config.get(name) is not None:
+            add(config[name])
     for name, add in (
         ("bos_token_id", writer.add_bos_token_id),
         ("eos_token_id", writer.add_eos_token_id),
@@ -108,11 +128,11 @@ def write(path, config, tensors, *, kind=F32, fields=(), extra=()):
     for name, tensor in tensors.items():
         if arch == "llama" and name.split(".")[-2] in heads:
             tensor = permute(tensor, heads[name.split(".")[-2]])
-        if arch == "gemma" and name.endswith("norm.weight"):
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + np.float32(1)
         used = F32 if tensor.ndim == 1 else kind
         stored = gguf.quantize(tensor, used)
-        writer.add_tensor(to_gguf_name(name), stored, raw_dtype=used)
+        writer.add_tensor(to_gguf_name(name, arch), stored, raw_dtype=used)
     for name, tensor in dict(extra).items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -153,15 +173,27 @@ def tensors():
     return random_tensors(CONFIG)
 
 
-@pytest.mark.parametrize("family", ["gemma", "llama", "qwen3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gemma", "gemma2", "gemma3", "llama", "llama2", "llama_bias", "mistral",
+        "qwen2", "qwen3",
+    ],
+)  # fmt: skip
 def test_a_converted_model_comes_back_as_it_was(family, fixtures, tmp_path):
     folder = fixtures / family
     config = json.loads((folder / "config.json").read_text())
-    # This fixture's Llama 3 scaling is none that a .gguf file could tell.
-    config["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": config["rope_parameters"]["rope_theta"],
-    }
+    if family == "llama":
+        # This fixture's Llama 3 scaling is none that a .gguf file could tell.
+        config["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": config["rope_parameters"]["rope_theta"],
+        }
+    # Nor do the files tell these; what follows from the sizes is assumed.
+    if "query_pre_attn_scalar" in config:
+        config["query_pre_attn_scalar"] = config["head_dim"]
+    if family == "qwen2":
+        config |= {"use_sliding_window": False, "layer_types": None}
     wanted = load_file(folder / "model.safetensors")
     file = GGUFFile(write(tmp_path / "m.gguf", config, wanted))
     assert set(file.names()) == set(wanted)
@@ -169,7 +201,7 @@ def test_a_converted_model_comes_back_as_it_was(family, fixtures, tmp_path):
         got = file.tensor(name)
         assert got.dtype == np.float32 and type(got) is np.ndarray
         # 1 + w rounds to float32.
-        slack = 2e-7 if family == "gemma" and name.endswith("norm.weight") else 0
+        slack = 2e-7 if "gemma" in family and name.endswith("norm.weight") else 0
         np.testing.assert_allclose(got, tensor, rtol=slack, atol=slack)
     assert parse_config(file.config, "m.gguf") == parse_config(config, "config.json")
 
@@ -183,6 +215,39 @@ def test_quantised_rows_are_dequantised_and_put_in_order(kind, tensors, tmp_path
         # Rows are quantised one by one, so their order does not matter here.
         wanted = gguf.dequantize(gguf.quantize(tensor, used), used)
         np.testing.assert_array_equal(file.tensor(name), wanted)
+
+
+def test_the_widest_gemmas_scale_scores_by_width_over_heads(tmp_path):
+    """46 layers of Gemma 2 and 62 of Gemma 3 are the 27B models."""
+    for kind, layers in (("gemma2", 46), ("gemma3_text", 62)):
+        config = CONFIG | {"model_type": kind, "num_hidden_layers": layers}
+        some = {"model.embed_tokens.weight": np.ones((11, 32), np.float32)}
+        for number, wanted in ((layers, 32 // 4), (layers - 1, 8 * 2)):
+            given = config | {"num_hidden_layers": number, "head_dim": 16}
+            file = GGUFFile(write(tmp_path / f"{kind}{number}.gguf", given, some))
+            assert file.config["query_pre_attn_scalar"] == wanted
+
+
+def test_gemma_3s_layers_are_told_apart_by_any_spelling(tensors, tmp_path):
+    config = CONFIG | {"model_type": "gemma3_text", "num_hidden_layers": 7}
+    some = {"model.embed_tokens.weight": np.ones((11, 32), np.float32)}
+    window = {"gemma3.attention.sliding_window": 5}
+    pattern = "gemma3.attention.sliding_window_pattern"
+    cases = [
+        ({}, None, ()),
+        ({"gemma3.attention.sliding_window": 0}, None, ()),
+        (window, 5, (True,) * 5 + (False, True)),
+        (window | {pattern: 2}, 5, (True, False) * 3 + (True,)),
+        (window | {pattern: [False] * 6 + [True]}, 5, (False,) * 6 + (True,)),
+    ]
+    for number, (fields, length, windowed) in enumerate(cases):
+        path = write(tmp_path / f"{number}.gguf", config, some, fields=fields)
+        found = parse_config(GGUFFile(path).config, "m.gguf")
+        assert (found.window, found.windowed_layers) == (length, windowed)
+        assert found.local_rope.theta == 1e4
+    fields = window | {"gemma3.rope.freq_base_swa": 5e3}
+    path = write(tmp_path / "m.gguf", config, some, fields=fields)
+    assert parse_config(GGUFFile(path).config, "m.gguf").local_rope.theta == 5e3
 
 
 def test_unpermute_undoes_the_converters_order():
@@ -207,6 +272,12 @@ def test_an_output_tensor_unties_the_embeddings(tensors, tmp_path):
 
 def test_linear_rope_scaling_is_reported(tensors, tmp_path):
     fields = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    file = GGUFFile(write(tmp_path / "m.gguf", CONFIG, tensors, fields=fields))
+    assert file.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+
+
+def test_a_factor_without_a_type_is_linear(tensors, tmp_path):
+    fields = {"llama.rope.scaling.factor": 4.0}
     file = GGUFFile(write(tmp_path / "m.gguf", CONFIG, tensors, fields=fields))
     assert file.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
 
@@ -253,7 +324,7 @@ def test_other_divisors_are_refused(wrong):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"general.architecture": "falcon"}, "'falcon'.*gemma, llama, qwen3"),
+        ({"general.architecture": "falcon"}, "'falcon'.*gemma3, llama, qwen2"),
         ({"general.type": "adapter"}, "general.type is 'adapter'"),
         ({"split.count": 3}, "one of 3 parts"),
         ({"llama.attention.logit_softcapping": 5.0}, "logit_softcapping = 5.0"),

@@ -40,6 +40,11 @@ QK_NORM_NAMES = {
     "attn_k_norm": "self_attn.k_norm",
     "attn_q_norm": "self_attn.q_norm",
 }
+POST_NORM_NAMES = {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 # Whose rows llama's converter reorders, and how many heads they have.
 PERMUTED = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 
@@ -98,8 +103,8 @@ class GGUFFile:
             )
         values = self._values(self._tensors[name])
         architecture, part = self._metadata.architecture, name.split(".")[-2]
-        if architecture.offset_norms and name.endswith("norm.weight"):
-            values = values - np.float32(1)
+        if name.endswith("norm.weight"):
+            values = values - np.float32(self._metadata.family.norm_offset)
         if architecture.permuted and part in PERMUTED:
             heads, head_dim = self.config[PERMUTED[part]], self.config["head_dim"]
             if values.shape[0] != heads * head_dim:
@@ -126,8 +131,12 @@ class GGUFFile:
 
     def _rename(self, stored: dict[str, Any]) -> dict[str, Any]:
         """Returns the tensors under their Hugging Face names."""
-        metadata = self._metadata
-        layers = LAYER_NAMES | (QK_NORM_NAMES if metadata.architecture.qk_norm else {})
+        metadata, family = self._metadata, self._metadata.family
+        layers = dict(LAYER_NAMES)
+        if family.qk_norm:
+            layers |= QK_NORM_NAMES
+        if family.post_norms:
+            layers |= POST_NORM_NAMES
         num_layers = metadata.count("block_count")
         renamed, unknown = {}, []
         for theirs, tensor in stored.items():

@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.models.families import FAMILIES, Family
+from tpmm_jax.weights.hf_config import ACTIVATIONS
+from tpmm_jax.weights.hf_windows import FULL, SLIDING
 
 ROPE_FREQS = "rope_freqs.weight"
 
@@ -18,35 +21,55 @@ class Architecture:
     """What the .gguf files of one general.architecture hold.
 
     Attributes:
-      model_class: Hugging Face's class.
-      activation: Hugging Face's name of the MLP's activation.
-      activation_fields: the config fields that hold it.
+      model_type: Hugging Face's name of the family; one with windows is in
+        windowed_type.
+      windowed_type: the family of a file that names a sliding window.
+      reads: fields that this architecture has beside those of all.
       permuted: query and key rows alternate between the two halves of a head.
-      offset_norms: norm weights are stored as 1 + w.
-      qk_norm: queries and keys are normalised per head.
       rope_freqs: a tensor may divide the rotary frequencies (Llama 3).
+      widest: number of layers of the one size whose query_pre_attn_scalar is
+        width / heads. No field tells it; llama.cpp goes by the layers as well.
     """
 
-    model_class: str
-    activation: str = "silu"
-    activation_fields: tuple[str, ...] = ("hidden_act",)
+    model_type: str
+    windowed_type: str | None = None
+    reads: frozenset[str] = frozenset()
     permuted: bool = False
-    offset_norms: bool = False
-    qk_norm: bool = False
     rope_freqs: bool = False
+    widest: int | None = None
 
 
+WINDOW = "attention.sliding_window"
+
+# llama.cpp has no architecture of Mistral's: its files say "llama".
 ARCHITECTURES: dict[str, Architecture] = {
-    "gemma": Architecture(
-        model_class="GemmaForCausalLM",
-        activation="gelu_pytorch_tanh",
-        activation_fields=("hidden_act", "hidden_activation"),
-        offset_norms=True,
+    "gemma": Architecture(model_type="gemma"),
+    "gemma2": Architecture(
+        model_type="gemma2",
+        reads=frozenset({WINDOW, "attn_logit_softcapping", "final_logit_softcapping"}),
+        widest=46,
+    ),
+    "gemma3": Architecture(
+        model_type="gemma3_text",
+        reads=frozenset(
+            {
+                WINDOW,
+                f"{WINDOW}_pattern",
+                "final_logit_softcapping",
+                "rope.freq_base_swa",
+            }
+        ),
+        widest=62,
     ),
     "llama": Architecture(
-        model_class="LlamaForCausalLM", permuted=True, rope_freqs=True
+        model_type="llama",
+        windowed_type="mistral",
+        reads=frozenset({WINDOW}),
+        permuted=True,
+        rope_freqs=True,
     ),
-    "qwen3": Architecture(model_class="Qwen3ForCausalLM", qk_norm=True),
+    "qwen2": Architecture(model_type="qwen2"),
+    "qwen3": Architecture(model_type="qwen3"),
 }
 
 # Fields that shape the model (prefix "llama." etc.); any other is refused.
@@ -57,10 +80,10 @@ READ = {
     "rope.dimension_count", "rope.freq_base", "rope.scaling.factor",
     "rope.scaling.original_context_length", "rope.scaling.type", "vocab_size",
 }  # fmt: skip
-# Fields of which only this value is supported.
+# Fields of which only this value is supported, unless the architecture reads them.
 ONLY: dict[str, Any] = {
     "attention.causal": True,
-    "attention.sliding_window": 0,
+    WINDOW: 0,
     "expert_count": 0,
     "expert_used_count": 0,
     "rope.scale_linear": 1.0,
@@ -116,6 +139,8 @@ class Metadata:
             if not key.startswith(f"{self.name}."):
                 continue
             field = key.removeprefix(f"{self.name}.")
+            if field in self.architecture.reads:
+                continue
             if field in ONLY and value != ONLY[field]:
                 problems.append(f"{key} = {value!r} (only {ONLY[field]!r})")
             elif field not in READ | IGNORED | set(ONLY):
@@ -125,6 +150,18 @@ class Metadata:
                 f"{self.origin} has fields that this library does not compute:\n  "
                 + "\n  ".join(problems)
             )
+
+    @property
+    def model_type(self) -> str:
+        """Hugging Face's name of the family."""
+        windowed = self.architecture.windowed_type
+        if windowed is not None and self.shape(WINDOW):
+            return windowed
+        return self.architecture.model_type
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
     def shape(self, name: str, default: Any = None) -> Any:
         """A field that shapes the model; a float32 as its shortest decimal."""
@@ -160,7 +197,6 @@ def make_config(
     Raises:
       BadInput: a field that is missing, inconsistent or not supported.
     """
-    architecture = metadata.architecture
     heads = metadata.count("attention.head_count")
     width = metadata.count("embedding_length")
     head_dim = _head_dim(metadata, width, heads)
@@ -170,10 +206,12 @@ def make_config(
         raise BadInput(
             f"{metadata.origin} lacks {metadata.name}.attention.layer_norm_rms_epsilon"
         )
+    family = metadata.family
+    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     biases = [name for name in tensors if name.endswith(".bias")]
     config: dict[str, Any] = {
-        "model_type": metadata.name,
-        "architectures": [architecture.model_class],
+        "model_type": metadata.model_type,
+        "architectures": [family.architecture],
         "vocab_size": vocab_size,
         "hidden_size": width,
         "intermediate_size": metadata.count("feed_forward_length"),
@@ -186,16 +224,58 @@ def make_config(
         "rope_theta": theta,
         "rope_scaling": _rope_scaling(metadata, theta, head_dim, divisors),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
-        "attention_bias": any(".self_attn." in name for name in biases),
+        "hidden_act": activations[family.activation],
     }
-    if metadata.name == "llama":
-        config["mlp_bias"] = any(".mlp." in name for name in biases)
-    for name in architecture.activation_fields:
-        config[name] = architecture.activation
+    optional = {
+        "attention_bias": any(".self_attn." in name for name in biases),
+        "mlp_bias": any(".mlp." in name for name in biases),
+        "hidden_activation": activations[family.activation],
+        **_windows(metadata),
+        **_scores(metadata, width, heads, head_dim),
+    }
+    config |= {name: x for name, x in optional.items() if name in family.fields}
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         value = metadata.values.get(f"tokenizer.ggml.{theirs}_token_id")
         config[f"{ours}_token_id"] = value
     return config
+
+
+def _windows(metadata: Metadata) -> dict[str, Any]:
+    """Returns config.json's fields of the sliding windows and their rope."""
+    architecture, num_layers = metadata.architecture, metadata.count("block_count")
+    if WINDOW not in architecture.reads:
+        return {}
+    found: dict[str, Any] = {}
+    window = metadata.shape(WINDOW)
+    if window is not None:
+        found["sliding_window"] = window or None
+    elif metadata.family.local_rope is not None:
+        window = 0
+        found["sliding_window"] = None
+    if window == 0:
+        found["layer_types"] = [FULL] * num_layers
+    pattern = metadata.shape(f"{WINDOW}_pattern")
+    if isinstance(pattern, list):
+        found["layer_types"] = [SLIDING if x else FULL for x in pattern]
+    elif pattern is not None:
+        found["sliding_window_pattern"] = pattern
+    local = metadata.shape("rope.freq_base_swa")
+    if local is not None:
+        found["rope_local_base_freq"] = local
+    return found
+
+
+def _scores(
+    metadata: Metadata, width: int, heads: int, head_dim: int
+) -> dict[str, Any]:
+    """Returns config.json's fields of how scores are scaled and capped."""
+    widest = metadata.count("block_count") == metadata.architecture.widest
+    found = {"query_pre_attn_scalar": width // heads if widest else head_dim}
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        value = metadata.shape(name)
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def _head_dim(metadata: Metadata, width: int, heads: int) -> int:
@@ -217,8 +297,9 @@ def _rope_scaling(
     divisors: Float[np.ndarray, " half"] | None,
 ) -> dict[str, Any] | None:
     """Returns config.json's rope_scaling, from metadata or from rope_freqs."""
-    kind = metadata.shape("rope.scaling.type", "none")
     factor = metadata.shape("rope.scaling.factor")
+    # llama.cpp takes a factor without a type for a linear one.
+    kind = metadata.shape("rope.scaling.type", "linear" if factor else "none")
     original = metadata.shape("rope.scaling.original_context_length")
     if divisors is not None:
         if kind != "none":
