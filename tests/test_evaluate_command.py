@@ -105,8 +105,10 @@ def test_a_run_gives_the_loops_own_numbers(
 
 def test_the_table(folder: pathlib.Path, tell: Callable) -> None:
     steps = [str(folder / f"run/trajectory@{k}") for k in (1, 0)]
-    out, _ = tell(0, steps[0], "--baseline", steps[1], *SCORER, "--limit", "5")
+    out, err = tell(0, steps[0], "--baseline", steps[1], *SCORER, "--limit", "5")
     assert "reward" in out and "KL" in out and "distinct-2" in out
+    # Progress is not mixed with the table.
+    assert out.startswith("model ") and "sample" not in out and "sample" in err
     assert "against " + steps[1] in out.replace("\n", "")
 
 

@@ -46,6 +46,10 @@ A scorer is a function (prompts, responses) -> [B, S] numbers, higher is better.
 is a function (prompts, first, second) -> [B] numbers in [0, 1], the share for the first
 answer; it is asked in both orders. Neither is told who wrote what. Warnings tell where
 the reward rose while something independent fell, where KL or length ran away.
+
+The table, or with --json the summary, is the standard output; all else is on standard
+error. In the summary, as in a run's metrics, "-inf" and "inf" are bounds of an interval
+that too few prompts, or too equal scores, leave open.
 """
 
 
@@ -267,9 +271,9 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     if args.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return 0
-    console.note("")
+    # The standard output is the result's alone: the table, or the summary.
     for line in comparison_lines(measures, candidates[0].name):
-        console.note(line)
+        print(line)
     for text in warnings:
         console.warn(text)
     return 0
@@ -282,8 +286,7 @@ def _plain(name: str, value: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     args = parse_args(argv)
-    # With --json the standard output is the summary's alone.
-    console = RunConsole(sys.stderr if args.json else None)  # type: ignore[arg-type]
+    console = RunConsole(file=sys.stderr)  # type: ignore[arg-type]
     return guarded(lambda: evaluate(args, console), console)
 
 

@@ -111,3 +111,12 @@ def test_pairs_of_unequal_numbers_a_prompt() -> None:
         _, low, high = rate_interval(values)
         hits += low <= 2 / 3 <= high
     assert 0.93 <= hits / REPEATS <= 0.97
+
+
+if __name__ == "__main__":
+    sizes = (48, 64, 96, 128, 256)
+    print(f"| interval | {' | '.join(f'B = {B}' for B in sizes)} |")
+    print(f"|---|{'---|' * len(sizes)}")
+    for case in CASES:
+        shares = " | ".join(f"{covered(case, B):.3f}" for B in sizes)
+        print(f"| {case} | {shares} |", flush=True)

@@ -346,3 +346,24 @@ def test_many_steps_are_drawn_as_means_and_say_so(run):
     )
     text = page(run)
     assert "Each point is the mean of 3 steps" in text
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_rows_that_were_lost_are_not_called_unfinished(run, kept):
+    """Of a metrics.jsonl that was removed, or cut after iteration 1."""
+    path, done = run / "metrics.jsonl", []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        if row["kind"] == "iteration":
+            done.append(row["iteration"])
+            folder = run / "iterations" / f"{row['iteration']:03d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "summary.json").write_text("{}")
+    assert "Rows are missing" not in page(run)
+    lines = path.read_text().splitlines(keepends=True)
+    short = [x for x in lines if json.loads(x)["iteration"] < kept]
+    path.write_text("".join(short)) if kept else path.unlink()
+    text = page(run)
+    which = ", ".join(str(t) for t in done if t >= kept)
+    assert f"iterations {which} were evaluated" in text and "Put it back" in text
+    assert "Not finished" not in text

@@ -8,6 +8,7 @@ from typing import Any
 
 from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
+from tpmm_jax.report.metrics import METRICS
 from tpmm_jax.report.panels import PREVIOUS
 from tpmm_jax.report.progress import clock_text
 from tpmm_jax.report.settings import flat
@@ -155,13 +156,30 @@ def progress(run: RunData) -> str:
     """Returns such as "2 of 4 finished"."""
     done = run.last.get("iteration")
     planned = run.config.get("iterations", "?")
+    if run.lost:
+        return f"{'none' if done is None else done} of {planned} in {METRICS}"
     return f"{'none' if done is None else done} of {planned} finished"
+
+
+def missing(run: RunData) -> str:
+    """Returns what metrics.jsonl has lost of evaluated iterations, and what to do."""
+    if not run.lost:
+        return ""
+    many = len(run.lost) > 1
+    which = ", ".join(map(str, run.lost))
+    return (
+        f"iteration{'s' if many else ''} {which} {'were' if many else 'was'} "
+        f"evaluated, but {METRICS} has no row of {'them' if many else 'it'}: it was "
+        "removed or cut. Put it back from a copy; or run the same training command "
+        "again, which writes the iterations' rows anew, though not those of each step"
+    )
 
 
 def unfinished(run: RunData) -> bool:
     """Whether iterations are missing that the config asks for."""
     planned = run.config.get("iterations")
-    return isinstance(planned, int) and run.last.get("iteration", -1) < planned
+    done = max([run.last.get("iteration", -1), *run.lost])
+    return isinstance(planned, int) and done < planned
 
 
 def _seconds(run: RunData) -> str:

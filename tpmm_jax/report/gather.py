@@ -35,6 +35,8 @@ class RunData:
       metrics, timing: all rows of the two files, in order.
       sessions: rows of sessions.jsonl; [] of a run that kept none.
       references: iteration -> reference.json.
+      lost: iterations that were evaluated (there is a summary.json), but of which
+        metrics.jsonl has no row: it was removed or cut.
     """
 
     workdir: pathlib.Path
@@ -44,6 +46,7 @@ class RunData:
     timing: Sequence[Row]
     sessions: Sequence[Row]
     references: Mapping[int, Mapping[str, Any]]
+    lost: Sequence[int] = ()
 
     @property
     def iterations(self) -> list[Row]:
@@ -150,14 +153,22 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
             f"with config.json and {METRICS} in it"
         )
     config = folder / "config.json"
+    metrics = _rows(folder / METRICS)
+    logged = {row["iteration"] for row in metrics if row["kind"] == "iteration"}
+    evaluated = {
+        int(path.parent.name)
+        for path in folder.glob("iterations/*/summary.json")
+        if path.parent.name.isdigit()
+    }
     return RunData(
         workdir=folder,
         label=label or folder.resolve().name,
         config=_config(config) if config.exists() else {},
-        metrics=_rows(folder / METRICS),
+        metrics=metrics,
         timing=_rows(folder / TIMING),
         sessions=list(_json_lines(folder / "sessions.jsonl")),
         references=_references(folder),
+        lost=sorted(evaluated - logged),
     )
 
 

@@ -77,6 +77,7 @@ def run_page(run: RunData) -> str:
         tiles=facts.tiles(run),
         described=facts.described(run),
         progress=facts.progress(run),
+        missing=facts.missing(run),
         unfinished=facts.unfinished(run),
         watched=facts.watched(run),
         warnings=facts.warnings(run),
