@@ -208,6 +208,34 @@ def test_bfloat16_stays_close(fixtures):
     )
 
 
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3"])
+def test_gemma_in_bfloat16_stays_finite_with_padding(fixtures, family):
+    """Rows padded on both sides, of one token, and of none: values and gradients."""
+    model = tpmm.load(fixtures / family, dtype="bfloat16")
+    T, decoder = 24, model.decoder
+    tokens = ints(np.random.default_rng(0).integers(0, 97, (5, T)))
+    mask = np.zeros((5, T))
+    for row, where in enumerate((slice(T), slice(9, T), slice(7), slice(1), slice(0))):
+        mask[row, where] = 1
+    mask = ints(mask)
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            return log_probs(decoder, params, tokens, mask).sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    # A value that is not finite at padding would reach the gradients.
+    for x in jax.tree.leaves(run(model.params)):
+        assert np.isfinite(np.asarray(x, np.float32)).all()
+    # Decoding, where one row's prompt is nothing but padding.
+    hidden, state = prefill(decoder, model.params, tokens[:, ::-1], mask[:, ::-1], 2)
+    hidden, state = decode(decoder, model.params, tokens[:, 0], state)
+    for x in jax.tree.leaves((hidden, state)):
+        assert np.isfinite(np.asarray(x, np.float32)).all()
+
+
 @pytest.mark.parametrize(
     "tokens, mask, wanted",
     [
@@ -262,8 +290,14 @@ def test_generate_refuses_text_without_a_tokenizer(fixtures):
     [
         ("gemma-2b", 2_506_172_416),
         ("gemma-7b", 8_537_680_896),
+        ("gemma2-2b", 2_614_341_888),
+        ("gemma3-270m", 268_098_176),
+        ("gemma3-1b", 999_885_952),
         ("smollm2-135m", 134_515_008),
         ("llama3-8b", 8_030_261_248),
+        ("llama3.1-8b", 8_030_261_248),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen2.5-0.5b", 494_032_768),
         ("qwen3-0.6b", 596_049_920),
     ],
 )

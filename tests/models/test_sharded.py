@@ -36,6 +36,12 @@ CONFIGS = {
         "llama", vocab_size=37, width=12, mlp_width=21, num_layers=2, num_heads=6,
         num_kv_heads=3, head_dim=4, max_positions=64,
     ),
+    "windowed and biased": make_config(
+        "qwen2", vocab_size=38, width=12, mlp_width=20, num_layers=3, num_heads=4,
+        num_kv_heads=2, head_dim=6, max_positions=64, window=4,
+        windowed_layers=(True, False, True), output_bias=True, mlp_bias=True,
+        post_norms=True, attention_softcap=3.0,
+    ),
 }  # fmt: skip
 
 
@@ -48,7 +54,11 @@ def both(name):
     """(decoder, parameters) on one device and on the mesh, of the same numbers."""
     one = Decoder(CONFIGS[name])
     many = Decoder(CONFIGS[name], mesh=mesh222())
-    params = one.init(jax.random.key(7))
+    # Biases away from where they start, zero.
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.3 if path[-1].key.endswith("bias") else x,
+        one.init(jax.random.key(7)),
+    )
     where = jax.tree.map(lambda x: x.sharding, many.abstract_params())
     return (one, params), (many, jax.device_put(params, where))
 
@@ -84,7 +94,9 @@ def assert_trees_close(found, wanted, relative):
     assert norm(jax.tree.map(np.subtract, found, wanted)) <= relative * norm(wanted)
 
 
-@pytest.mark.parametrize("name, B", [("even", 3), ("odd", 8), ("query only", 5)])
+@pytest.mark.parametrize(
+    "name, B", [("even", 3), ("odd", 8), ("query only", 5), ("windowed and biased", 4)]
+)
 def test_forward(name, B):
     tokens, mask = rows(B, 11, CONFIGS[name].vocab_size)
     found = []
@@ -103,7 +115,13 @@ def test_forward(name, B):
 
 
 @pytest.mark.parametrize(
-    "name, B, accumulation", [("even", 8, 2), ("odd", 5, 1), ("query only", 4, 1)]
+    "name, B, accumulation",
+    [
+        ("even", 8, 2),
+        ("odd", 5, 1),
+        ("query only", 4, 1),
+        ("windowed and biased", 4, 1),
+    ],
 )
 def test_preference_gradient(name, B, accumulation):
     batch = pairs(B, 9, CONFIGS[name].vocab_size)

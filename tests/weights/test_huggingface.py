@@ -22,6 +22,11 @@ from tpmm_jax.weights.huggingface import (
     write_params,
 )
 
+FOLDERS = (
+    "gemma", "gemma2", "gemma3", "llama", "llama2", "llama_bias", "mistral", "qwen2",
+    "qwen3",
+)  # fmt: skip
+
 
 def bits(params):
     return jax.tree.map(lambda x: np.asarray(x).tobytes(), params)
@@ -55,7 +60,7 @@ def edit_weights(folder, change):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["gemma", "llama", "qwen3"])
+@pytest.mark.parametrize("family", FOLDERS)
 def test_save_and_load_give_equal_bits(fixtures, tmp_path, family, dtype):
     model = tpmm.load(fixtures / family, dtype=dtype)
     tpmm.save(model, tmp_path / "deep" / "out")
@@ -66,7 +71,7 @@ def test_save_and_load_give_equal_bits(fixtures, tmp_path, family, dtype):
     assert files == {"out"}
 
 
-@pytest.mark.parametrize("family", ["gemma", "llama", "qwen3"])
+@pytest.mark.parametrize("family", FOLDERS)
 def test_saved_tensors_are_the_ones_that_were_read(fixtures, tmp_path, family):
     tpmm.save(tpmm.load(fixtures / family), tmp_path / "out")
     ours = load_file(tmp_path / "out" / "model.safetensors")
@@ -89,6 +94,15 @@ def test_bfloat16_is_stored_as_bfloat16(fixtures, tmp_path):
     assert bits(jax.tree.map(lambda x: x.astype(jnp.bfloat16), wide.params)) == bits(
         model.params
     )
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+def test_every_family_survives_a_sharded_index(fixtures, tmp_path, family):
+    model = tpmm.load(fixtures / family)
+    tpmm.save(model, tmp_path / "out", max_shard_bytes=20_000)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    again = tpmm.load(tmp_path / "out")
+    assert again.config == model.config and bits(again.params) == bits(model.params)
 
 
 @pytest.mark.parametrize("max_shard_bytes, files", [(1, 19), (100_000, None)])
