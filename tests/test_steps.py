@@ -1,13 +1,12 @@
 """The jitted steps: TRL's training replayed, and what batching may not change."""
 
 import functools
-import itertools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trl_replay
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import LossConfig, gradients, loss_at_zero
@@ -23,94 +22,17 @@ from tpmm_jax.steps import (
     preference_step,
     schedule,
 )
-from tpmm_jax.weights.hf_config import parse_config
-from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
-
-CHUNK = 1 << 18
-TOLERANCE = {
-    "loss": 1e-5,
-    "grad_norm": 5e-4,
-    "rewards/chosen": 5e-5,
-    "rewards/rejected": 5e-5,
-    "rewards/margins": 5e-5,
-    "rewards/accuracies": 0.0,
-    "logps/chosen": 5e-4,
-    "logps/rejected": 5e-4,
-}
-RUNS = {
-    "f32": (LossConfig(), 0.0),
-    "f32_wd": (LossConfig(), 0.1),
-    "f32_hinge": (LossConfig(name="hinge"), 0.0),
-    "f32_ipo": (LossConfig(name="ipo"), 0.0),
-}
 
 
-@functools.cache
-def trl(fixtures):
-    """Decoder, initial parameters (NumPy), batches with reference_BN, expectations."""
-    folder = fixtures / "trl_dpo"
-    hf = json.loads((folder / "model" / "config.json").read_text())
-    decoder = Decoder(parse_config(hf, "config.json"))
-    params = read_params(SafetensorsDirectory(folder / "model"), decoder, "float32")
-    arrays = np.load(folder / "batches.npz")
-
-    def pairs(rows):
-        return jnp.asarray(np.stack([rows[:8], rows[8:]], axis=1), jnp.int32)
-
-    batches = []
-    for i in range(20):
-        batch = {
-            "tokens_BNT": pairs(arrays["input_ids"][i]),
-            "mask_BNT": pairs(arrays["attention_mask"][i]),
-            "completion_mask_BNT": pairs(arrays["completion_mask"][i]),
-            "weight_B": jnp.ones(8, jnp.float32),
-        }
-        batches.append(
-            {
-                **batch,
-                "reference_BN": log_probs_step(
-                    decoder, params, batch, chunk_bytes=CHUNK
-                ),
-            }
-        )
-    expected = json.loads((folder / "expected.json").read_text())
-    return decoder, jax.device_get(params), batches, expected
+@pytest.mark.parametrize("run", trl_replay.RUNS)
+def test_twenty_steps_of_trl(run):
+    for name, error in trl_replay.errors(run).items():
+        assert error <= trl_replay.TOLERANCE[name], name
+    assert int(trl_replay.replay(run)[0].step) == 20
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_twenty_steps_of_trl(fixtures, run):
-    decoder, params, batches, expected = trl(fixtures)
-    loss, weight_decay = RUNS[run]
-    config = TrainConfig(
-        learning_rate=5e-4,
-        schedule="constant",
-        warmup_fraction=0.0,
-        batch_size=8,
-        weight_decay=weight_decay,
-        # Two micro-batches: TRL's numbers hold all the same.
-        accumulation=2 if run == "f32" else 1,
-    )
-    state = init_state(decoder, config, jax.tree.map(jnp.array, params))
-    step, rate = preference_step(decoder, loss, config, CHUNK), schedule(config, 20)
-    runs = [expected["runs"][run]["steps"]]
-    if run == "f32":
-        # Our reference log-probs are computed once in either case.
-        runs.append(expected["runs"]["f32_precomputed"]["steps"])
-    for i, batch in enumerate(batches):
-        state, metrics = step(state, batch, rate(i))
-        for wanted, (name, tolerance) in itertools.product(runs, TOLERANCE.items()):
-            # At step 0 policy = reference: rounding decides which answer wins.
-            if i == 0 and name == "rewards/accuracies":
-                continue
-            found, theirs = float(metrics[name]), wanted[i][name]
-            # Relative above 1 (IPO's loss is 25, its gradient 44), but for log-probs.
-            scale = 1.0 if name.startswith("logps") else max(1.0, abs(theirs))
-            assert abs(found - theirs) <= tolerance * scale, (i, name, found, theirs)
-    assert int(state.step) == 20
-
-
-def test_reference_log_probs_are_trls(fixtures):
-    _, _, batches, expected = trl(fixtures)
+def test_reference_log_probs_are_trls():
+    _, _, batches, expected = trl_replay.load()
     for batch, wanted in zip(batches, expected["runs"]["f32"]["steps"]):
         rows = np.asarray(wanted["ref_logps"]).reshape(2, 8).T
         np.testing.assert_allclose(batch["reference_BN"], rows, rtol=0, atol=5e-4)
@@ -204,6 +126,20 @@ def test_swapping_the_pair_flips_the_margin():
     _, _, a = run_gradients(batch, 1)
     _, _, b = run_gradients(swapped, 1)
     np.testing.assert_allclose(a["rewards/margins"], -b["rewards/margins"], rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_nor_does_the_next():
+    state, step = start(train_config())
+    good, bad = jax.tree.map(jnp.asarray, pairs(6)), jax.tree.map(jnp.asarray, pairs(6))
+    bad["reference_BN"] = bad["reference_BN"].at[3, 1].set(-jnp.inf)
+    state, _ = step(state, good, 0.1)
+    before = jax.device_get(state)
+    for batch in (bad, good):
+        state, metrics = step(state, batch, 0.1)
+        assert int(state.step) == -2
+        for a, b in zip(jax.tree.leaves(before[:2]), jax.tree.leaves(state[:2])):
+            np.testing.assert_array_equal(a, b)
+    assert np.isfinite(metrics["loss"])
 
 
 def train_config(**changes):

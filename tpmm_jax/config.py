@@ -16,8 +16,8 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO
 from tpmm_jax.fields import check_types, flatten, get_field, nearest, set_field
-from tpmm_jax.losses import LossConfig
-from tpmm_jax.merging import RULES, ReferenceConfig
+from tpmm_jax.losses import REFERENCE_FREE, LossConfig
+from tpmm_jax.merging import NO_REFERENCE, RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.rewards import PairingConfig, ScorerConfig, check_label
 from tpmm_jax.sampling import SamplingConfig
@@ -189,8 +189,9 @@ class Config:
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()
-        self.reference.validate(tuple(RULES))
+        self.reference.validate((*RULES, NO_REFERENCE))
         self.loss.validate()
+        self._validate_loss_and_reference()
         self.train.validate()
         self.evaluation.validate()
         for name in (
@@ -217,6 +218,22 @@ class Config:
                 "pairs need different responses: rollout.samples_per_prompt must be at "
                 f"least 2 (is {self.rollout.samples_per_prompt}) and "
                 f"rollout.temperature above 0 (is {self.rollout.temperature})"
+            )
+
+    def _validate_loss_and_reference(self) -> None:
+        """Refuses a reference that would be ignored, and a loss that would lack it."""
+        rule, free = self.reference.rule, self.loss.reference_free
+        if free and rule != NO_REFERENCE:
+            raise BadInput(
+                f"loss.name {self.loss.title!r} knows no reference, so "
+                f"reference.rule={rule} would be ignored; set "
+                f"reference.rule={NO_REFERENCE}, or choose another loss"
+            )
+        if rule == NO_REFERENCE and not free:
+            raise BadInput(
+                f"loss.name {self.loss.title!r} needs a reference; set reference.rule "
+                f"to one of {', '.join(RULES)}, or choose a loss without a reference: "
+                f"{', '.join(REFERENCE_FREE)}"
             )
 
     def _validate_offline(self) -> None:

@@ -17,6 +17,10 @@ class BadInput(TpmmError, ValueError):
     exit_code = 2
 
 
+class NotFinite(TpmmError):
+    """A loss, gradient, log-probability or weight that is infinite or no number."""
+
+
 class CorruptCheckpoint(TpmmError):
     """A stored step that does not hold what was written to it."""
 

@@ -128,7 +128,10 @@ def parse(text: str, hint: Any, name: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if type(None) in args and text.lower() in ("none", "null"):
             return None
-        return parse(text, next(a for a in args if a is not type(None)), name)
+        lists = [a for a in args if typing.get_origin(a) is Sequence]
+        others = [a for a in args if a not in (type(None), *lists)]
+        listed = lists and (not others or text.startswith("["))
+        return parse(text, (lists if listed else others)[0], name)
     if origin is Literal:
         if text in args:
             return text
@@ -145,7 +148,7 @@ def parse(text: str, hint: Any, name: str) -> Any:
         raise BadInput(f"--set {name}={text}: wanted {wanted}") from None
     if not fits(value, hint):
         raise BadInput(f"--set {name}={text}: wanted {wanted}")
-    return value
+    return tuple(value) if origin is Sequence else value
 
 
 _WORDS = {
@@ -164,6 +167,8 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, args))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(a) for a in args)
+    if origin is Sequence:
+        return "a list of " + {str: "texts", float: "numbers"}.get(args[0], "values")
     if origin is not None:
         return "a JSON object" + (" of texts" if args[1:] == (str,) else "")
     return _WORDS.get(hint, str(hint))
@@ -176,6 +181,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, a) for a in args)
     if origin is Literal:
         return value in args
+    if origin is Sequence:
+        return isinstance(value, (tuple, list)) and all(fits(v, args[0]) for v in value)
     if origin is not None:
         of_texts = args[1:] == (str,)
         return isinstance(value, origin) and (

@@ -17,16 +17,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import (
-    LOSSES,
     Batch,
+    CoupledLoss,
     LossConfig,
     LossFn,
     Metrics,
-    PairLogProbs,
+    coupled_gradients,
+    coupled_loss,
     gradients,
+    init_loss_state,
     log_probs,
+    loss_inputs,
     pair_log_probs,
-    pair_metrics,
+    pair_loss,
+    pair_scores,
+    preference_loss,
+    referenced,
+    with_state,
 )
 from tpmm_jax.models import Decoder
 
@@ -87,11 +94,18 @@ class TrainConfig:
 
 
 class TrainState(NamedTuple):
-    """What a step consumes and returns; donated."""
+    """What a step consumes and returns; donated.
+
+    Attributes:
+      step: steps done, int32; -1 - n: step n was not finite, and the state is as it
+        was before that step.
+      loss_state: what a loss carries from step to step.
+    """
 
     params: Params
     opt_state: Any
     step: Any
+    loss_state: Any = ()
 
 
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
@@ -132,7 +146,9 @@ def is_matrix(params: Params) -> Params:
     )
 
 
-def abstract_state(decoder: Decoder, config: TrainConfig) -> TrainState:
+def abstract_state(
+    decoder: Decoder, config: TrainConfig, loss: LossConfig | None = None
+) -> TrainState:
     """Returns the shapes, dtypes and shardings of a state; moments lie as weights."""
     params = decoder.abstract_params("float32")
     optimizer, mesh = make_optimizer(config), decoder.mesh
@@ -149,7 +165,8 @@ def abstract_state(decoder: Decoder, config: TrainConfig) -> TrainState:
         transform_non_params=scalar,
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    return TrainState(params, opt_state, step)
+    loss_state = () if loss is None else init_loss_state(loss)
+    return TrainState(params, opt_state, step, jax.tree.map(scalar, loss_state))
 
 
 def shardings(tree: Any) -> Any:
@@ -165,34 +182,24 @@ def _optimizer_init(decoder: Decoder, config: TrainConfig) -> Callable[..., Any]
     optimizer = make_optimizer(config)
     return jax.jit(
         lambda params: (optimizer.init(params), jnp.zeros((), jnp.int32)),
-        out_shardings=None if where is None else where[1:],
+        out_shardings=None if where is None else (where.opt_state, where.step),
     )
 
 
-def init_state(decoder: Decoder, config: TrainConfig, params: Params) -> TrainState:
+def init_state(
+    decoder: Decoder, config: TrainConfig, params: Params, loss_state: Any = ()
+) -> TrainState:
     """Returns a state at step 0."""
-    return TrainState(params, *_optimizer_init(decoder, config)(params))
+    opt_state, step = _optimizer_init(decoder, config)(params)
+    return TrainState(params, opt_state, step, _own(decoder, loss_state))
 
 
-def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> LossFn:
-    """Returns the loss function of pairs whose batch carries reference_BN.
-
-    The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN
-    float32 nats; weight_B float32, 0 for rows that only fill the batch.
-    """
-
-    def loss_fn(
-        params: Params, batch: Batch, total_weight: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        policy_BN = pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
-        length_BN = jnp.sum(batch["completion_mask_BNT"], axis=-1)
-        logps = PairLogProbs(policy_BN, batch["reference_BN"], length_BN)
-        weight_B = batch["weight_B"] / total_weight
-        loss = jnp.sum(weight_B * LOSSES[config.name](logps, config))
-        metrics = pair_metrics(logps, config.beta)
-        return loss, {name: jnp.sum(weight_B * x) for name, x in metrics.items()}
-
-    return loss_fn
+def _own(decoder: Decoder, tree: Any) -> Any:
+    """Returns copies that a step may donate: replicated, no two in one buffer."""
+    mesh = decoder.mesh
+    where = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=where)
+    return copy(tree)
 
 
 def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
@@ -219,15 +226,20 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
 
 
 def make_train_step(
-    loss_fn: LossFn, config: TrainConfig, decoder: Decoder
+    loss_fn: LossFn | CoupledLoss,
+    config: TrainConfig,
+    decoder: Decoder,
+    loss: LossConfig | None = None,
 ) -> TrainStep:
     """Returns the jitted step (state, batch, learning rate); the state is donated.
 
     Its metrics are of the state before the update: loss, grad_norm (L2, before
-    clipping), and what the loss function reports.
+    clipping), and what the loss function reports. A step of which one of these is not
+    finite changes nothing, nor does any step after it: the state stays the last good
+    one, see TrainState.step.
     """
     optimizer = make_optimizer(config)
-    where = shardings(abstract_state(decoder, config))
+    where = shardings(abstract_state(decoder, config, loss))
 
     # Pinned: the compiler would choose other shardings for what it returns.
     @functools.partial(
@@ -238,8 +250,8 @@ def make_train_step(
     def step(
         state: TrainState, batch: Batch, learning_rate: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        grads, loss, metrics = gradients(
-            loss_fn, state.params, batch, config.accumulation, decoder.mesh
+        grads, loss, metrics, loss_state = state_gradients(
+            loss_fn, state, batch, config, decoder
         )
         norm = optax.global_norm(grads)
         # A product fuses into the update; optax's quotient makes a second tree.
@@ -248,9 +260,40 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         metrics = {"loss": loss, "grad_norm": norm, **metrics}
-        return TrainState(params, opt_state, state.step + 1), metrics
+        new = TrainState(params, opt_state, state.step + 1, loss_state)
+        # The metrics too: an infinite log-ratio can leave a finite loss.
+        good = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+        good &= state.step >= 0
+        stopped = jnp.where(state.step < 0, state.step, -1 - state.step)
+        old = state._replace(step=stopped)
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old), metrics
 
     return step
+
+
+def state_gradients(
+    loss_fn: LossFn | CoupledLoss,
+    state: TrainState,
+    batch: Batch,
+    config: TrainConfig,
+    decoder: Decoder,
+) -> tuple[Params, jax.Array, Metrics, Any]:
+    """Returns (gradients, loss, metrics, next loss state) of a batch."""
+    params, accumulation = state.params, config.accumulation
+    if isinstance(loss_fn, CoupledLoss):
+        return coupled_gradients(
+            loss_fn, params, batch, state.loss_state, accumulation, decoder.mesh
+        )
+    found = gradients(loss_fn, params, batch, accumulation, decoder.mesh)
+    return *found, state.loss_state
+
+
+def pair_loss_fn(
+    decoder: Decoder, loss: LossConfig, chunk_bytes: int
+) -> LossFn | CoupledLoss:
+    """Returns the loss function of pairs: in one pass, where their losses allow it."""
+    kind = coupled_loss if loss.coupled else preference_loss
+    return kind(decoder, loss, chunk_bytes)
 
 
 @functools.cache
@@ -258,16 +301,39 @@ def preference_step(
     decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
 ) -> TrainStep:
     """Returns the train step of pairs, compiled once for a whole run."""
-    loss_fn = preference_loss(decoder, loss, chunk_bytes)
-    return make_train_step(loss_fn, train, decoder)
+    loss_fn = pair_loss_fn(decoder, loss, chunk_bytes)
+    return make_train_step(loss_fn, train, decoder, loss)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
+@functools.cache
+def gradient_norm_step(
+    decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
+) -> Callable[[TrainState, Batch], jax.Array]:
+    """Returns the norm of a batch's gradient, to look for what made it not finite."""
+    loss_fn = pair_loss_fn(decoder, loss, chunk_bytes)
+
+    @jax.jit
+    def norm(state: TrainState, batch: Batch) -> jax.Array:
+        return optax.global_norm(
+            state_gradients(loss_fn, state, batch, train, decoder)[0]
+        )
+
+    return norm
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes", "ld_alpha"))
 def log_probs_step(
-    decoder: Decoder, params: Params, batch: Batch, *, chunk_bytes: int
+    decoder: Decoder,
+    params: Params,
+    batch: Batch,
+    *,
+    chunk_bytes: int,
+    ld_alpha: float | None = None,
 ) -> jax.Array:
     """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
-    return pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    return pair_log_probs(
+        decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
@@ -294,16 +360,23 @@ def check_step(
     *,
     chunk_bytes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns D [B] and the loss [B] with a shifted reference or a swapped pair.
+    """Returns D [B] and the loss with policy = reference, for the self-check.
+
+    The loss is the batch's mean of the terms that look at the reference, without WPO's
+    weights, the reference's log-probs replaced by the policy's.
 
     Args:
-      shift: nats added to the reference's chosen log-prob.
-      swap: bool scalar, whether chosen and rejected change places.
+      shift: nats added to the reference's chosen log-prob, of D only.
+      swap: bool scalar, whether chosen and rejected change places in D.
     """
-    policy_BN = pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    scores = pair_scores(decoder, params, batch, loss, chunk_bytes=chunk_bytes)
+    logps = loss_inputs(scores, batch, loss)
+    equal = logps._replace(reference_BN=logps.policy_BN, wpo_BN=None)
+    equal, *_ = with_state(equal, init_loss_state(loss), loss)
+    weight_B = batch["weight_B"]
+    value = jnp.sum(weight_B * pair_loss(equal, referenced(loss))) / jnp.sum(weight_B)
     reference_BN = batch["reference_BN"].at[:, CHOSEN].add(shift)
-    length_BN = jnp.sum(batch["completion_mask_BNT"], axis=-1)
-    logps = PairLogProbs(policy_BN, reference_BN, length_BN)
-    swapped = PairLogProbs(*(x[:, (REJECTED, CHOSEN)] for x in logps))
-    logps = jax.tree.map(lambda a, b: jnp.where(swap, b, a), logps, swapped)
-    return logps.margin_B(), LOSSES[loss.name](logps, loss)
+    ratios_BN = logps.policy_BN - reference_BN
+    swapped_BN = ratios_BN[:, (REJECTED, CHOSEN)]
+    ratios_BN = jnp.where(swap, swapped_BN, ratios_BN)
+    return ratios_BN[:, CHOSEN] - ratios_BN[:, REJECTED], value

@@ -191,12 +191,71 @@ def test_bfloat16_computation(tmp_path: pathlib.Path) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-@pytest.mark.parametrize("name", ["ipo", "hinge", "cdpo", "robust"])
+LOSSES_OF_A_RUN = {
+    "aot": LossConfig(name="aot", label_smoothing=0.1),
+    "ld": LossConfig(ld_alpha=0.5, f_divergence_type="js_divergence"),
+    "sum": LossConfig(name=["dpo", "bco", "sft"], weights=[0.8, 0.2, 1.0]),
+    "wpo": LossConfig(name="ipo", use_weighting=True),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES_OF_A_RUN)
 def test_losses_pass_the_self_check(tmp_path: pathlib.Path, name: str) -> None:
-    smoothing = 0.1 if name in ("cdpo", "robust") else 0.0
-    loss = LossConfig(name=name, label_smoothing=smoothing)
-    rows = start(tiny_run.get_config(iterations=1, loss=loss), tmp_path)
-    assert of_kind(rows, "train")
+    train = TrainConfig(learning_rate=3e-3, batch_size=4, accumulation=2)
+    config = tiny_run.get_config(iterations=1, loss=LOSSES_OF_A_RUN[name], train=train)
+    rows = of_kind(start(config, tmp_path), "train")
+    # Policy = reference in the first step: every log-ratio is 0.
+    assert abs(rows[0]["rewards/margins"]) < 1e-3
+    assert ("loss/sft" in rows[0]) == (name == "sum")
+
+
+def test_without_a_reference_none_is_made(tmp_path: pathlib.Path) -> None:
+    config = tiny_run.get_config(
+        loss=LossConfig(name=["simpo", "sft"], beta=2.0),
+        reference=ReferenceConfig(rule="none"),
+    )
+    rows = start(config, tmp_path)
+    assert [row["iteration"] for row in of_kind(rows, "iteration")] == [0, 1, 2]
+    last = of_kind(rows, "iteration")[-1]
+    assert last["merge/rule"] == "none" and last["kl/theta_0"] != 0
+    assert "kl/reference" not in last and not of_kind(rows, "reference")
+    names = {path.name for path in (tmp_path / "iterations/002").iterdir()}
+    assert not names & {"reference.json", "reference_logps.npz"}
+    assert of_kind(rows, "train")[-1]["loss/simpo"] > 0
+    assert "reference" in (tmp_path / "report.html").read_text()
+
+
+def test_beta_dpo_stops_and_continues_to_the_same_bytes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = TrainConfig(learning_rate=3e-3, batch_size=4, epochs=2, checkpoint_every=1)
+    config = tiny_run.get_config(
+        iterations=1,
+        loss=LossConfig(name="beta_dpo"),
+        train=train,
+        reference=ReferenceConfig(rule="sft"),
+    )
+    rows = of_kind(start(config, tmp_path / "whole"), "train")
+    assert {"beta_dpo/beta", "beta_dpo/clamped", "beta_dpo/mean"} <= set(rows[0])
+    from tpmm_jax.store import WorkStore
+
+    save = WorkStore.save
+
+    def save_then_stop(self: WorkStore, step: int, *args: Any) -> None:
+        save(self, step, *args)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkStore, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, tmp_path / "stopped")
+    monkeypatch.setattr(WorkStore, "save", save)
+    start(config, tmp_path / "stopped")
+    bytes_of = [
+        (tmp_path / name / "metrics.jsonl").read_bytes()
+        for name in ("whole", "stopped")
+    ]
+    assert bytes_of[0] == bytes_of[1]
 
 
 def test_the_self_check_refuses_wrong_log_probs(
@@ -206,8 +265,8 @@ def test_the_self_check_refuses_wrong_log_probs(
 
     right = reference.table_log_probs
 
-    def wrong(run: Any, params: Any, table: Any, what: str, iteration: Any) -> Any:
-        logps_MN = right(run, params, table, what, iteration)
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        logps_MN = right(*args, **kwargs)
         logps_MN[0, 0] += 0.5
         return logps_MN
 

@@ -1,123 +1,158 @@
-"""Preference losses against their formulas and TRL's values."""
+"""Preference losses: formulas that TRL does not give, D = 0, extremes, beta-DPO."""
 
-import json
-import pathlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import (
+    COUPLED,
     LOSSES,
+    REFERENCE_FREE,
     LossConfig,
     PairLogProbs,
+    completion_sums,
+    init_loss_state,
     loss_at_zero,
+    pair_loss,
     pair_metrics,
+    referenced,
+    with_state,
 )
+from tpmm_jax.losses.batchwise import kept_and_beta, moving_metrics
+from tpmm_jax.losses.config import USES
+from tpmm_jax.losses.registry import AT_ZERO
 
-CONFIGS = [
-    LossConfig(name="dpo", beta=0.3),
-    LossConfig(name="cdpo", beta=0.3, label_smoothing=0.1),
-    LossConfig(name="robust", beta=0.3, label_smoothing=0.2),
-    LossConfig(name="ipo", beta=0.3),
-    LossConfig(name="ipo", beta=0.3, length_normalized=False),
-    LossConfig(name="hinge", beta=0.3),
+SMOOTHED = ("cdpo", "robust", "exo")
+
+
+def config_of(name, **changes):
+    """A valid config of a loss."""
+    values = dict(beta=2.0 if name in ("simpo", "alphapo") else 0.3)
+    if name == "sft":
+        values = {}
+    if name in SMOOTHED:
+        values["label_smoothing"] = 0.2
+    return LossConfig(name=name, **{**values, **changes})
+
+
+CONFIGS = [config_of(name) for name in LOSSES] + [
+    config_of("ipo", length_normalized=False),
+    config_of("dpo", f_divergence_type="js_divergence"),
+    config_of(["dpo", "bco", "sft"], weights=[0.8, 0.2, 1.0]),
+    config_of("aot", label_smoothing=0.1),
 ]
-NAMES = [f"{c.name}{'' if c.length_normalized else ' of sums'}" for c in CONFIGS]
+NAMES = [f"{i}-{c.title}" for i, c in enumerate(CONFIGS)]
+
+
+def arrays(B=13, seed=5):
+    rng = np.random.default_rng(seed)
+    policy, reference = rng.normal(-30, 9, (2, B, 2)).astype(np.float32)
+    length = rng.integers(1, 40, (B, 2)).astype(np.int32)
+    return policy, reference, length
+
+
+def inputs(config, policy, reference, length, weight=None, state=None):
+    logps = PairLogProbs(
+        jnp.asarray(policy),
+        None if config.reference_free else jnp.asarray(reference),
+        jnp.asarray(length),
+        None if weight is None else jnp.asarray(weight),
+    )
+    return with_state(
+        logps, init_loss_state(config) if state is None else state, config
+    )
 
 
 def log_sigmoid(x):
     return -np.logaddexp(0, -x)
 
 
-def formula(config, policy, reference, length):
-    """The table of losses, in float64 NumPy."""
-    ratio = policy - reference
-    z, eps = config.beta * (ratio[:, 0] - ratio[:, 1]), config.label_smoothing
-    if config.name == "dpo":
-        return -log_sigmoid(z)
-    if config.name == "cdpo":
-        return -(1 - eps) * log_sigmoid(z) - eps * log_sigmoid(-z)
-    if config.name == "robust":
-        loss = -(1 - eps) * log_sigmoid(z) + eps * log_sigmoid(-z)
-        return loss / (1 - 2 * eps)
-    if config.name == "ipo":
-        if config.length_normalized:
-            ratio = ratio / length
-        return (ratio[:, 0] - ratio[:, 1] - 1 / (2 * config.beta)) ** 2
-    return np.maximum(0, 1 - z)
-
-
-def inputs(B=13):
-    rng = np.random.default_rng(5)
-    policy, reference = rng.normal(-30, 9, (2, B, 2)).astype(np.float32)
-    length = rng.integers(1, 40, (B, 2)).astype(np.int32)
-    return policy, reference, length
-
-
-def logps(policy, reference, length):
-    return PairLogProbs(*map(jnp.asarray, (policy, reference, length)))
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
-def test_loss_is_its_formula(config):
-    policy, reference, length = inputs()
-    found = LOSSES[config.name](logps(policy, reference, length), config)
-    wanted = formula(config, *(x.astype(np.float64) for x in inputs()))
+def test_cdpo_and_ipo_of_sums_are_their_formulas():
+    policy, reference, length = arrays()
+    ratio = policy.astype(np.float64) - reference
+    z, eps = 0.3 * (ratio[:, 0] - ratio[:, 1]), 0.2
+    config = config_of("cdpo")
+    found = pair_loss(inputs(config, policy, reference, length)[0], config)
+    wanted = -(1 - eps) * log_sigmoid(z) - eps * log_sigmoid(-z)
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-6)
+    config = config_of("ipo", length_normalized=False)
+    found = pair_loss(inputs(config, policy, reference, length)[0], config)
+    np.testing.assert_allclose(found, (z / 0.3 - 1 / 0.6) ** 2, rtol=2e-6)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
-def test_gradient_is_the_formulas_slope(config):
-    policy, reference, length = inputs()
-
-    def total(policy):
-        return jnp.sum(LOSSES[config.name](logps(policy, reference, length), config))
-
-    found = np.asarray(jax.grad(total)(jnp.asarray(policy)))
-    exact = [x.astype(np.float64) for x in inputs()]
-    for n in range(2):
-        step = np.zeros_like(exact[0])
-        step[:, n] = 1e-5
-        up = formula(config, exact[0] + step, *exact[1:])
-        down = formula(config, exact[0] - step, *exact[1:])
-        np.testing.assert_allclose(
-            found[:, n], (up - down) / 2e-5, rtol=2e-5, atol=1e-6
-        )
+def test_every_loss_has_a_place_in_every_table():
+    assert set(LOSSES) == set(USES) == set(AT_ZERO)
+    blind = {name for name in LOSSES if AT_ZERO[name] is None}
+    assert blind == {*REFERENCE_FREE, "sft"}
+    assert set(COUPLED) <= set(LOSSES)
+    for config in CONFIGS:
+        config.validate()
+        assert hash(config) is not None
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 def test_loss_at_policy_equal_to_reference(config):
-    policy, _, length = inputs()
-    found = LOSSES[config.name](logps(policy, policy, length), config)
-    np.testing.assert_allclose(found, loss_at_zero(config), rtol=1e-6)
-    wanted = formula(config, *(np.zeros((1, 2)),) * 2, np.ones((1, 2)))
-    np.testing.assert_allclose(loss_at_zero(config), wanted, rtol=1e-12)
-
-
-def test_every_loss_has_a_value_at_zero():
-    for name in LOSSES:
-        smoothing = 0.1 if name in ("cdpo", "robust") else 0.0
-        config = LossConfig(name=name, label_smoothing=smoothing)
-        config.validate()
-        assert loss_at_zero(config) > 0
+    policy, _, length = arrays()
+    zero = loss_at_zero(config)
+    if zero is None:
+        assert config.reference_free
+        return
+    logps, *_ = inputs(config, policy, policy, length)
+    found = jnp.mean(pair_loss(logps, referenced(config)))
+    np.testing.assert_allclose(found, zero, rtol=1e-6)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 def test_extreme_margins_stay_finite(config):
     policy = np.asarray([[1e4, -1e4], [-1e4, 1e4], [0, 0]], np.float32)
-    case = logps(policy, np.zeros_like(policy), np.ones((3, 2), np.int32))
+    if config.reference_free:
+        policy -= 1e4
+    if config.name in ("discopop", "alphapo"):
+        # exp(-z) itself: beyond e^88 there is no float32.
+        policy /= 1e3
+    logps, *_ = inputs(config, policy, np.zeros_like(policy), np.ones((3, 2), np.int32))
     value, grad = jax.value_and_grad(
-        lambda p: jnp.sum(LOSSES[config.name](case._replace(policy_BN=p), config))
-    )(case.policy_BN)
+        lambda p: jnp.sum(pair_loss(logps._replace(policy_BN=p), config))
+    )(logps.policy_BN)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+def test_order_and_filler_change_nothing(config):
+    """Mean loss, and each pair's gradient, in another order and with filler rows."""
+    if config.name == "beta_dpo":
+        # Which pairs are kept is drawn by place.
+        config = dataclasses.replace(config, beta_keep=1.0)
+    policy, reference, length = arrays(B=7)
+
+    def both(order, fill):
+        rows = [*order, *order[:fill]]
+        weight = np.asarray([1.0] * 7 + [0.0] * fill, np.float32)
+        some = [x[rows] for x in (policy, reference, length)]
+        logps, *_ = inputs(config, *some, weight)
+
+        def mean(p):
+            loss_B = pair_loss(logps._replace(policy_BN=p), config)
+            return jnp.sum(loss_B * weight) / 7
+
+        value, grad = jax.value_and_grad(mean)(logps.policy_BN)
+        assert not np.asarray(grad)[7:].any()
+        return value, np.asarray(grad)[np.argsort(order)]
+
+    value, grad = both(np.arange(7), 0)
+    for fill in (0, 3):
+        found, turned = both(np.random.default_rng(1).permutation(7), fill)
+        np.testing.assert_allclose(found, value, rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(turned, grad, rtol=2e-5, atol=1e-6)
+
+
 def test_metrics_are_trls():
-    policy, reference, length = inputs()
-    found = pair_metrics(logps(policy, reference, length), 0.3)
+    policy, reference, length = arrays()
+    config = config_of(["dpo", "sft"])
+    found = pair_metrics(inputs(config, policy, reference, length)[0], config)
     ratio = 0.3 * (policy.astype(np.float64) - reference)
     wanted = {
         "rewards/chosen": ratio[:, 0],
@@ -126,94 +161,97 @@ def test_metrics_are_trls():
         "rewards/margins": ratio[:, 0] - ratio[:, 1],
         "logps/chosen": policy[:, 0],
         "logps/rejected": policy[:, 1],
+        "loss/dpo": -log_sigmoid(ratio[:, 0] - ratio[:, 1]),
+        "loss/sft": -policy[:, 0] / length[:, 0].mean(),
     }
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
 
 
-OURS = {"sigmoid": "dpo", "ipo": "ipo", "hinge": "hinge", "robust": "robust"}
-
-
-def trl_cases():
-    fixtures = pathlib.Path(__file__).parents[1] / "fixtures"
-    return json.loads((fixtures / "dpo_losses.json").read_text())
-
-
-def ours(settings):
-    """TRL's settings as a LossConfig, or None where we have no such loss."""
-    plain = (
-        len(settings["loss_types"]) == 1
-        and settings["loss_types"][0] in OURS
-        and settings["f_divergence_type"] == "reverse_kl"
-        and settings["ld_alpha"] in (None, 1.0)
-        and not settings["use_weighting"]
-    )
-    if not plain:
-        return None
-    name = OURS[settings["loss_types"][0]]
-    eps = settings["label_smoothing"]
-    if name == "robust":
-        # Robust DPO without noise is DPO, and is asked for by that name.
-        name = "robust" if eps else "dpo"
-    # TRL's sigmoid ignores label smoothing.
-    smoothing = eps if name == "robust" else 0.0
-    return LossConfig(name=name, beta=settings["beta"], label_smoothing=smoothing)
-
-
-CASES = [(c["name"], c, ours(c["settings"])) for c in trl_cases()["cases"]]
-CASES = [case for case in CASES if case[2] is not None]
-
-
-@pytest.mark.parametrize("name, case, config", CASES, ids=[c[0] for c in CASES])
-def test_loss_and_gradient_agree_with_trl(name, case, config):
-    config.validate()
-    data = trl_cases()["inputs"]
-    policy, reference, length = (
-        np.stack([data[chosen], data[rejected]], axis=1)
-        for chosen, rejected in (
-            ("policy_chosen_logps", "policy_rejected_logps"),
-            ("ref_chosen_logps", "ref_rejected_logps"),
-            ("chosen_len", "rejected_len"),
-        )
-    )
-    case_logps = logps(
-        policy.astype(np.float32), reference.astype(np.float32), length.astype(np.int32)
-    )
-
-    def mean(policy_BN):
-        return jnp.mean(
-            LOSSES[config.name](case_logps._replace(policy_BN=policy_BN), config)
+def test_rewards_without_a_reference_are_of_what_the_loss_compares():
+    policy, reference, length = arrays()
+    for name, wanted in (("cpo", policy), ("simpo", policy / length)):
+        config = config_of(name)
+        found = pair_metrics(inputs(config, policy, reference, length)[0], config)
+        np.testing.assert_allclose(
+            found["rewards/rejected"], config.beta * wanted[:, 1], rtol=1e-5
         )
 
-    loss, grad = jax.value_and_grad(mean)(case_logps.policy_BN)
-    np.testing.assert_allclose(loss, case["loss"], rtol=1e-6, atol=1e-6)
-    if case["grad_chosen"] is not None:
-        np.testing.assert_allclose(grad[:, 0], case["grad_chosen"], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(grad[:, 1], case["grad_rejected"], rtol=0, atol=1e-6)
-    metrics = pair_metrics(case_logps, config.beta)
-    for key, value in case["metrics"].items():
-        np.testing.assert_allclose(jnp.mean(metrics[key]), value, rtol=1e-5, atol=1e-6)
+
+def test_ld_alpha_weighs_what_exceeds_the_shorter_completion():
+    mask = np.zeros((1, 2, 7), np.int32)
+    mask[0, 0, 2:6], mask[0, 1, 2:4] = 1, 1
+    logp = -np.arange(1.0, 13.0, dtype=np.float32).reshape(1, 2, 6)
+    found = completion_sums(jnp.asarray(logp), jnp.asarray(mask), 0.25)
+    np.testing.assert_allclose(found, [[-(2 + 3) - 0.25 * (4 + 5), -(8 + 9)]])
+    logp[0, 1, 5] = np.nan
+    assert np.isfinite(completion_sums(jnp.asarray(logp), jnp.asarray(mask), 0.0)).all()
 
 
-def test_the_losses_that_trl_has_are_all_compared():
-    assert len(CASES) >= 10
-    assert {config.name for *_, config in CASES} == {"dpo", "ipo", "hinge", "robust"}
+def beta_batches(count=3, B=10):
+    return [arrays(B, seed=20 + i) for i in range(count)]
 
 
-@pytest.mark.parametrize(
-    "wrong, field",
-    [
-        (dict(name="dpoo"), "loss.name"),
-        (dict(beta=0.0), "loss.beta"),
-        (dict(beta=float("nan")), "loss.beta"),
-        (dict(beta=float("inf")), "loss.beta"),
-        (dict(name="cdpo"), "loss.label_smoothing"),
-        (dict(name="robust", label_smoothing=0.5), "loss.label_smoothing"),
-        (dict(name="dpo", label_smoothing=0.1), "loss.label_smoothing"),
-        (dict(name="dpo", length_normalized=False), "loss.length_normalized"),
-    ],
-)
-def test_configs_without_meaning_are_refused(wrong, field):
-    with pytest.raises(BadInput, match=field):
-        LossConfig(**wrong).validate()
+def test_beta_dpo_follows_its_formula_over_batches():
+    """Moving statistics, kept pairs, beta and loss in float64 NumPy."""
+    config = config_of("beta_dpo", beta=0.1)
+    state, mean, deviation = init_loss_state(config, 3), None, None
+    clamped = 0
+    for policy, reference, length in beta_batches(6):
+        logps, state, metrics = inputs(config, policy, reference, length, state=state)
+        ratio = policy.astype(np.float64) - reference
+        gap = ratio[:, 0] - ratio[:, 1]
+        first = mean is None
+        mean = gap.mean() if first else 0.9 * mean + 0.1 * gap.mean()
+        now = gap.std(ddof=1)
+        deviation = now if first else 0.9 * deviation + 0.1 * now
+        np.testing.assert_allclose(state.mean, mean, rtol=1e-5)
+        np.testing.assert_allclose(state.deviation, deviation, rtol=1e-5)
+        kept = np.asarray(kept_and_beta(logps, config)[0])
+        assert kept.sum() == 8
+        beta = max(1e-3, 0.1 * (1 + 0.6 * (gap[kept].mean() - mean)))
+        np.testing.assert_allclose(metrics["beta_dpo/beta"], beta, rtol=1e-4)
+        wanted = -log_sigmoid(beta * gap[kept]).mean()
+        np.testing.assert_allclose(
+            jnp.mean(pair_loss(logps, config)), wanted, rtol=1e-4
+        )
+        assert metrics["beta_dpo/clamped"] == float(beta == 1e-3)
+        clamped += beta == 1e-3
+    # Summed log-probs spread by tens of nats: the clamp is hit, as in the paper's code.
+    assert 0 < clamped < 6 and int(state.seen) == 6
+
+
+def test_beta_dpo_draws_without_replacement_by_its_weights():
+    """Shares of kept pairs over many seeds against sequential sampling."""
+    config = config_of("beta_dpo", beta_keep=0.5)
+    policy = np.zeros((4, 2), np.float32)
+    policy[:, 0] = [-1.0, 0.0, 0.2, 2.5]
+    length = np.ones((4, 2), np.int32)
+    logps, state, _ = inputs(config, policy, np.zeros_like(policy), length)
+
+    def kept(seed):
+        some = logps._replace(moving=state._replace(seed=seed))
+        return kept_and_beta(some, config)[0]
+
+    found = np.asarray(jax.jit(jax.vmap(kept))(jnp.arange(20000))).mean(axis=0)
+    gap = policy[:, 0].astype(np.float64)
+    p = np.exp(-(((gap - gap.mean()) / gap.std(ddof=1)) ** 2) / 2)
+    p /= p.sum()
+    wanted = [
+        p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(4) if j != i)
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(found, wanted, atol=0.015)
+
+
+def test_beta_dpo_with_one_pair_or_filler_is_finite():
+    config = config_of("beta_dpo")
+    for weight in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0]):
+        policy, reference, length = arrays(B=3)
+        logps, _, metrics = inputs(
+            config, policy, reference, length, np.asarray(weight, np.float32)
+        )
+        assert np.isfinite(pair_loss(logps, config)).all()
+        assert all(np.isfinite(x) for x in metrics.values())
+    assert set(moving_metrics(logps, config)) == set(metrics)

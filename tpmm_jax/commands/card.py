@@ -62,9 +62,13 @@ The tokenizer has a chat template.
 ## How it was made
 
 Policy {{ run.step }} of a run of {{ run.config.iterations }} iterations of preference
-optimisation ({{ run.config.loss.name }} loss) from {{ run.first }}. In each
+optimisation ({{ run.loss }} loss) from {{ run.first }}. In each
 iteration {{ run.source }},
-and the policy was trained against a reference chosen by the rule `{{ run.rule }}`.
+and the policy was trained {% if run.rule == "none" -%}
+without a reference.
+{%- else -%}
+against a reference chosen by the rule `{{ run.rule }}`.
+{%- endif %}
 {% if run.rule == "learned" %}
 The reference is a weighted merge of all earlier policies, as in TPMM-DPO
 (arXiv 2605.23398). The fusion objective that the weights were learned with is our
@@ -167,6 +171,12 @@ class RunFacts:
     watch: Sequence[str]
     data: Sequence[tuple[str, str]]
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> str:
+        """The loss, or the losses of a sum."""
+        name = self.config["loss"]["name"]
+        return name if isinstance(name, str) else " + ".join(name)
 
     @property
     def rule(self) -> str:

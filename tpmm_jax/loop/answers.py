@@ -217,13 +217,40 @@ def _log_probs(
 
 
 def pair_log_probs(
-    runner: PolicyRunner, params: Params, table: Table, title: str
+    runner: PolicyRunner,
+    params: Params,
+    table: Table,
+    title: str,
+    ld_alpha: float | None = None,
 ) -> np.ndarray:
+<<<<<<< HEAD
     """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
     with runner.console.phase(title, len(table["weight_B"]), "pairs") as bar:
 
         def advance(count: int) -> None:
             bar.advance(count)
+=======
+    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
+
+    Args:
+      ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
+    """
+    rows, size = len(table["weight_B"]), runner.micro_batch
+    out = []
+    with runner.console.phase(title, rows, "pairs") as bar:
+        for start in range(0, rows, size):
+            places = np.arange(start, min(start + size, rows))
+            batch = put_batch(take(table, places, size), runner.decoder.mesh)
+            logps_BN = log_probs_step(
+                runner.decoder,
+                params,
+                batch,
+                chunk_bytes=runner.chunk_bytes,
+                ld_alpha=ld_alpha,
+            )
+            out.append(np.asarray(logps_BN)[: len(places)])
+            bar.advance(len(places))
+>>>>>>> losses
             runner.check()
 
         return batched_log_probs(

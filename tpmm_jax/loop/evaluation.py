@@ -29,9 +29,9 @@ from tpmm_jax.loop.judging import Match, judge_rows, won
 from tpmm_jax.loop.log_probs import (
     MAIN,
     POLICY,
-    REFERENCE,
     THETA_0,
     Rows,
+    compared,
     evaluation_log_probs,
 )
 from tpmm_jax.loop.rollouts import IterationPairs
@@ -130,7 +130,7 @@ def _held_out_summary(
     run: Run, t: int, held_out: Sequence[PairRow], logps: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     """theta_t against theta_0 on held-out pairs; writes held_out.npz."""
-    names = [f"{model}_MN" for model in (POLICY, THETA_0, REFERENCE)]
+    names = [f"{model}_MN" for model in compared(run)]
     arrays = {name: logps[f"held_out.{name}"].astype(np.float32) for name in names}
     write_npz(run.folder(t) / "held_out.npz", arrays)
     return preference_accuracy(held_out, arrays["policy_MN"], arrays["theta_0_MN"])
@@ -219,7 +219,8 @@ def _measures(
         },
         log_ratios={
             model: policy_BS - logps[f"{name}.{model}_BS"]
-            for model in (THETA_0, REFERENCE)
+            for model in compared(run)
+            if model != POLICY
         },
         judged=judged,
     )

@@ -42,9 +42,9 @@ def show_header(
         ("reference", rule),
         (
             "training",
-            f"{config.loss.name}, beta {config.loss.beta:g}, {config.train.batch_size} "
-            f"pairs a step padded to {lengths[1]} tokens, learning rate "
-            f"{config.train.learning_rate:g}",
+            f"{config.loss.title}, beta {config.loss.beta:g}, "
+            f"{config.train.batch_size} pairs a step padded to "
+            f"{lengths[1]} tokens, learning rate {config.train.learning_rate:g}",
         ),
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
     ]

@@ -22,6 +22,12 @@ MAIN = "evaluation"
 POLICY, THETA_0, REFERENCE = "policy", "theta_0", "reference"
 
 
+def compared(run: Run) -> tuple[str, ...]:
+    """Returns the models whose log-probs an evaluation needs."""
+    free = run.config.loss.reference_free
+    return (POLICY, THETA_0) if free else (POLICY, THETA_0, REFERENCE)
+
+
 def evaluation_log_probs(
     run: Run,
     t: int,
@@ -29,19 +35,21 @@ def evaluation_log_probs(
     held_out: Sequence[PairRow],
     policy: Loaded,
 ) -> dict[str, np.ndarray]:
-    """Returns "SET.MODEL_BS" and "held_out.MODEL_MN" of three models, nats.
+    """Returns "SET.MODEL_BS" and "held_out.MODEL_MN" of ``compared`` models, nats.
 
     One model is in memory at a time, and what is done is in log_probs.npz. With
     trust_region the reference is the one that the iteration began with.
     """
-    path = run.folder(t) / "log_probs.npz"
-    weights = np.asarray(read_json(run.folder(t) / "reference.json")["weights"])
+    path, models = run.folder(t) / "log_probs.npz", compared(run)
+    weights = np.zeros((0, 0))
+    if REFERENCE in models:
+        weights = np.asarray(read_json(run.folder(t) / "reference.json")["weights"])
     texts = [[r["prompt_ids"], r["response_ids"]] for a in answers.values() for r in a]
     pairs = [[r.prompt_ids, r.chosen_ids, r.rejected_ids] for r in held_out]
     digests = [run.trajectory.digest(step) for step in range(t + 1)]
     key = sha256([texts, pairs, digests, weights.tolist(), run.tokenizer_digest])
     known = _read_npz(path, key)
-    for model in (POLICY, THETA_0, REFERENCE):
+    for model in models:
         if any(f".{model}_" in name for name in known):
             continue
         if model == REFERENCE and one_hot_index(weights) == 0:

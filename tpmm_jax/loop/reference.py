@@ -9,7 +9,7 @@ import contextlib
 import json
 import pathlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.answers import pair_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
 from tpmm_jax.loop.run import Run
-from tpmm_jax.losses import loss_at_zero, loss_slope
+from tpmm_jax.loop.safety import refuse_log_probs, refuse_weights
+from tpmm_jax.losses import loss_at_zero
 from tpmm_jax.merging import (
     FAINT,
     Deltas,
@@ -50,12 +51,16 @@ def pair_table(run: Run, rows: list[PairRow]) -> Table:
     return make_table(rows, length=run.pair_length, pad_id=run.pad_id)
 
 
-def reference_log_probs(run: Run, iteration: int, pairs: IterationPairs) -> np.ndarray:
+def reference_log_probs(
+    run: Run, iteration: int, pairs: IterationPairs
+) -> np.ndarray | None:
     """Returns log p_ref of the training pairs, float32 [M, N] nats.
 
     Chooses and merges the reference if that is not done, checks it, and keeps the
-    result in reference_logps.npz.
+    result in reference_logps.npz. None where the loss knows no reference.
     """
+    if run.config.loss.reference_free:
+        return None
     folder = run.folder(iteration)
     record, cache = folder / "reference.json", folder / "reference_logps.npz"
     if record.exists() and cache.exists():
@@ -65,7 +70,15 @@ def reference_log_probs(run: Run, iteration: int, pairs: IterationPairs) -> np.n
             return found
     with merged_reference(run, iteration) as (params, digest):
         table = pair_table(run, pairs.train)
-        logps_MN = table_log_probs(run, params, table, "reference log-probs", iteration)
+        logps_MN = table_log_probs(
+            run,
+            params,
+            table,
+            "reference log-probs",
+            iteration,
+            rows=pairs.train,
+            ld_alpha=run.config.loss.ld_alpha,
+        )
         self_check(run, params, table, logps_MN)
     key = cache_key(run, pairs, digest)
     write_npz(cache, {"logps_MN": logps_MN, "key": np.array(key)})
@@ -79,6 +92,7 @@ def cache_key(run: Run, pairs: IterationPairs, digest: str) -> str:
         "pairs": pairs.digest(),
         "tokenizer": run.tokenizer_digest,
         "compute_dtype": run.decoder.compute_dtype,
+        "ld_alpha": run.config.loss.ld_alpha,
     }
     return json.dumps(parts, sort_keys=True)
 
@@ -118,6 +132,7 @@ def merged_reference(run: Run, iteration: int) -> Iterator[tuple[Params, str]]:
         else:
             assert deltas is not None
             params = deltas.merge(weights_GK)
+        refuse_weights(params, f"the reference of iteration {iteration}")
         digest = tree_digest(params)
         if known.get("digest", digest) != digest:
             raise CorruptCheckpoint(
@@ -193,7 +208,9 @@ def _held_out(run: Run, iteration: int) -> HeldOut:
         )
     table = pair_table(run, rows)
     params = run.policy(0)
-    anchor_MN = table_log_probs(run, params, table, "anchor log-probs", iteration)
+    anchor_MN = table_log_probs(
+        run, params, table, "anchor log-probs", iteration, rows=rows
+    )
     table["reference_BN"] = anchor_MN
     return HeldOut(
         run.decoder,
@@ -230,20 +247,33 @@ def _log_reference(run: Run, iteration: int, known: dict[str, Any]) -> None:
 
 
 def table_log_probs(
-    run: Run, params: Params, table: Table, what: str, iteration: int
+    run: Run,
+    params: Params,
+    table: Table,
+    what: str,
+    iteration: int,
+    *,
+    rows: Sequence[PairRow],
+    ld_alpha: float | None = None,
 ) -> np.ndarray:
-    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
+    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
+
+    Raises:
+      NotFinite: one of them is infinite or no number; names the rows.
+    """
     title = f"iteration {iteration}: {what}"
-    return pair_log_probs(run.runner, params, table, title)
+    logps_MN = pair_log_probs(run.runner, params, table, title, ld_alpha)
+    refuse_log_probs(logps_MN, rows, title)
+    return logps_MN
 
 
 def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> None:
     """Refuses to train unless the loss is what it must be at known margins.
 
     With the reference's weights in the policy slot: |D| is within the dtype's
-    tolerance; the loss is its closed form at D = 0, up to its slope times |D|; a
-    reference shifted by +1 nat on the chosen side lowers D by 1; and swapping the
-    pair then turns its sign.
+    tolerance; the loss with the reference's log-probs replaced by the policy's is its
+    closed form; a reference shifted by +1 nat on the chosen side lowers D by 1; and
+    swapping the pair then turns its sign.
 
     Raises:
       TpmmError: one of these does not hold.
@@ -253,8 +283,8 @@ def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> 
     table = {**table, "reference_BN": logps_MN}
     batch = put_batch(take(table, np.arange(size), run.micro_batch), run.decoder.mesh)
 
-    def look(shift: float, swap: bool) -> tuple[np.ndarray, np.ndarray]:
-        margin_B, loss_B = check_step(
+    def look(shift: float, swap: bool) -> tuple[np.ndarray, float]:
+        margin_B, loss = check_step(
             run.decoder,
             config,
             params,
@@ -263,20 +293,20 @@ def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> 
             jnp.asarray(swap),
             chunk_bytes=run.chunk_bytes,
         )
-        return np.asarray(margin_B)[:size], np.asarray(loss_B)[:size]
+        return np.asarray(margin_B)[:size], float(loss)
 
-    margin_B, loss_B = look(0.0, False)
+    margin_B, loss = look(0.0, False)
     shifted_B, swapped_B = look(1.0, False)[0], look(1.0, True)[0]
     zero = loss_at_zero(config)
-    slope_B = loss_slope(config) * np.abs(margin_B) + margin_B**2
+    assert zero is not None, "a loss without a reference has none to check"
     checks = {
         f"D is not 0 within {SELF_CHECK_TOLERANCE[dtype]} nats in {dtype}": (
             np.abs(margin_B),
             SELF_CHECK_TOLERANCE[dtype],
         ),
-        f"the {config.name} loss at D = 0 is not {zero:.6f}": (
-            np.abs(loss_B - zero) - slope_B,
-            1e-5 * (1 + zero),
+        f"the {config.title} loss at D = 0 is not {zero:.6f}": (
+            np.abs(loss - zero),
+            1e-5 * (1 + abs(zero)),
         ),
         "a reference shifted by 1 nat does not lower D by 1": (
             np.abs(shifted_B - (margin_B - 1)),

@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.data.table import Table, take
-from tpmm_jax.errors import BadInput, TpmmError
+from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.reference import pair_table, table_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import Run
+from tpmm_jax.loop.safety import NOT_FINITE, refuse_weights, stop_training
+from tpmm_jax.losses import init_loss_state
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import (
     TrainState,
@@ -77,11 +80,16 @@ def check_tau(config: Config, steps: int, what: str) -> None:
 
 
 def train(
-    run: Run, iteration: int, pairs: IterationPairs, reference_logps_MN: np.ndarray
+    run: Run,
+    iteration: int,
+    pairs: IterationPairs,
+    reference_logps_MN: np.ndarray | None,
 ) -> None:
     """Trains theta_t and appends it to the trajectory; continues where it stopped."""
     config = run.config.train
-    table = {**pair_table(run, pairs.train), "reference_BN": reference_logps_MN}
+    table = pair_table(run, pairs.train)
+    if reference_logps_MN is not None:
+        table["reference_BN"] = reference_logps_MN
     plan = Plan(
         len(pairs.train), config.batch_size, config.epochs, run.config.seed, iteration
     )
@@ -92,8 +100,12 @@ def train(
     state, reference = _start(run, iteration)
     step = int(state.step)
     if reference is not None and step >= tau:
-        _refresh(run, reference, table, plan, step // tau * tau)
+        _refresh(run, reference, table, pairs, plan, step // tau * tau)
     run.rewind("train", iteration, step)
+
+    def stop(failed: dict[str, Any]) -> None:
+        # The failed step changed nothing, nor did the one that is under way since.
+        stop_training(run, iteration, pairs.train, table, state, failed)
 
     with run.console.phase(f"iteration {iteration}: DPO", plan.steps, "steps") as bar:
         bar.advance(step)
@@ -104,7 +116,7 @@ def train(
             batch = put_batch(take(table, places, config.batch_size), run.mesh)
             state, metrics = step_fn(state, batch, rate(step))
             # The last step's metrics: this step is already under way.
-            _log_step(run, iteration, pending, bar)
+            _log_step(run, iteration, pending, bar, stop)
             pending = {
                 "step": step,
                 "learning_rate": rate(step),
@@ -117,19 +129,25 @@ def train(
                 reference = _move(reference, state.params, jnp.float32(alpha))
                 pending["reference/digest"] = tree_digest(reference)
                 if step < plan.steps:
-                    _refresh(run, reference, table, plan, step)
+                    _refresh(run, reference, table, pairs, plan, step)
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if (due and step < plan.steps) or run.stop.raised:
-                _log_step(run, iteration, pending, bar)
+                _log_step(run, iteration, pending, bar, stop)
                 pending = None
                 _save(run, iteration, state, reference)
                 run.stop.check()
-        _log_step(run, iteration, pending, bar)
+        _log_step(run, iteration, pending, bar, stop)
         _log_speed(run, iteration, counted, time.monotonic() - started)
+    _finish(run, iteration, state.params)
+
+
+def _finish(run: Run, iteration: int, params: Params) -> None:
     run.log.flush()
+    refuse_weights(params, f"theta_{iteration}")
     meta = {"iteration": iteration, "rule": run.config.reference.rule}
-    run.trajectory.append(iteration, state.params, meta)
+    run.trajectory.append(iteration, params, meta)
     run.work.clear()
+    (run.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
 
 
 def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
@@ -138,7 +156,8 @@ def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
     moving = run.config.reference.rule == "trust_region"
     latest = run.work.latest()
     if latest is not None:
-        target: dict[str, Any] = {"state": abstract_state(run.decoder, config)}
+        state = abstract_state(run.decoder, config, run.config.loss)
+        target: dict[str, Any] = {"state": state}
         if moving:
             target["reference"] = run.decoder.abstract_params("float32")
         saved, loop = run.work.restore(latest, target)
@@ -146,7 +165,9 @@ def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
             return saved["state"], saved.get("reference")
         del saved
         run.work.clear()
-    state = init_state(run.decoder, config, run.policy(iteration - 1))
+    loss_state = init_loss_state(run.config.loss, [run.config.seed, iteration, 3])
+    params = run.policy(iteration - 1)
+    state = init_state(run.decoder, config, params, loss_state)
     return state, run.policy(iteration - 1) if moving else None
 
 
@@ -157,6 +178,7 @@ def _save(
     if reference is not None:
         saved["reference"] = reference
     run.log.flush()
+    refuse_weights(state.params, f"iteration {iteration} after step {int(state.step)}")
     run.work.save(int(state.step), saved, {"iteration": iteration})
 
 
@@ -167,7 +189,12 @@ def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
 
 
 def _refresh(
-    run: Run, reference: Params, table: Table, plan: Plan, moved_at: int
+    run: Run,
+    reference: Params,
+    table: Table,
+    pairs: IterationPairs,
+    plan: Plan,
+    moved_at: int,
 ) -> None:
     """Recomputes reference_BN of the batches from step ``moved_at`` on."""
     coming = [plan.places(step) for step in range(moved_at, plan.steps)]
@@ -178,13 +205,19 @@ def _refresh(
         {name: x[places] for name, x in table.items()},
         "moved reference log-probs",
         plan.iteration,
+        rows=[pairs.train[place] for place in places],
+        ld_alpha=run.config.loss.ld_alpha,
     )
     table["reference_BN"] = table["reference_BN"].copy()
     table["reference_BN"][places] = logps
 
 
 def _log_step(
-    run: Run, iteration: int, pending: dict[str, Any] | None, bar: Any
+    run: Run,
+    iteration: int,
+    pending: dict[str, Any] | None,
+    bar: Any,
+    stop: Callable[[dict[str, Any]], None],
 ) -> None:
     if pending is None:
         return
@@ -192,14 +225,8 @@ def _log_step(
     values: dict[str, Any] = {
         k: v if isinstance(v, str) else float(v) for k, v in pending.items()
     }
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-            raise TpmmError(
-                f"iteration {iteration}, step {step}: {name} is {values[name]} (rows "
-                f"{rows.tolist()[:16]} of {run.folder(iteration)}/pairs.jsonl's "
-                "training pairs); the trajectory's last policy is untouched. Try a "
-                "lower train.learning_rate, or float32, in a new --workdir"
-            )
+    if not all(math.isfinite(v) for v in values.values() if isinstance(v, float)):
+        stop({**values, "step": step, "rows": rows})
     run.log.log("train", iteration=iteration, step=step, values=values)
     bar.advance(
         1, loss=f"{values['loss']:.4f}", margin=f"{values['rewards/margins']:+.3f}"

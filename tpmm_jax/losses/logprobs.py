@@ -44,15 +44,32 @@ def log_probs(
     Returns:
       Entry t is 0 unless both mask_BT[t] and mask_BT[t + 1] are 1.
     """
+    return _log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes, False)[0]
+
+
+def _log_probs(
+    decoder: Decoder,
+    params: Params,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array,
+    chunk_bytes: int,
+    mass: bool,
+) -> tuple[jax.Array, jax.Array | None]:
     hidden_BTD, head_VD = decoder.hidden_and_head(params, tokens_BT, mask_BT)
-    logp = chunked_log_probs(
+    found = chunked_log_probs_and_mass(
         hidden_BTD[:, :-1],
         head_VD,
         tokens_BT[:, 1:],
         decoder=decoder,
         chunk_bytes=chunk_bytes,
+        mass=mass,
     )
-    return jnp.where((mask_BT[:, :-1] > 0) & (mask_BT[:, 1:] > 0), logp, 0.0)
+    real_BT = (mask_BT[:, :-1] > 0) & (mask_BT[:, 1:] > 0)
+    logp_BT, mass_BT = (
+        None if x is None else jnp.where(real_BT, x, 0.0) for x in found
+    )
+    assert logp_BT is not None
+    return logp_BT, mass_BT
 
 
 def sequence_log_probs(
@@ -73,22 +90,27 @@ def sequence_log_probs(
     return jnp.sum(logp * (completion_mask_BT[:, 1:] > 0), axis=1)
 
 
-def pair_log_probs(
-    decoder: Decoder, params: Params, batch: dict[str, jax.Array], *, chunk_bytes: int
-) -> jax.Array:
-    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
+def pair_token_log_probs(
+    decoder: Decoder,
+    params: Params,
+    batch: dict[str, jax.Array],
+    *,
+    chunk_bytes: int,
+    mass: bool = False,
+) -> tuple[Float[Array, "B N S"], Float[Array, "B N S"] | None]:
+    """Returns log p of every next token of a batch of pairs [B, N, T-1], nats.
 
     Args:
-      batch: tokens_BNT, mask_BNT, completion_mask_BNT, int32.
+      batch: tokens_BNT, mask_BNT, int32.
+      mass: whether to return log sum_v p(v)^2 of each token's distribution as well,
+        without a gradient.
     """
     B, N, T = batch["tokens_BNT"].shape
-    rows = [
-        batch[name].reshape(B * N, T)
-        for name in ("tokens_BNT", "mask_BNT", "completion_mask_BNT")
-    ]
-    rows = [constrain(x, decoder.mesh, BATCH) for x in rows]
-    logps = sequence_log_probs(decoder, params, *rows, chunk_bytes=chunk_bytes)
-    return logps.reshape(B, N)
+    rows = [batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT")]
+    tokens_BT, mask_BT = (constrain(x, decoder.mesh, BATCH) for x in rows)
+    logp, masses = _log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes, mass)
+    shape = (B, N, T - 1)
+    return logp.reshape(shape), None if masses is None else masses.reshape(shape)
 
 
 class _Blocks(NamedTuple):
@@ -105,6 +127,7 @@ class _Blocks(NamedTuple):
     parts: int
     width: int
     rows: int
+    mass: bool
 
     @property
     def number(self) -> int:
@@ -149,9 +172,28 @@ def chunked_log_probs(
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Float[Array, "B T"]:
     """Returns log softmax(soft_cap(hidden head^T))[target], float32 nats."""
+    return chunked_log_probs_and_mass(
+        hidden_BTD, head_VD, targets_BT, decoder=decoder, chunk_bytes=chunk_bytes
+    )[0]
+
+
+def chunked_log_probs_and_mass(
+    hidden_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    *,
+    decoder: Decoder,
+    chunk_bytes: int = CHUNK_BYTES,
+    mass: bool = False,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
+    """Returns ``chunked_log_probs`` and, with ``mass``, log sum_v p(v)^2.
+
+    The second has no gradient.
+    """
     (B, T, _), V = hidden_BTD.shape, head_VD.shape[0]
     if B * T == 0:
-        return jnp.zeros((B, T), jnp.float32)
+        nothing = jnp.zeros((B, T), jnp.float32)
+        return nothing, nothing if mass else None
     parts, batch_shards = 1, 1
     if decoder.mesh is not None:
         shape = decoder.mesh.shape
@@ -167,24 +209,26 @@ def chunked_log_probs(
         parts,
         min(width, rows),
         rows,
+        mass,
     )
-    return _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
+    logp_BT, *masses = _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
+    return logp_BT, jax.lax.stop_gradient(masses[0]) if masses else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _blockwise(
     blocks: _Blocks, hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array
-) -> jax.Array:
+) -> tuple[jax.Array, ...]:
     return _forward(blocks, hidden_BTD, head_VD, targets_BT)[0]
 
 
 def _forward(
     blocks: _Blocks, hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array
-) -> tuple[jax.Array, Any]:
+) -> tuple[tuple[jax.Array, ...], Any]:
     head_SVD = blocks.split(head_VD)
 
     def one(block: jax.Array, carry: tuple) -> tuple:
-        top_BT, sum_BT, picked_BT = carry
+        top_BT, sum_BT, picked_BT, *squares = carry
         logits = blocks.logits(hidden_BTD, blocks.take(head_SVD, block))
         ids_SV, new_V = blocks.ids_and_new(block)
         logits = jnp.where(new_V, logits, -jnp.inf)
@@ -192,21 +236,30 @@ def _forward(
         hit = targets_BT[..., None, None] == ids_SV
         picked_BT += jnp.sum(jnp.where(hit & new_V, logits, 0.0), axis=(-2, -1))
         higher_BT = jnp.maximum(top_BT, jnp.max(logits, axis=(-2, -1)))
-        sum_BT = sum_BT * jnp.exp(top_BT - higher_BT) + jnp.sum(
-            jnp.exp(logits - higher_BT[..., None, None]), axis=(-2, -1)
-        )
-        return higher_BT, sum_BT, picked_BT
+        shrink_BT = jnp.exp(top_BT - higher_BT)
+        powers = jnp.exp(logits - higher_BT[..., None, None])
+        sum_BT = sum_BT * shrink_BT + jnp.sum(powers, axis=(-2, -1))
+        squares = [
+            x * shrink_BT**2 + jnp.sum(powers**2, axis=(-2, -1)) for x in squares
+        ]
+        return higher_BT, sum_BT, picked_BT, *squares
 
     zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
-    start = (jnp.full_like(zeros_BT, -jnp.inf), zeros_BT, zeros_BT)
-    top_BT, sum_BT, picked_BT = jax.lax.fori_loop(0, blocks.number, one, start)
+    squares = (zeros_BT,) if blocks.mass else ()
+    start = (jnp.full_like(zeros_BT, -jnp.inf), zeros_BT, zeros_BT, *squares)
+    found = jax.lax.fori_loop(0, blocks.number, one, start)
+    top_BT, sum_BT, picked_BT, *squares = found  # type: ignore[assignment]
     lse_BT = top_BT + jnp.log(sum_BT)
-    return picked_BT - lse_BT, (hidden_BTD, head_VD, targets_BT, lse_BT)
+    # Relative to the largest probability 1 / sum: no square underflows.
+    masses = [jnp.log(x) - 2 * jnp.log(sum_BT) for x in squares]
+    saved = (hidden_BTD, head_VD, targets_BT, lse_BT)
+    return (picked_BT - lse_BT, *masses), saved
 
 
 def _backward(
-    blocks: _Blocks, saved: Any, grad_BT: jax.Array
+    blocks: _Blocks, saved: Any, grads: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, None]:
+    grad_BT = grads[0]
     hidden_BTD, head_VD, targets_BT, lse_BT = saved
     head_SVD, dtype = blocks.split(head_VD), blocks.dtype
     product = functools.partial(

@@ -1,6 +1,6 @@
 """The merged reference: weighted sums of checkpoints, and the rules that weigh."""
 
-from tpmm_jax.merging.config import ReferenceConfig
+from tpmm_jax.merging.config import NO_REFERENCE, ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.merging.learned import HeldOut
 from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
@@ -14,6 +14,7 @@ from tpmm_jax.merging.trees import (
 
 __all__ = [
     "FAINT",
+    "NO_REFERENCE",
     "RULES",
     "Deltas",
     "HeldOut",

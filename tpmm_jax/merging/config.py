@@ -5,6 +5,8 @@ from typing import Literal
 
 from tpmm_jax.errors import BadInput
 
+# The rule of runs whose loss knows no reference: nothing is merged or computed.
+NO_REFERENCE = "none"
 # Constants of one rule.
 ONE_RULES = {
     "ema_mu": "ema",
@@ -22,7 +24,7 @@ class ReferenceConfig:
     that one config, written for "learned", compares them all by reference.rule alone.
 
     Attributes:
-      rule: a key of RULES.
+      rule: a key of RULES, or in a run whose loss knows no reference, "none".
       ema_mu: "ema": theta_ema <- (1 - mu) theta_ema + mu theta_t.
       trust_region_alpha, trust_region_tau: "trust_region": theta_ref <-
         (1 - alpha) theta_ref + alpha theta every tau optimizer steps.

@@ -120,7 +120,7 @@ def described(run: RunData) -> list[tuple[str, str]]:
     training = ""
     if of("loss.name"):
         training = (
-            f"{of('loss.name')}, beta {of('loss.beta')}, learning rate "
+            f"{_loss(config['loss.name'])}, beta {of('loss.beta')}, learning rate "
             f"{of('train.learning_rate')}, {of('train.batch_size')} pairs a step, "
             f"{of('train.epochs')} epochs"
         )
@@ -146,6 +146,11 @@ def described(run: RunData) -> list[tuple[str, str]]:
     if isinstance(flips, (int, float)) and flips > 0:
         found.insert(5, ("noise", f"{flips:.0%} of the labels were flipped on purpose"))
     return [(name, value) for name, value in found if value]
+
+
+def _loss(name: str | list[str]) -> str:
+    """Returns the loss, or the losses of a sum, in words."""
+    return name if isinstance(name, str) else " + ".join(map(str, name))
 
 
 def _many(count: str, what: str) -> str:

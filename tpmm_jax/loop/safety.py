@@ -1,0 +1,161 @@
+"""Numbers that are not finite: refused where they arise, named, never stored."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.table import Table, take
+from tpmm_jax.errors import NotFinite
+from tpmm_jax.loop.answers import pair_log_probs
+from tpmm_jax.loop.run import Run
+from tpmm_jax.losses import PairLogProbs, pair_loss, with_state
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.steps import TrainState, gradient_norm_step
+from tpmm_jax.store.files import read_json, write_json
+
+# What a step that was not finite leaves in its iteration's folder.
+NOT_FINITE = "not_finite.json"
+# Rows named in a message; the record names them all.
+SHOWN = 8
+
+
+@jax.jit
+def _finite_leaves(params: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
+
+
+def refuse_weights(params: Params, what: str) -> None:
+    """Raises NotFinite, naming the first leaf, if a weight is not finite."""
+    for path, good in jax.tree_util.tree_leaves_with_path(_finite_leaves(params)):
+        if not good:
+            raise NotFinite(
+                f"{what} has weights that are infinite or no numbers, the first of them"
+                f" in {jax.tree_util.keystr(path)}; nothing of it was stored"
+            )
+
+
+def refuse_log_probs(logps_MN: np.ndarray, rows: Sequence[PairRow], what: str) -> None:
+    """Raises NotFinite, naming the rows, if a log-prob is not finite."""
+    bad = np.flatnonzero(~np.isfinite(logps_MN).all(axis=1))
+    if len(bad):
+        named = _listed([rows[int(i)].origin for i in bad])
+        raise NotFinite(
+            f"{what}: not finite for {named}; the model gives these tokens no "
+            "probability, or its weights are damaged: "
+            "compute in float32 (model.compute_dtype), or leave the pairs out, in a "
+            "new --workdir"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    more = len(names) - SHOWN
+    return shown + (f" and {more} more" if more > 0 else "")
+
+
+def stop_training(
+    run: Run,
+    iteration: int,
+    rows: Sequence[PairRow],
+    table: Table,
+    state: TrainState,
+    failed: dict[str, Any],
+) -> None:
+    """Raises NotFinite for a step whose loss, gradient or metrics were not finite.
+
+    Args:
+      rows, table: the iteration's training pairs.
+      state: as it was before that step.
+      failed: "step", "rows" (their places), and the step's metrics.
+    """
+    step, places = failed["step"], failed["rows"]
+    metrics = {k: v for k, v in failed.items() if isinstance(v, float)}
+    name = next(k for k in ("loss", *metrics) if not np.isfinite(metrics[k]))
+    found = offending_rows(run, state, table, places)
+    origins = {rows[place].origin: why for place, why in found.items()}
+    record = {"step": step, "what": name, "pairs": origins}
+    path = run.folder(iteration) / NOT_FINITE
+    again = path.exists() and read_json(path).get("step") == step
+    write_json(path, record)
+    if origins:
+        blame = "because of " + _listed([f"{o} ({why})" for o, why in origins.items()])
+    else:
+        blame = (
+            f"though none of its pairs is so by itself ({_listed(_all(rows, places))})"
+        )
+    repeat = (
+        "It was so before at this very step: no passing fault of the hardware."
+        if again
+        else "The same command continues from there, and tells whether it repeats."
+    )
+    raise NotFinite(
+        f"iteration {iteration}, step {step}: {name} is {failed[name]}, {blame}. "
+        f"Nothing of it was stored; {_last_good(run, iteration)}. {repeat} If it does, "
+        "use a lower train.learning_rate, model.compute_dtype=float32 or leave those "
+        f"pairs out, in a new --workdir. All of them: {path}"
+    )
+
+
+def _all(rows: Sequence[PairRow], places: np.ndarray) -> list[str]:
+    return [rows[place].origin for place in places]
+
+
+def _last_good(run: Run, iteration: int) -> str:
+    """Returns where training can go on from, in words."""
+    policy = f"{run.workdir / 'trajectory' / str(iteration - 1)}"
+    run.work.wait()
+    latest = run.work.latest()
+    if latest is None:
+        return f"the last good checkpoint is {policy}, the iteration's start"
+    return (
+        f"the last good checkpoints are {run.work.directory / str(latest)} (step "
+        f"{latest} of the iteration) and {policy}"
+    )
+
+
+def offending_rows(
+    run: Run, state: TrainState, table: Table, places: np.ndarray
+) -> dict[int, str]:
+    """Returns {place: why} of the pairs that are not finite by themselves.
+
+    First by their log-probs and losses; if these are finite, by the gradient of each
+    pair alone.
+    """
+    some = {name: x[places] for name, x in table.items()}
+    loss = run.config.loss
+    title = "which pairs are not finite"
+    policy_BN = pair_log_probs(run.runner, state.params, some, title, loss.ld_alpha)
+    reference_BN = some.get("reference_BN")
+    logps = PairLogProbs(
+        policy_BN=jnp.asarray(policy_BN),
+        reference_BN=None if reference_BN is None else jnp.asarray(reference_BN),
+        length_BN=jnp.asarray(some["completion_mask_BNT"].sum(axis=-1)),
+        weight_B=jnp.asarray(some["weight_B"]),
+    )
+    logps, *_ = with_state(logps, jax.device_get(state.loss_state), loss)
+    reasons = {"the policy's log-prob": policy_BN}
+    if reference_BN is not None:
+        reasons["the reference's log-prob"] = reference_BN
+    reasons["its loss"] = np.asarray(pair_loss(logps, loss))[:, None]
+    for why, values in reasons.items():
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            return {int(place): why for place in places[bad]}
+    return _by_gradient(run, state, table, places)
+
+
+def _by_gradient(
+    run: Run, state: TrainState, table: Table, places: np.ndarray
+) -> dict[int, str]:
+    config, found = run.config.train, {}
+    norm_of = gradient_norm_step(run.decoder, run.config.loss, config, run.chunk_bytes)
+    for place in places:
+        batch = put_batch(take(table, np.array([place]), config.batch_size), run.mesh)
+        if not np.isfinite(norm_of(state, batch)):
+            found[int(place)] = "its gradient"
+    return found

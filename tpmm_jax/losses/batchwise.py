@@ -1,0 +1,132 @@
+"""Losses that couple the pairs of a batch: optimal transport, beta-DPO.
+
+A row that only fills the batch takes no part.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.losses.config import LossConfig
+from tpmm_jax.losses.inputs import (
+    Moving,
+    PairLogProbs,
+    difference,
+    smoothed_log_sigmoid,
+)
+
+# Lower bounds of beta and of the deviation, of the authors' code.
+MIN_BETA, MIN_DEVIATION = 1e-3, 1e-6
+
+
+def _sorted_loss(
+    upper_B: jax.Array, lower_B: jax.Array, real_B: jax.Array, config: LossConfig
+) -> Float[Array, " B"]:
+    """The loss of equal ranks' difference, at the places of ``upper_B``."""
+    by_upper = jnp.argsort(jnp.where(real_B, upper_B, jnp.inf))
+    by_lower = jnp.argsort(jnp.where(real_B, lower_B, jnp.inf))
+    z = config.beta * (upper_B[by_upper] - lower_B[by_lower])
+    return jnp.zeros_like(upper_B).at[by_upper].set(smoothed_log_sigmoid(z, config))
+
+
+def aot(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+    """-log sigma(beta (policy margin - reference margin)) of margins of equal rank.
+
+    Both are sorted within the batch; label smoothing as in cdpo.
+
+    Source: 2406.05882 alg. 1, paired.
+    """
+    assert logps.reference_BN is not None
+    return _sorted_loss(
+        difference(logps.policy_BN),
+        difference(logps.reference_BN),
+        logps.real_B(),
+        config,
+    )
+
+
+def aot_unpaired(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+    """-log sigma(beta (chosen - rejected)) of log-ratios of equal rank.
+
+    Source: 2406.05882 alg. 1, unpaired.
+    """
+    ratios_BN = logps.log_ratios_BN()
+    return _sorted_loss(
+        ratios_BN[:, CHOSEN], ratios_BN[:, REJECTED], logps.real_B(), config
+    )
+
+
+def beta_dpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+    """-log sigma(beta_used D) of the pairs that are kept, scaled to be their mean.
+
+    Source: 2407.08639 and its code, see `kept_and_beta`.
+    """
+    kept_B, beta = kept_and_beta(logps, config)
+    real_B = logps.real_B()
+    share = jnp.sum(real_B) / jnp.maximum(jnp.sum(kept_B), 1)
+    loss_B = -jax.nn.log_sigmoid(beta * logps.margin_B())
+    return jnp.where(kept_B, loss_B * share, 0.0)
+
+
+def init_moving(seed: int) -> Moving:
+    """Returns statistics that start from the first batch."""
+    zero = jnp.zeros((), jnp.float32)
+    seen, number = jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32)
+    return Moving(mean=zero, deviation=zero, seen=seen, seed=number)
+
+
+def moved(moving: Moving, logps: PairLogProbs, config: LossConfig) -> Moving:
+    """Returns the moving mean and deviation of D with this batch taken in.
+
+    m <- momentum m + (1 - momentum) mean(D), s likewise with the sample deviation; the
+    first batch's own to begin with; s >= 1e-6.
+    """
+    margin_B, real_B = jax.lax.stop_gradient(logps.margin_B()), logps.real_B()
+    count = jnp.maximum(jnp.sum(real_B), 1)
+    mean = jnp.sum(jnp.where(real_B, margin_B, 0.0)) / count
+    square = jnp.sum(jnp.where(real_B, (margin_B - mean) ** 2, 0.0))
+    deviation = jnp.sqrt(square / jnp.maximum(count - 1, 1))
+    momentum = jnp.where(moving.seen == 0, 0.0, config.beta_momentum)
+    mean = momentum * moving.mean + (1 - momentum) * mean
+    deviation = momentum * moving.deviation + (1 - momentum) * deviation
+    deviation = jnp.maximum(deviation, MIN_DEVIATION)
+    return Moving(mean, deviation, moving.seen + 1, moving.seed)
+
+
+def kept_and_beta(
+    logps: PairLogProbs, config: LossConfig
+) -> tuple[Bool[Array, " B"], Float[Array, ""]]:
+    """Returns which pairs are kept, and beta_used.
+
+    A share of the pairs is drawn without replacement with probabilities in proportion
+    to exp(-((D - m) / s)^2 / 2); beta_used = max(1e-3, beta (1 + a (mean of the kept D
+    - m))).
+    """
+    assert logps.moving is not None
+    moving, real_B = logps.moving, logps.real_B()
+    margin_B = jax.lax.stop_gradient(logps.margin_B())
+    log_p_B = -(((margin_B - moving.mean) / moving.deviation) ** 2) / 2
+    key = jax.random.fold_in(jax.random.key(moving.seed), moving.seen)
+    # The largest of log p + Gumbel noise: sampling without replacement.
+    noisy_B = log_p_B + jax.random.gumbel(key, log_p_B.shape, log_p_B.dtype)
+    rank_B = jnp.argsort(jnp.argsort(-jnp.where(real_B, noisy_B, -jnp.inf)))
+    count = jnp.sum(real_B)
+    # The small number keeps 0.8 * 5 from being 3.9999998.
+    number = jnp.maximum(jnp.floor(config.beta_keep * count + 1e-4), 1)
+    kept_B = (rank_B < number) & real_B
+    mean = jnp.sum(jnp.where(kept_B, margin_B, 0.0)) / jnp.maximum(jnp.sum(kept_B), 1)
+    beta = config.beta * (1 + config.beta_gain * (mean - moving.mean))
+    return kept_B, jnp.maximum(beta, MIN_BETA)
+
+
+def moving_metrics(logps: PairLogProbs, config: LossConfig) -> dict[str, jax.Array]:
+    """Returns what beta-DPO did with the batch; "clamped" is 1 where beta hit 1e-3."""
+    assert logps.moving is not None
+    _, beta = kept_and_beta(logps, config)
+    return {
+        "beta_dpo/beta": beta,
+        "beta_dpo/clamped": (beta <= MIN_BETA).astype(jnp.float32),
+        "beta_dpo/mean": logps.moving.mean,
+        "beta_dpo/deviation": logps.moving.deviation,
+    }

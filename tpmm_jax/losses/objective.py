@@ -1,0 +1,154 @@
+"""From a model and a batch of pairs to the loss: scores, then the loss of scores."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.losses.batchwise import init_moving, moved, moving_metrics
+from tpmm_jax.losses.config import LossConfig
+from tpmm_jax.losses.gradients import Batch, CoupledLoss, LossFn, Metrics
+from tpmm_jax.losses.inputs import (
+    Moving,
+    PairLogProbs,
+    completion_sums,
+    wpo_log_weights,
+)
+from tpmm_jax.losses.logprobs import pair_token_log_probs
+from tpmm_jax.losses.registry import pair_loss, pair_metrics
+from tpmm_jax.models import Decoder
+
+# beta-DPO's statistics, or nothing.
+LossState = Moving | tuple[()]
+
+
+class PairScores(NamedTuple):
+    """What a model says of a batch of pairs; see PairLogProbs."""
+
+    policy_BN: jax.Array
+    plain_BN: jax.Array
+    wpo_BN: jax.Array | None
+
+
+def pair_log_probs(
+    decoder: Decoder,
+    params: Params,
+    batch: Batch,
+    *,
+    chunk_bytes: int,
+    ld_alpha: float | None = None,
+) -> jax.Array:
+    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
+
+    Args:
+      batch: tokens_BNT, mask_BNT, completion_mask_BNT, int32.
+      ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
+    """
+    logp_BNT, _ = pair_token_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    return completion_sums(logp_BNT, batch["completion_mask_BNT"], ld_alpha)
+
+
+def pair_scores(
+    decoder: Decoder,
+    params: Params,
+    batch: Batch,
+    config: LossConfig,
+    *,
+    chunk_bytes: int,
+) -> PairScores:
+    """Returns the policy's part of a loss's inputs; differentiable."""
+    logp_BNT, mass_BNT = pair_token_log_probs(
+        decoder, params, batch, chunk_bytes=chunk_bytes, mass=config.use_weighting
+    )
+    completion_BNT = batch["completion_mask_BNT"]
+    plain_BN = completion_sums(logp_BNT, completion_BNT, None)
+    policy_BN = plain_BN
+    if config.ld_alpha is not None:
+        policy_BN = completion_sums(logp_BNT, completion_BNT, config.ld_alpha)
+    wpo_BN = None
+    if mass_BNT is not None:
+        wpo_BN = wpo_log_weights(logp_BNT, mass_BNT, completion_BNT)
+    return PairScores(policy_BN, plain_BN, wpo_BN)
+
+
+def loss_inputs(scores: PairScores, batch: Batch, config: LossConfig) -> PairLogProbs:
+    """Returns a loss's inputs from the policy's scores and the batch's columns."""
+    mean_length_B = batch.get("mean_length_B")
+    return PairLogProbs(
+        policy_BN=scores.policy_BN,
+        reference_BN=None if config.reference_free else batch["reference_BN"],
+        length_BN=jnp.sum(batch["completion_mask_BNT"], axis=-1),
+        weight_B=batch["weight_B"],
+        plain_BN=scores.plain_BN,
+        wpo_BN=scores.wpo_BN,
+        mean_length=None if mean_length_B is None else mean_length_B[0],
+    )
+
+
+def _mean_loss(
+    logps: PairLogProbs, batch: Batch, total_weight: jax.Array, config: LossConfig
+) -> tuple[jax.Array, Metrics]:
+    weight_B = batch["weight_B"] / total_weight
+    loss = jnp.sum(weight_B * pair_loss(logps, config))
+    metrics = pair_metrics(logps, config)
+    return loss, {name: jnp.sum(weight_B * x) for name, x in metrics.items()}
+
+
+def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> LossFn:
+    """Returns the loss function of pairs; for losses that do not couple them.
+
+    The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN float32
+    nats, unless the loss knows no reference; weight_B float32, 0 for rows that only
+    fill the batch.
+    """
+    assert not config.coupled
+
+    def loss_fn(
+        params: Params, batch: Batch, total_weight: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        scores = pair_scores(decoder, params, batch, config, chunk_bytes=chunk_bytes)
+        logps = loss_inputs(scores, batch, config)
+        return _mean_loss(logps, batch, total_weight, config)
+
+    return loss_fn
+
+
+def coupled_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> CoupledLoss:
+    """Returns the loss of a whole batch's scores; for every loss."""
+
+    def scores(params: Params, batch: Batch) -> PairScores:
+        return pair_scores(decoder, params, batch, config, chunk_bytes=chunk_bytes)
+
+    def loss(
+        scores: PairScores, batch: Batch, total_weight: jax.Array, state: LossState
+    ) -> tuple[jax.Array, tuple[Metrics, LossState]]:
+        logps = loss_inputs(scores, batch, config)
+        logps, state, ours = with_state(logps, state, config)
+        value, metrics = _mean_loss(logps, batch, total_weight, config)
+        return value, ({**metrics, **ours}, state)
+
+    return CoupledLoss(scores, loss)
+
+
+def init_loss_state(config: LossConfig, seed: list[int] | int = 0) -> LossState:
+    """Returns what a loss carries from step to step, at step 0.
+
+    Args:
+      seed: of what a loss draws; a list as for numpy's generators.
+    """
+    if "beta_dpo" not in config.names:
+        return ()
+    return init_moving(int(np.random.default_rng(seed).integers(2**31)))
+
+
+def with_state(
+    logps: PairLogProbs, state: LossState, config: LossConfig
+) -> tuple[PairLogProbs, LossState, Metrics]:
+    """Returns (inputs, next state, metrics) of a loss that carries something."""
+    if not isinstance(state, Moving):
+        return logps, state, {}
+    state = moved(state, logps, config)
+    logps = logps._replace(moving=state)
+    return logps, state, moving_metrics(logps, config)
