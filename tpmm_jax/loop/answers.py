@@ -223,34 +223,15 @@ def pair_log_probs(
     title: str,
     ld_alpha: float | None = None,
 ) -> np.ndarray:
-<<<<<<< HEAD
-    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats."""
-    with runner.console.phase(title, len(table["weight_B"]), "pairs") as bar:
-
-        def advance(count: int) -> None:
-            bar.advance(count)
-=======
     """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
 
     Args:
       ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
     """
-    rows, size = len(table["weight_B"]), runner.micro_batch
-    out = []
-    with runner.console.phase(title, rows, "pairs") as bar:
-        for start in range(0, rows, size):
-            places = np.arange(start, min(start + size, rows))
-            batch = put_batch(take(table, places, size), runner.decoder.mesh)
-            logps_BN = log_probs_step(
-                runner.decoder,
-                params,
-                batch,
-                chunk_bytes=runner.chunk_bytes,
-                ld_alpha=ld_alpha,
-            )
-            out.append(np.asarray(logps_BN)[: len(places)])
-            bar.advance(len(places))
->>>>>>> losses
+    with runner.console.phase(title, len(table["weight_B"]), "pairs") as bar:
+
+        def advance(count: int) -> None:
+            bar.advance(count)
             runner.check()
 
         return batched_log_probs(
@@ -259,6 +240,7 @@ def pair_log_probs(
             table,
             size=runner.micro_batch,
             chunk_bytes=runner.chunk_bytes,
+            ld_alpha=ld_alpha,
             advance=advance,
         )
 
@@ -270,19 +252,23 @@ def batched_log_probs(
     *,
     size: int,
     chunk_bytes: int,
+    ld_alpha: float | None = None,
     advance: Callable[[int], None],
 ) -> np.ndarray:
     """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
 
     Args:
       size: pairs at once.
+      ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
       advance: called with the number of pairs that were done.
     """
     rows, out = len(table["weight_B"]), []
     for start in range(0, rows, size):
         places = np.arange(start, min(start + size, rows))
         batch = put_batch(take(table, places, size), decoder.mesh)
-        logps_BN = log_probs_step(decoder, params, batch, chunk_bytes=chunk_bytes)
+        logps_BN = log_probs_step(
+            decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
+        )
         out.append(np.asarray(logps_BN)[: len(places)])
         advance(len(places))
     return np.concatenate(out)

@@ -79,7 +79,7 @@ def _evaluation(run: Run, t: int, held_out: Sequence[PairRow]) -> dict[str, Any]
     warnings: list[str] = []
     for name, rows in answers.items():
         prefix = "" if name == MAIN else f"{name}/"
-        found = _measures(t, name, rows, logps, judgements, earlier)
+        found = _measures(run, t, name, rows, logps, judgements, earlier)
         values |= {prefix + key: value for key, value in found.items()}
         kl = found["kl/theta_0"]
         history = _history(run, t, name, rows, judgements, earlier, kl)
@@ -197,6 +197,7 @@ def _read_rows(path: pathlib.Path) -> Rows:
 
 
 def _measures(
+    run: Run,
     t: int,
     name: str,
     rows: Rows,
