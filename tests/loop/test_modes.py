@@ -237,6 +237,9 @@ def test_beta_dpo_stops_and_continues_to_the_same_bytes(
     )
     rows = of_kind(start(config, tmp_path / "whole"), "train")
     assert {"beta_dpo/beta", "beta_dpo/clamped", "beta_dpo/mean"} <= set(rows[0])
+    summary = of_kind(read_metrics(tmp_path / "whole"), "iteration")[-1]
+    clamped = np.mean([row["beta_dpo/clamped"] for row in rows])
+    assert summary["beta_dpo/clamped"] == clamped
     from tpmm_jax.store import WorkStore
 
     save = WorkStore.save

@@ -308,6 +308,9 @@ def _training_summary(
     }
     for name in ("loss", "rewards/margins", "rewards/accuracies"):
         values[name] = float(np.mean([row[name] for row in last]))
+    if rows and (clamped := "beta_dpo/clamped") in rows[0]:
+        # Over all steps: how often beta was held at its lower bound.
+        values[clamped] = float(np.mean([row[clamped] for row in rows]))
     for row in log:
         if row["iteration"] == iteration and row["kind"] in ("pairs", "reference"):
             values |= {k: v for k, v in row.items() if "/" in k and "digest" not in k}
