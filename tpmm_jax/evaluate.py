@@ -80,6 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help=f"{what}; repeatable",
         )
     add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
+    add("--drop-bad-rows", action="store_true", help="of --pairs, instead of an error")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     add("--temperature", type=float, default=1.0, help="default: 1")
     add("--top-p", type=float, default=1.0, help="default: 1, every token")
@@ -218,7 +219,11 @@ def read_pairs(
     """Returns preference pairs in the baseline's tokens; cut as a run's would be."""
     if args.pairs is None:
         return []
-    loaded = load_pairs(args.pairs, split=args.split)
+    loaded = load_pairs(
+        args.pairs,
+        split=args.split,
+        on_bad_rows="drop" if args.drop_bad_rows else "refuse",
+    )
     half = min(512, baseline.found.config.max_positions // 2)
     rows, counts = encode_pairs(
         baseline.found.tokenizer,
@@ -226,9 +231,8 @@ def read_pairs(
         chat=args.chat,
         max_prompt_length=half,
         max_completion_length=half,
+        eos_ids=baseline.eos_ids,
     )
-    for warning in loaded.warnings:
-        console.warn(warning)
     for what, count in count_table({**loaded.counts, **counts}):
         if count:
             console.note(f"{count:>8,} {what}")

@@ -26,7 +26,14 @@ from tpmm_jax.commands.merges import (
 )
 from tpmm_jax.data.pairs import load_pairs
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model, Source, check_dtype, check_output, save
+from tpmm_jax.loading import (
+    Model,
+    Source,
+    check_dtype,
+    check_output,
+    end_ids,
+    save,
+)
 from tpmm_jax.merging import RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
@@ -83,6 +90,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, help=f"pairs a step (default: {defaults.batch_size})")
     add("--holdout", type=float, help="share of prompts to report on (default: 0.2)")
     add("--seed", type=int, help="of the split and the batches (default: 0)")
+    add(
+        "--drop-bad-rows",
+        action="store_const",
+        const=True,
+        help="of PAIRS, instead of an error",
+    )
     add("--max-prompt-length", type=int, help="tokens (default: 512)")
     add("--max-completion-length", type=int, help="tokens (default: 512)")
     add(
@@ -132,12 +145,21 @@ def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> R
             f"{first.origin['source']} has no tokenizer (tokenizer.json), which "
             "--learn needs to read the pairs; copy it into that directory"
         )
-    pairs = load_pairs(args.learn)
+    pairs = load_pairs(
+        args.learn, on_bad_rows="drop" if args.drop_bad_rows else "refuse"
+    )
     chat = bool(tokenizer.chat_template) if args.chat is None else args.chat
     how = "with the chat template" if chat else "as they are, without a chat template"
     console.note(f"pairs are written {how}")
     limits = (args.max_prompt_length or 512, args.max_completion_length or 512)
-    rows = encode(pairs, tokenizer, chat=chat, limits=limits, console=console)
+    rows = encode(
+        pairs,
+        tokenizer,
+        chat=chat,
+        limits=limits,
+        eos_ids=end_ids(first.config, tokenizer),
+        console=console,
+    )
     share = 0.2 if args.holdout is None else args.holdout
     return split_rows(rows, share, args.seed or 0)
 

@@ -74,17 +74,17 @@ def encode(
     *,
     chat: bool,
     limits: tuple[int, int],
+    eos_ids: tuple[int, ...] = (),
     console: RunConsole,
 ) -> list[PairRow]:
     """Returns the pairs as token ids; says what was cut and dropped."""
-    for warning in pairs.warnings:
-        console.warn(warning)
     rows, counts = encode_pairs(
         tokenizer,
         pairs.pairs,
         chat=chat,
         max_prompt_length=limits[0],
         max_completion_length=limits[1],
+        eos_ids=eos_ids,
     )
     for what, count in count_table({**pairs.counts, **counts}):
         if count:

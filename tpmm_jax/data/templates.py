@@ -29,10 +29,14 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
 def prompt_text(
     tokenizer: PreTrainedTokenizerBase, content: Written, *, chat: bool
 ) -> str:
-    """The prompt's text; with ``chat`` it ends with the assistant's header."""
+    """The prompt's text; with ``chat`` it ends with the header of the assistant's turn.
+
+    A conversation that ends with the assistant goes on with the user: no header.
+    """
     if chat:
         messages = _messages(content, "user")
-        return _render(tokenizer, messages, add_generation_prompt=True)
+        opens = messages[-1].role != "assistant"
+        return _render(tokenizer, messages, add_generation_prompt=opens)
     return _plain(content)
 
 
@@ -66,7 +70,7 @@ def completion_text(
     while mark in text:
         mark += "-x"
     first = len(messages) - len(turns)
-    marked = (*messages[:first], Message("assistant", mark), *messages[first + 1 :])
+    marked = (*messages[:first], Message(turns[0].role, mark), *messages[first + 1 :])
     header, _, _ = _render(tokenizer, marked, add_generation_prompt=False).partition(
         mark
     )

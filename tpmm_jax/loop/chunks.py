@@ -1,43 +1,42 @@
 """Offline: a preference set as chunks, one an iteration."""
 
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.pair_tokens import count_table, encode_pairs
-from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.offline import prepare_pairs
+from tpmm_jax.data.pair_tokens import count_table
 from tpmm_jax.errors import BadInput
 from tpmm_jax.report.console import RunConsole
 
 PairChunks: TypeAlias = list[list[tuple[bool, PairRow]]]
 
 
-def load_chunks(config: Config, tokenizer: Any, console: RunConsole) -> PairChunks:
-    """Returns T chunks of the pair set; whole prompts are held out."""
-    data = config.data
-    assert data.pairs is not None
-    found = load_pairs(data.pairs, split=data.split)
-    for warning in found.warnings:
-        console.warn(warning)
-    rows, counts = encode_pairs(
-        tokenizer,
-        found.pairs,
-        chat=data.chat,
-        max_prompt_length=data.max_prompt_length,
-        max_completion_length=data.max_completion_length,
-        truncate=data.truncate_prompt,
-    )
-    for what, count in count_table({**found.counts, **counts}):
+def load_chunks(
+    config: Config, tokenizer: Any, eos_ids: Collection[int], console: RunConsole
+) -> PairChunks:
+    """Returns T chunks of the pair set; whole prompts are held out.
+
+    Raises:
+      BadInput: rows that are to be refused, all of them listed, or too few are left.
+    """
+    source = config.data.pairs
+    assert source is not None
+    found = prepare_pairs(source, config.data, tokenizer, eos_ids=eos_ids)
+    if found.problems.settle():
+        console.warn(found.problems.left_out())
+    for what, count in count_table(found.counts):
         if count:
             console.note(f"{count:>8,} {what}")
-    if len(rows) < config.iterations:
+    if len(found.rows) < config.iterations:
         raise BadInput(
-            f"{data.pairs} has {len(rows)} usable pairs for {config.iterations} "
+            f"{source} has {len(found.rows)} usable pairs for {config.iterations} "
             "iterations; lower iterations or give more pairs"
         )
-    return split_chunks(config, rows)
+    return split_chunks(config, found.rows)
 
 
 def split_chunks(config: Config, rows: list[PairRow]) -> PairChunks:
