@@ -29,63 +29,68 @@ class Joined(NamedTuple):
     merged: bool
 
 
+class Front(NamedTuple):
+    """The end of a prompt that stands for all of it: its text and its ids."""
+
+    text: str
+    ids: list[int]
+
+
 class Joiner:
     """Finds the ids of completions as they stand behind their prompts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
-        self._specials = [token.content for token in added if token.special]
+        self._specials = tuple(token.content for token in added if token.special)
+        self._firsts = {text[0] for text in self._specials}
         self._words_part = _words_part(tokenizer)
 
-    def completions(
-        self,
-        prompts: Sequence[str],
-        prompt_ids: Sequence[list[int]],
-        texts: Sequence[str],
-    ) -> list[Joined]:
-        """The ids that follow each prompt.
-
-        Args:
-          prompts: each prompt's text.
-          prompt_ids: its ids, uncut.
-          texts: the text that follows each.
-        """
+    def fronts(
+        self, prompts: Sequence[str], prompt_ids: Sequence[list[int]]
+    ) -> list[Front]:
+        """The end of each prompt, or all of it where the two read differently."""
         tails = [prompt[self._tail(prompt) :] for prompt in prompts]
-        fronts = self._fronts(prompts, prompt_ids, tails)
-        joined = text_ids(
-            self._tokenizer, [tail + text for (tail, _), text in zip(fronts, texts)]
-        )
-        merged = [full[: len(ids)] != ids for (_, ids), full in zip(fronts, joined)]
-        left = [text for text, is_merged in zip(texts, merged) if is_merged]
-        apart = iter(ids_apart(self._tokenizer, left))
-        return [
-            Joined(next(apart) if is_merged else full[len(ids) :], is_merged)
-            for (_, ids), full, is_merged in zip(fronts, joined, merged)
-        ]
-
-    def _fronts(
-        self,
-        prompts: Sequence[str],
-        prompt_ids: Sequence[list[int]],
-        tails: Sequence[str],
-    ) -> list[tuple[str, list[int]]]:
-        """The end of each prompt, text and ids, or all of it if those do not agree."""
         short = list(dict.fromkeys(tails))
         known = dict(zip(short, text_ids(self._tokenizer, short)))
         return [
-            (tail, known[tail])
+            Front(tail, known[tail])
             if known[tail] and ids[-len(known[tail]) :] == known[tail]
-            else (prompt, ids)
+            else Front(prompt, ids)
             for prompt, ids, tail in zip(prompts, prompt_ids, tails)
+        ]
+
+    def completions(
+        self, fronts: Sequence[Front], texts: Sequence[str]
+    ) -> list[Joined]:
+        """The ids of each text as it follows a prompt."""
+        whole = [front.text + text for front, text in zip(fronts, texts)]
+        joined = text_ids(self._tokenizer, whole)
+        merged = [full[: len(f.ids)] != f.ids for f, full in zip(fronts, joined)]
+        left = [text for text, is_merged in zip(texts, merged) if is_merged]
+        apart = iter(ids_apart(self._tokenizer, left))
+        return [
+            Joined(next(apart) if is_merged else full[len(front.ids) :], is_merged)
+            for front, full, is_merged in zip(fronts, joined, merged)
         ]
 
     def _tail(self, prompt: str) -> int:
         """Where the end of a prompt begins that stands for all of it."""
-        at = max((prompt.rfind(text) for text in self._specials), default=-1)
+        at = max(
+            (self._last_special(prompt, first) for first in self._firsts), default=-1
+        )
         if self._words_part:
             at = max(at, _last_word(prompt, at))
         return max(at, 0)
+
+    def _last_special(self, text: str, first: str) -> int:
+        """The last special token that begins with ``first``; -1 if not near."""
+        end = len(text)
+        for _ in range(_TRIES):
+            end = text.rfind(first, 0, end)
+            if end < 0 or text.startswith(self._specials, end):
+                return end
+        return -1
 
 
 def _last_word(text: str, start: int) -> int:

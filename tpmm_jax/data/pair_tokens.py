@@ -21,7 +21,7 @@ from tpmm_jax.data.boundary import (
 from tpmm_jax.data.joining import Joined, Joiner
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
-from tpmm_jax.data.templates import completion_text, prompt_text
+from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 
 _CHUNK = 4096
@@ -124,21 +124,18 @@ def encode_pairs(
     leading = leading_ids(tokenizer, chat=chat)
     counts = Counter[str](dict.fromkeys(_PAIR_COUNTS, 0))
     noted = Problems("pairs") if problems is None else problems
-    joiner = Joiner(tokenizer)
+    joiner, writer = Joiner(tokenizer), Writer(tokenizer, chat=chat)
     rows: list[PairRow] = []
     for start in range(0, len(pairs), _CHUNK):
-        texts = _write(tokenizer, pairs[start : start + _CHUNK], chat, noted)
+        texts = _write(writer, pairs[start : start + _CHUNK], noted, chat=chat)
         prompts = text_ids(tokenizer, [t.prompt for t in texts])
+        fronts = joiner.fronts([t.prompt for t in texts], prompts)
         sides = [
             _sides(
                 tokenizer,
                 name,
                 texts,
-                joiner.completions(
-                    [t.prompt for t in texts],
-                    prompts,
-                    [getattr(t, name) for t in texts],
-                ),
+                joiner.completions(fronts, [getattr(t, name) for t in texts]),
                 ends,
                 max_completion_length,
                 counts,
@@ -173,28 +170,26 @@ def _differ(chosen: _Side, rejected: _Side, counts: Counter[str]) -> bool:
 
 
 def _write(
-    tokenizer: PreTrainedTokenizerBase,
+    writer: Writer,
     pairs: Sequence[PreferencePair],
-    chat: bool,
     problems: Problems,
+    *,
+    chat: bool,
 ) -> list[_Texts]:
     """The texts of each pair; those that cannot be written are noted instead."""
     texts = []
     for pair in pairs:
+        completions = [pair.chosen, pair.rejected]
+        if chat and pair.implicit:
+            # The space at which an implicit prompt was cut opens no turn.
+            completions = [
+                side.lstrip(" \t") if isinstance(side, str) else side
+                for side in completions
+            ]
         try:
-            prompt = prompt_text(tokenizer, pair.prompt, chat=chat)
+            prompt = writer.prompt(pair.prompt)
             sides = [
-                completion_text(
-                    tokenizer,
-                    pair.prompt,
-                    prompt,
-                    # The space at which an implicit prompt was cut opens no turn.
-                    side.lstrip(" \t")
-                    if chat and pair.implicit and isinstance(side, str)
-                    else side,
-                    chat=chat,
-                )
-                for side in (pair.chosen, pair.rejected)
+                writer.completion(pair.prompt, prompt, side) for side in completions
             ]
         except BadInput as error:
             problems.add(pair.origin, str(error))

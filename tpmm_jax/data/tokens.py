@@ -28,7 +28,7 @@ from tpmm_jax.data.messages import Content, written
 from tpmm_jax.data.pair_tokens import EncodedPairs, count_table, encode_pairs
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt
-from tpmm_jax.data.templates import prompt_text
+from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 
 __all__ = [
@@ -80,14 +80,13 @@ def encode_prompts(
     check_limit("max_length", max_length)
     leading = leading_ids(tokenizer, chat=chat)
     problems = Problems("prompts")
+    writer = Writer(tokenizer, chat=chat)
     named = [_named(prompt, number) for number, prompt in enumerate(prompts)]
     texts = []
     for prompt in named:
         text = written(prompt.content)
         try:
-            texts.append(
-                "" if text is None else prompt_text(tokenizer, text, chat=chat)
-            )
+            texts.append("" if text is None else writer.prompt(text))
         except BadInput as error:
             problems.add(prompt.origin, str(error))
     problems.settle()
