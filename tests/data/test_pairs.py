@@ -13,7 +13,8 @@ from tpmm_jax.data.pairs import load_pairs
 from tpmm_jax.data.split import split_text
 from tpmm_jax.errors import BadInput
 
-SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
+ASSETS = os.environ.get("TPMM_ASSETS") or pathlib.Path(__file__).parents[3] / "shared"
+SHARED = pathlib.Path(ASSETS) / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 
 

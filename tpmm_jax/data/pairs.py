@@ -27,6 +27,7 @@ from tpmm_jax.data.strict_json import json_type
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class PairSet:
     beginning of the other); prompt_repeated (the completions held the prompt again,
     removed); begins_with_prompt (text completions that both begin with the prompt,
     kept); several_turns (completions with user messages in them); duplicate_prompts;
-    duplicate_pairs.
+    duplicate_pairs; tied and scored_otherwise (the row states scores, which are equal,
+    or higher for rejected).
     """
 
     pairs: list[PreferencePair]
@@ -136,6 +138,7 @@ def read_pair_set(
             continue
         found.append((layout, pair))
         notes[note] += bool(note)
+        notes.update(_stated_scores(row.data))
     refuse_mixed(
         [(pair.origin, layout) for layout, pair in found],
         problems,
@@ -159,6 +162,8 @@ def read_pair_set(
         "malformed": len(malformed),
         "identical": identical,
         "prompt_repeated": notes["prompt_repeated"],
+        "tied": notes["tied"],
+        "scored_otherwise": notes["scored_otherwise"],
     }
     return PairSet(pairs, counts)
 
@@ -179,7 +184,20 @@ def _counts(pairs: list[PreferencePair]) -> dict[str, int]:
         ),
         "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
         "duplicate_pairs": len(pairs) - len(contents),
+        "tied": 0,
+        "scored_otherwise": 0,
     }
+
+
+def _stated_scores(data: dict[str, Any]) -> list[str]:
+    """What the scores that some sets state say against the labels."""
+    for names in _SCORES:
+        chosen, rejected = (data.get(name) for name in names)
+        if isinstance(chosen, int | float) and isinstance(rejected, int | float):
+            if chosen == rejected:
+                return ["tied"]
+            return ["scored_otherwise"] if chosen < rejected else []
+    return []
 
 
 def _begin_with_prompt(pair: PreferencePair) -> bool:
