@@ -137,7 +137,7 @@ def test_counts_of_one_table(tmp_path, run, tokenizer):
         "identical_after_truncation": 1, "rows_kept": 7, "pairs": 8,
         "eval_rows": 5, "eval_same_prompt": 3, "eval_same_pair": 1,
         "scorer_contradicts": 5, "scorer_agrees": 1, "scorer_ties": 2,
-        "bos_first": 0, "bos_elsewhere": 0, "ended_chosen": 7, "ended_rejected": 7,
+        "bos_first": 0, "bos_misplaced": 0, "ended_chosen": 7, "ended_rejected": 7,
     }  # fmt: skip
     assert {name: counts[name] for name in wanted} == wanted
     lengths = ("chosen_longer", "rejected_longer", "equally_long")

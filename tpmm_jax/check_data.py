@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,15 +23,17 @@ from tpmm_jax.commands.data_checks import (
 )
 from tpmm_jax.commands.data_table import data_table, rows_view
 from tpmm_jax.commands.line import Parser, guarded
+from tpmm_jax.commands.prompt_file import plain
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import PARTS, DataConfig, check_fields
 from tpmm_jax.data.problems import SHOWN, listing
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import end_ids, read_tokenizer, resolve
+from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards.raters import NamedScorer
-from tpmm_jax.rewards.scorer import import_object
+from tpmm_jax.rewards.scorer import import_object, load_scorer
 
 DESCRIPTION = """\
 Check preference pairs (or prompts) before training on them: every malformed row with
@@ -188,6 +191,29 @@ def end_ids_of(tokenizer: Any) -> tuple[int, ...]:
     return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 
+def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
+    """Returns the scorer that was named, or else the config's."""
+    if name is not None:
+        return NamedScorer(name, import_object(name, "--scorer"))
+    if config is None or config.scorer.name is None:
+        return None
+    return NamedScorer(config.scorer.name, load_scorer(config.scorer))
+
+
+def as_file(source: str, data: DataConfig, folder: str) -> str:
+    """Returns a source of prompts as it is, or what a "module:function" makes, in a file.
+
+    Its prompts are numbered by their lines.
+    """
+    if ":" not in source or "/" in source or pathlib.Path(source).exists():
+        return source
+    made = read_prompts(source, "prompts", column=data.prompt_field, split=data.split)
+    path = pathlib.Path(folder) / f"{source}.jsonl"
+    lines = [json.dumps({data.prompt_field: plain(prompt)}) for prompt in made]
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
 def shown_rows(args: argparse.Namespace, found: Checked) -> list[PairRow]:
     """Returns the rows to print: those of --line, or from all over the set."""
     rows = found.encoded
@@ -206,16 +232,17 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     config, data, files = settings(args)
-    scorer = None
-    if args.scorer is not None:
-        scorer = NamedScorer(args.scorer, import_object(args.scorer, "--scorer"))
+    scorer = find_scorer(args.scorer, config)
     tokenizer, eos_ids = find_tokenizer(args.model, config, console)
+    held = args.eval or ([data.eval_prompts] if data.eval_prompts else [])
     auto_chat = args.chat is None and config is None
-    if args.prompts:
-        found = check_prompts(files, data, tokenizer, auto_chat=auto_chat)
-    else:
-        found = check_pairs(files, data, tokenizer, eos_ids, auto_chat=auto_chat)
-    check_leaks(args.eval, data, found)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.prompts:
+            read = [as_file(file, data, folder) for file in files]
+            found = check_prompts(read, data, tokenizer, auto_chat=auto_chat)
+        else:
+            found = check_pairs(files, data, tokenizer, eos_ids, auto_chat=auto_chat)
+        check_leaks([as_file(file, data, folder) for file in held], data, found)
     if not args.prompts:
         check_labels(scorer, found)
     if args.json:

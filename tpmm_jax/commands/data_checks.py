@@ -21,7 +21,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, as_dicts, written
 from tpmm_jax.data.offline import prepare_pairs, wants_template
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
-from tpmm_jax.data.problems import Defect, Problems
+from tpmm_jax.data.problems import Defect, Problems, in_order
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.data.tokens import encode_prompts
@@ -224,7 +224,7 @@ def summary(found: Checked) -> dict[str, Any]:
     errors = [
         {**dict(zip(("file", "line"), defect.place())), "field": defect.field,
          "reason": defect.reason}
-        for defect in found.errors
+        for defect in in_order(found.errors)
     ]  # fmt: skip
     counts = {name: int(count) for name, count in found.counts.items()}
     return {"rows": found.rows, "errors": errors, "counts": counts}

@@ -75,7 +75,7 @@ CHECKS: dict[str, Sequence[Check]] = {
         Check("chosen_truncated", "chosen over the limit", "pairs", CUT, "yellow"),
         Check("rejected_truncated", "rejected over the limit", "pairs", CUT, "yellow"),
         Check("bos_first", "BOS at the start of the prompt", "encoded"),
-        Check("bos_elsewhere", "BOS anywhere else", "encoded", bad="red"),
+        Check("bos_misplaced", "BOS twice or in an answer", "encoded", bad="red"),
         _rare("bos_removed", "BOS before a completion", "", "taken out"),
         Check("ended_chosen", "EOS or end of turn ends chosen", "encoded"),
         Check("ended_rejected", "EOS or end of turn ends rejected", "encoded"),

@@ -91,20 +91,21 @@ def end_counts(
     """Where BOS and the ends of completions stand.
 
     Returns:
-      bos_first: rows that begin with BOS; bos_elsewhere: rows with BOS further in,
-      where it is no end as well; ended_chosen, ended_rejected: completions whose last
+      bos_first: rows that begin with BOS; bos_misplaced: rows in which it stands twice
+      there, or before a completion (some templates open every turn with it, so that
+      elsewhere it says nothing); ended_chosen, ended_rejected: completions whose last
       token ends them (those that were cut have none); tokens: of all prompts and
       completions.
     """
     counts = Counter[str](
-        bos_first=0, bos_elsewhere=0, ended_chosen=0, ended_rejected=0, tokens=0
+        bos_first=0, bos_misplaced=0, ended_chosen=0, ended_rejected=0, tokens=0
     )
     for row in rows:
         prompt, chosen, rejected = row.prompt_ids, row.chosen_ids, row.rejected_ids
         counts["bos_first"] += prompt[0] == bos
         if bos is not None and bos not in ends:
-            inside = prompt.count(bos) > 1 or (bos in prompt and prompt[0] != bos)
-            counts["bos_elsewhere"] += inside or bos in chosen or bos in rejected
+            twice = prompt[:2] == [bos, bos]
+            counts["bos_misplaced"] += twice or bos in (chosen[0], rejected[0])
         counts["ended_chosen"] += chosen[-1] in ends
         counts["ended_rejected"] += rejected[-1] in ends
         counts["tokens"] += len(prompt) + len(chosen) + len(rejected)

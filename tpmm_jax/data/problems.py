@@ -98,9 +98,19 @@ class Problems:
         )
 
 
+def in_order(defects: Sequence[Defect]) -> list[Defect]:
+    """By line; files in the order of their first defect."""
+    files: dict[str, int] = {}
+    for defect in defects:
+        files.setdefault(defect.place()[0], len(files))
+    places = [(files[file], line or 0) for file, line in (d.place() for d in defects)]
+    return [defects[i] for i in sorted(range(len(defects)), key=places.__getitem__)]
+
+
 def listing(defects: Sequence[Defect], limit: int = SHOWN) -> str:
-    """A line a defect; of many the first ones, and how many more there are."""
-    shown = [f"  {defect.origin}: {defect.reason}" for defect in defects[:limit]]
+    """A line a defect, in order; of many the first, and how many more there are."""
+    some = in_order(defects)[:limit]
+    shown = [f"  {defect.origin}: {defect.reason}" for defect in some]
     if len(defects) > limit:
         shown.append(f"  and {len(defects) - limit:,} more")
     return "\n".join(shown)

@@ -70,7 +70,7 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
     except json.JSONDecodeError as error:
         problems.add(
             f"{name}:{error.lineno}",
-            f"not JSON: {error.msg} at column {error.colno}",
+            _not_json(error),
             fatal=True,
         )
         return []
@@ -152,7 +152,7 @@ def _parse_row(text: str, origin: str, problems: Problems) -> dict[str, Any] | N
         problems.add(origin, f"nested deeper than {MAX_DEPTH} levels")
     except json.JSONDecodeError as error:
         cut = " (the line seems cut off)" if error.pos >= len(text.rstrip()) else ""
-        problems.add(origin, f"not JSON: {error.msg} at column {error.colno}{cut}")
+        problems.add(origin, f"{_not_json(error)}{cut}")
     except ValueError as error:
         problems.add(origin, str(error), field=getattr(error, "field", None))
     return None
@@ -313,6 +313,10 @@ def _text_lines(
             yield origin, raw.decode().rstrip("\r\n"), clean
         except UnicodeDecodeError as error:
             problems.add(origin, _not_utf8(raw, error))
+
+
+def _not_json(error: json.JSONDecodeError) -> str:
+    return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
