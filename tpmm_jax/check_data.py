@@ -201,7 +201,7 @@ def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
 
 
 def as_file(source: str, data: DataConfig, folder: str) -> str:
-    """Returns a source of prompts as it is, or what a "module:function" makes, in a file.
+    """Returns a source as it is, or a file of what a "module:function" makes.
 
     Its prompts are numbered by their lines.
     """
