@@ -13,6 +13,7 @@ from typing import Any
 
 from tpmm_jax.commands.line import Parser, guarded
 from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation.table import comparison_lines
@@ -84,6 +85,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help=f"{what}; repeatable",
         )
     add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
+    add("--drop-bad-rows", action="store_true", help="of --pairs, instead of an error")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     add("--temperature", type=float, default=1.0, help="default: 1")
     add("--top-p", type=float, default=1.0, help="default: 1, every token")
@@ -223,13 +225,18 @@ def read_pairs(
     if args.pairs is None:
         return []
     half = min(512, baseline.found.config.max_positions // 2)
-    return load_rows(
-        args.pairs,
-        baseline.found.tokenizer,
+    data = DataConfig(
         split=args.split,
         chat=args.chat,
         max_prompt_length=half,
         max_completion_length=half,
+        on_bad_rows="drop" if args.drop_bad_rows else "refuse",
+    )
+    return load_rows(
+        args.pairs,
+        data,
+        baseline.found.tokenizer,
+        eos_ids=baseline.eos_ids,
         note=console.note,
         warn=console.warn,
     )

@@ -23,9 +23,17 @@ from tpmm_jax.commands.merges import (
     merge_learned,
     open_sources,
 )
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model, Source, check_dtype, check_output, save
+from tpmm_jax.loading import (
+    Model,
+    Source,
+    check_dtype,
+    check_output,
+    end_ids,
+    save,
+)
 from tpmm_jax.merging import (
     FAINT,
     RULES,
@@ -102,6 +110,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"share of prompts to report on (default: {usual['holdout']})",
     )
     add("--seed", type=int, help="of the split and the batches (default: 0)")
+    add(
+        "--drop-bad-rows",
+        action="store_const",
+        const=True,
+        help="of PAIRS, instead of an error",
+    )
     for name in ("max_prompt_length", "max_completion_length"):
         option = f"--{name.replace('_', '-')}"
         add(option, type=int, help=f"tokens (default: {usual[name]})")
@@ -165,12 +179,17 @@ def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> R
     chat = bool(tokenizer.chat_template) if args.chat is None else args.chat
     how = "with the chat template" if chat else "as they are, without a chat template"
     console.note(f"pairs are written {how}")
-    rows = load_rows(
-        args.learn,
-        tokenizer,
+    data = DataConfig(
         chat=chat,
         max_prompt_length=args.max_prompt_length,
         max_completion_length=args.max_completion_length,
+        on_bad_rows="drop" if args.drop_bad_rows else "refuse",
+    )
+    rows = load_rows(
+        args.learn,
+        data,
+        tokenizer,
+        eos_ids=end_ids(first.config, tokenizer),
         note=console.note,
         warn=console.warn,
     )

@@ -13,7 +13,8 @@ from tpmm_jax.data.pairs import load_pairs
 from tpmm_jax.data.split import split_text
 from tpmm_jax.errors import BadInput
 
-SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
+ASSETS = os.environ.get("TPMM_ASSETS") or pathlib.Path(__file__).parents[3] / "shared"
+SHARED = pathlib.Path(ASSETS) / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 
 
@@ -137,7 +138,7 @@ def test_conversations(load):
     assert parts == ((Message("system", "s"), *wanted[0]), *wanted[1:])
 
 
-def test_conversations_that_part_at_a_user_message_split_before_the_reply(load):
+def test_conversations_that_part_at_a_user_message_share_no_reply(load):
     front = [user("a"), reply("b")]
     pair = load(
         {
@@ -145,8 +146,21 @@ def test_conversations_that_part_at_a_user_message_split_before_the_reply(load):
             "rejected": [*front, user("e"), reply("f")],
         }
     ).pairs[0]
-    assert pair.prompt == (Message("user", "a"),)
-    assert [m.role for m in pair.chosen] == ["assistant", "user", "assistant"]
+    assert pair.prompt == (Message("user", "a"), Message("assistant", "b"))
+    assert [m.content for m in (*pair.chosen, *pair.rejected)] == ["c", "d", "e", "f"]
+    whole = {"chosen": front, "rejected": [*front, user("e"), reply("f")]}
+    with pytest.raises(BadInput, match="'chosen': is all of it the beginning"):
+        load(whole)
+
+
+def test_columns_of_other_names(load):
+    row = {"question": "a", "better": "b", "worse": "c", "prompt": "unused"}
+    fields = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    assert _parts(load(row, fields=fields).pairs[0]) == ("a", "b", "c")
+    with pytest.raises(BadInput, match="'question' is missing"):
+        load({"better": "b c", "worse": "b d"}, fields=fields)
+    with pytest.raises(BadInput, match="'worse' equals 'better'"):
+        load(row | {"worse": "b"}, fields=fields)
 
 
 def test_instructions(load):
@@ -155,14 +169,17 @@ def test_instructions(load):
     assert [p.prompt for p in pairs] == ["Spell.\n\nfreind\n", "Spell.\n"]
 
 
-def test_equal_sides_are_dropped_counted_and_named(load):
+def test_equal_sides_are_refused_or_dropped_counted_and_named(load, caplog):
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    pair_set = load(good, good | {"chosen": "c"}, good)
+    rows = good, good | {"chosen": "c"}, good
+    with pytest.raises(BadInput, match="jsonl:2: field 'rejected' equals 'chosen'"):
+        load(*rows)
+    pair_set = load(*rows, on_bad_rows="drop")
     assert [p.origin[-2:] for p in pair_set.pairs] == [":1", ":3"]
-    assert pair_set.counts["identical"] == 1
-    assert "pairs.jsonl:2" in pair_set.warnings[0]
-    with pytest.raises(BadInput, match="no pair is left of 1 row"):
-        load(good | {"chosen": "c"})
+    assert pair_set.counts["identical"] == 1 and pair_set.counts["rows_read"] == 3
+    assert "pairs.jsonl:2" in caplog.text
+    with pytest.raises(BadInput, match="no pair is left of 1"):
+        load(good | {"chosen": "c"}, on_bad_rows="drop")
 
 
 TEXT = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -192,7 +209,7 @@ CHAT = {"prompt": [user("a")], "chosen": [reply("b")], "rejected": [reply("c")]}
         ({"chosen": [user("a")], "rejected": [user("b")]}, "share no first messages"),
         (
             {"chosen": [user("a"), reply("b")], "rejected": [user("a")]},
-            "'rejected' after the prompt: the last role is 'user'",
+            "'rejected': is all of it the beginning of the other one",
         ),
         ({"instruction": "", "chosen": "a", "rejected": "b"}, "'instruction' is empty"),
         ({"instruction": 3, "chosen": "a", "rejected": "b"}, "is a number"),
@@ -204,16 +221,16 @@ def test_bad_rows_are_named_with_line_and_field(load, row, wanted):
     assert "pairs.jsonl:1: " in str(error.value) and wanted in str(error.value)
 
 
-def test_all_defects_are_listed_at_once_and_may_be_skipped_up_to_a_limit(load):
+def test_all_defects_are_listed_at_once_and_may_be_left_out(load):
     rows = [TEXT, CHAT, TEXT | {"chosen": ""}, TEXT, {"prompt": "a"}]
     with pytest.raises(BadInput) as error:
-        load(*rows, skip_bad_rows=2)
+        load(*rows)
     message = str(error.value)
-    assert "4 problems in 3 rows (at most 2 may be skipped)" in message
+    assert "4 problems in 3 rows; nothing was used" in message
     assert ":2: mixed formats: this row has prompt (message)" in message
     assert all(f":{line}: " in message for line in (2, 3, 5))
-    pair_set = load(*rows, skip_bad_rows=3)
-    assert pair_set.counts["bad_rows_skipped"] == 3
+    pair_set = load(*rows, on_bad_rows="drop")
+    assert pair_set.counts["malformed"] == 3
     assert pair_set.counts["rows_read"] == 5 and pair_set.counts["pairs"] == 2
 
 
@@ -222,9 +239,9 @@ def test_real_transcripts_give_prompts_that_end_with_the_assistants_turn():
     source = os.fspath(SHARED / "hh_harmless_base_test.jsonl.gz")
     with pytest.raises(BadInput, match="4 problems in 4 rows"):
         load_pairs(source)
-    pair_set = load_pairs(source, skip_bad_rows=4)
+    pair_set = load_pairs(source, on_bad_rows="drop")
     counts = pair_set.counts
-    assert counts["rows_read"] - counts["bad_rows_skipped"] == 2308
+    assert (counts["rows_read"], counts["malformed"]) == (2312, 4)
     assert counts["pairs"] + counts["identical"] == 2308
     assert all(p.prompt.endswith("\n\nAssistant:") for p in pair_set.pairs)
     assert all(p.chosen.strip() and p.rejected.strip() for p in pair_set.pairs)
@@ -232,5 +249,8 @@ def test_real_transcripts_give_prompts_that_end_with_the_assistants_turn():
 
 @needs_shared
 def test_the_six_equal_pairs_of_a_real_set_are_found():
-    pair_set = load_pairs(os.fspath(SHARED / "polite_impolite.json"))
+    source = os.fspath(SHARED / "polite_impolite.json")
+    with pytest.raises(BadInput, match="6 problems in 6 rows"):
+        load_pairs(source)
+    pair_set = load_pairs(source, on_bad_rows="drop")
     assert pair_set.counts["identical"] == 6 and len(pair_set.pairs) == 1094

@@ -73,10 +73,10 @@ def test_defects_of_every_layer_are_listed_together(save, tmp_path):
     with open(source, "a") as file:
         file.write("not json\n")
     with pytest.raises(BadInput) as error:
-        load_prompts(source, skip_bad_rows=2)
+        load_prompts(source)
     message = str(error.value)
     assert ":2: field 'prompt' is empty" in message
     assert ":4: mixed formats: this row has messages, while 2 of 3" in message
     assert ":5: not JSON" in message
-    prompts = load_prompts(source, skip_bad_rows=3)
+    prompts = load_prompts(source, on_bad_rows="drop")
     assert [p.content for p in prompts] == ["a", "b"]

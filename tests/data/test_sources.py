@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from tpmm_jax.data import strict_json
-from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.problems import Defect, Problems
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
 
@@ -104,7 +104,8 @@ def test_json_documents(tmp_path, form):
         text = json.dumps(ROWS)
     rows = read_rows(_write(tmp_path / "a.json", text.encode()))
     assert [r.data for r in rows] == ROWS
-    numbers = [int(r.origin.rsplit(":", 1)[1]) for r in rows]
+    numbers = [int(r.origin.rsplit(":", 1)[1].split()[0]) for r in rows]
+    assert len({r.origin for r in rows}) == 3
     lines = text.splitlines()
     if form in ("list", "data", "rows"):
         assert [
@@ -194,20 +195,35 @@ def test_hub_names_go_to_datasets(monkeypatch):
     assert "Unknown split" in _error("org/name", split="bad")
 
 
-def test_callers_gather_problems_and_skip_up_to_a_limit(tmp_path):
+def test_callers_gather_problems_and_leave_rows_out(tmp_path):
     source = _write(tmp_path / "a.jsonl", GOOD + b"x\n" + GOOD + b"y\n")
-    problems = Problems(source, allowed_rows=2)
+    problems = Problems(source, on_bad_rows="drop")
     assert len(read_rows(source, problems=problems)) == 2
+    assert [defect.place() for defect in problems.found] == [(source, 2), (source, 4)]
     assert problems.settle() == 2
-    problems = Problems(source, allowed_rows=1)
+    problems = Problems(source)
     read_rows(source, problems=problems)
-    with pytest.raises(BadInput, match="at most 1 may be skipped"):
+    with pytest.raises(BadInput, match="2 problems in 2 rows; nothing was used"):
         problems.settle()
     packed = _write(tmp_path / "b.jsonl.gz", gzip.compress(GOOD * 999)[:-9])
-    problems = Problems(packed, allowed_rows=99)
+    problems = Problems(packed, on_bad_rows="drop")
     read_rows(packed, problems=problems)
     with pytest.raises(BadInput, match="cut off"):
         problems.settle()
+
+
+@pytest.mark.parametrize(
+    "origin, place",
+    [
+        ("a b/c:1.jsonl:12", ("a b/c:1.jsonl", 12)),
+        ("a.json:1 row 3", ("a.json", 1)),
+        ("a.parquet row 3", ("a.parquet", 3)),
+        ("org/name train row 0", ("org/name train", 0)),
+        ("a.json", ("a.json", None)),
+    ],
+)
+def test_defects_name_file_and_line(origin, place):
+    assert Defect(origin, None, "").place() == place
 
 
 def test_a_document_larger_than_the_limit_is_refused(tmp_path, monkeypatch):

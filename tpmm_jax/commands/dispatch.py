@@ -16,6 +16,10 @@ COMMANDS = {
         "tpmm_jax.merge_checkpoints",
         "merge checkpoints by given or learned weights",
     ),
+    "check_data": (
+        "tpmm_jax.check_data",
+        "what is wrong with a data set, and how a model reads it",
+    ),
     "export": ("tpmm_jax.export", "write a policy as a Hugging Face directory"),
 }
 

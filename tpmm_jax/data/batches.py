@@ -6,7 +6,6 @@ from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from transformers import PreTrainedTokenizerBase
 
 from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.errors import BadInput
@@ -134,36 +133,3 @@ def pad_prompts(
         tokens_BT[b, length - len(ids) :] = ids
         mask_BT[b, length - len(ids) :] = 1
     return tokens_BT, mask_BT
-
-
-def describe_row(tokenizer: PreTrainedTokenizerBase, row: PairRow) -> str:
-    """A row's tokens as text, read back from its collated arrays.
-
-    Prompt tokens stand plain, those under the completion mask in [brackets], so that
-    the picture shows the masks themselves.
-    """
-    longest = max(len(row.chosen_ids), len(row.rejected_ids))
-    # Two positions of padding, to show that the masks leave it out.
-    length = len(row.prompt_ids) + longest + 2
-    batch = collate([row], length=length, pad_id=0)
-    lines = [f"row {row.origin}".rstrip()]
-    for name, n in (("chosen", CHOSEN), ("rejected", REJECTED)):
-        mask_T = batch["mask_BNT"][0, n]
-        answer_T = batch["completion_mask_BNT"][0, n]
-        ids = batch["tokens_BNT"][0, n].tolist()
-        marks = [
-            (f"[{t}]" if answer else t) if real else "·"
-            for t, real, answer in zip(_shown(tokenizer, ids), mask_T, answer_T)
-        ]
-        counts = f"{mask_T.sum() - answer_T.sum()} prompt + {answer_T.sum()} completion"
-        lines.append(f"{name} ({counts} tokens): {' '.join(marks)}")
-    return "\n".join(lines)
-
-
-def _shown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    # Line breaks and controls as escapes, so that a row stays on its line.
-    return [
-        "".join(c if c.isprintable() else repr(c)[1:-1] for c in token or "?")
-        for token in tokens
-    ]

@@ -1,6 +1,6 @@
 """Token ids at the two ends of prompts and completions: BOS, the join, EOS, cuts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
@@ -48,18 +48,20 @@ def text_ids(
 ) -> list[list[int]]:
     """The ids of each text with no special token added."""
     ids: list[list[int]] = []
-    # Chunks bound the memory of the offsets that a fast tokenizer keeps a text.
+    fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    if fast is not None:
+        fast.no_padding()
+        fast.no_truncation()
+    # Chunks bound the memory of what the tokenizer keeps a text.
     for start in range(0, len(texts), _CHUNK):
-        encoded = tokenizer(
-            list(texts[start : start + _CHUNK]),
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids.extend(encoded["input_ids"])
+        chunk = list(texts[start : start + _CHUNK])
+        if fast is not None:
+            # Without offsets, and on all cores.
+            found = fast.encode_batch_fast(chunk, add_special_tokens=False)
+            ids.extend(encoding.ids for encoding in found)
+        else:
+            encoded = tokenizer(chunk, add_special_tokens=False, verbose=False)
+            ids.extend(encoded["input_ids"])
     return ids
 
 
@@ -104,33 +106,6 @@ def cut_prompt(
     return keep + ids[len(ids) - max_length + len(keep) :]
 
 
-def completion_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    texts: Sequence[str],
-    joined: Sequence[list[int]],
-) -> tuple[list[list[int]], list[bool]]:
-    """The ids that follow each prompt.
-
-    Args:
-      tokenizer: the tokenizer of all these.
-      prompts: the ids of each prompt's text, uncut.
-      texts: the text that follows each.
-      joined: the ids of each prompt's text and the one that follows, as one.
-
-    Returns:
-      The ids of each completion, and whether tokens merged across the boundary, so
-      that the text was tokenised apart.
-    """
-    merged = [full[: len(ids)] != ids for ids, full in zip(prompts, joined)]
-    apart = iter(ids_apart(tokenizer, [t for t, m in zip(texts, merged) if m]))
-    ids = [
-        next(apart) if is_merged else full[len(prompt) :]
-        for prompt, full, is_merged in zip(prompts, joined, merged)
-    ]
-    return ids, merged
-
-
 def ids_apart(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> list[list[int]]:
@@ -162,10 +137,22 @@ def without_bos(ids: list[int], bos: int | None, eos: int) -> list[int]:
     return ids[start:]
 
 
-def end_completion(ids: list[int], eos: int, max_length: int) -> tuple[list[int], bool]:
-    """The ids with EOS once at their end, or cut on the right and without it."""
+def end_completion(
+    ids: list[int], eos: int, ends: Collection[int], max_length: int
+) -> tuple[list[int], bool]:
+    """The ids with their end once, or cut on the right and without it.
+
+    Args:
+      ids: of the completion's text.
+      eos: what is put behind ids that have no end yet.
+      ends: every id that ends a completion: EOS, an end of turn.
+      max_length: the limit in tokens, the end included.
+
+    Returns:
+      The ids, and whether they were cut.
+    """
     end = len(ids)
     while end and ids[end - 1] == eos:
         end -= 1
-    ids = [*ids[:end], eos]
+    ids = ids[:end] if end and ids[end - 1] in ends else [*ids[:end], eos]
     return ids[:max_length], len(ids) > max_length

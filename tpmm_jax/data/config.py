@@ -1,9 +1,14 @@
 """Which prompts or pairs a run uses, and how they become tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.fields import nearest
+
+# What a row of a preference set may hold, whatever its columns are called.
+PARTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +21,10 @@ class DataConfig:
       pairs: preference pairs for the offline mode; iteration t takes the t-th chunk.
         Exactly one of prompts and pairs is set.
       eval_prompts: a source like prompts; None: prompts are set aside from those.
+      fields: the columns of the pairs where they are not called prompt, chosen and
+        rejected: {"chosen": "better", "rejected": "worse"}.
+      on_bad_rows: malformed rows of prompts and pairs, and pairs whose sides are
+        equal, are refused, all of them listed; or dropped with a count.
       prompt_field: column of the prompts; "messages" and "prompt_ids" are found too.
       split: of a hub dataset.
       chat: apply the tokenizer's chat template.
@@ -28,6 +37,8 @@ class DataConfig:
     prompts: str | None = None
     pairs: str | None = None
     eval_prompts: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    on_bad_rows: Literal["refuse", "drop"] = "refuse"
     prompt_field: str = "prompt"
     split: str = "train"
     chat: bool = False
@@ -42,6 +53,29 @@ class DataConfig:
                 "set exactly one of data.prompts (rollouts, labelled by a scorer) and "
                 f"data.pairs (offline); they are {self.prompts!r} and {self.pairs!r}"
             )
+        check_fields(self.fields, "data.fields")
+        if self.fields and self.pairs is None:
+            raise BadInput(
+                "data.fields names columns of data.pairs, which is not set; the column "
+                "of data.prompts is data.prompt_field"
+            )
         for name in ("max_prompt_length", "max_completion_length"):
             if getattr(self, name) < 1:
                 raise BadInput(f"data.{name} is {getattr(self, name)}; use at least 1")
+
+
+def check_fields(fields: Mapping[str, str], option: str) -> None:
+    """Refuse names of columns that belong to no part of a pair, or to two."""
+    for part, column in fields.items():
+        if part not in PARTS:
+            raise BadInput(
+                f"{option}: {part!r} is no part of a pair{nearest(part, PARTS)}"
+            )
+        if not column:
+            raise BadInput(f"{option}: the column of {part!r} has no name")
+    columns = [fields.get(part, part) for part in PARTS]
+    twice = next((c for c in columns if columns.count(c) > 1), None)
+    if twice is not None:
+        raise BadInput(
+            f"{option}: the column {twice!r} is used for two parts of a pair"
+        )

@@ -1,53 +1,41 @@
 """From the name of a preference set to rows of token ids, told on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.boundary import Side
-from tpmm_jax.data.pair_tokens import count_table, encode_pairs
-from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.offline import prepare_pairs
+from tpmm_jax.data.pair_tokens import count_table
 
 
 def load_rows(
     source: str,
+    data: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    split: str = "train",
-    chat: bool,
-    max_prompt_length: int,
-    max_completion_length: int,
-    truncate: Side = "left",
+    eos_ids: Collection[int],
     note: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> list[PairRow]:
     """Returns a preference set's pairs as token ids.
 
     Args:
-      source, split: see ``pairs.load_pairs``; the others: see
-        ``pair_tokens.encode_pairs``.
+      source, data, eos_ids: see ``offline.prepare_pairs``.
       note, warn: called with the counts of what was read, cut and dropped, and with
-        the readers' warnings.
+        the rows that were left out.
 
     Raises:
-      BadInput: as these two do.
+      BadInput: as that does, or rows that are to be refused, all of them listed.
     """
-    found = load_pairs(source, split=split)
-    for warning in found.warnings:
-        warn(warning)
-    rows, counts = encode_pairs(
-        tokenizer,
-        found.pairs,
-        chat=chat,
-        max_prompt_length=max_prompt_length,
-        max_completion_length=max_completion_length,
-        truncate=truncate,
-    )
-    for what, count in count_table({**found.counts, **counts}):
+    found = prepare_pairs(source, data, tokenizer, eos_ids=eos_ids)
+    if found.problems.settle():
+        warn(found.problems.left_out())
+    for what, count in count_table(found.counts):
         if count:
             note(f"{count:>8,} {what}")
-    return rows
+    return found.rows
 
 
 def by_prompt(rows: Sequence[PairRow]) -> list[list[PairRow]]:

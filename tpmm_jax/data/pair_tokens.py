@@ -1,7 +1,7 @@
 """Preference pairs as rows of token ids, with what was cut and dropped counted."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +10,6 @@ from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.boundary import (
     Side,
     check_limit,
-    completion_ids,
     cut_prompt,
     end_completion,
     leading_ids,
@@ -19,9 +18,10 @@ from tpmm_jax.data.boundary import (
     with_leading,
     without_bos,
 )
+from tpmm_jax.data.joining import Joined, Joiner
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
-from tpmm_jax.data.templates import completion_text, prompt_text
+from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 
 _CHUNK = 4096
@@ -29,8 +29,8 @@ _PAIR_COUNTS = {
     "pairs": "pairs given to the tokenizer",
     "rows": "pairs kept",
     "prompt_truncated": "prompts cut to the limit",
-    "chosen_truncated": "chosen completions cut on the right, without EOS",
-    "rejected_truncated": "rejected completions cut on the right, without EOS",
+    "chosen_truncated": "chosen completions cut on the right, without their end",
+    "rejected_truncated": "rejected completions cut on the right, without their end",
     "identical_after_truncation": "pairs dropped: completions equal once cut",
     "identical_tokens": "pairs dropped: completions have equal tokens",
     "boundary_merged": "completions tokenised apart from their prompt",
@@ -42,11 +42,17 @@ _PAIR_COUNTS = {
 # The readers' counts too, so that one table can show them all.
 _READ_COUNTS = {
     "rows_read": "rows read",
+    "malformed": "malformed rows dropped",
+    "not_encoded": "pairs dropped: they cannot be written or tokenised",
     "identical": "pairs dropped: chosen equals rejected",
     "ends_early": "pairs in which one side ends where the other goes on",
     "prompt_repeated": "pairs whose completions repeated the prompt, now without",
+    "begins_with_prompt": "pairs whose completions begin with the prompt, kept so",
+    "several_turns": "pairs whose completions hold several turns, all trained on",
     "duplicate_prompts": "prompts that repeat an earlier one",
-    "bad_rows_skipped": "malformed rows left out",
+    "duplicate_pairs": "pairs that repeat an earlier one",
+    "tied": "pairs whose stated scores are equal",
+    "scored_otherwise": "pairs whose stated scores prefer rejected",
 }
 
 
@@ -87,6 +93,8 @@ def encode_pairs(
     max_prompt_length: int,
     max_completion_length: int,
     truncate: Side = "left",
+    eos_ids: Collection[int] = (),
+    problems: Problems | None = None,
 ) -> EncodedPairs:
     """Encode preference pairs, dropping those that teach nothing.
 
@@ -100,32 +108,46 @@ def encode_pairs(
       max_prompt_length: the limit in tokens, BOS included.
       max_completion_length: the limit in tokens, EOS included; cut on the right.
       truncate: the side on which prompts are cut.
+      eos_ids: further ids that end a completion, such as an end of turn at which
+        sampling stops: behind one of them no EOS is put.
+      problems: where pairs that cannot be encoded are noted; the caller then settles
+        them. Without it they are raised here.
 
     Returns:
       The rows in order, and the counts.
 
     Raises:
-      BadInput: a limit below 1, no EOS, no chat template; pairs that cannot be
-        encoded, all of them named; or no pair is left.
+      BadInput: a limit below 1, no EOS, no chat template; or, without ``problems``,
+        pairs that cannot be encoded, all of them named, or no pair is left.
     """
     check_limit("max_prompt_length", max_prompt_length)
     check_limit("max_completion_length", max_completion_length)
-    require_eos(tokenizer)
+    ends = {require_eos(tokenizer), *eos_ids}
     leading = leading_ids(tokenizer, chat=chat)
     counts = Counter[str](dict.fromkeys(_PAIR_COUNTS, 0))
-    problems = Problems("pairs")
+    noted = Problems("pairs") if problems is None else problems
+    joiner, writer = Joiner(tokenizer), Writer(tokenizer, chat=chat)
     rows: list[PairRow] = []
     for start in range(0, len(pairs), _CHUNK):
-        texts = _write(tokenizer, pairs[start : start + _CHUNK], chat, problems)
+        texts = _write(writer, pairs[start : start + _CHUNK], noted, chat=chat)
         prompts = text_ids(tokenizer, [t.prompt for t in texts])
+        fronts = joiner.fronts([t.prompt for t in texts], prompts)
         sides = [
-            _sides(tokenizer, name, texts, prompts, max_completion_length, counts)
+            _sides(
+                tokenizer,
+                name,
+                texts,
+                joiner.completions(fronts, [getattr(t, name) for t in texts]),
+                ends,
+                max_completion_length,
+                counts,
+            )
             for name in ("chosen", "rejected")
         ]
         for text, ids, chosen, rejected in zip(texts, prompts, *sides):
             whole = with_leading(ids, leading)
             if not whole:
-                problems.add(text.pair.origin, "the prompt has no tokens")
+                noted.add(text.pair.origin, "the prompt has no tokens", field="prompt")
                 continue
             cut = cut_prompt(whole, max_prompt_length, truncate, tokenizer.bos_token_id)
             counts["prompt_truncated"] += len(cut) < len(whole)
@@ -133,10 +155,11 @@ def encode_pairs(
             if _differ(chosen, rejected, counts):
                 origin = text.pair.origin
                 rows.append(PairRow(cut, chosen.ids, rejected.ids, origin))
-    problems.settle()
     counts.update(pairs=len(pairs), rows=len(rows))
-    if not rows:
-        raise BadInput(f"no pair is left to train on: {dict(counts)}")
+    if problems is None:
+        noted.settle()
+        if not rows:
+            raise BadInput(f"no pair is left to train on: {dict(counts)}")
     return EncodedPairs(rows, dict(counts))
 
 
@@ -149,19 +172,26 @@ def _differ(chosen: _Side, rejected: _Side, counts: Counter[str]) -> bool:
 
 
 def _write(
-    tokenizer: PreTrainedTokenizerBase,
+    writer: Writer,
     pairs: Sequence[PreferencePair],
-    chat: bool,
     problems: Problems,
+    *,
+    chat: bool,
 ) -> list[_Texts]:
     """The texts of each pair; those that cannot be written are noted instead."""
     texts = []
     for pair in pairs:
+        completions = [pair.chosen, pair.rejected]
+        if chat and pair.implicit:
+            # The space at which an implicit prompt was cut opens no turn.
+            completions = [
+                side.lstrip(" \t") if isinstance(side, str) else side
+                for side in completions
+            ]
         try:
-            prompt = prompt_text(tokenizer, pair.prompt, chat=chat)
+            prompt = writer.prompt(pair.prompt)
             sides = [
-                completion_text(tokenizer, pair.prompt, prompt, side, chat=chat)
-                for side in (pair.chosen, pair.rejected)
+                writer.completion(pair.prompt, prompt, side) for side in completions
             ]
         except BadInput as error:
             problems.add(pair.origin, str(error))
@@ -176,26 +206,27 @@ def _sides(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     texts: list[_Texts],
-    prompts: list[list[int]],
+    found: list[Joined],
+    ends: set[int],
     max_length: int,
     counts: Counter[str],
 ) -> list[_Side]:
     """The chosen or the rejected completions of a chunk."""
     eos, bos = require_eos(tokenizer), tokenizer.bos_token_id
-    tails = [getattr(text, name) for text in texts]
-    joined = text_ids(tokenizer, [t.prompt + tail for t, tail in zip(texts, tails)])
-    all_ids, merged = completion_ids(tokenizer, prompts, tails, joined)
-    counts["boundary_merged"] += sum(merged)
+    unknown = tokenizer.unk_token_id
+    # Some tokenizers name EOS as the unknown token too; it says nothing there.
+    named = unknown not in (None, eos, bos, tokenizer.pad_token_id)
     sides = []
-    for text, raw in zip(texts, all_ids):
+    for text, (raw, merged) in zip(texts, found):
         clean = without_bos(raw, bos, eos)
-        ids, truncated = end_completion(clean, eos, max_length)
+        ids, truncated = end_completion(clean, eos, ends, max_length)
         # Between the turns of one completion EOS is in its place.
         turns = getattr(text.pair, name)
         one_turn = isinstance(turns, str) or len(turns) == 1
+        counts["boundary_merged"] += merged
         counts[f"{name}_truncated"] += truncated
         counts["bos_removed"] += len(clean) < len(raw)
         counts["eos_inside"] += one_turn and eos in ids[:-1]
-        counts["unknown_tokens"] += tokenizer.unk_token_id in ids
+        counts["unknown_tokens"] += named and unknown in ids
         sides.append(_Side(ids, truncated))
     return sides

@@ -2,9 +2,11 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from tpmm_jax.data.config import PARTS
 from tpmm_jax.data.messages import (
     Conversation,
     Message,
@@ -12,8 +14,8 @@ from tpmm_jax.data.messages import (
     order_fault,
     parse_messages,
 )
-from tpmm_jax.data.problems import SHOWN, Problems
-from tpmm_jax.data.prompts import missing_field, refuse_mixed
+from tpmm_jax.data.problems import OnBadRows, Problems
+from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
 from tpmm_jax.data.sources import Row, read_rows
 from tpmm_jax.data.split import (
     ASSISTANT,
@@ -25,42 +27,66 @@ from tpmm_jax.data.strict_json import json_type
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 
 
 @dataclass(frozen=True)
 class PreferencePair:
     """One pair; the completions are both texts or both conversations.
 
-    A conversational prompt ends with a user message, and each conversational
-    completion begins and ends with an assistant message.
+    A conversational prompt ends with a user message and each completion begins and
+    ends with an assistant message; but an implicit prompt may end with the assistant,
+    and the completions begin with the user, where that is where they part.
+
+    Attributes:
+      implicit: the prompt was the common beginning of chosen and rejected.
     """
 
     prompt: Written
     chosen: Written
     rejected: Written
     origin: str
+    implicit: bool = False
 
 
 @dataclass(frozen=True)
 class PairSet:
     """Pairs fit for training, and what was counted on the way.
 
-    Counts: rows_read; pairs; identical (dropped: chosen equals rejected); ends_early
-    (one text completion is empty, as it is the beginning of the other);
-    prompt_repeated (the completions held the prompt again, removed);
-    duplicate_prompts; bad_rows_skipped.
+    Counts: rows_read (bad ones too); malformed; identical (chosen equals rejected);
+    pairs (neither of these); ends_early (one text completion is empty, as it is the
+    beginning of the other); prompt_repeated (the completions held the prompt again,
+    removed); begins_with_prompt (text completions that both begin with the prompt,
+    kept); several_turns (completions with user messages in them); duplicate_prompts;
+    duplicate_pairs; tied and scored_otherwise (the row states scores, which are equal,
+    or higher for rejected).
     """
 
     pairs: list[PreferencePair]
     counts: dict[str, int]
-    warnings: list[str] = field(default_factory=list)
+
+
+class _Layout(NamedTuple):
+    """The format of a row, which all rows of a source share."""
+
+    prompt: str
+    completions: str
+
+    def __str__(self) -> str:
+        return f"{self.prompt} with {self.completions} completions"
 
 
 class _Fault(Exception):
-    """What is wrong with a row, one text each; becomes part of a BadInput."""
+    """What is wrong with a row, (column, text) each; becomes part of a BadInput."""
 
 
-def load_pairs(source: str, *, split: str = "train", skip_bad_rows: int = 0) -> PairSet:
+def load_pairs(
+    source: str,
+    *,
+    split: str = "train",
+    fields: Mapping[str, str] | None = None,
+    on_bad_rows: OnBadRows = "refuse",
+) -> PairSet:
     """Read preference pairs.
 
     Rows hold chosen and rejected with a prompt (explicit), without one (implicit:
@@ -71,118 +97,176 @@ def load_pairs(source: str, *, split: str = "train", skip_bad_rows: int = 0) -> 
     Args:
       source: see ``sources.read_rows``.
       split: the split of a dataset.
-      skip_bad_rows: up to so many malformed rows are left out with a warning.
+      fields: the column of "prompt", "chosen" or "rejected" where it has another name.
+      on_bad_rows: whether malformed rows, and pairs whose sides are equal, are refused
+        or left out with a warning.
 
     Returns:
-      The pairs in order. Those whose sides are equal are dropped, counted and named
-      in the warnings.
+      The pairs in order.
 
     Raises:
-      BadInput: rows are malformed, one side is empty, or formats are mixed; all are
-        listed. Or no pair is left.
+      BadInput: rows are malformed, one side is empty, both are equal, or formats are
+        mixed; all are listed. Or no pair is left.
     """
-    problems = Problems(source, allowed_rows=skip_bad_rows)
-    rows = read_rows(source, split=split, problems=problems)
-    found: list[tuple[str, PreferencePair]] = []
-    notes: Counter[str] = Counter()
-    for row in rows:
-        try:
-            layout, pair, note = _parse(row)
-        except _Fault as fault:
-            for text in fault.args:
-                problems.add(row.origin, text)
-            continue
-        found.append((layout, pair))
-        notes[note] += bool(note)
-    refuse_mixed([(pair.origin, layout) for layout, pair in found], problems)
-    skipped = problems.settle()
-    bad = problems.origins()
-    parsed = [pair for _, pair in found if pair.origin not in bad]
-    result = _drop_identical(parsed, notes)
+    problems = Problems(source, on_bad_rows=on_bad_rows)
+    result = read_pair_set(source, problems, split=split, fields=fields)
+    if problems.settle():
+        _log.warning("%s", problems.left_out())
     if not result.pairs:
-        raise BadInput(f"{source}: no pair is left of {len(rows)} rows")
-    result.counts.update(rows_read=len(rows), bad_rows_skipped=skipped)
-    for warning in result.warnings:
-        _log.warning("%s: %s", source, warning)
+        raise BadInput(f"{source}: no pair is left of {result.counts['rows_read']}")
     return result
 
 
-def _drop_identical(parsed: list[PreferencePair], notes: Counter[str]) -> PairSet:
-    same = [p.origin for p in parsed if p.chosen == p.rejected]
-    pairs = [p for p in parsed if p.chosen != p.rejected]
-    warnings = []
-    if same:
-        more = f" and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
-        warnings.append(
-            f"{len(same)} pairs dropped, as chosen equals rejected: "
-            f"{', '.join(same[:SHOWN])}{more}"
-        )
-    early = sum(not (p.chosen and p.rejected) for p in pairs)
-    counts = {
-        "rows_read": 0,
-        "pairs": len(pairs),
-        "identical": len(same),
-        "ends_early": early,
+def read_pair_set(
+    source: str,
+    problems: Problems,
+    *,
+    split: str = "train",
+    fields: Mapping[str, str] | None = None,
+) -> PairSet:
+    """Read preference pairs as ``load_pairs`` does, and note what is wrong."""
+    names = {part: part for part in PARTS} | dict(fields or {})
+    rows = read_rows(source, split=split, problems=problems)
+    found: list[tuple[_Layout, PreferencePair]] = []
+    notes: Counter[str] = Counter()
+    for row in rows:
+        try:
+            layout, pair, note = _parse(row, names)
+        except _Fault as fault:
+            for field, text in fault.args:
+                problems.add(row.origin, text, field=field)
+            continue
+        found.append((layout, pair))
+        notes[note] += bool(note)
+        notes.update(_stated_scores(row.data))
+    refuse_mixed(
+        [(pair.origin, layout) for layout, pair in found],
+        problems,
+        field=lambda one, usual: names[
+            "prompt" if one.prompt != usual.prompt else "chosen"
+        ],
+    )
+    malformed = problems.origins()
+    pairs, identical = [], 0
+    for _, pair in found:
+        if pair.origin in malformed:
+            continue
+        if pair.chosen == pair.rejected:
+            identical += 1
+            text = f"field {names['rejected']!r} equals {names['chosen']!r}"
+            problems.add(pair.origin, text, field=names["rejected"])
+        else:
+            pairs.append(pair)
+    counts = _counts(pairs) | {
+        "rows_read": count_rows(rows, problems),
+        "malformed": len(malformed),
+        "identical": identical,
         "prompt_repeated": notes["prompt_repeated"],
-        "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
-        "bad_rows_skipped": 0,
+        "tied": notes["tied"],
+        "scored_otherwise": notes["scored_otherwise"],
     }
-    return PairSet(pairs, counts, warnings)
+    return PairSet(pairs, counts)
 
 
-def _parse(row: Row) -> tuple[str, PreferencePair, str]:
+def _counts(pairs: list[PreferencePair]) -> dict[str, int]:
+    contents = {(p.prompt, p.chosen, p.rejected) for p in pairs}
+    return {
+        "rows_read": 0,
+        "malformed": 0,
+        "identical": 0,
+        "pairs": len(pairs),
+        "ends_early": sum(not (p.chosen and p.rejected) for p in pairs),
+        "prompt_repeated": 0,
+        "begins_with_prompt": sum(_begin_with_prompt(p) for p in pairs),
+        "several_turns": sum(
+            not isinstance(p.chosen, str) and max(len(p.chosen), len(p.rejected)) > 1
+            for p in pairs
+        ),
+        "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
+        "duplicate_pairs": len(pairs) - len(contents),
+        "tied": 0,
+        "scored_otherwise": 0,
+    }
+
+
+def _stated_scores(data: dict[str, Any]) -> list[str]:
+    """What the scores that some sets state say against the labels."""
+    for names in _SCORES:
+        chosen, rejected = (data.get(name) for name in names)
+        if isinstance(chosen, int | float) and isinstance(rejected, int | float):
+            if chosen == rejected:
+                return ["tied"]
+            return ["scored_otherwise"] if chosen < rejected else []
+    return []
+
+
+def _begin_with_prompt(pair: PreferencePair) -> bool:
+    texts = (pair.chosen, pair.rejected)
+    return isinstance(pair.prompt, str) and all(
+        isinstance(text, str) and text.startswith(pair.prompt) for text in texts
+    )
+
+
+def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, str]:
     """(layout, pair, note) of a row; raises _Fault with all that is wrong."""
-    faults: list[str] = []
-    chosen = _side(row.data, "chosen", faults)
-    rejected = _side(row.data, "rejected", faults)
-    name = next((n for n in ("prompt", "instruction") if n in row.data), None)
+    faults: list[tuple[str, str]] = []
+    chosen = _side(row.data, names["chosen"], faults)
+    rejected = _side(row.data, names["rejected"], faults)
     prompt: Written | None = None
-    if name == "instruction":
-        prompt = _instruction(row.data, faults)
-    elif name:
+    name = None
+    # A column that was named must be there; otherwise the prompt may be implicit.
+    if names["prompt"] in row.data or names["prompt"] != "prompt":
+        name = names["prompt"]
         prompt = _side(row.data, name, faults)
+    elif "instruction" in row.data:
+        name = "instruction"
+        prompt = _instruction(row.data, faults)
     if faults or chosen is None or rejected is None:
         raise _Fault(*faults)
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise _Fault(
-            f"mixed formats: chosen is {_format(chosen)}, rejected is "
-            f"{_format(rejected)}; wanted the same for both"
+        text = (
+            f"mixed formats: {names['chosen']} is {_format(chosen)}, "
+            f"{names['rejected']} is {_format(rejected)}; wanted the same for both"
         )
-    layout = f"{name or 'an implicit prompt'} ({_format(prompt or chosen)})"
-    layout = f"{layout} with {_format(chosen)} completions"
-    # The equal ones are dropped by the caller; there is nothing in them to split.
+        raise _Fault((names["rejected"], text))
+    layout = _Layout(
+        f"{name or 'an implicit prompt'} ({_format(prompt or chosen)})",
+        _format(chosen),
+    )
+    # The equal ones are left to the caller; there is nothing in them to split.
     pair = PreferencePair(prompt or "", chosen, rejected, row.origin)
     if chosen == rejected:
         return layout, pair, ""
     if prompt is None:
-        return layout, _implicit(pair), ""
-    return layout, *_explicit(pair)
+        return layout, _implicit(pair, names), ""
+    return layout, *_explicit(pair, name or "prompt", names)
 
 
 def _format(content: Written) -> str:
     return "text" if isinstance(content, str) else "message"
 
 
-def _side(data: dict[str, Any], name: str, faults: list[str]) -> Written | None:
+def _side(
+    data: dict[str, Any], name: str, faults: list[tuple[str, str]]
+) -> Written | None:
     if name not in data:
-        faults.append(missing_field(name, data))
+        faults.append((name, missing_field(name, data)))
         return None
     value = data[name]
     if isinstance(value, str):
         if not value.strip():
-            faults.append(f"field {name!r} is empty")
+            faults.append((name, f"field {name!r} is empty"))
         return value
     if isinstance(value, list):
         messages, found = parse_messages(value, name)
-        faults.extend(found)
+        faults.extend((name, text) for text in found)
         return messages
-    faults.append(
-        f"field {name!r} is {json_type(value)}; wanted a text or a message list"
-    )
+    text = f"field {name!r} is {json_type(value)}; wanted a text or a message list"
+    faults.append((name, text))
     return None
 
 
-def _instruction(data: dict[str, Any], faults: list[str]) -> str:
+def _instruction(data: dict[str, Any], faults: list[tuple[str, str]]) -> str:
     """The instruction, its input below it, and a line break before the answer.
 
     One break, not two: before a word many tokenizers read two breaks differently
@@ -192,30 +276,36 @@ def _instruction(data: dict[str, Any], faults: list[str]) -> str:
     for name in ("instruction", "input"):
         value = data.get(name)
         if not isinstance(value, str) and not (name == "input" and value is None):
-            faults.append(f"field {name!r} is {json_type(value)}; wanted a text")
+            text = f"field {name!r} is {json_type(value)}; wanted a text"
+            faults.append((name, text))
         elif value and value.strip():
             texts.append(value)
         elif name == "instruction":
-            faults.append("field 'instruction' is empty")
+            faults.append((name, f"field {name!r} is empty"))
     return "\n\n".join(texts) + "\n"
 
 
-def _implicit(pair: PreferencePair) -> PreferencePair:
+def _implicit(pair: PreferencePair, names: dict[str, str]) -> PreferencePair:
     chosen, rejected = pair.chosen, pair.rejected
+    none = f"{names['chosen']} and {names['rejected']} share no"
+    advice = f"add a {names['prompt']} field"
     if isinstance(chosen, str) and isinstance(rejected, str):
         transcript = split_transcript(chosen, rejected)
         prompt, chosen, rejected = transcript or split_text(chosen, rejected)
         if transcript and not prompt:
-            raise _Fault(f"the transcripts share no beginning up to {ASSISTANT!r}")
+            text = f"the transcripts share no beginning up to {ASSISTANT!r}"
+            raise _Fault((names["chosen"], text))
         if not prompt.strip():
-            raise _Fault("chosen and rejected share no beginning; add a prompt field")
+            raise _Fault((names["prompt"], f"{none} beginning; {advice}"))
         if transcript:
-            _refuse_empty(chosen, rejected)
-        return PreferencePair(prompt, chosen, rejected, pair.origin)
+            _refuse_empty(chosen, rejected, names, "the last reply is empty")
+        return PreferencePair(prompt, chosen, rejected, pair.origin, True)
     parts = split_messages(_turns(chosen, ""), _turns(rejected, ""))
     if not parts[0]:
-        raise _Fault("chosen and rejected share no first messages; add a prompt field")
-    return _checked(*parts, pair.origin)
+        raise _Fault((names["prompt"], f"{none} first messages; {advice}"))
+    # The conversation that ends there has no message of its own to learn from.
+    _refuse_empty(*parts[1:], names, "is all of it the beginning of the other one")
+    return _checked(*parts, pair.origin, names, implicit=True)
 
 
 def _turns(content: Written, role: str) -> Conversation:
@@ -223,40 +313,61 @@ def _turns(content: Written, role: str) -> Conversation:
     return (Message(role, content),) if isinstance(content, str) else content
 
 
-def _refuse_empty(chosen: str, rejected: str) -> None:
-    sides = (("chosen", chosen), ("rejected", rejected))
-    empty = [f"field {n!r}: the last reply is empty" for n, t in sides if not t.strip()]
+def _refuse_empty(
+    chosen: Written, rejected: Written, names: dict[str, str], text: str
+) -> None:
+    sides = ((names["chosen"], chosen), (names["rejected"], rejected))
+    empty = [
+        (name, f"field {name!r}: {text}")
+        for name, side in sides
+        if not (side.strip() if isinstance(side, str) else side)
+    ]
     if empty:
         raise _Fault(*empty)
 
 
-def _explicit(pair: PreferencePair) -> tuple[PreferencePair, str]:
+def _explicit(
+    pair: PreferencePair, name: str, names: dict[str, str]
+) -> tuple[PreferencePair, str]:
     """Bring an explicit prompt and its completions to one format."""
     if isinstance(pair.prompt, str) and isinstance(pair.chosen, str):
         return pair, ""
     prompt = _turns(pair.prompt, "user")
     chosen = _turns(pair.chosen, "assistant")
     rejected = _turns(pair.rejected, "assistant")
+    names = {**names, "prompt": name}
     # A system message that stands in the completions alone joins the prompt.
     system = chosen[:1] if chosen[0].role == "system" != prompt[0].role else ()
     full = (*system, *prompt)
     size = len(full)
     if chosen[:size] == full == rejected[:size]:
-        repeated = _checked(full, chosen[size:], rejected[size:], pair.origin)
-        return repeated, "prompt_repeated"
-    return _checked(prompt, chosen, rejected, pair.origin), ""
+        _refuse_empty(
+            chosen[size:], rejected[size:], names, "holds the prompt and no answer"
+        )
+        sides = chosen[size:], rejected[size:]
+        return _checked(full, *sides, pair.origin, names), "prompt_repeated"
+    return _checked(prompt, chosen, rejected, pair.origin, names), ""
 
 
 def _checked(
-    prompt: Conversation, chosen: Conversation, rejected: Conversation, origin: str
+    prompt: Conversation,
+    chosen: Conversation,
+    rejected: Conversation,
+    origin: str,
+    names: dict[str, str],
+    *,
+    implicit: bool = False,
 ) -> PreferencePair:
-    if fault := order_fault(prompt, last="user"):
-        raise _Fault(f"field 'prompt': {fault}")
+    last = prompt[-1].role if implicit and prompt[-1].role == "assistant" else "user"
+    if fault := order_fault(prompt, last=last):
+        # The messages of an implicit prompt stand in both; the first is named.
+        name = names["chosen" if implicit else "prompt"]
+        raise _Fault((name, f"field {name!r}: {fault}"))
     faults = [
-        f"field {name!r} after the prompt: {fault}"
-        for name, side in (("chosen", chosen), ("rejected", rejected))
+        (names[part], f"field {names[part]!r} after the prompt: {fault}")
+        for part, side in (("chosen", chosen), ("rejected", rejected))
         if (fault := order_fault((*prompt, *side), last="assistant"))
     ]
     if faults:
         raise _Fault(*faults)
-    return PreferencePair(prompt, chosen, rejected, origin)
+    return PreferencePair(prompt, chosen, rejected, origin, implicit)

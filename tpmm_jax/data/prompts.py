@@ -1,17 +1,19 @@
 """Prompts to sample from: texts, conversations or token ids."""
 
 import difflib
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tpmm_jax.data.messages import Content, Conversation, order_fault, parse_messages
-from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.sources import Row, read_rows
 from tpmm_jax.data.strict_json import json_type
 from tpmm_jax.errors import BadInput
 
+_log = logging.getLogger(__name__)
 # Read in this order where a row lacks the field "prompt".
 _OTHER_FIELDS = ("messages", "prompt_ids")
 
@@ -24,8 +26,19 @@ class Prompt:
     origin: str
 
 
+class PromptSet(NamedTuple):
+    """Prompts fit to sample from, and the number of rows they were read from."""
+
+    prompts: list[Prompt]
+    rows_read: int
+
+
 def load_prompts(
-    source: str, *, field: str = "prompt", split: str = "train", skip_bad_rows: int = 0
+    source: str,
+    *,
+    field: str = "prompt",
+    split: str = "train",
+    on_bad_rows: OnBadRows = "refuse",
 ) -> list[Prompt]:
     """Read prompts; a row may hold a text, a message list or a list of token ids.
 
@@ -33,7 +46,7 @@ def load_prompts(
       source: see ``sources.read_rows``.
       field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
       split: the split of a dataset.
-      skip_bad_rows: up to so many malformed rows are left out with a warning.
+      on_bad_rows: whether malformed rows are refused or left out with a warning.
 
     Returns:
       The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
@@ -41,18 +54,33 @@ def load_prompts(
     Raises:
       BadInput: rows are malformed or empty, or formats are mixed; all are listed.
     """
-    problems = Problems(source, allowed_rows=skip_bad_rows)
-    rows = read_rows(source, split=split, problems=problems)
-    parsed = [(row.origin, _parse(row, field, problems)) for row in rows]
-    found = [(origin, *p) for origin, p in parsed if p is not None]
-    refuse_mixed([(origin, kind) for origin, kind, _ in found], problems)
-    problems.settle()
-    bad = problems.origins()
-    prompts = [Prompt(content, origin) for origin, _, content in found]
-    prompts = [p for p in prompts if p.origin not in bad]
+    problems = Problems(source, on_bad_rows=on_bad_rows)
+    prompts, _ = read_prompt_set(source, problems, field=field, split=split)
+    if problems.settle():
+        _log.warning("%s", problems.left_out())
     if not prompts:
         raise BadInput(f"{source}: no prompt is left; wanted one or more")
     return prompts
+
+
+def read_prompt_set(
+    source: str, problems: Problems, *, field: str = "prompt", split: str = "train"
+) -> PromptSet:
+    """Read prompts as ``load_prompts`` does, and note what is wrong."""
+    rows = read_rows(source, split=split, problems=problems)
+    parsed = [(row.origin, _parse(row, field, problems)) for row in rows]
+    found = [(origin, *p) for origin, p in parsed if p is not None]
+    refuse_mixed([(origin, kind) for origin, kind, _ in found], problems, field=field)
+    bad = problems.origins()
+    prompts = [Prompt(content, origin) for origin, _, content in found]
+    prompts = [p for p in prompts if p.origin not in bad]
+    return PromptSet(prompts, count_rows(rows, problems))
+
+
+def count_rows(rows: Sequence[Row], problems: Problems) -> int:
+    """How many rows a source has, those that could not be parsed included."""
+    lines = {d.origin for d in problems.found if d.place()[1] is not None}
+    return len({row.origin for row in rows} | lines)
 
 
 def duplicate_prompts(prompts: Iterable[Prompt]) -> int:
@@ -61,8 +89,19 @@ def duplicate_prompts(prompts: Iterable[Prompt]) -> int:
     return counts.total() - len(counts)
 
 
-def refuse_mixed(kinds: Sequence[tuple[str, str]], problems: Problems) -> None:
-    """Note each (origin, format) that differs from most of the source's rows."""
+def refuse_mixed(
+    kinds: Sequence[tuple[str, Any]],
+    problems: Problems,
+    *,
+    field: str | Callable[[Any, Any], str],
+) -> None:
+    """Note each (origin, format) that differs from most of the source's rows.
+
+    Args:
+      kinds: formats are compared with == and named with str().
+      problems: where they are noted.
+      field: the column that differs, or a function of (format, usual format).
+    """
     tally = Counter(kind for _, kind in kinds)
     if len(tally) < 2:
         return
@@ -73,6 +112,7 @@ def refuse_mixed(kinds: Sequence[tuple[str, str]], problems: Problems) -> None:
                 origin,
                 f"mixed formats: this row has {kind}, while {number} of {len(kinds)} "
                 f"rows have {usual}; one file has one format",
+                field=field if isinstance(field, str) else field(kind, usual),
             )
 
 
@@ -91,11 +131,11 @@ def _parse(row: Row, field: str, problems: Problems) -> tuple[str, Content] | No
         text = missing_field(field, row.data)
         if {"chosen", "rejected"} <= row.data.keys():
             text += "; this looks like preference pairs, not prompts"
-        problems.add(row.origin, text)
+        problems.add(row.origin, text, field=field)
         return None
     content, faults = parse_prompt(row.data[name], name)
     for fault in faults:
-        problems.add(row.origin, fault)
+        problems.add(row.origin, fault, field=name)
     if faults or content is None:
         return None
     return describe_format(content), content

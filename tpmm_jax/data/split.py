@@ -15,17 +15,17 @@ _INSIDE_WORDS = frozenset("'’-._,@/")
 def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """Split two texts into (prompt, chosen, rejected).
 
-    The prompt is the longest common beginning that ends between words. Spaces at the
-    cut go to the completions, as tokenizers attach them to the word that follows;
-    line breaks stay with the prompt. Where one text is the beginning of the other
-    and ends a word there, its completion is empty: it says that the text ends.
+    The prompt is the longest common beginning that ends between words. Spaces and tabs
+    at the cut go to the completions, as tokenizers attach them to the word that
+    follows; line breaks stay with the prompt. Where one text is the beginning of the
+    other and ends a word there, its completion is empty: it says that the text ends.
     """
     common = _common(chosen, rejected)
     cut = common
     while cut and (_inside_word(chosen, cut) or _inside_word(rejected, cut)):
         cut -= 1
     if cut < max(len(chosen), len(rejected)):
-        while cut and chosen[cut - 1] == " ":
+        while cut and _blank(chosen[cut - 1]):
             cut -= 1
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
@@ -47,21 +47,36 @@ def split_transcript(chosen: str, rejected: str) -> tuple[str, str, str] | None:
 def split_messages(
     chosen: Conversation, rejected: Conversation
 ) -> tuple[Conversation, Conversation, Conversation]:
-    """Split after the last common user message, so that an assistant goes next."""
+    """Split after the last common message; a system message alone is no prompt.
+
+    Where the conversations part at a user's message the prompt ends with the
+    assistant's, so that nothing shared stands in both completions.
+    """
     common = 0
     for one, other in zip(chosen, rejected):
         if one != other:
             break
         common += 1
-    while common and chosen[common - 1].role != "user":
+    while common and chosen[common - 1].role == "system":
         common -= 1
     return chosen[:common], chosen[common:], rejected[common:]
 
 
+def _blank(char: str) -> bool:
+    return char == "\t" or unicodedata.category(char) == "Zs"
+
+
 def _common(one: str, other: str) -> int:
     """The number of characters at the front that are equal."""
-    ends = (i for i, (a, b) in enumerate(zip(one, other)) if a != b)
-    return next(ends, min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    # By halves: comparing slices is far faster than comparing characters.
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _inside_word(text: str, at: int) -> bool:

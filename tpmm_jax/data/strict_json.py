@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.problems import Problems, RowFault
 
 MAX_ROW_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 30
@@ -54,7 +54,7 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
     """A list of objects, or an object that holds one under "data" or "rows".
 
     A file of this suffix that holds JSON Lines is read as such. Each row's origin
-    is the line on which it begins.
+    is the line on which it begins, with its number where it is not that line's first.
     """
     text = _read_document(path, name, problems)
     if text is None:
@@ -70,7 +70,7 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
     except json.JSONDecodeError as error:
         problems.add(
             f"{name}:{error.lineno}",
-            f"not JSON: {error.msg} at column {error.colno}",
+            _not_json(error),
             fatal=True,
         )
         return []
@@ -83,12 +83,14 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
 def _document_rows(text: str, at: int, name: str, problems: Problems) -> list[Row]:
     decoder = json.JSONDecoder()
     rows: list[Row] = []
-    line, counted = 1, 0
+    line, counted, number, last = 1, 0, 0, 0
     at = _skip_space(text, at)
     while text[at] != "]":
         line += text.count("\n", counted, at)
         counted = at
-        origin = f"{name}:{line}"
+        # Several rows may stand on one line; each origin names one row.
+        origin = f"{name}:{line}" + (f" row {number}" if line == last else "")
+        last, number = line, number + 1
         _, end = decoder.raw_decode(text, at)
         data = _parse_row(text[at:end], origin, problems)
         if data is not None:
@@ -150,9 +152,9 @@ def _parse_row(text: str, origin: str, problems: Problems) -> dict[str, Any] | N
         problems.add(origin, f"nested deeper than {MAX_DEPTH} levels")
     except json.JSONDecodeError as error:
         cut = " (the line seems cut off)" if error.pos >= len(text.rstrip()) else ""
-        problems.add(origin, f"not JSON: {error.msg} at column {error.colno}{cut}")
+        problems.add(origin, f"{_not_json(error)}{cut}")
     except ValueError as error:
-        problems.add(origin, str(error))
+        problems.add(origin, str(error), field=getattr(error, "field", None))
     return None
 
 
@@ -161,7 +163,8 @@ def parse_object(text: str) -> dict[str, Any]:
 
     Raises:
       ValueError: not an object, a repeated key, NaN or infinity, an integer past 64
-        bits, a NUL or a lone surrogate in a text, or nesting deeper than MAX_DEPTH.
+        bits, a NUL or a lone surrogate in a text, or nesting deeper than MAX_DEPTH;
+        a RowFault where one column is concerned.
     """
     _check_depth(text)
     value = json.loads(
@@ -175,7 +178,9 @@ def parse_object(text: str) -> dict[str, Any]:
         raise ValueError(f"the row is {json_type(value)}; wanted an object {{...}}")
     # Only an escape can bring either past the checks on the raw bytes.
     if "\\u" in text:
-        _check_texts(value, "")
+        for key, item in value.items():
+            _check_texts(key, f"{key!r}"[:80], key)
+            _check_texts(item, key, key)
     return value
 
 
@@ -205,7 +210,7 @@ def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(items):
         keys = [key for key, _ in items]
         twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"field {twice[0]!r} appears twice in one object")
+        raise RowFault(f"field {twice[0]!r} appears twice in one object", twice[0])
     return result
 
 
@@ -226,22 +231,23 @@ def _small_int(text: str) -> int:
     return int(text)
 
 
-def _check_texts(value: object, path: str) -> None:
+def _check_texts(value: object, path: str, field: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_texts(key, f"{path}.{key!r}"[:80])
-            _check_texts(item, f"{path}.{key}" if path else key)
+            _check_texts(key, f"{path}.{key!r}"[:80], field)
+            _check_texts(item, f"{path}.{key}", field)
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            _check_texts(item, f"{path}[{number}]")
+            _check_texts(item, f"{path}[{number}]", field)
     elif isinstance(value, str):
         if "\0" in value:
-            raise ValueError(f"field {path!r} holds a NUL character")
+            raise RowFault(f"field {path!r} holds a NUL character", field)
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ValueError(
-                f"field {path!r} holds half of a surrogate pair (\\ud800-\\udfff)"
+            raise RowFault(
+                f"field {path!r} holds half of a surrogate pair (\\ud800-\\udfff)",
+                field,
             ) from None
 
 
@@ -307,6 +313,10 @@ def _text_lines(
             yield origin, raw.decode().rstrip("\r\n"), clean
         except UnicodeDecodeError as error:
             problems.add(origin, _not_utf8(raw, error))
+
+
+def _not_json(error: json.JSONDecodeError) -> str:
+    return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:

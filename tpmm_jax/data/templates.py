@@ -26,56 +26,122 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def prompt_text(
-    tokenizer: PreTrainedTokenizerBase, content: Written, *, chat: bool
-) -> str:
-    """The prompt's text; with ``chat`` it ends with the assistant's header."""
-    if chat:
+class Writer:
+    """Writes prompts and completions as the text that is tokenised."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> None:
+        self._tokenizer = tokenizer
+        self._chat = chat
+        # End markers are among them.
+        self._added = tuple(tokenizer.get_added_vocab())
+        self._stray = ""
+        if chat:
+            require_template(tokenizer)
+            self._stray = self._stray_header()
+
+    def prompt(self, content: Written) -> str:
+        """The prompt's text; with ``chat`` it ends with the header of the next turn.
+
+        That is the assistant's, or the user's behind a last message of the assistant.
+        """
+        if not self._chat:
+            return _plain(content)
         messages = _messages(content, "user")
-        return _render(tokenizer, messages, add_generation_prompt=True)
-    return _plain(content)
+        if messages[-1].role != "assistant":
+            return self._render(messages, opens=True)
+        mark = _mark("".join(m.content for m in messages))
+        text = self._render((*messages, Message("user", mark)), opens=False)
+        return text.partition(mark)[0]
+
+    def completion(
+        self, content: Written, written_prompt: str, completion: Written
+    ) -> tuple[str, bool]:
+        """The text that follows the prompt's text, its end marker included.
+
+        It is the written conversation less the written prompt. Where the template
+        writes an answered prompt differently from an open one (a reasoning header),
+        the open prompt stays as it is and the text from the answer on follows it.
+
+        Returns:
+          The text, and whether the written prompt began the written conversation.
+        """
+        if not self._chat:
+            return _plain(completion), True
+        turns = _messages(completion, "assistant")
+        messages = (*_messages(content, "user"), *turns)
+        text = self._without_layout(self._render(messages, opens=False))
+        if text.startswith(written_prompt):
+            return text[len(written_prompt) :], True
+        # A mark in the answer's place shows where the template puts it.
+        mark = _mark(text)
+        first = len(messages) - len(turns)
+        marked = (
+            *messages[:first],
+            Message(turns[0].role, mark),
+            *messages[first + 1 :],
+        )
+        header, _, _ = self._render(marked, opens=False).partition(mark)
+        if not text.startswith(header):
+            raise BadInput(
+                "the chat template writes the prompt differently for different "
+                "answers; use a template that leaves messages unchanged"
+            )
+        return text[len(header) :], False
+
+    def _render(self, messages: Conversation, *, opens: bool) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                as_dicts(messages), tokenize=False, add_generation_prompt=opens
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(m.role for m in messages)
+            raise BadInput(
+                f"the chat template refuses the conversation ({roles}): {error}"
+            ) from error
+        return str(text) if opens else str(text).removesuffix(self._stray)
+
+    def _stray_header(self) -> str:
+        """What a template that always opens the assistant's turn writes at the end.
+
+        Such a template (Llama 3's first one) ignores add_generation_prompt; a
+        completion must not end with the header of a further answer.
+        """
+        mark = "question"
+        try:
+            texts = [
+                self._render((Message("user", mark),), opens=opens)
+                for opens in (False, True)
+            ]
+        except BadInput:
+            return ""
+        before, _, after = texts[0].rpartition(mark)
+        if texts[0] != texts[1]:
+            return ""
+        # The assistant's header is the user's with another role.
+        header = before.replace("user", "assistant")
+        size = 0
+        while size < min(len(header), len(after)) and header.endswith(
+            after[len(after) - size - 1 :]
+        ):
+            size += 1
+        stray = after[len(after) - size :]
+        # The end of a marker may be common too: the header begins with a whole one.
+        starts = (i for i in range(size) if stray.startswith(self._added, i))
+        stray = stray[next(starts, 0) :]
+        return stray if "assistant" in stray else ""
+
+    def _without_layout(self, text: str) -> str:
+        """Without the line break that templates write after the end marker."""
+        stripped = text.rstrip()
+        return stripped if stripped.endswith(self._added) else text
 
 
-def completion_text(
-    tokenizer: PreTrainedTokenizerBase,
-    content: Written,
-    written_prompt: str,
-    completion: Written,
-    *,
-    chat: bool,
-) -> tuple[str, bool]:
-    """The text that follows the prompt's text, its end marker included.
-
-    It is the written conversation less the written prompt. Where the template writes
-    an answered prompt differently from an open one (a reasoning header), the open
-    prompt stays as it is and the text from the answer on follows it.
-
-    Returns:
-      The text, and whether the written prompt began the written conversation.
-    """
-    if not chat:
-        return _plain(completion), True
-    turns = _messages(completion, "assistant")
-    messages = (*_messages(content, "user"), *turns)
-    text = _render(tokenizer, messages, add_generation_prompt=False)
-    text = _without_layout(tokenizer, text)
-    if text.startswith(written_prompt):
-        return text[len(written_prompt) :], True
-    # A mark in the answer's place shows where the template puts it.
+def _mark(text: str) -> str:
+    """A word that is not in the text."""
     mark = "answer"
     while mark in text:
         mark += "-x"
-    first = len(messages) - len(turns)
-    marked = (*messages[:first], Message("assistant", mark), *messages[first + 1 :])
-    header, _, _ = _render(tokenizer, marked, add_generation_prompt=False).partition(
-        mark
-    )
-    if not text.startswith(header):
-        raise BadInput(
-            "the chat template writes the prompt differently for different answers; "
-            "use a template that leaves messages unchanged"
-        )
-    return text[len(header) :], False
+    return mark
 
 
 def _messages(content: Written, role: str) -> Conversation:
@@ -88,31 +154,3 @@ def _plain(content: Written) -> str:
             "a conversation needs a chat template; switch chat on, or give texts"
         )
     return content
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Conversation,
-    *,
-    add_generation_prompt: bool,
-) -> str:
-    try:
-        text = tokenizer.apply_chat_template(
-            as_dicts(messages),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(m.role for m in messages)
-        raise BadInput(
-            f"the chat template refuses the conversation ({roles}): {error}"
-        ) from error
-    return str(text)
-
-
-def _without_layout(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Without the line break that templates write after the end marker."""
-    stripped = text.rstrip()
-    if stripped.endswith(tuple(tokenizer.get_added_vocab())):
-        return stripped
-    return text

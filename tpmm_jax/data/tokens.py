@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from tpmm_jax.data.batches import PairRow, collate, describe_row, pad_prompts
+from tpmm_jax.data.batches import PairRow, collate, pad_prompts
 from tpmm_jax.data.boundary import (
     Side,
     check_limit,
@@ -28,7 +28,8 @@ from tpmm_jax.data.messages import Content, written
 from tpmm_jax.data.pair_tokens import EncodedPairs, count_table, encode_pairs
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt
-from tpmm_jax.data.templates import prompt_text
+from tpmm_jax.data.templates import Writer
+from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
 
 __all__ = [
@@ -60,6 +61,7 @@ def encode_prompts(
     chat: bool,
     max_length: int,
     truncate: Side = "left",
+    problems: Problems | None = None,
 ) -> list[EncodedPrompt]:
     """Encode prompts for sampling.
 
@@ -69,39 +71,45 @@ def encode_prompts(
       chat: write texts and conversations with the chat template.
       max_length: the limit in tokens, BOS included.
       truncate: the side that is cut; "left" keeps BOS and the end of the prompt.
+      problems: where prompts that cannot be encoded are noted, and left out; without
+        it they are raised here.
 
     Returns:
       One result a prompt, in order.
 
     Raises:
-      BadInput: a limit below 1, no chat template, or prompts that cannot be encoded,
-        all of them named.
+      BadInput: a limit below 1, no chat template; or, without ``problems``, prompts
+        that cannot be encoded, all of them named.
     """
     check_limit("max_length", max_length)
     leading = leading_ids(tokenizer, chat=chat)
-    problems = Problems("prompts")
-    named = [_named(prompt, number) for number, prompt in enumerate(prompts)]
-    texts = []
-    for prompt in named:
+    noted = Problems("prompts") if problems is None else problems
+    writer = Writer(tokenizer, chat=chat)
+    named: list[Prompt] = []
+    texts: list[str] = []
+    for number, given in enumerate(prompts):
+        prompt = _named(given, number)
         text = written(prompt.content)
         try:
-            texts.append(
-                "" if text is None else prompt_text(tokenizer, text, chat=chat)
-            )
+            texts.append("" if text is None else writer.prompt(text))
         except BadInput as error:
-            problems.add(prompt.origin, str(error))
-    problems.settle()
+            noted.add(prompt.origin, str(error))
+            continue
+        named.append(prompt)
+    if problems is None:
+        noted.settle()
     results = []
     for prompt, ids in zip(named, text_ids(tokenizer, texts)):
-        given = _given_ids(prompt.content)
-        whole = with_leading(ids, leading) if given is None else given
+        own = _given_ids(prompt.content)
+        whole = with_leading(ids, leading) if own is None else own
         if not whole or max(whole) >= len(tokenizer):
             wanted = f"wanted one or more from 0 to {len(tokenizer) - 1}"
-            problems.add(prompt.origin, f"token ids {whole[:8]}; {wanted}")
+            noted.add(prompt.origin, f"token ids {whole[:8]}; {wanted}")
             continue
         cut = cut_prompt(whole, max_length, truncate, tokenizer.bos_token_id)
         results.append(EncodedPrompt(cut, len(cut) < len(whole)))
-    problems.settle()
+    if problems is None:
+        noted.settle()
     return results
 
 

@@ -1,5 +1,6 @@
 """Offline: a preference set as chunks, one an iteration."""
 
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,24 +14,27 @@ from tpmm_jax.report.console import RunConsole
 PairChunks: TypeAlias = list[list[tuple[bool, PairRow]]]
 
 
-def load_chunks(config: Config, tokenizer: Any, console: RunConsole) -> PairChunks:
-    """Returns T chunks of the pair set; whole prompts are held out."""
-    data = config.data
-    assert data.pairs is not None
+def load_chunks(
+    config: Config, tokenizer: Any, eos_ids: Collection[int], console: RunConsole
+) -> PairChunks:
+    """Returns T chunks of the pair set; whole prompts are held out.
+
+    Raises:
+      BadInput: rows that are to be refused, all of them listed, or too few are left.
+    """
+    source = config.data.pairs
+    assert source is not None
     rows = load_rows(
-        data.pairs,
+        source,
+        config.data,
         tokenizer,
-        split=data.split,
-        chat=data.chat,
-        max_prompt_length=data.max_prompt_length,
-        max_completion_length=data.max_completion_length,
-        truncate=data.truncate_prompt,
+        eos_ids=eos_ids,
         note=console.note,
         warn=console.warn,
     )
     if len(rows) < config.iterations:
         raise BadInput(
-            f"{data.pairs} has {len(rows)} usable pairs for {config.iterations} "
+            f"{source} has {len(rows)} usable pairs for {config.iterations} "
             "iterations; lower iterations or give more pairs"
         )
     return split_chunks(config, rows)

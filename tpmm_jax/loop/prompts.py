@@ -15,6 +15,7 @@ import numpy as np
 from tpmm_jax.config import Config
 from tpmm_jax.data.boundary import Side
 from tpmm_jax.data.messages import as_dicts, written
+from tpmm_jax.data.problems import OnBadRows
 from tpmm_jax.data.prompts import (
     Prompt,
     duplicate_prompts,
@@ -112,6 +113,7 @@ def read_prompts(
     column: str = "prompt",
     split: str = "train",
     cache: pathlib.Path | None = None,
+    on_bad_rows: OnBadRows = "refuse",
 ) -> list[Prompt]:
     """Returns the prompts of a source.
 
@@ -120,11 +122,12 @@ def read_prompts(
         "module:function".
       option: the field or option that names it, for messages.
       cache: where a function's prompts are kept; None: nowhere.
+      on_bad_rows: whether malformed rows of a file are refused or left out.
     """
     # A colon behind a slash is a hub dataset's configuration.
     is_function = ":" in source and "/" not in source.partition(":")[0]
     if not is_function or pathlib.Path(source).exists():
-        return load_prompts(source, field=column, split=split)
+        return load_prompts(source, field=column, split=split, on_bad_rows=on_bad_rows)
     if cache is None:
         with tempfile.TemporaryDirectory() as folder:
             return _made_prompts(source, option, pathlib.Path(folder) / "made.jsonl")
@@ -184,6 +187,7 @@ def make_schedule(
             column=data.prompt_field,
             split=data.split,
             cache=workdir / cache,
+            on_bad_rows=data.on_bad_rows,
         )
 
     pool: list[Prompt] = []

@@ -63,7 +63,9 @@ def open_run(
         )
         source = find_model(config, workdir, console, started)
         eos_ids = check_tokenizer(source, config.model.source, chat=config.data.chat)
-        schedule, chunks = load_data(config, source.tokenizer, workdir, console)
+        schedule, chunks = load_data(
+            config, source.tokenizer, eos_ids, workdir, console
+        )
         if started:
             check_data(workdir, schedule, chunks)
         probe(config, raters, schedule)
@@ -144,7 +146,11 @@ def check_data(
 
 
 def load_data(
-    config: Config, tokenizer: Any, workdir: pathlib.Path, console: RunConsole
+    config: Config,
+    tokenizer: Any,
+    eos_ids: tuple[int, ...],
+    workdir: pathlib.Path,
+    console: RunConsole,
 ) -> tuple[PromptSchedule | None, PairChunks | None]:
     """Returns the prompts and the offline pairs that the run uses, either or both."""
     schedule, chunks = None, None
@@ -157,7 +163,7 @@ def load_data(
                 "iterations; give more for iterations of their own prompts"
             )
     if config.data.pairs is not None:
-        chunks = load_chunks(config, tokenizer, console)
+        chunks = load_chunks(config, tokenizer, eos_ids, console)
     return schedule, chunks
 
 

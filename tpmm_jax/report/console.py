@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -127,6 +127,10 @@ class RunConsole:
     def note(self, text: str) -> None:
         """Print a remark."""
         self._say(text)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table, or lines that wrap."""
+        self._out.print(renderable)
 
     def warn(self, text: str) -> None:
         """Print a warning, in its place among the other lines."""

@@ -1,0 +1,228 @@
+"""tpmm check_data names every bad row, raises no false alarm, and agrees with a run."""
+
+import json
+import pathlib
+import random
+import sys
+
+import pytest
+
+from tpmm_jax import check_data
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.offline import prepare_pairs
+from tpmm_jax.errors import BadInput
+
+sys.path[:0] = [str(pathlib.Path(__file__).parent / name) for name in ("data", "loop")]
+import planted  # noqa: E402
+import tiny_run  # noqa: E402
+import tokenizers_for_tests as small  # noqa: E402
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command; (exit code, standard output, standard error)."""
+
+    def call(*argv):
+        code = check_data.main([str(a) for a in argv])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """A folder that holds a tokenizer alone."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    small.byte_level(small.CHATML).save_pretrained(folder)
+    return folder
+
+
+def _write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ROW = {"prompt": "the sky is", "chosen": " blue", "rejected": " black"}
+
+
+def test_every_planted_row_is_named_with_its_line_and_column(tmp_path, run):
+    content, wanted = planted.plant(good=2000, each=10)
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(content)
+    code, out, _ = run(path, "--json")
+    found = json.loads(out)
+    assert code == BadInput.exit_code and set(found) == {"rows", "errors", "counts"}
+    assert len(planted.KINDS) >= 20 and len(wanted) == 10 * len(planted.KINDS)
+    named = {(e["line"], e["field"]) for e in found["errors"]}
+    assert all(e["file"] == str(path) and e["reason"] for e in found["errors"])
+    missed = [(n, what) for n, what in wanted.items() if (n, what[1]) not in named]
+    assert not missed
+    assert {line for line, _ in named} == set(wanted), "a false alarm"
+    assert found["rows"] == 2001 and found["counts"]["identical"] == 10
+    assert found["counts"]["malformed"] == len(wanted) - 10
+
+
+def _good(folder, kind, count):
+    rng = random.Random(1)
+    path = folder / f"{kind}.jsonl"
+    rows = (planted.GOOD[kind](rng, n) for n in range(count))
+    lines = (json.dumps(row, ensure_ascii=n % 2 == 0) for n, row in enumerate(rows))
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def test_no_false_alarm_on_10_000_good_rows(tmp_path, run):
+    sizes = {"text": 4000, "implicit": 3000, "turns": 3000}
+    code, out, _ = run(*(_good(tmp_path, *item) for item in sizes.items()), "--json")
+    found = json.loads(out)
+    assert code == 0 and found["errors"] == [] and found["rows"] == 10_000
+    assert found["counts"]["pairs"] == 10_000
+
+
+@pytest.mark.parametrize(
+    "size", [300, pytest.param(10_000, marks=pytest.mark.slow)], ids=str
+)
+@pytest.mark.parametrize("kind", planted.GOOD)
+def test_good_rows_can_all_be_encoded(kind, size, tmp_path, run, tokenizer):
+    path = _good(tmp_path, kind, size)
+    code, out, _ = run(path, "--json", "--model", tokenizer)
+    found = json.loads(out)
+    assert code == 0 and found["errors"] == [] and found["rows"] == size
+    assert found["counts"]["rows_kept"] == size
+
+
+def test_a_run_refuses_or_drops_the_very_rows_that_are_named(tmp_path, run):
+    content, wanted = planted.plant(good=400, each=2)
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(content)
+    named = {e["line"] for e in json.loads(run(path, "--json")[1])["errors"]}
+    assert named == set(wanted)
+    tokenizer = small.byte_level()
+    with pytest.raises(BadInput, match=f"in {len(wanted)} rows; nothing was used"):
+        prepare_pairs(str(path), DataConfig(), tokenizer).problems.settle()
+    dropping = DataConfig(on_bad_rows="drop")
+    found = prepare_pairs(str(path), dropping, tokenizer)
+    assert found.problems.settle() == len(wanted)
+    kept = {int(row.origin.rsplit(":", 1)[1]) for row in found.rows}
+    assert kept == set(range(1, 402)) - set(wanted)
+
+
+def test_counts_of_one_table(tmp_path, run, tokenizer):
+    rows = [
+        ROW,
+        ROW,  # repeats
+        ROW | {"chosen": " black", "rejected": " blue"},  # the other way round
+        ROW | {"prompt": "b", "chosen": "blue", "rejected": "blue and green"},
+        {**ROW, "prompt": "c", "score_chosen": 1, "score_rejected": 1},
+        {**ROW, "prompt": "d", "score_chosen": 1, "score_rejected": 2.5},
+        ROW | {"prompt": "the sky " * 30},
+        ROW | {"prompt": "e", "chosen": "green " * 9 + "a", "rejected": "green " * 9},
+    ]
+    path = _write(tmp_path / "p.jsonl", *rows)
+    held = _write(
+        tmp_path / "e.jsonl", rows[3], ROW | {"chosen": "x"}, {**ROW, "prompt": "new"}
+    )
+    other = _write(tmp_path / "q.jsonl", {"prompt": " the sky is "}, {"prompt": "z"})
+    code, out, _ = run(
+        path, "--json", "--model", tokenizer, "--eval", held, other,
+        "--max-prompt-length", 20, "--max-completion-length", 8,
+        "--scorer", "test_check_data_command:prefer_black",
+    )  # fmt: skip
+    counts = json.loads(out)["counts"]
+    assert code == 0
+    wanted = {
+        "duplicate_prompts": 2, "duplicate_pairs": 1, "labelled_both_ways": 1,
+        "tied": 1, "scored_otherwise": 1, "prompt_truncated": 1,
+        "identical_after_truncation": 1, "rows_kept": 7, "pairs": 8,
+        "eval_rows": 5, "eval_same_prompt": 3, "eval_same_pair": 1,
+        "scorer_contradicts": 5, "scorer_agrees": 1, "scorer_ties": 2,
+        "bos_first": 0, "bos_misplaced": 0, "ended_chosen": 7, "ended_rejected": 7,
+    }  # fmt: skip
+    assert {name: counts[name] for name in wanted} == wanted
+    lengths = ("chosen_longer", "rejected_longer", "equally_long")
+    assert sum(counts[name] for name in lengths) == 7
+
+
+def prefer_black(prompts, responses):
+    return [["black" in text for text in texts] for texts in responses]
+
+
+def test_the_table_the_rows_and_the_errors_are_plain_text(tmp_path, run, tokenizer):
+    path = _write(tmp_path / "p.jsonl", *[ROW] * 3, *[ROW | {"chosen": ""}] * 25)
+    code, out, err = run(path, "--model", tokenizer, "--show", 1)
+    assert code == 2 and "\x1b" not in out + err
+    assert "malformed" in out and "25   89.3 %  refused" in out
+    assert "[▁blue] [<|im_end|>]" in " ".join(out.split())
+    assert err.count("field 'chosen' is empty") == 20 and "and 5 more" in err
+    assert max(map(len, out.splitlines())) <= 80
+    code, out, _ = run(path)
+    assert "give --model" in out and "BOS" not in out.split("not checked")[0]
+    _, out, _ = run(path, "--model", tokenizer, "--line", 2)
+    assert ":2\n" in out and ":1\n" not in out
+
+
+def test_conversations_prompts_columns_and_compressed_files(tmp_path, run, tokenizer):
+    rng = random.Random(2)
+    turns = _write(
+        tmp_path / "t.jsonl", *(planted.good_turns(rng, n) for n in range(9))
+    )
+    code, out, _ = run(turns, "--model", tokenizer)
+    assert code == 0 and "chat template" in out and "[<|im_end|>]" in out
+    code, _, err = run(turns, "--model", tokenizer, "--no-chat")
+    assert code == 2 and "switch chat on" in err
+    prompts = _write(tmp_path / "q.jsonl", {"q": "a"}, {"q": "a"}, {"q": ""}, {"r": 1})
+    code, out, _ = run(
+        prompts, "--prompts", "--prompt-field", "q", "--json", "--model", tokenizer
+    )
+    found = json.loads(out)
+    assert code == 2 and [e["line"] for e in found["errors"]] == [3, 4]
+    assert found["rows"] == 4 and found["counts"]["duplicate_prompts"] == 1
+    named = _write(tmp_path / "n.jsonl", {"q": "a", "good": "b", "bad": "c"})
+    code, _, _ = run(named, "--fields", "prompt=q,chosen=good,rejected=bad")
+    assert code == 0
+    code, out, _ = run(
+        named, "--fields", "prompt=q,chosen=better,rejected=bad", "--json"
+    )
+    assert json.loads(out)["errors"][0]["field"] == "better"
+
+
+def test_a_config_says_all_of_it(tmp_path, run, tokenizer):
+    path = _write(tmp_path / "p.jsonl", *[ROW] * 3, ROW | {"rejected": 3})
+    config = tmp_path / "mine_checked.py"
+    config.write_text(
+        "import dataclasses, tiny_run\n"
+        "from tpmm_jax.data.config import DataConfig\n"
+        "from tpmm_jax.rewards import ScorerConfig\n"
+        "def get_config():\n"
+        f"    data = DataConfig(pairs={str(path)!r}, max_prompt_length=2)\n"
+        "    return tiny_run.get_config(data=data, scorer=ScorerConfig())\n"
+    )
+    code, out, err = run("--config", config, "--model", tokenizer)
+    assert code == 2 and "prompts cut on the left to 2 tokens" in " ".join(out.split())
+    assert "a run refuses" in err
+    args = ("--config", config, "--set", "data.on_bad_rows=drop", "--json")
+    code, out, err = run(*args)
+    assert code == 2 and json.loads(out)["counts"]["malformed"] == 1
+    assert "is a function that builds a model" in err
+    assert tiny_run.WORDS
+
+
+@pytest.mark.parametrize(
+    "argv, wanted",
+    [
+        ([], "nothing to check"),
+        (["p.jsonl", "--fields", "choosen=a"], "did you mean chosen"),
+        (["p.jsonl", "--fields", "chosen"], "wanted PART=COLUMN"),
+        (["p.jsonl", "--fields", "chosen=a,rejected=a"], "used for two parts"),
+        (["p.jsonl", "--max-prompt-length", "0"], "at least 1 token"),
+        (["p.jsonl", "--set", "iterations=2"], "give that too"),
+        (["p.jsonl", "--scorer", "nowhere"], "module:function"),
+        (["p.jsonl", "missing.jsonl"], "no such file"),
+    ],
+)
+def test_bad_input_is_named(argv, wanted, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path / "p.jsonl", ROW)
+    code, _, err = run(*argv)
+    assert code == 2 and wanted in err

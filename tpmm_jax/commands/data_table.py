@@ -1,0 +1,217 @@
+"""What a person sees of a data check: one table, a few rows, the errors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tpmm_jax.commands.data_checks import Checked
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.view import ShownToken, count_text, mark, view_row
+
+# Tokens of a part that are shown at each of its ends; the middle is left out.
+_SHOWN = 24
+
+
+class Check(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+      of: the count that this is a share of; "": no share.
+      then: what a run does about it.
+      bad: how a count above 0 looks.
+      always: shown even where the count is 0.
+    """
+
+    name: str
+    text: str
+    of: str = "rows"
+    then: str = ""
+    bad: str = ""
+    always: bool = True
+
+
+def _rare(
+    name: str, text: str, of: str = "pairs", then: str = "", bad: str = ""
+) -> Check:
+    """A line that is shown only where there is something to say."""
+    return Check(name, text, of, then, bad, always=False)
+
+
+REFUSED, DROPPED, CUT = "refused", "dropped", "cut"
+CHECKS: dict[str, Sequence[Check]] = {
+    "rows": (
+        Check("malformed", "malformed", then=REFUSED, bad="red"),
+        Check("empty", "  of these with something empty", bad="red"),
+        Check("identical", "chosen equals rejected", then=REFUSED, bad="red"),
+        Check("pairs", "pairs that can be read", then="used"),
+        Check("prompts", "prompts that can be read", then="used"),
+        Check("duplicate_prompts", "prompts that repeat an earlier one"),
+        Check("duplicate_pairs", "pairs that repeat an earlier one", bad="yellow"),
+        _rare("labelled_both_ways", "pairs labelled both ways round", bad="yellow"),
+        _rare("ends_early", "one side ends where the other goes on"),
+        _rare("prompt_repeated", "prompt repeated in the answers", then=CUT),
+        _rare("begins_with_prompt", "answers that begin with the prompt"),
+        _rare("several_turns", "answers of several turns", then="all trained on"),
+    ),
+    "labels": (
+        _rare("tied", "scores in the file tie", bad="yellow"),
+        _rare("scored_otherwise", "scores in the file disagree", bad="yellow"),
+        Check("scorer_contradicts", "the scorer prefers rejected", "pairs"),
+        Check("scorer_ties", "the scorer ties", "pairs"),
+        Check("chosen_longer", "chosen is longer", "compared"),
+        Check("rejected_longer", "rejected is longer", "compared"),
+    ),
+    "tokens": (
+        _rare("not_encoded", "cannot be tokenised", "rows", REFUSED, "red"),
+        Check("identical_tokens", "equal once tokenised", "pairs", DROPPED, "yellow"),
+        Check(
+            "identical_after_truncation", "equal once cut", "pairs", DROPPED, "yellow"
+        ),
+        Check("rows_kept", "pairs that train", then="used"),
+        Check("prompt_truncated", "prompts over the limit", "encoded", CUT, "yellow"),
+        Check("chosen_truncated", "chosen over the limit", "pairs", CUT, "yellow"),
+        Check("rejected_truncated", "rejected over the limit", "pairs", CUT, "yellow"),
+        Check("bos_first", "BOS at the start of the prompt", "encoded"),
+        Check("bos_misplaced", "BOS twice or in an answer", "encoded", bad="red"),
+        _rare("bos_removed", "BOS before a completion", "", "taken out"),
+        Check("ended_chosen", "EOS or end of turn ends chosen", "encoded"),
+        Check("ended_rejected", "EOS or end of turn ends rejected", "encoded"),
+        _rare("eos_inside", "completions with EOS inside", "", bad="yellow"),
+        Check("boundary_merged", "completions not joined at a token", "", "read apart"),
+        _rare("template_rewrote_prompt", "template alters the prompt", "", "kept open"),
+        _rare("unknown_tokens", "completions with unknown tokens", "", bad="yellow"),
+    ),
+    "evaluation": (
+        Check(
+            "eval_same_prompt", "its prompt is trained on", "eval_rows", "", "yellow"
+        ),
+        Check("eval_same_pair", "its pair is trained on", "eval_rows", "", "red"),
+    ),
+}
+
+
+def data_table(found: Checked, drops: bool) -> RenderableType:
+    """Returns the table of all counts.
+
+    Args:
+      drops: whether bad rows are dropped instead of refused.
+    """
+    counts = found.counts
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    table.add_column("")
+    table.add_column("count", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("a run")
+    bases = _bases(found)
+    for section, checks in CHECKS.items():
+        lines = [
+            check
+            for check in checks
+            if check.name in counts and (check.always or counts[check.name])
+        ]
+        if not lines:
+            continue
+        head = Text(section, style="bold")
+        table.add_row(head, _base_text(section, found, bases), "", "")
+        for check in lines:
+            table.add_row(*_cells(check, counts, bases, drops))
+    parts: list[RenderableType] = [table]
+    for what, needs in found.skipped:
+        parts.append(Text(f"not checked: {what} (give {needs})", style="dim"))
+    return Group(*parts)
+
+
+def _bases(found: Checked) -> dict[str, int]:
+    lengths = ("chosen_longer", "rejected_longer", "equally_long")
+    return {
+        "rows": found.rows,
+        "pairs": found.counts["pairs"],
+        "encoded": len(found.encoded) or found.counts["prompts"],
+        "compared": sum(found.counts[name] for name in lengths),
+        "eval_rows": found.counts["eval_rows"],
+    }
+
+
+def _base_text(section: str, found: Checked, bases: Mapping[str, int]) -> str:
+    if section == "tokens":
+        return f"{found.counts['tokens']:,}"
+    return {
+        "rows": f"{bases['rows']:,}",
+        "evaluation": f"{bases['eval_rows']:,}",
+    }.get(section, "")
+
+
+def _cells(
+    check: Check, counts: Mapping[str, int], bases: Mapping[str, int], drops: bool
+) -> list[Text]:
+    count, of = counts[check.name], bases.get(check.of, 0)
+    style = check.bad if count else "dim"
+    then = check.then if count else ""
+    if drops and then == REFUSED:
+        then = DROPPED
+    return [
+        Text(f"  {check.text}", style=style),
+        Text(f"{count:,}", style=style),
+        Text(_share(count, of) if count else "", style=style),
+        Text(then, style=style),
+    ]
+
+
+def _share(count: int, of: int) -> str:
+    if not of:
+        return ""
+    share = 100 * count / of
+    # Neither a few of many nor all but a few may pass for none or all.
+    if 0 < share < 0.1:
+        return "<0.1 %"
+    if 99.9 < share < 100:
+        return ">99.9 %"
+    return f"{share:.1f} %"
+
+
+def rows_view(
+    tokenizer: Any, rows: Sequence[PairRow], *, whole: bool
+) -> RenderableType:
+    """Returns rows token by token.
+
+    Args:
+      whole: show every token; otherwise the middle of a long part is left out.
+    """
+    legend = Text.assemble(
+        ("plain", "dim"),
+        " is the prompt, read and not trained; ",
+        ("[brackets]", "green"),
+        " are under the completion mask; ",
+        ("·", "dim"),
+        " is padding; ▁ is a space",
+    )
+    parts: list[RenderableType] = [legend]
+    for row in rows:
+        parts += [Text(), Text(row.origin, style="bold")]
+        for name, tokens in view_row(tokenizer, row).items():
+            head = Text(f"{name}, {count_text(tokens)}", style="dim")
+            parts += [head, _tokens(tokens, name, whole, tokenizer)]
+    return Group(*parts)
+
+
+def _tokens(tokens: list[ShownToken], name: str, whole: bool, tokenizer: Any) -> Text:
+    colour = "green" if name == "chosen" else "red"
+    line, special = Text(), set(tokenizer.all_special_tokens)
+    for part in ("prompt", "completion"):
+        some = [token for token in tokens if token.part == part]
+        hidden = 0 if whole else max(0, len(some) - 2 * _SHOWN)
+        style = colour if part == "completion" else "dim"
+        for number, token in enumerate(some):
+            if hidden and _SHOWN <= number < len(some) - _SHOWN:
+                if number == _SHOWN:
+                    line.append(f"… {hidden:,} more … ", style="italic")
+                continue
+            line.append(
+                mark(token), f"bold {style}" if token.text in special else style
+            )
+            line.append(" ")
+    padding = sum(token.part == "padding" for token in tokens)
+    return line.append(f"· x {padding}", style="dim")

@@ -1,0 +1,117 @@
+"""What can be said of a data set before training: repeats, lengths, ends, leaks."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeAlias
+
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.messages import Content, Written, written
+from tpmm_jax.data.pairs import PreferencePair
+from tpmm_jax.data.problems import Defect
+
+Key: TypeAlias = object
+
+
+def content_key(content: Content) -> Key:
+    """What two prompts or answers of one meaning share, whatever their format.
+
+    A text is one message; white space at both ends counts for nothing.
+    """
+    text = written(content)
+    if text is None:
+        return content
+    if isinstance(text, str):
+        return text.strip()
+    if len(text) == 1:
+        return text[0].content.strip()
+    return tuple((m.role, m.content.strip()) for m in text)
+
+
+def pair_key(pair: PreferencePair) -> Key:
+    """The same for a pair and for the pair with its sides swapped."""
+    sides = frozenset((content_key(pair.chosen), content_key(pair.rejected)))
+    return content_key(pair.prompt), sides
+
+
+def repeat_counts(pairs: Sequence[PreferencePair]) -> dict[str, int]:
+    """Prompts and pairs that repeat an earlier one, and pairs labelled both ways."""
+    prompts = {content_key(p.prompt) for p in pairs}
+    labelled: dict[Key, set[Key]] = {}
+    rows = set()
+    for pair in pairs:
+        key, chosen = pair_key(pair), content_key(pair.chosen)
+        labelled.setdefault(key, set()).add(chosen)
+        rows.add((key, chosen))
+    return {
+        "duplicate_prompts": len(pairs) - len(prompts),
+        "duplicate_pairs": len(pairs) - len(rows),
+        "labelled_both_ways": sum(len(chosen) > 1 for chosen in labelled.values()),
+    }
+
+
+def leak_counts(
+    prompts: Iterable[Key],
+    pairs: Iterable[Key],
+    eval_prompts: Sequence[Key],
+    eval_pairs: Sequence[Key],
+) -> dict[str, int]:
+    """How many evaluation rows have a prompt, or a whole pair, that is trained on."""
+    known, whole = set(prompts), set(pairs)
+    return {
+        "eval_rows": len(eval_prompts),
+        "eval_same_prompt": sum(key in known for key in eval_prompts),
+        "eval_same_pair": sum(key in whole for key in eval_pairs),
+    }
+
+
+def length_counts(lengths: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """Which side is longer, of (chosen, rejected) lengths in one unit."""
+    counts = Counter[str](chosen_longer=0, rejected_longer=0, equally_long=0)
+    for chosen, rejected in lengths:
+        counts["chosen_longer"] += chosen > rejected
+        counts["rejected_longer"] += chosen < rejected
+        counts["equally_long"] += chosen == rejected
+    return dict(counts)
+
+
+def text_lengths(pairs: Iterable[PreferencePair]) -> list[tuple[int, int]]:
+    """The characters of chosen and rejected."""
+    return [(_characters(p.chosen), _characters(p.rejected)) for p in pairs]
+
+
+def _characters(content: Written) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(message.content) for message in content)
+
+
+def end_counts(
+    rows: Sequence[PairRow], *, bos: int | None, ends: Collection[int]
+) -> dict[str, int]:
+    """Where BOS and the ends of completions stand.
+
+    Returns:
+      bos_first: rows that begin with BOS; bos_misplaced: rows in which it stands twice
+      there, or before a completion (some templates open every turn with it, so that
+      elsewhere it says nothing); ended_chosen, ended_rejected: completions whose last
+      token ends them (those that were cut have none); tokens: of all prompts and
+      completions.
+    """
+    counts = Counter[str](
+        bos_first=0, bos_misplaced=0, ended_chosen=0, ended_rejected=0, tokens=0
+    )
+    for row in rows:
+        prompt, chosen, rejected = row.prompt_ids, row.chosen_ids, row.rejected_ids
+        counts["bos_first"] += prompt[0] == bos
+        if bos is not None and bos not in ends:
+            twice = prompt[:2] == [bos, bos]
+            counts["bos_misplaced"] += twice or bos in (chosen[0], rejected[0])
+        counts["ended_chosen"] += chosen[-1] in ends
+        counts["ended_rejected"] += rejected[-1] in ends
+        counts["tokens"] += len(prompt) + len(chosen) + len(rejected)
+    return dict(counts)
+
+
+def empty_count(defects: Sequence[Defect]) -> int:
+    """The rows in which a prompt, a side, a message or a line is empty."""
+    return len({d.origin for d in defects if "empty" in d.reason})
