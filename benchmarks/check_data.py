@@ -11,54 +11,17 @@ import argparse
 import json
 import pathlib
 import random
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 
-WORDS = [
-    "the",
-    "model",
-    "answers",
-    "a",
-    "question",
-    "about",
-    "rivers",
-    "and",
-    "mountains",
-    "in",
-    "Norway",
-    "because",
-    "people",
-    "often",
-    "ask",
-    "how",
-    "long",
-    "they",
-    "are",
-    "what",
-    "they",
-    "cost",
-    "whether",
-    "it",
-    "rains",
-    "there",
-    "and",
-    "why",
-    "nobody",
-    "has",
-    "built",
-    "another",
-    "bridge",
-    "since",
-    "nineteen",
-    "eighty",
-    "four",
-    "although",
-    "everybody",
-    "wanted",
-    "one",
-]
+WORDS = tuple(
+    """the model answers a question about rivers and bridges in Norway because people
+    often ask how long they are whether it rains there why nobody has built
+    another""".split()
+)
 
 
 def text(rng: random.Random, words: int) -> str:
@@ -75,9 +38,13 @@ def write_rows(path: pathlib.Path, count: int, chat: bool) -> None:
     rng = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            prompt = f"{number}: {text(rng, int(rng.expovariate(1 / 45)) + 1)}"
+            prompt = f"{number}: {text(rng, int(rng.expovariate(1 / 45)) + 1)} ="
             sides = [text(rng, int(rng.expovariate(1 / 30)) + 1) for _ in range(2)]
-            row = {"prompt": prompt, "chosen": f" {sides[0]} a", "rejected": sides[1]}
+            row = {
+                "prompt": prompt,
+                "chosen": f" {sides[0]} a",
+                "rejected": f" {sides[1]} b",
+            }
             if chat:
                 row = {
                     "prompt": [{"role": "user", "content": prompt}],
@@ -103,11 +70,14 @@ def main() -> None:
         run = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - begin
     found = json.loads(run.stdout)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime
     kind = "conversations" if args.chat else "texts"
     print(
         f"{found['rows']:,} rows of {kind}, {len(found['errors'])} errors: "
         f"{seconds:.1f} s, {found['rows'] / seconds:,.0f} rows a second "
-        f"({found['counts']['tokens']:,} tokens trained on or read)"
+        f"({processor:.1f} s of processor time, {used.ru_maxrss / 2**20:.1f} GiB; "
+        f"{found['counts']['tokens']:,} tokens in rows)"
     )
 
 
