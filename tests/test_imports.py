@@ -18,7 +18,7 @@ ORDER = (
     ("models",),
     ("data", "evaluation", "losses", "rewards", "weights"),
     ("merging", "sampling"),
-    ("store",),
+    ("description", "hub", "store"),
     ("loading", "steps"),
     ("config", "facade"),
     ("report",),

@@ -8,6 +8,7 @@ An array's name ends in its axes (``logits_BTV``); einsums use the same capitals
     D  model width              F  feed-forward width
     V  vocabulary               H  query heads
     G  key/value heads          E  head width
+    Z  rank of an adapter
 """
 
 from typing import Any, TypeAlias

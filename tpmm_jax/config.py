@@ -19,6 +19,7 @@ from tpmm_jax.fields import check_types, flatten, get_field, nearest, set_field
 from tpmm_jax.losses import REFERENCE_FREE, LossConfig
 from tpmm_jax.merging import NO_REFERENCE, RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
+from tpmm_jax.models import LoraConfig
 from tpmm_jax.rewards import PairingConfig, ScorerConfig, check_label
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.steps import TrainConfig
@@ -56,6 +57,7 @@ class ModelSource:
         log-probabilities and merges are float32 always.
       remat: recompute each layer in the backward pass: less memory, a third slower.
       logits_chunk_mib: size of one chunk of float32 logits, per device.
+      lora: trains low-rank adapters over theta_0; off with its rank at 0.
     """
 
     source: str
@@ -63,6 +65,12 @@ class ModelSource:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True
     logits_chunk_mib: int = 32
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    @property
+    def adapters(self) -> LoraConfig | None:
+        """What is trained in place of all weights, or None."""
+        return self.lora if self.lora.rank else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +194,12 @@ class Config:
           BadInput: names the field, what was wanted and what to do.
         """
         check_types(self)
+        self.model.lora.validate()
+        if self.model.adapters and self.store.storage != "float32":
+            raise BadInput(
+                f"store.storage is {self.store.storage}, but with model.lora.rank the "
+                "trajectory holds adapters alone, in float32; leave store.storage unset"
+            )
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()

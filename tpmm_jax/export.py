@@ -21,10 +21,12 @@ from tpmm_jax.commands.card import (
     write_card,
 )
 from tpmm_jax.commands.line import Parser, guarded
+from tpmm_jax.commands.peft import read_step, save_adapter
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hub import is_hub_id
 from tpmm_jax.loading import Model, Source, check_dtype, check_output, resolve, save
 from tpmm_jax.merging import FAINT, faint_text, signal_text, signal_to_rounding
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.versions import versions
 from tpmm_jax.store import tree_digest
@@ -36,12 +38,14 @@ weights, tokenizer with its chat template, generation_config.json, and a model c
 every reference, the evaluation with intervals, digests and versions.
 
 MODEL is a step of a run (runs/x/trajectory@4), a run's workdir (its newest policy), or
-any other model that tpmm sample takes.
+any other model that tpmm sample takes. Of a run with model.lora.rank the weights have
+the adapter added; --peft writes the adapter alone, as a directory that PEFT loads.
 """
 EPILOG = """\
 examples:
   tpmm export runs/smollm2/trajectory@4 --output exported --license apache-2.0
   tpmm export merged --output exported --dtype bfloat16 --name my-model
+  tpmm export runs/lora/trajectory@2 --output adapter --peft
   huggingface-cli upload me/my-model exported
 
 The directory appears whole or not at all; one that holds something is refused.
@@ -59,9 +63,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--revision", help="branch, tag or commit of a hub id")
     add("--dtype", default="float32", help="float32 (default) or bfloat16")
     add("--max-shard-size", default="4GB", metavar="SIZE", help="default: 4GB")
+    add("--peft", action="store_true", help="write a LoRA run's adapter, not weights")
     add("--name", help="of the model, in the card (default: the directory's)")
     add("--license", help="for the card, such as apache-2.0; else none is stated")
-    add("--base-model", metavar="ID", help="hub id (default: the run's, where known)")
+    add(
+        "--base-model",
+        metavar="ID",
+        help="hub id (default: the run's, where known); with --peft a directory too",
+    )
     return parser.parse_args(argv)
 
 
@@ -135,8 +144,9 @@ def card(
     digest: str,
     merge: Mapping[str, Any] | None,
     base: str,
+    lora: LoraConfig | None = None,
 ) -> str:
-    """Returns the model card."""
+    """Returns the model card, of adapters if there is a LoraConfig."""
     known = {f"{n} (run)": v for n, v in (facts.versions if facts else {}).items()}
     known |= {f"{n} (export)" if known else n: v for n, v in versions().items()}
     tags = ["tpmm_jax"]
@@ -144,10 +154,13 @@ def card(
         tags += ["preference-optimization", facts.config["loss"]["name"]]
     if merge is not None:
         tags.append("merge")
+    if lora is not None:
+        tags.append("lora")
     return write_card(
         name=args.name or pathlib.Path(args.output).absolute().name,
         tags=tags,
         base_model=base,
+        lora=lora,
         license=args.license,
         parameters=f"{source.config.num_params:,}",
         family=source.config.family,
@@ -167,6 +180,9 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     dtype, size = check_dtype(args.dtype), parse_size(args.max_shard_size)
     check_output(args.output)
     source = resolve(args.model, args.revision)
+    if args.peft:
+        run_peft(args, source, console)
+        return
     each = 2 if dtype == "bfloat16" else 4
     check_output(args.output, each * source.config.num_params)
     facts = run_facts(source.origin["source"])
@@ -187,6 +203,51 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     with console.phase("write", 1, "models") as bar:
         save(model, args.output, max_shard_bytes=size, files=files)
         bar.advance(1)
+    note_unstated(args, base, console)
+    console.next_steps(
+        [
+            f"tpmm sample {args.output}",
+            f'AutoModelForCausalLM.from_pretrained("{args.output}")   in transformers',
+            f"{args.output}/README.md   the model card",
+        ]
+    )
+
+
+def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> None:
+    """Writes a step's adapter as a PEFT directory."""
+    if check_dtype(args.dtype) != "float32" or args.max_shard_size != "4GB":
+        raise BadInput(
+            "--dtype and --max-shard-size are for whole weights: with --peft the "
+            "adapter is one file in float32; leave them out"
+        )
+    facts = run_facts(source.origin["source"])
+    with console.phase("read", 1, "adapters") as bar:
+        stored = read_step(args.model, source, args.base_model)
+        bar.advance(1)
+    base = stored.base if is_hub_id(stored.base) else ""
+    if base and args.base_model:
+        console.warn(
+            f"{base} was not compared with the weights that the run began with; the "
+            "adapter gives the run's policy over those alone"
+        )
+    text = card(args, source, facts, stored.digest, None, base, stored.lora)
+    with console.phase("write", 1, "adapters") as bar:
+        save_adapter(stored, source, args.output, text)
+        bar.advance(1)
+    if not base:
+        console.note(f"adapter_config.json names the base by its path: {stored.base}")
+    note_unstated(args, base, console)
+    console.next_steps(
+        [
+            f"tpmm sample {args.output}",
+            f'AutoPeftModelForCausalLM.from_pretrained("{args.output}")   in peft',
+            f"{args.output}/README.md   the model card",
+        ]
+    )
+
+
+def note_unstated(args: argparse.Namespace, base: str, console: RunConsole) -> None:
+    """Says what the card leaves open."""
     unstated = [
         f"{what} ({option})"
         for what, option, value in (
@@ -197,13 +258,6 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     ]
     if unstated:
         console.note(f"the card states {' and '.join(unstated)}")
-    console.next_steps(
-        [
-            f"tpmm sample {args.output}",
-            f'AutoModelForCausalLM.from_pretrained("{args.output}")   in transformers',
-            f"{args.output}/README.md   the model card",
-        ]
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,14 +1,13 @@
 """From a name to a model in memory, and back to a Hugging Face directory."""
 
+import contextlib
 import functools
-import json
 import os
 import pathlib
-import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,13 +15,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
+from tpmm_jax.description import (
+    read_config,
+    read_json,
+    read_tokenizer,
+    write_description,
+)
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.hub import (
+    DESCRIPTION_FILES,
+    TRAJECTORY_STEP,
+    WEIGHT_FILES,
+    fetch,
+    is_hub_id,
+)
 from tpmm_jax.merging import FAINT, faint_text
-from tpmm_jax.models import Decoder, ModelConfig
-from tpmm_jax.store import Trajectory, check_space, check_writable
+from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
+from tpmm_jax.models.lora import dense
+from tpmm_jax.store import Base, Trajectory, check_space, check_writable
 from tpmm_jax.store.files import storage_errors
 from tpmm_jax.weights.gguf import GGUFFile
-from tpmm_jax.weights.hf_config import as_ids, parse_config, write_config
+from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import (
     SafetensorsDirectory,
     check_names,
@@ -30,12 +43,7 @@ from tpmm_jax.weights.huggingface import (
     write_params,
 )
 from tpmm_jax.weights.names import names
-
-# What a hub repository is asked for: nothing that could be code or a pickle.
-DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
-WEIGHT_FILES = ("*.safetensors",)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TRAJECTORY_STEP = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<step>\d+)")
+from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,28 @@ class Source:
     Attributes:
       read: returns the parameters in a dtype, on the decoder's mesh. Only this
         downloads a hub repository's weights.
+      adapter: of a PEFT directory or a step of a LoRA run: the parts of the policy.
     """
 
     config: ModelConfig
     tokenizer: Any
     origin: dict[str, Any]
     read: Callable[[Decoder, str], Params]
+    adapter: "AdapterSource | None" = None
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """Adapters and the model under them, not read yet.
+
+    Attributes:
+      base: the model under them.
+      read: returns the adapters, float32, on the decoder's mesh.
+    """
+
+    lora: LoraConfig
+    base: Source
+    read: Callable[[Decoder], Params]
 
 
 def load(
@@ -79,29 +103,46 @@ def load(
     revision: str | None = None,
     dtype: Any = None,
     mesh: Mesh | None = None,
+    base: str | os.PathLike | None = None,
 ) -> Model:
     """Loads a model.
 
     Args:
       source: a Hugging Face directory (safetensors, one file or a sharded index),
         a .gguf file, a hub id ("org/name"), a step of a run's trajectory
-        ("workdir/trajectory@3"), or a run's workdir: its newest policy.
+        ("workdir/trajectory@3"), a run's workdir: its newest policy, or a PEFT
+        directory or hub id: its LoRA is added to the weights.
       revision: a hub id's branch, tag or commit; refused for anything else.
       dtype: of parameters and computation, "float32" (default) or "bfloat16".
       mesh: where the parameters lie; None: the default device.
+      base: the model under a PEFT adapter, if not the one that it names.
 
     Raises:
       BadInput: nothing there, or something this library cannot run faithfully.
     """
     dtype = check_dtype(dtype or "float32")
-    found = resolve(source, revision)
+    found = resolve(source, revision, base)
     decoder = Decoder(found.config, compute_dtype=dtype, mesh=mesh)
     return Model(decoder, found.read(decoder, dtype), found.tokenizer, found.origin)
 
 
-def resolve(source: str | os.PathLike, revision: str | None = None) -> Source:
+def resolve(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    base: str | os.PathLike | None = None,
+) -> Source:
     """Finds a model, reads its config and tokenizer; see ``load``."""
-    name = os.fspath(source)
+    found = _resolve(os.fspath(source), revision, base)
+    if base is not None and (
+        found.adapter is None or TRAJECTORY_STEP.fullmatch(found.origin["source"])
+    ):
+        raise BadInput(
+            f"base={os.fspath(base)!r} is for a PEFT adapter; {source} is none"
+        )
+    return found
+
+
+def _resolve(name: str, revision: str | None, base: str | os.PathLike | None) -> Source:
     if revision is not None and not is_hub_id(name):
         raise BadInput(f"revision={revision!r} is for a hub id; {name} is a local path")
     if match := TRAJECTORY_STEP.fullmatch(name):
@@ -114,18 +155,25 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Source:
             config, file.tokenizer(), origin, functools.partial(read_params, file)
         )
     if is_hub_id(name):
-        return _resolve_hub(name, revision)
+        return _resolve_hub(name, revision, base)
     directory = pathlib.Path(name)
     if (workdir := run_workdir(directory)) is not None:
         return _resolve_step(workdir, None)
+    if is_adapter(directory):
+        return _resolve_adapter(directory, origin, base)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
     check_names(tensors, names(config), config)
     return Source(config, tokenizer, origin, functools.partial(read_params, tensors))
 
 
-def _resolve_hub(name: str, revision: str | None) -> Source:
+def _resolve_hub(
+    name: str, revision: str | None, base: str | os.PathLike | None
+) -> Source:
     directory, commit = fetch(name, revision, DESCRIPTION_FILES)
+    if is_adapter(directory):
+        directory, _ = fetch(name, commit, WEIGHT_FILES, ignore=("*/*",))
+        return _resolve_adapter(directory, {"source": name, "commit": commit}, base)
 
     def read(decoder: Decoder, dtype: str) -> Params:
         # The commit, not the revision, which may have moved on since.
@@ -134,6 +182,44 @@ def _resolve_hub(name: str, revision: str | None) -> Source:
 
     origin = {"source": name, "commit": commit}
     return Source(read_config(directory), read_tokenizer(directory), origin, read)
+
+
+def _resolve_adapter(
+    directory: pathlib.Path,
+    origin: dict[str, Any],
+    base: str | os.PathLike | None,
+) -> Source:
+    found = AdapterDirectory(directory, read_json(directory / "adapter_config.json"))
+    name, revision = found.base(None if base is None else os.fspath(base))
+    under = resolve(name, revision if is_hub_id(name) else None)
+    if under.adapter is not None:
+        raise BadInput(
+            f"{directory}: its base {name} is an adapter too; write the base as a "
+            "model of its own with tpmm export"
+        )
+    lora = found.lora(under.config)
+
+    def adapters(decoder: Decoder) -> Params:
+        return found.read(under.config, decoder.abstract_params("float32"))
+
+    return Source(
+        under.config,
+        read_tokenizer(directory) or under.tokenizer,
+        origin,
+        functools.partial(_read_merged, lora, under, adapters),
+        AdapterSource(lora, under, adapters),
+    )
+
+
+def _read_merged(
+    lora: LoraConfig,
+    under: Source,
+    adapters: Callable[[Decoder], Params],
+    decoder: Decoder,
+    dtype: str,
+) -> Params:
+    params = dense(under.read(decoder, "float32"), adapters(decoder), lora)
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def run_workdir(directory: pathlib.Path) -> pathlib.Path | None:
@@ -191,12 +277,35 @@ def _resolve_step(workdir: pathlib.Path, step: int | None) -> Source:
 
     def read(decoder: Decoder, dtype: str) -> Params:
         with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+            if trajectory.holds_adapters():
+                trajectory.base = adapters_base(workdir, decoder)
             params = trajectory.restore(wanted, decoder.abstract_params("float32"))
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     folder = workdir / "model"
     origin = {"source": f"{workdir}/trajectory@{wanted}"}
     return Source(read_config(folder), read_tokenizer(folder), origin, read)
+
+
+def adapters_base(workdir: pathlib.Path, decoder: Decoder) -> Base:
+    """Returns the weights under a run's adapters, not read yet.
+
+    They are where the run found them, or where WORKDIR/base links to.
+    """
+    link = workdir / "base"
+    if os.path.lexists(link):
+        name, commit = os.path.realpath(link), None
+    else:
+        with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+            record = trajectory.meta(0)["base"]
+        commit = record.get("commit")
+        name = record["source"] if commit else str(workdir / record["source"])
+    advice = f"put it back, or make {link} a link to where those weights are now"
+
+    def read() -> Params:
+        return resolve(name, commit).read(decoder, "float32")
+
+    return Base(read, name, advice)
 
 
 def check_dtype(dtype: Any) -> str:
@@ -208,101 +317,6 @@ def check_dtype(dtype: Any) -> str:
     if name not in ("float32", "bfloat16"):
         raise BadInput(f"dtype is {name}; wanted float32 or bfloat16")
     return name
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether ``name`` reads as org/name and nothing of that name lies on disk."""
-    looks = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-    return (
-        looks
-        and not name.endswith(".gguf")
-        and not TRAJECTORY_STEP.fullmatch(name)
-        and name.split("/")[0] not in (".", "..")
-        and not os.path.exists(name)
-    )
-
-
-def fetch(
-    name: str, revision: str | None, files: Sequence[str], ignore: Sequence[str] = ()
-) -> tuple[pathlib.Path, str]:
-    """Downloads files of a hub repository.
-
-    Args:
-      name: "org/name".
-      revision: a branch, tag or commit; None: the default branch.
-      files, ignore: patterns of the wanted files, and of those left out of them.
-
-    Returns:
-      The snapshot's folder and the resolved commit.
-
-    Raises:
-      BadInput: no such repository, or it cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        path = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(files),
-            ignore_patterns=list(ignore),
-        )
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BadInput(
-            f"{name}: neither a local directory nor a hub repository that can be "
-            f"fetched ({type(error).__name__}: {first}); check the name, the network "
-            "and, for a gated model, `hf auth login`"
-        ) from None
-    return pathlib.Path(path), pathlib.Path(path).name
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns a file's JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} holds a {type(content).__name__}, wanted an object")
-    return content
-
-
-def read_config(directory: pathlib.Path) -> ModelConfig:
-    """Returns the ModelConfig of a directory, its generation config's EOS ids too."""
-    if not directory.is_dir():
-        raise BadInput(f"{directory}: no such directory")
-    path = directory / "config.json"
-    if not path.exists():
-        raise BadInput(f"{directory} holds no config.json; is it a model's directory?")
-    config = parse_config(read_json(path), str(path))
-    generation = directory / "generation_config.json"
-    if generation.exists():
-        more = as_ids(read_json(generation).get("eos_token_id"), str(generation))
-        config = replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
-    return config
-
-
-def read_tokenizer(directory: pathlib.Path) -> Any:
-    """Returns the directory's tokenizer, or None where there is none."""
-    if not any((directory / name).exists() for name in TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:
-        raise BadInput(f"{directory}: its tokenizer cannot be read: {error}") from None
-
-
-def end_ids(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
-    """Returns every id that ends a completion: the config's and the tokenizer's."""
-    ids = set(config.eos_ids)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return tuple(sorted(ids))
 
 
 def check_output(directory: str | os.PathLike, need: int = 0) -> None:
@@ -346,8 +360,6 @@ def save(
       BadInput: the directory holds something already.
       StorageError: the disk refuses.
     """
-    directory = pathlib.Path(directory)
-    check_output(directory)
     params = model.params
     if dtype is not None:
         wanted = check_dtype(dtype)
@@ -360,16 +372,25 @@ def save(
         change = "its change to model 0"
         text = faint_text(ratio, dtype, "the merge", change, instead)
         warnings.warn(text, stacklevel=2)
+    with whole_directory(directory) as whole:
+        write_description(model.config, model.tokenizer, dtype, whole)
+        write_params(params, model.config, whole, max_shard_bytes=max_shard_bytes)
+        for name, text in (files or {}).items():
+            (whole / name).write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a new folder that takes the directory's name once it is written."""
+    directory = pathlib.Path(directory)
+    check_output(directory)
     with (
         storage_errors(directory),
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as tmp,
     ):
         whole = pathlib.Path(tmp) / "model"
         whole.mkdir()
-        write_description(model.config, model.tokenizer, dtype, whole)
-        write_params(params, model.config, whole, max_shard_bytes=max_shard_bytes)
-        for name, text in (files or {}).items():
-            (whole / name).write_text(text, encoding="utf-8")
+        yield whole
         for path in whole.iterdir():
             # safetensors leaves its files for the owner's eyes alone.
             path.chmod(0o666 & ~_umask())
@@ -382,20 +403,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def write_description(
-    config: ModelConfig, tokenizer: Any, dtype: str, directory: pathlib.Path
-) -> None:
-    """Writes what a model's directory holds beside the weights."""
-    hf = write_config(config, dtype)
-    (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
-    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    # Where the tokenizer ends what the config does not: generation ends there as well.
-    ends = list(end_ids(config, tokenizer))
-    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
-    ids = {key: value for key, value in ids.items() if value is not None}
-    text = json.dumps(ids, indent=2) + "\n"
-    (directory / "generation_config.json").write_text(text)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)

@@ -35,7 +35,7 @@ from tpmm_jax.losses import (
     referenced,
     with_state,
 )
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Adapted, Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,20 @@ class TrainState(NamedTuple):
     loss_state: Any = ()
 
 
-TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+class Frozen(NamedTuple):
+    """What a step of LoRA reads beside the adapters in its state; not donated.
+
+    Attributes:
+      base: the fixed weights.
+      dropout_key: of the iteration; each step folds its number in. None: no dropout.
+    """
+
+    base: Params
+    dropout_key: Any = None
+
+
+# (state, batch, learning rate, Frozen for LoRA) -> (state, metrics)
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
@@ -150,7 +163,7 @@ def abstract_state(
     decoder: Decoder, config: TrainConfig, loss: LossConfig | None = None
 ) -> TrainState:
     """Returns the shapes, dtypes and shardings of a state; moments lie as weights."""
-    params = decoder.abstract_params("float32")
+    params = decoder.abstract_trained()
     optimizer, mesh = make_optimizer(config), decoder.mesh
     replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
@@ -210,7 +223,7 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
     """
 
     def loss_fn(
-        params: Params, batch: Batch, total_weight: jax.Array
+        params: Params | Adapted, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         logp = log_probs(
             decoder,
@@ -225,6 +238,25 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
     return loss_fn
 
 
+def bind(
+    loss_fn: LossFn | CoupledLoss, frozen: Frozen | None, step: jax.Array
+) -> LossFn | CoupledLoss:
+    """Returns the loss as a function of what is trained alone."""
+    if frozen is None:
+        return loss_fn
+    key = frozen.dropout_key
+    key = None if key is None else jax.random.fold_in(key, step)
+
+    def of_adapters(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda adapters, *rest: function(
+            Adapted(frozen.base, adapters, key), *rest
+        )
+
+    if isinstance(loss_fn, CoupledLoss):
+        return loss_fn._replace(scores=of_adapters(loss_fn.scores))
+    return of_adapters(loss_fn)
+
+
 def make_train_step(
     loss_fn: LossFn | CoupledLoss,
     config: TrainConfig,
@@ -232,6 +264,8 @@ def make_train_step(
     loss: LossConfig | None = None,
 ) -> TrainStep:
     """Returns the jitted step (state, batch, learning rate); the state is donated.
+
+    With LoRA the state's params are the adapters, and a further argument is Frozen.
 
     Its metrics are of the state before the update: loss, grad_norm (L2, before
     clipping), and what the loss function reports. A step of which one of these is not
@@ -248,10 +282,13 @@ def make_train_step(
         out_shardings=None if where is None else (where, None),
     )
     def step(
-        state: TrainState, batch: Batch, learning_rate: jax.Array
+        state: TrainState,
+        batch: Batch,
+        learning_rate: jax.Array,
+        frozen: Frozen | None = None,
     ) -> tuple[TrainState, Metrics]:
         grads, loss, metrics, loss_state = state_gradients(
-            loss_fn, state, batch, config, decoder
+            loss_fn, state, batch, config, decoder, frozen
         )
         norm = optax.global_norm(grads)
         # A product fuses into the update; optax's quotient makes a second tree.
@@ -277,9 +314,11 @@ def state_gradients(
     batch: Batch,
     config: TrainConfig,
     decoder: Decoder,
+    frozen: Frozen | None = None,
 ) -> tuple[Params, jax.Array, Metrics, Any]:
     """Returns (gradients, loss, metrics, next loss state) of a batch."""
     params, accumulation = state.params, config.accumulation
+    loss_fn = bind(loss_fn, frozen, state.step)
     if isinstance(loss_fn, CoupledLoss):
         return coupled_gradients(
             loss_fn, params, batch, state.loss_state, accumulation, decoder.mesh
@@ -308,14 +347,16 @@ def preference_step(
 @functools.cache
 def gradient_norm_step(
     decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
-) -> Callable[[TrainState, Batch], jax.Array]:
+) -> Callable[..., jax.Array]:
     """Returns the norm of a batch's gradient, to look for what made it not finite."""
     loss_fn = pair_loss_fn(decoder, loss, chunk_bytes)
 
     @jax.jit
-    def norm(state: TrainState, batch: Batch) -> jax.Array:
+    def norm(
+        state: TrainState, batch: Batch, frozen: Frozen | None = None
+    ) -> jax.Array:
         return optax.global_norm(
-            state_gradients(loss_fn, state, batch, train, decoder)[0]
+            state_gradients(loss_fn, state, batch, train, decoder, frozen)[0]
         )
 
     return norm

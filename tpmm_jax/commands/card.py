@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import TRAJECTORY_STEP
+from tpmm_jax.hub import TRAJECTORY_STEP
 from tpmm_jax.report.metrics import iteration_rows
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
 
@@ -31,7 +31,7 @@ COLUMNS = (
 
 TEMPLATE = """\
 ---
-library_name: transformers
+library_name: {{ "peft" if lora else "transformers" }}
 pipeline_tag: text-generation
 tags:
 {%- for tag in tags %}
@@ -47,6 +47,18 @@ license: {{ license | tojson }}
 
 # {{ name }}
 
+{% if lora -%}
+A LoRA adapter of rank {{ lora.rank }} for a {{ family }} model of {{ parameters }}
+parameters. Written by tpmm_jax.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
+model = AutoPeftModelForCausalLM.from_pretrained("{{ name }}")
+```
+{% else -%}
 {{ parameters }} parameters, {{ family }}, weights in {{ dtype }}. Written by tpmm_jax.
 
 ```python
@@ -55,6 +67,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
 model = AutoModelForCausalLM.from_pretrained("{{ name }}")
 ```
+{% endif -%}
 {% if chat %}
 The tokenizer has a chat template.
 {% endif %}

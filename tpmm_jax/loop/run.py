@@ -16,13 +16,17 @@ from tpmm_jax.errors import Stopped
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.prompts import PromptSchedule
 from tpmm_jax.models import Decoder
+from tpmm_jax.models.lora import dense
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import MetricsLog
 from tpmm_jax.rewards import Raters
+from tpmm_jax.steps import Frozen
 from tpmm_jax.store import Trajectory, WorkStore
 
 # Folded into the random key, so that phases draw independently.
-ROLLOUT, EVALUATION = 0, 1
+ROLLOUT, EVALUATION, DROPOUT = 0, 1, 2
+# In the place of an iteration: the adapters that a run of LoRA begins with.
+ADAPTERS = 2**31 - 1
 
 
 # Kinds of metric and timing rows, in the order in which an iteration writes them.
@@ -135,6 +139,31 @@ class Run:
     def policy(self, step: int) -> Params:
         """Returns theta_step from the trajectory, float32, on the mesh."""
         return self.trajectory.restore(step, self.decoder.abstract_params("float32"))
+
+    def trained(self, step: int) -> Params:
+        """Returns what training theta_{step + 1} begins with: theta_step, or adapters.
+
+        LoRA: adapters that give theta_step, float32, on the mesh.
+        """
+        if self.decoder.lora is None:
+            return self.policy(step)
+        target = self.decoder.abstract_trained()
+        return self.trajectory.restore_adapters(step, target)
+
+    def frozen(self, iteration: int) -> Frozen | None:
+        """Returns what an iteration's steps of LoRA read; None without it."""
+        lora = self.decoder.lora
+        if lora is None:
+            return None
+        key = self.key(iteration, DROPOUT) if lora.dropout else None
+        return Frozen(self.trajectory.restore_base(), key)
+
+    def dense(self, trained: Params, frozen: Frozen | None) -> Params:
+        """Returns the policy that a training state's params stand for."""
+        lora = self.decoder.lora
+        if lora is None or frozen is None:
+            return trained
+        return dense(frozen.base, trained, lora)
 
     def rewind(self, kind: str, iteration: int, step: int = 0) -> None:
         """Drops metric rows from (kind, iteration, step) on: they come again."""

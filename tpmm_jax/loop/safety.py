@@ -15,7 +15,7 @@ from tpmm_jax.loop.answers import pair_log_probs
 from tpmm_jax.loop.run import Run
 from tpmm_jax.losses import PairLogProbs, pair_loss, with_state
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.steps import TrainState, gradient_norm_step
+from tpmm_jax.steps import Frozen, TrainState, gradient_norm_step
 from tpmm_jax.store.files import read_json, write_json
 
 # What a step that was not finite leaves in its iteration's folder.
@@ -65,18 +65,20 @@ def stop_training(
     table: Table,
     state: TrainState,
     failed: dict[str, Any],
+    frozen: Frozen | None = None,
 ) -> None:
     """Raises NotFinite for a step whose loss, gradient or metrics were not finite.
 
     Args:
       rows, table: the iteration's training pairs.
       state: as it was before that step.
+      frozen: of LoRA.
       failed: "step", "rows" (their places), and the step's metrics.
     """
     step, places = failed["step"], failed["rows"]
     metrics = {k: v for k, v in failed.items() if isinstance(v, float)}
     name = next(k for k in ("loss", *metrics) if not np.isfinite(metrics[k]))
-    found = offending_rows(run, state, table, places)
+    found = offending_rows(run, state, table, places, frozen)
     origins = {rows[place].origin: why for place, why in found.items()}
     record = {"step": step, "what": name, "pairs": origins}
     path = run.folder(iteration) / NOT_FINITE
@@ -119,7 +121,11 @@ def _last_good(run: Run, iteration: int) -> str:
 
 
 def offending_rows(
-    run: Run, state: TrainState, table: Table, places: np.ndarray
+    run: Run,
+    state: TrainState,
+    table: Table,
+    places: np.ndarray,
+    frozen: Frozen | None = None,
 ) -> dict[int, str]:
     """Returns {place: why} of the pairs that are not finite by themselves.
 
@@ -129,7 +135,9 @@ def offending_rows(
     some = {name: x[places] for name, x in table.items()}
     loss = run.config.loss
     title = "which pairs are not finite"
-    policy_BN = pair_log_probs(run.runner, state.params, some, title, loss.ld_alpha)
+    params = run.dense(state.params, frozen)
+    policy_BN = pair_log_probs(run.runner, params, some, title, loss.ld_alpha)
+    del params
     reference_BN = some.get("reference_BN")
     logps = PairLogProbs(
         policy_BN=jnp.asarray(policy_BN),
@@ -146,16 +154,20 @@ def offending_rows(
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
             return {int(place): why for place in places[bad]}
-    return _by_gradient(run, state, table, places)
+    return _by_gradient(run, state, table, places, frozen)
 
 
 def _by_gradient(
-    run: Run, state: TrainState, table: Table, places: np.ndarray
+    run: Run,
+    state: TrainState,
+    table: Table,
+    places: np.ndarray,
+    frozen: Frozen | None,
 ) -> dict[int, str]:
     config, found = run.config.train, {}
     norm_of = gradient_norm_step(run.decoder, run.config.loss, config, run.chunk_bytes)
     for place in places:
         batch = put_batch(take(table, np.array([place]), config.batch_size), run.mesh)
-        if not np.isfinite(norm_of(state, batch)):
+        if not np.isfinite(norm_of(state, batch, frozen)):
             found[int(place)] = "its gradient"
     return found

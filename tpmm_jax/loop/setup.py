@@ -8,25 +8,35 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.data.tokens import pad_id
+from tpmm_jax.description import write_description
 from tpmm_jax.errors import BadInput
 from tpmm_jax.fields import changes
-from tpmm_jax.loading import Source, write_description
+from tpmm_jax.loading import Source, adapters_base
 from tpmm_jax.loop.chunks import PairChunks, load_chunks
 from tpmm_jax.loop.header import show_header
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
-from tpmm_jax.loop.run import Run
+from tpmm_jax.loop.run import ADAPTERS, Run
 from tpmm_jax.loop.sessions import log_session
-from tpmm_jax.loop.theta_0 import check_tokenizer, find_model
+from tpmm_jax.loop.theta_0 import (
+    base_record,
+    check_adapter,
+    check_tokenizer,
+    find_model,
+)
 from tpmm_jax.loop.training import check_tau
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
+from tpmm_jax.models.lora import init_adapters
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import MetricsLog
 from tpmm_jax.rewards import Raters, load_raters
 from tpmm_jax.store import (
+    Base,
     RunLock,
     Trajectory,
     WorkStore,
@@ -51,7 +61,11 @@ def open_run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(RunLock(workdir))
         trajectory = stack.enter_context(
-            Trajectory(workdir / "trajectory", storage=config.store.storage)
+            Trajectory(
+                workdir / "trajectory",
+                storage="lora" if config.model.adapters else config.store.storage,
+                lora=config.model.adapters,
+            )
         )
         # Before theta_0 is committed nothing binds: a first start may be corrected.
         started = bool(trajectory.steps())
@@ -62,6 +76,7 @@ def open_run(
             config.scorer, config.evaluation.scorers, config.evaluation.judges
         )
         source = find_model(config, workdir, console, started)
+        check_adapter(config, source)
         eos_ids = check_tokenizer(source, config.model.source, chat=config.data.chat)
         schedule, chunks = load_data(
             config, source.tokenizer, eos_ids, workdir, console
@@ -72,8 +87,15 @@ def open_run(
         check_steps(config, schedule, chunks)
         lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
         decoder = Decoder(
-            source.config, config.model.compute_dtype, config.model.remat, mesh
+            source.config,
+            config.model.compute_dtype,
+            config.model.remat,
+            mesh,
+            config.model.adapters,
         )
+        if started and decoder.lora is not None:
+            trajectory.base = adapters_base(workdir, decoder)
+            trajectory.restore_base()
         need = space_needed(config, decoder)
         if not started:
             check_space(workdir, need)
@@ -81,7 +103,7 @@ def open_run(
         write_json(workdir / "config.json", to_dict(config))
         if not started:
             write_json(workdir / "data.json", data_digests(schedule, chunks))
-            store_first(source, decoder, trajectory, workdir, console)
+            store_first(source, decoder, trajectory, config.seed, workdir, console)
         log_session(workdir, config, trajectory.steps(), resumed=started)
         yield Run(
             config=config,
@@ -214,7 +236,7 @@ def run_lengths(
 
 def space_needed(config: Config, decoder: Decoder) -> int:
     """Returns bytes: trajectory, work checkpoints, deltas while weights are learned."""
-    structure = decoder.abstract_params("float32")
+    structure = decoder.abstract_trained()
     need = disk_need(
         structure, iterations=config.iterations, storage=config.store.storage
     )
@@ -227,17 +249,34 @@ def store_first(
     source: Source,
     decoder: Decoder,
     trajectory: Trajectory,
+    seed: int,
     workdir: pathlib.Path,
     console: RunConsole,
 ) -> None:
-    """Reads theta_0's weights and appends them as step 0."""
+    """Reads theta_0's weights and appends them, or LoRA's zero product, as step 0."""
     described = workdir / "model"
     shutil.rmtree(described, ignore_errors=True)
     described.mkdir()
     write_description(source.config, source.tokenizer, "float32", described)
     with console.phase("load theta_0", 1, "models") as bar:
-        params = source.read(decoder, "float32")
-        trajectory.append(0, params, {"iteration": 0, **source.origin})
+        meta = {"iteration": 0, **source.origin}
+        if decoder.lora is None:
+            trajectory.append(0, source.read(decoder, "float32"), meta)
+        else:
+            adapted = source.adapter
+            under = source if adapted is None else adapted.base
+            meta["base"] = base_record(workdir, under.origin)
+            trajectory.base = Base(
+                lambda: under.read(decoder, "float32"), under.origin["source"], ""
+            )
+            if adapted is not None:
+                params = adapted.read(decoder)
+            else:
+                key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
+                structure = decoder.abstract_params()
+                params = init_adapters(structure, decoder.lora, key)
+            trajectory.append(0, params, meta)
+            trajectory.base = adapters_base(workdir, decoder)
         bar.advance(1)
 
 

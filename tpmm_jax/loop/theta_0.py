@@ -3,14 +3,17 @@
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.tokens import require_eos
+from tpmm_jax.description import end_ids, read_config, read_tokenizer
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Source, end_ids, read_config, read_tokenizer, resolve
+from tpmm_jax.loading import Source, resolve
 from tpmm_jax.loop.prompts import made_from
 from tpmm_jax.models import Decoder
+from tpmm_jax.models.lora import targets
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import import_object
 
@@ -52,6 +55,41 @@ def build_model(name: str, directory: pathlib.Path, console: RunConsole) -> None
         target.mkdir()
         build(target, console)
         target.rename(directory)
+
+
+def base_record(workdir: pathlib.Path, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns where the base of a run's adapters is read from again, as JSON."""
+    if "commit" in origin:
+        return {"source": origin["source"], "commit": origin["commit"]}
+    path = pathlib.Path(origin["source"]).absolute()
+    inside = path.is_relative_to(workdir.absolute())
+    return {"source": str(path.relative_to(workdir.absolute()) if inside else path)}
+
+
+def check_adapter(config: Config, source: Source) -> None:
+    """Refuses to go on training a PEFT adapter under another configuration.
+
+    Raises:
+      BadInput: names each field that differs.
+    """
+    lora = config.model.adapters
+    if lora is None or source.adapter is None:
+        return
+    found = source.adapter.lora
+    have = [found.rank, found.alpha, found.rslora, list(targets(found))]
+    want = [lora.rank, lora.alpha, lora.rslora, list(targets(lora))]
+    differing = [
+        f"model.lora.{name} is {b}, the adapter has {a}"
+        for name, a, b in zip(("rank", "alpha", "rslora", "targets"), have, want)
+        if a != b
+    ]
+    if differing:
+        raise BadInput(
+            f"{config.model.source} is an adapter to go on training, but "
+            + "; ".join(differing)
+            + ". Set the same, or begin anew over the merged model: write it with "
+            "tpmm export and name that as model.source"
+        )
 
 
 def check_tokenizer(source: Source, name: str, *, chat: bool) -> tuple[int, ...]:

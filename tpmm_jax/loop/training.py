@@ -98,6 +98,7 @@ def train(
     rate, tau = schedule(config, plan.steps), run.config.reference.trust_region_tau
     alpha = run.config.reference.trust_region_alpha
     state, reference = _start(run, iteration)
+    frozen = run.frozen(iteration)
     step = int(state.step)
     if reference is not None and step >= tau:
         _refresh(run, reference, table, pairs, plan, step // tau * tau)
@@ -105,7 +106,7 @@ def train(
 
     def stop(failed: dict[str, Any]) -> None:
         # The failed step changed nothing, nor did the one that is under way since.
-        stop_training(run, iteration, pairs.train, table, state, failed)
+        stop_training(run, iteration, pairs.train, table, state, failed, frozen)
 
     with run.console.phase(f"iteration {iteration}: DPO", plan.steps, "steps") as bar:
         bar.advance(step)
@@ -114,7 +115,7 @@ def train(
         while step < plan.steps:
             places = plan.places(step)
             batch = put_batch(take(table, places, config.batch_size), run.mesh)
-            state, metrics = step_fn(state, batch, rate(step))
+            state, metrics = step_fn(state, batch, rate(step), frozen)
             # The last step's metrics: this step is already under way.
             _log_step(run, iteration, pending, bar, stop)
             pending = {
@@ -126,7 +127,9 @@ def train(
             step += 1
             counted += int(table["mask_BNT"][places].sum())
             if reference is not None and step % tau == 0:
-                reference = _move(reference, state.params, jnp.float32(alpha))
+                policy = run.dense(state.params, frozen)
+                reference = _move(reference, policy, jnp.float32(alpha))
+                del policy
                 pending["reference/digest"] = tree_digest(reference)
                 if step < plan.steps:
                     _refresh(run, reference, table, pairs, plan, step)
@@ -166,7 +169,7 @@ def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
         del saved
         run.work.clear()
     loss_state = init_loss_state(run.config.loss, [run.config.seed, iteration, 3])
-    params = run.policy(iteration - 1)
+    params = run.trained(iteration - 1)
     state = init_state(run.decoder, config, params, loss_state)
     return state, run.policy(iteration - 1) if moving else None
 
@@ -241,7 +244,12 @@ def _log_speed(run: Run, iteration: int, tokens: int, seconds: float) -> None:
     kind = devices.flat[0].device_kind
     peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
     if peak is not None:
-        # 6 FLOP a parameter and token, forward and backward; remat is not counted.
-        flops = 6 * run.decoder.config.num_params * tokens
+        # FLOP a parameter and token: 2 forward, 2 for the gradient of what enters, 2
+        # for that of the weight, which LoRA leaves out; remat is not counted.
+        flops = (
+            (6 if run.decoder.lora is None else 4)
+            * run.decoder.config.num_params
+            * tokens
+        )
         values["mfu"] = flops / seconds / (peak * devices.size)
     run.log.log_timing("train", iteration=iteration, step=None, values=values)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
-from tpmm_jax.models import Decoder, soft_cap
+from tpmm_jax.models import Adapted, Decoder, soft_cap
 from tpmm_jax.models.layers import matmul_precision
 
 # Size of one block of float32 logits on a device. Larger blocks are faster on
@@ -28,7 +28,7 @@ MIN_BLOCK = 128
 
 def log_probs(
     decoder: Decoder,
-    params: Params,
+    params: Params | Adapted,
     tokens_BT: Int[Array, "B T"],
     mask_BT: Int[Array, "B T"],
     *,
@@ -49,7 +49,7 @@ def log_probs(
 
 def _log_probs(
     decoder: Decoder,
-    params: Params,
+    params: Params | Adapted,
     tokens_BT: jax.Array,
     mask_BT: jax.Array,
     chunk_bytes: int,
@@ -74,7 +74,7 @@ def _log_probs(
 
 def sequence_log_probs(
     decoder: Decoder,
-    params: Params,
+    params: Params | Adapted,
     tokens_BT: Int[Array, "B T"],
     mask_BT: Int[Array, "B T"],
     completion_mask_BT: Int[Array, "B T"],
@@ -92,7 +92,7 @@ def sequence_log_probs(
 
 def pair_token_log_probs(
     decoder: Decoder,
-    params: Params,
+    params: Params | Adapted,
     batch: dict[str, jax.Array],
     *,
     chunk_bytes: int,

@@ -18,7 +18,7 @@ from tpmm_jax.losses.inputs import (
 )
 from tpmm_jax.losses.logprobs import pair_token_log_probs
 from tpmm_jax.losses.registry import pair_loss, pair_metrics
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Adapted, Decoder
 
 # beta-DPO's statistics, or nothing.
 LossState = Moving | tuple[()]
@@ -34,7 +34,7 @@ class PairScores(NamedTuple):
 
 def pair_log_probs(
     decoder: Decoder,
-    params: Params,
+    params: Params | Adapted,
     batch: Batch,
     *,
     chunk_bytes: int,
@@ -52,7 +52,7 @@ def pair_log_probs(
 
 def pair_scores(
     decoder: Decoder,
-    params: Params,
+    params: Params | Adapted,
     batch: Batch,
     config: LossConfig,
     *,
@@ -106,7 +106,7 @@ def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> L
     assert not config.coupled
 
     def loss_fn(
-        params: Params, batch: Batch, total_weight: jax.Array
+        params: Params | Adapted, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         scores = pair_scores(decoder, params, batch, config, chunk_bytes=chunk_bytes)
         logps = loss_inputs(scores, batch, config)
@@ -118,7 +118,7 @@ def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> L
 def coupled_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> CoupledLoss:
     """Returns the loss of a whole batch's scores; for every loss."""
 
-    def scores(params: Params, batch: Batch) -> PairScores:
+    def scores(params: Params | Adapted, batch: Batch) -> PairScores:
         return pair_scores(decoder, params, batch, config, chunk_bytes=chunk_bytes)
 
     def loss(

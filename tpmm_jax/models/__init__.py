@@ -19,9 +19,18 @@ from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
 from tpmm_jax.models.config import ModelConfig, RopeConfig
 from tpmm_jax.models.layers import Cache, matmul_precision, soft_cap
+from tpmm_jax.models.lora import Adapted, LoraConfig, abstract_adapters, variables
 from tpmm_jax.models.transformer import Transformer
 
-__all__ = ["DecodeState", "Decoder", "ModelConfig", "RopeConfig", "soft_cap"]
+__all__ = [
+    "Adapted",
+    "DecodeState",
+    "Decoder",
+    "LoraConfig",
+    "ModelConfig",
+    "RopeConfig",
+    "soft_cap",
+]
 
 
 class DecodeState(NamedTuple):
@@ -50,12 +59,14 @@ class Decoder:
         softmax, norms, rotary angles and log-probabilities are float32 always.
       remat: recompute each layer in the backward pass.
       mesh: where it runs; None for the default device.
+      lora: how a policy is adapted in training; None: all weights are trained.
     """
 
     config: ModelConfig
     compute_dtype: str = "float32"
     remat: bool = True
     mesh: Mesh | None = None
+    lora: LoraConfig | None = None
 
     def module(self) -> Transformer:
         dtype = jnp.dtype(self.compute_dtype)
@@ -80,8 +91,16 @@ class Decoder:
         # A copy: the dicts are the caller's.
         return jax.tree.map(lambda x: x, _abstract_params(self, dtype))
 
+    def abstract_trained(self) -> Params:
+        """Returns the shapes and shardings of what is trained, float32."""
+        params = self.abstract_params("float32")
+        return params if self.lora is None else abstract_adapters(params, self.lora)
+
     def hidden(
-        self, params: Params, tokens_BT: Int[Array, "B T"], mask_BT: Int[Array, "B T"]
+        self,
+        params: Params | Adapted,
+        tokens_BT: Int[Array, "B T"],
+        mask_BT: Int[Array, "B T"],
     ) -> Float[Array, "B T D"]:
         """Returns the final hidden states, after the last norm, in compute_dtype.
 
@@ -92,7 +111,10 @@ class Decoder:
         return self.hidden_and_head(params, tokens_BT, mask_BT)[0]
 
     def hidden_and_head(
-        self, params: Params, tokens_BT: Int[Array, "B T"], mask_BT: Int[Array, "B T"]
+        self,
+        params: Params | Adapted,
+        tokens_BT: Int[Array, "B T"],
+        mask_BT: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
         """Returns the hidden states and the output embedding, for a loss of both.
 
@@ -100,8 +122,15 @@ class Decoder:
         their gradient.
         """
         allowed_BTS = causal(tokens_BT.shape[1]) & (mask_BT > 0)[:, None, :]
+        collections: dict[str, Params]
+        if isinstance(params, Adapted):
+            assert self.lora is not None
+            low_rank = variables(params, self.lora, tokens_BT, mask_BT)
+            collections = {"params": params.base, "lora": low_rank}
+        else:
+            collections = {"params": params}
         hidden_BTD, head_VD, _ = self.module().apply(
-            {"params": params}, tokens_BT, positions(mask_BT), allowed_BTS
+            collections, tokens_BT, positions(mask_BT), allowed_BTS
         )
         return hidden_BTD, head_VD
 

@@ -1,6 +1,7 @@
 """Pieces of a transformer layer: norms, rotary embedding, attention, gated MLP."""
 
 import math
+import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
 from tpmm_jax.models.config import ModelConfig, RopeConfig
+from tpmm_jax.models.lora import drop
 
 # Keys and values of all layers: [L, B, S, G, E] each.
 Cache = tuple[jax.Array, jax.Array]
@@ -128,6 +130,28 @@ def zeros(axes: tuple[Any, ...]) -> Any:
     return nn.with_partitioning(nn.initializers.zeros, axes)
 
 
+def project(
+    layer: nn.Module,
+    name: str,
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    dtype: Any,
+) -> jax.Array:
+    """x w + bias, and what the layer's adapter of that name adds: (drop(x) A) B."""
+    out = einsum(equation, x, w, dtype=dtype, bias=bias)
+    if not layer.has_variable("lora", name):
+        return out
+    adapter: Any = layer.get_variable("lora", name)
+    if "key" in adapter:
+        x = drop(x, adapter["key"], adapter["keep"])
+    x_axes, _, out_axes = re.split(",|->", equation)
+    inputs, outputs = x_axes[2:], out_axes[2:]
+    low = einsum(f"{x_axes},{inputs}Z->BTZ", x, adapter["a"], dtype=dtype)
+    return out + einsum(f"BTZ,Z{outputs}->{out_axes}", low, adapter["b"], dtype=dtype)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and an optional cache."""
 
@@ -171,7 +195,9 @@ class Attention(nn.Module):
                 for x in cache
             )
         out_BTHE = attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS, c, dtype)
-        return einsum("BTHE,HED->BTD", out_BTHE, w_o, dtype=dtype, bias=b_o), cache
+        return project(
+            self, "output", "BTHE,HED->BTD", out_BTHE, w_o, dtype=dtype, bias=b_o
+        ), cache
 
     def _project(self, name: str, x_BTD: jax.Array, heads: int) -> jax.Array:
         """Returns the queries, keys or values [B, T, heads, E], not rotated yet."""
@@ -180,7 +206,7 @@ class Attention(nn.Module):
         b: Any = None
         if self.config.qkv_bias:
             b = self.param(f"{name}_bias", zeros((TENSOR, None)), (heads, E))
-        return einsum("BTD,DHE->BTHE", x_BTD, w, dtype=self.dtype, bias=b)
+        return project(self, name, "BTD,DHE->BTHE", x_BTD, w, b, self.dtype)
 
 
 def write_cache(
@@ -256,8 +282,12 @@ class GatedMLP(nn.Module):
             b_gate = self.param("gate_bias", zeros((TENSOR,)), (F,))
             b_up = self.param("up_bias", zeros((TENSOR,)), (F,))
             b_down = self.param("down_bias", zeros((None,)), (D,))
-        gate = einsum("BTD,DF->BTF", x_BTD, w_gate, dtype=self.dtype, bias=b_gate)
-        up = einsum("BTD,DF->BTF", x_BTD, w_up, dtype=self.dtype, bias=b_up)
+        gate = project(
+            self, "gate", "BTD,DF->BTF", x_BTD, w_gate, dtype=self.dtype, bias=b_gate
+        )
+        up = project(
+            self, "up", "BTD,DF->BTF", x_BTD, w_up, dtype=self.dtype, bias=b_up
+        )
         hidden = constrain(
             ACTIVATIONS[self.config.activation](gate) * up,
             self.mesh,
@@ -265,7 +295,9 @@ class GatedMLP(nn.Module):
             None,
             TENSOR,
         )
-        return einsum("BTF,FD->BTD", hidden, w_down, dtype=self.dtype, bias=b_down)
+        return project(
+            self, "down", "BTF,FD->BTD", hidden, w_down, dtype=self.dtype, bias=b_down
+        )
 
 
 ACTIVATIONS = {

@@ -128,7 +128,7 @@ class Transformer(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, *[nn.broadcast] * 4),
             length=c.num_layers,

@@ -1,5 +1,6 @@
 """What a run keeps on disk: the trajectory, the work checkpoints, small files."""
 
+from tpmm_jax.store.adapters import Base
 from tpmm_jax.store.files import (
     RunLock,
     append_line,
@@ -16,6 +17,7 @@ from tpmm_jax.store.trajectory import Trajectory
 from tpmm_jax.store.work import WorkStore
 
 __all__ = [
+    "Base",
     "RunLock",
     "Trajectory",
     "WorkStore",

@@ -28,9 +28,9 @@ class Entry:
 
     Attributes:
       step: its number.
-      digest: of the tree that a restore gives.
+      digest: of the tree that a restore gives, or of adapters and base.
       meta: SHA-256 of the canonical JSON of the step's meta.
-      storage: "float32" or "bfloat16_delta".
+      storage: "float32", "bfloat16_delta" or "lora".
       files: "relative/path" -> bytes.
       time: when it was committed, UTC.
     """

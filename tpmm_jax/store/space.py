@@ -11,7 +11,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, StorageError
 from tpmm_jax.store.files import PathLike, storage_errors
 
-STORAGES = ("float32", "bfloat16_delta")
+STORAGES = ("float32", "bfloat16_delta", "lora")
 # Compression is not counted on; what is counted on may grow by file overheads.
 _HEADROOM = 1.2
 # Parameters and AdamW's two moments.
@@ -36,7 +36,7 @@ def disk_need(
     Args:
       params_abstract: nested dict of arrays or jax.ShapeDtypeStruct.
       iterations: policies that follow theta_0; the trajectory holds one more.
-      storage: "float32" or "bfloat16_delta".
+      storage: "float32", "bfloat16_delta", or "lora" (params_abstract: the adapters).
       work_copies: training states on the disk at once: two kept and one being
         written. Each counts as three trees (parameters and two Adam moments).
 

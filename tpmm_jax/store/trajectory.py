@@ -21,7 +21,9 @@ import orbax.checkpoint as ocp
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
-from tpmm_jax.store import deltas, manager, trees
+from tpmm_jax.models import LoraConfig
+from tpmm_jax.store import adapters, deltas, integrity, manager, trees
+from tpmm_jax.store.adapters import Base
 from tpmm_jax.store.files import (
     PathLike,
     append_line,
@@ -30,7 +32,7 @@ from tpmm_jax.store.files import (
     sha256,
     storage_errors,
 )
-from tpmm_jax.store.fingerprint import digest, fingerprint, layout
+from tpmm_jax.store.fingerprint import fingerprint, layout
 from tpmm_jax.store.listing import (
     DISCARDED,
     ITEMS,
@@ -58,7 +60,10 @@ class Trajectory:
       storage: how later steps are stored: "float32", or "bfloat16_delta", the
         difference to step 0 rounded to bfloat16 (half the bytes; relative error of
         the difference at most 2^-8). Step 0 is always float32, and leaves that are
-        not float32 are stored as they are. Steps already there keep theirs.
+        not float32 are stored as they are. Steps already there keep theirs. "lora":
+        `append` takes adapters, stores them alone, and step 0 pins the base.
+      lora: what the adapters are, for "lora".
+      base: the weights under them; needed to append step 0 and to restore policies.
       read_only: for evaluation; `append` and `set_aside` refuse.
 
     Raises:
@@ -69,12 +74,15 @@ class Trajectory:
         self,
         directory: PathLike,
         *,
-        storage: Literal["float32", "bfloat16_delta"] = "float32",
+        storage: Literal["float32", "bfloat16_delta", "lora"] = "float32",
+        lora: LoraConfig | None = None,
+        base: Base | None = None,
         read_only: bool = False,
     ):
         check_storage(storage)
         self.directory = pathlib.Path(directory).absolute()
         self.storage = storage
+        self.lora, self.base = lora, base
         self.read_only = read_only
         if not read_only:
             with storage_errors(self.directory):
@@ -106,6 +114,10 @@ class Trajectory:
         """(name, reason) of everything in the folder that is no committed step."""
         return ignored(self.directory, self._entries())
 
+    def holds_adapters(self) -> bool:
+        """True if the steps are adapters over a base that is kept elsewhere."""
+        return any(entry.storage == "lora" for entry in self._entries())
+
     def digest(self, step: int) -> str:
         """The digest of the tree that `restore` gives for a step."""
         return self._entry(step).digest
@@ -127,8 +139,9 @@ class Trajectory:
         return found
 
     def abstract(self, step: int) -> Params:
-        """Shapes and dtypes of a step as nested ShapeDtypeStructs, no shardings."""
-        saved = self._integrity(self._entry(step))["layout"]
+        """Shapes and dtypes of a policy as nested ShapeDtypeStructs, no shardings."""
+        pinned = self._integrity(self._entry(step))
+        saved = pinned.get("base", pinned)["layout"]
         return trees.nest(
             {n: jax.ShapeDtypeStruct(s, jnp.dtype(d)) for n, (d, s) in saved.items()}
         )
@@ -140,7 +153,8 @@ class Trajectory:
 
         Args:
           step: the number of committed steps.
-          params: nested dict of arrays, sharded in any way.
+          params: nested dict of arrays, sharded in any way; of storage "lora", the
+            adapters.
           meta: whatever JSON can say.
 
         Returns:
@@ -153,22 +167,38 @@ class Trajectory:
         """
         self._check_step(step)
         meta = json.loads(canonical_json(meta))
-        flat = trees.flatten_params(params)
-        saved_layout = layout(flat)
-        if step > 0:
-            first = self._integrity(self._entry(0))["layout"]
-            trees.check_same(saved_layout, first, came="params", against="step 0")
-        storage = self.storage if step > 0 else "float32"
-        if storage == "float32":
-            stored, sums = flat, fingerprint(flat)
+        stored = trees.flatten_params(params)
+        first = self._integrity(self._entry(0)) if step > 0 else None
+        if first is not None:
+            if ("base" in first) != (self.storage == "lora"):
+                raise BadInput(
+                    f"{self.directory} was begun with storage "
+                    f"{first['storage']}, this is {self.storage}; use the same"
+                )
+            came = layout(stored)
+            trees.check_same(came, first["layout"], came="params", against="step 0")
+        if self.storage == "lora":
+            pinned = adapters.pin(self._base().read()) if first is None else None
+            saved = adapters.integrity(stored, self.lora, pinned, first, self.directory)
+        elif self.storage == "float32" or step == 0:
+            saved = integrity.of_policy(layout(stored), fingerprint(stored), "float32")
         else:
-            stored, sums = self._differences(flat)
-        integrity = {"fingerprints": sums, "layout": saved_layout, "storage": storage}
+            saved_layout = layout(stored)
+            stored, sums = self._differences(stored)
+            saved = integrity.of_policy(saved_layout, sums, self.storage)
         self._discard(step)
-        self._save(step, trees.nest(stored), meta, integrity)
-        total = digest(sums, saved_layout)
-        self._commit(step, digest=total, meta=sha256(meta), storage=storage)
+        self._save(step, trees.nest(stored), meta, saved)
+        total = integrity.step_digest(saved)
+        self._commit(step, digest=total, meta=sha256(meta), storage=saved["storage"])
         return total
+
+    def _base(self) -> Base:
+        if self.base is None:
+            raise BadInput(
+                f"{self.directory} holds adapters, and their base was not given "
+                "(base=...)"
+            )
+        return self.base
 
     def _check_step(self, step: int) -> None:
         if self.read_only:
@@ -291,8 +321,47 @@ class Trajectory:
         wanted = trees.flatten_params(target)
         return trees.like(target, self._restore_flat(entry, wanted))
 
+    def restore_base(self) -> Params:
+        """Reads the weights under the adapters and compares them with step 0's pin.
+
+        Raises:
+          BadInput: there is none, or they are not those the run began with.
+        """
+        return self._base().checked(self._integrity(self._entry(0))["base"])
+
+    def lora_of(self, step: int) -> LoraConfig:
+        """Rank, scale and targets of a step's adapters, without dropout."""
+        return LoraConfig(**self._integrity(self._entry(step))["lora"])
+
+    def restore_adapters(self, step: int, target: Params) -> Params:
+        """Reads a step's adapters, to go on training them; as `restore` otherwise."""
+        entry = self._entry(step)
+        if entry.storage != "lora":
+            raise BadInput(
+                f"step {step} of {self.directory} is a whole policy ({entry.storage}), "
+                "no adapters"
+            )
+        wanted = trees.flatten_params(target)
+        return trees.like(target, self._adapters_flat(entry, wanted))
+
+    def _adapters_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
+        saved = self._integrity(entry)
+        trees.check_same(
+            layout(wanted), saved["layout"], came="target", against=f"step {entry.step}"
+        )
+        flat = self._read_flat(entry.step, wanted, rounded=False)
+        integrity.check_leaves(self.directory, entry, flat, saved)
+        return flat
+
     def _restore_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
         saved = self._integrity(entry)
+        if entry.storage == "lora":
+            pinned, against = saved["base"], f"step {entry.step}"
+            came = layout(wanted)
+            trees.check_same(came, pinned["layout"], came="target", against=against)
+            flat = self._adapters_flat(entry, adapters.wanted_adapters(saved, wanted))
+            policy = adapters.join(self._base().checked(pinned), flat, saved)
+            return adapters.place(policy, wanted)
         trees.check_same(
             layout(wanted), saved["layout"], came="target", against=f"step {entry.step}"
         )
@@ -303,14 +372,7 @@ class Trajectory:
             differences = self._read_flat(entry.step, wanted, rounded=True)
             for name in flat:
                 flat[name] = deltas.join(flat[name], differences.pop(name))
-        found = fingerprint(flat)
-        for name, sums in saved["fingerprints"].items():
-            if found[name] != sums:
-                raise CorruptCheckpoint(
-                    f"step {entry.step}, leaf {name}: {self.directory} holds other "
-                    f"bits than were saved (fingerprint {found[name]}, saved {sums}); "
-                    f"{what_to_do(entry.step)}"
-                )
+        integrity.check_leaves(self.directory, entry, flat, saved)
         return flat
 
     def _read_flat(
@@ -328,7 +390,7 @@ class Trajectory:
     def _integrity(self, entry: Entry) -> dict[str, Any]:
         saved = self._read(entry.step, integrity=ocp.args.JsonRestore())["integrity"]
         with contextlib.suppress(KeyError, TypeError, ValueError, BadInput):
-            if digest(saved["fingerprints"], saved["layout"]) == entry.digest:
+            if integrity.step_digest(saved) == entry.digest:
                 return saved
         raise CorruptCheckpoint(
             f"step {entry.step}, integrity: {self.directory / str(entry.step)} does "

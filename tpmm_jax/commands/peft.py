@@ -1,0 +1,115 @@
+"""Writing a LoRA run's adapters as a PEFT directory: tpmm export --peft."""
+
+import os
+import pathlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput
+from tpmm_jax.hub import TRAJECTORY_STEP, is_hub_id
+from tpmm_jax.loading import Source, adapters_base, resolve, whole_directory
+from tpmm_jax.models import Decoder, LoraConfig
+from tpmm_jax.models.lora import abstract_adapters
+from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.weights.peft import adapter_config, write_adapters
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """A step of a LoRA run.
+
+    Attributes:
+      base, revision: the model under it, as PEFT is to find it.
+      digest: of the step: adapters, base and scale.
+    """
+
+    lora: LoraConfig
+    adapters: Params
+    base: str
+    revision: str | None
+    digest: str
+
+
+def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
+    """Returns a step's adapters, once its base is known to be the right one.
+
+    Args:
+      model: what the user named, for messages.
+      base: a hub id or directory that goes before what the run remembers.
+
+    Raises:
+      BadInput: no step of a LoRA run, or a base that PEFT cannot find or that has
+        other weights.
+    """
+    match = TRAJECTORY_STEP.fullmatch(source.origin["source"])
+    workdir = pathlib.Path(match["workdir"] or ".") if match else pathlib.Path()
+    if match is None or not _holds_adapters(workdir):
+        raise BadInput(
+            f"--peft: {model} is no step of a run with model.lora.rank, so there is "
+            "no adapter; export without --peft"
+        )
+    step, decoder = int(match["step"]), Decoder(source.config)
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        name, revision = _base_for_peft(workdir, trajectory.meta(0)["base"], base)
+        trajectory.base = (
+            adapters_base(workdir, decoder) if base is None else _given(name, decoder)
+        )
+        if trajectory.base is not None:
+            trajectory.restore_base()
+        lora = trajectory.lora_of(step)
+        target = abstract_adapters(decoder.abstract_params(), lora)
+        adapters = trajectory.restore_adapters(step, target)
+        return StoredAdapter(lora, adapters, name, revision, trajectory.digest(step))
+
+
+def _holds_adapters(workdir: pathlib.Path) -> bool:
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        return trajectory.holds_adapters()
+
+
+def _base_for_peft(
+    workdir: pathlib.Path, record: dict[str, Any], given: str | None
+) -> tuple[str, str | None]:
+    """Returns the name and the revision of the base, as PEFT is to find it."""
+    if given is not None:
+        if pathlib.Path(given).is_dir():
+            return os.path.abspath(given), None
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+            raise BadInput(
+                f"--base-model is {given!r}; wanted a model's directory, or a hub id "
+                "such as org/name"
+            )
+        return given, None
+    if record.get("commit"):
+        return record["source"], record["commit"]
+    link = workdir / "base"
+    path = link.resolve() if os.path.lexists(link) else workdir / record["source"]
+    if not (path / "config.json").is_file() or not (path.is_dir()):
+        raise BadInput(
+            f"--peft: the run's base is {path}, which PEFT cannot load as a model; "
+            f"write it as one with tpmm export {path} --output BASE, and add "
+            "--base-model BASE"
+        )
+    return str(path.resolve()), None
+
+
+def _given(name: str, decoder: Decoder) -> Base | None:
+    """The base that the user named; None for a hub id, which is not downloaded."""
+    if is_hub_id(name):
+        return None
+    advice = "name the directory of the run's own base as --base-model"
+    return Base(lambda: resolve(name).read(decoder, "float32"), name, advice)
+
+
+def save_adapter(
+    stored: StoredAdapter, source: Source, directory: str, card: str
+) -> None:
+    """Writes the directory, whole or not at all."""
+    with whole_directory(directory) as whole:
+        content = adapter_config(stored.lora, stored.base, stored.revision)
+        write_adapters(stored.adapters, source.config, content, whole)
+        (whole / "README.md").write_text(card, encoding="utf-8")
+        if source.tokenizer is not None:
+            source.tokenizer.save_pretrained(whole)

@@ -1,0 +1,77 @@
+"""What a model's directory holds beside the weights: config, end ids, tokenizer."""
+
+import json
+import pathlib
+from dataclasses import replace
+from typing import Any
+
+from tpmm_jax.errors import BadInput
+from tpmm_jax.models import ModelConfig
+from tpmm_jax.weights.hf_config import as_ids, parse_config, write_config
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns a file's JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds a {type(content).__name__}, wanted an object")
+    return content
+
+
+def read_config(directory: pathlib.Path) -> ModelConfig:
+    """Returns the ModelConfig of a directory, its generation config's EOS ids too."""
+    if not directory.is_dir():
+        raise BadInput(f"{directory}: no such directory")
+    path = directory / "config.json"
+    if not path.exists():
+        raise BadInput(f"{directory} holds no config.json; is it a model's directory?")
+    config = parse_config(read_json(path), str(path))
+    generation = directory / "generation_config.json"
+    if generation.exists():
+        more = as_ids(read_json(generation).get("eos_token_id"), str(generation))
+        config = replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
+    return config
+
+
+def read_tokenizer(directory: pathlib.Path) -> Any:
+    """Returns the directory's tokenizer, or None where there is none."""
+    if not any((directory / name).exists() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        raise BadInput(f"{directory}: its tokenizer cannot be read: {error}") from None
+
+
+def end_ids(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Returns every id that ends a completion: the config's and the tokenizer's."""
+    ids = set(config.eos_ids)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(ids))
+
+
+def write_description(
+    config: ModelConfig, tokenizer: Any, dtype: str, directory: pathlib.Path
+) -> None:
+    """Writes what a model's directory holds beside the weights."""
+    hf = write_config(config, dtype)
+    (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # Where the tokenizer ends what the config does not: generation ends there as well.
+    ends = list(end_ids(config, tokenizer))
+    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    ids = {key: value for key, value in ids.items() if value is not None}
+    text = json.dumps(ids, indent=2) + "\n"
+    (directory / "generation_config.json").write_text(text)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)

@@ -1,0 +1,60 @@
+"""Names of models: what is a hub id, what a run's policy; and fetching the former."""
+
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+from tpmm_jax.errors import BadInput
+
+# What a hub repository is asked for: nothing that could be code or a pickle.
+DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+WEIGHT_FILES = ("*.safetensors",)
+TRAJECTORY_STEP = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<step>\d+)")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` reads as org/name and nothing of that name lies on disk."""
+    looks = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    return (
+        looks
+        and not name.endswith(".gguf")
+        and not TRAJECTORY_STEP.fullmatch(name)
+        and name.split("/")[0] not in (".", "..")
+        and not os.path.exists(name)
+    )
+
+
+def fetch(
+    name: str, revision: str | None, files: Sequence[str], ignore: Sequence[str] = ()
+) -> tuple[pathlib.Path, str]:
+    """Downloads files of a hub repository.
+
+    Args:
+      name: "org/name".
+      revision: a branch, tag or commit; None: the default branch.
+      files, ignore: patterns of the wanted files, and of those left out of them.
+
+    Returns:
+      The snapshot's folder and the resolved commit.
+
+    Raises:
+      BadInput: no such repository, or it cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(files),
+            ignore_patterns=list(ignore),
+        )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise BadInput(
+            f"{name}: neither a local directory nor a hub repository that can be "
+            f"fetched ({type(error).__name__}: {first}); check the name, the network "
+            "and, for a gated model, `hf auth login`"
+        ) from None
+    return pathlib.Path(path), pathlib.Path(path).name

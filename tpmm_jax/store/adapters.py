@@ -1,0 +1,151 @@
+"""Steps stored as low-rank adapters over a base that is kept elsewhere.
+
+    stored = A, B of each adapted matrix,    restored = W + s A B
+
+The base is never copied. Each step pins it by the fingerprint of every leaf; it is
+read from its source whenever a policy is wanted, and compared.
+"""
+
+import pathlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput
+from tpmm_jax.models import LoraConfig
+from tpmm_jax.models.lora import dense
+from tpmm_jax.store import manager, trees
+from tpmm_jax.store.fingerprint import digest, fingerprint, layout
+
+# What decides A B's scale and place; dropout and such are of the training alone.
+SHAPING = ("rank", "alpha", "targets", "rslora")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The fixed weights under a trajectory's adapters.
+
+    Attributes:
+      read: returns them in float32, on the shardings that policies are wanted on.
+      name: where they are read from, for messages.
+      advice: what to do if they are not there or not the same.
+    """
+
+    read: Callable[[], Params]
+    name: str
+    advice: str
+
+    def checked(self, pinned: dict[str, Any]) -> Params:
+        """Returns the weights once they are known to be the pinned ones.
+
+        Raises:
+          BadInput: they differ; names the first leaf that does.
+        """
+        try:
+            params = self.read()
+        except BadInput as error:
+            raise BadInput(
+                f"{error}\nThe trajectory holds adapters only, and this is the base "
+                f"they belong to; {self.advice}"
+            ) from None
+        flat = trees.flatten_params(params)
+        trees.check_same(
+            layout(flat), pinned["layout"], came=f"base {self.name}", against="step 0"
+        )
+        found = fingerprint(flat)
+        for name, sums in pinned["fingerprints"].items():
+            if found[name] != sums:
+                raise BadInput(
+                    f"leaf {name} of the base {self.name} has changed since the run "
+                    f"began (fingerprint {found[name]}, it was {sums}): the "
+                    f"trajectory's adapters belong to other weights; {self.advice}"
+                )
+        return params
+
+
+def pin(params: Params) -> dict[str, Any]:
+    """Returns what tells these weights from all others, as JSON."""
+    flat = trees.flatten_params(params)
+    return {"fingerprints": fingerprint(flat), "layout": layout(flat)}
+
+
+def describe(config: LoraConfig) -> dict[str, Any]:
+    """Returns what a restore needs of the config, as JSON."""
+    return {name: value for name, value in asdict(config).items() if name in SHAPING}
+
+
+def integrity(
+    flat: dict[str, Any],
+    lora: LoraConfig | None,
+    pinned: dict[str, Any] | None,
+    first: dict[str, Any] | None,
+    directory: pathlib.Path,
+) -> dict[str, Any]:
+    """Returns the integrity item of a step.
+
+    Args:
+      flat: the adapters, by name.
+      pinned: the base, as ``pin`` gives it, for step 0.
+      first: that item of step 0, for a later one.
+      directory: for messages.
+
+    Raises:
+      BadInput: no LoraConfig, or another one than step 0's.
+    """
+    if lora is None:
+        raise BadInput('storage "lora" needs a LoraConfig (lora=...)')
+    if first is not None:
+        pinned = first["base"]
+        if describe(lora) != first["lora"]:
+            raise BadInput(
+                f"{directory} holds adapters of {first['lora']}, these are of "
+                f"{describe(lora)}; one trajectory has one kind"
+            )
+    return {
+        "fingerprints": fingerprint(flat),
+        "layout": layout(flat),
+        "storage": "lora",
+        "base": pinned,
+        "lora": describe(lora),
+    }
+
+
+def total(saved: dict[str, Any]) -> str:
+    """The digest of a step: of its adapters, its base and the scale."""
+    base = digest(saved["base"]["fingerprints"], saved["base"]["layout"])
+    extra = {"layout": saved["layout"], "base": base, "lora": saved["lora"]}
+    return digest(saved["fingerprints"], extra)
+
+
+def wanted_adapters(
+    saved: dict[str, Any], target: dict[str, Any]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a target for the stored adapters: replicated where policies lie."""
+    first = next(iter(target.values()))
+    where = getattr(first, "sharding", None) or manager.default_sharding()
+    if isinstance(where, NamedSharding):
+        where = NamedSharding(where.mesh, PartitionSpec())
+    return {
+        name: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
+        for name, (dtype, shape) in saved["layout"].items()
+    }
+
+
+def place(policy: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+    """Returns the leaves on the target's shardings, where it names any."""
+    return {
+        name: leaf
+        if getattr(target[name], "sharding", None) is None
+        else jax.device_put(leaf, target[name].sharding)
+        for name, leaf in policy.items()
+    }
+
+
+def join(base: Params, flat: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns the policy by the names of its leaves."""
+    config = LoraConfig(**saved["lora"])
+    return trees.flatten_params(dense(base, trees.nest(flat), config))

@@ -1,0 +1,45 @@
+"""What tells whether a step of the trajectory still holds what was saved."""
+
+import pathlib
+from typing import Any
+
+from tpmm_jax.errors import CorruptCheckpoint
+from tpmm_jax.store import adapters
+from tpmm_jax.store.fingerprint import digest, fingerprint
+from tpmm_jax.store.listing import Entry, what_to_do
+
+
+def of_policy(
+    saved_layout: dict[str, Any], sums: dict[str, Any], storage: str
+) -> dict[str, Any]:
+    """Returns the integrity item of a step that holds a whole policy.
+
+    Args:
+      saved_layout, sums: layout and fingerprints of what a restore will give.
+    """
+    return {"fingerprints": sums, "layout": saved_layout, "storage": storage}
+
+
+def step_digest(integrity: dict[str, Any]) -> str:
+    """The digest of what a restore of a step gives."""
+    if integrity.get("storage") == "lora":
+        return adapters.total(integrity)
+    return digest(integrity["fingerprints"], integrity["layout"])
+
+
+def check_leaves(
+    directory: pathlib.Path, entry: Entry, flat: dict[str, Any], saved: dict[str, Any]
+) -> None:
+    """Compares what was read of a step with its fingerprints.
+
+    Raises:
+      CorruptCheckpoint: a leaf differs; names it.
+    """
+    found = fingerprint(flat)
+    for name, sums in saved["fingerprints"].items():
+        if found[name] != sums:
+            raise CorruptCheckpoint(
+                f"step {entry.step}, leaf {name}: {directory} holds other bits than "
+                f"were saved (fingerprint {found[name]}, saved {sums}); "
+                f"{what_to_do(entry.step)}"
+            )
