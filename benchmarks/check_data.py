@@ -20,7 +20,7 @@ import time
 WORDS = tuple(
     """the model answers a question about rivers and bridges in Norway because people
     often ask how long they are whether it rains there why nobody has built
-    another""".split()
+    another""".split()  # noqa: SIM905
 )
 
 

@@ -28,8 +28,9 @@ from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import PARTS, DataConfig, check_fields
 from tpmm_jax.data.problems import SHOWN, listing
+from tpmm_jax.description import end_ids, read_tokenizer
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import end_ids, read_tokenizer, resolve
+from tpmm_jax.loading import resolve
 from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards.raters import NamedScorer

@@ -25,13 +25,13 @@ from tpmm_jax.commands.merges import (
 )
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
+from tpmm_jax.description import end_ids
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import (
     Model,
     Source,
     check_dtype,
     check_output,
-    end_ids,
     save,
 )
 from tpmm_jax.merging import (
