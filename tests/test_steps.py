@@ -16,6 +16,7 @@ from tpmm_jax.steps import (
     TrainConfig,
     check_step,
     init_state,
+    is_matrix,
     language_model_loss,
     log_probs_step,
     preference_loss,
@@ -268,3 +269,17 @@ def test_train_values_out_of_range_are_refused(changes):
     with pytest.raises(BadInput, match="train." + list(changes)[-1]):
         train_config(**changes).validate()
     train_config().validate()
+
+
+def test_decay_leaves_norms_and_biases_alone():
+    leaf = np.zeros(2)
+    layer = {"query": leaf, "query_bias": leaf, "query_norm": {"scale": leaf}}
+    kept = is_matrix({"embedding": leaf, "layers": {"attention": layer}})
+    assert kept == {
+        "embedding": True,
+        "layers": {
+            "attention": {
+                "query": True, "query_bias": False, "query_norm": {"scale": False},
+            }
+        },
+    }  # fmt: skip

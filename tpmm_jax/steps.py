@@ -153,9 +153,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def is_matrix(params: Params) -> Params:
-    """True for every leaf but norm scales (named "scale")."""
+    """True for every leaf but norm scales ("scale") and biases ("..._bias")."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1] != jax.tree_util.DictKey("scale"), params
+        lambda path, _: path[-1].key != "scale" and not path[-1].key.endswith("_bias"),
+        params,
     )
 
 
