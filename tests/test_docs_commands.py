@@ -144,7 +144,8 @@ def check_reference(line: str) -> None:
         for extra in re.findall(r"\[([\w,]+)\]", line):
             assert set(extra.split(",")) <= set(project["optional-dependencies"]), line
     elif words[0] == "python":
-        script = next(w for w in words[1:] if not w.startswith("-"))
+        # After "-m pytest" come options and their values.
+        script = next(w for w in words[1:] if w.endswith(".py"))
         assert (ROOT / script).is_file(), line
         for word in words:
             if word.endswith(".toml"):
