@@ -1,5 +1,6 @@
 """Properties of splitting and joining, for texts that hypothesis makes up."""
 
+import re
 import string
 
 import pytest
@@ -26,7 +27,7 @@ HARD = st.sampled_from(
 )  # fmt: skip
 TEXT = st.lists(HARD, max_size=12).map("".join)
 CONTENT = TEXT.filter(str.strip)
-quick = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=100, deadline=None)
 
 
 @quick
@@ -39,8 +40,9 @@ def test_splitting_loses_nothing_and_shares_no_word(front, one, other):
     if chosen == rejected:
         assert (left, right) == ("", "")
         return
-    words = [text.lstrip().split(maxsplit=1)[:1] for text in (left, right)]
-    assert words[0] != words[1] or not words[0]
+    # With its blanks: two texts may differ in those alone.
+    first, second = (re.match(r"\s*\S+", text) for text in (left, right))
+    assert not (first and second) or first.group() != second.group()
     if prompt and left and right and prompt[-1] in string.ascii_letters:
         assert not (left[0] in string.ascii_letters or right[0] in string.ascii_letters)
 
