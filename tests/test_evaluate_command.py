@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "loop"))
 import tiny_run
+from few_pages import few_pages  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -165,6 +166,16 @@ def test_wrong_input_is_refused_before_a_model_is_loaded(
     assert "letters, digits" in refused(run, "--also", "a/b=tiny_run:score")
     assert "has no function" in refused(run, "--scorer", "tiny_run:absent")
     assert "--num-samples is 0" in refused(run, *SCORER, "--num-samples", "0")
+    # All at once.
+    said = refused(run, "--limit", "0", "--seed", "-1", "--top-p", "2", "--output", run)
+    for wanted in (
+        "--limit is 0",
+        "--seed is -1",
+        "top_p is 2",
+        "nothing rates",
+        "not empty",
+    ):
+        assert wanted in said
     assert "top_p" in refused(run, *SCORER, "--top-p", "0")
     assert "positions" in refused(run, *SCORER, "--max-new-tokens", "64")
     assert "no chat template" in refused(run, *SCORER, "--chat")

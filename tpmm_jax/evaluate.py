@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tpmm_jax.commands.line import Parser, guarded
+from tpmm_jax.commands.line import Parser, all_checked, guarded
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
@@ -133,19 +134,26 @@ def read_raters(args: argparse.Namespace) -> Raters:
 
 def check_numbers(args: argparse.Namespace) -> SamplingConfig:
     """Returns how answers are drawn; raises BadInput for a number out of range."""
-    for name in ("num_samples", "batch_size", "limit"):
+
+    def at_least(name: str, least: int, wanted: str) -> None:
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise BadInput(f"--{name.replace('_', '-')} is {value}; use at least 1")
-    if args.seed < 0:
-        raise BadInput(f"--seed is {args.seed}; use 0 or more")
+        if value is not None and value < least:
+            raise BadInput(f"--{name.replace('_', '-')} is {value}; use {wanted}")
+
     config = SamplingConfig(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,
     )
-    config.validate("evaluate")
+    all_checked(
+        *(
+            functools.partial(at_least, name, 1, "at least 1")
+            for name in ("num_samples", "batch_size", "limit")
+        ),
+        functools.partial(at_least, "seed", 0, "0 or more"),
+        functools.partial(config.validate, "evaluate"),
+    )
     return config
 
 
@@ -244,10 +252,15 @@ def read_pairs(
 
 def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line; everything is checked before a model is loaded."""
-    sampling, raters = check_numbers(args), read_raters(args)
     output = None if args.output is None else pathlib.Path(args.output)
-    if output is not None:
-        check_output(output)
+
+    def check_folder() -> None:
+        if output is not None:
+            check_output(output)
+
+    sampling, raters, _ = all_checked(
+        lambda: check_numbers(args), lambda: read_raters(args), check_folder
+    )
     candidates = find_candidates(args, console, sampling.max_new_tokens)
     if raters.judges and len(candidates) < 2:
         raise BadInput("a judge compares: give two MODELs, or --baseline")

@@ -39,6 +39,23 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(BadInput.exit_code)
 
 
+def all_checked(*checks: Callable[[], Any]) -> list[Any]:
+    """Returns what every check returns, once none of them finds fault.
+
+    Raises:
+      BadInput: all faults, a line each.
+    """
+    found, faults = [], []
+    for check in checks:
+        try:
+            found.append(check())
+        except BadInput as error:
+            faults.append(str(error))
+    if faults:
+        raise BadInput("\n".join(faults))
+    return found
+
+
 def guarded(work: Callable[[], int | None], console: RunConsole) -> int:
     """Returns the exit code of ``work``; errors are said without a traceback."""
     try:
