@@ -107,10 +107,16 @@ def test_templates_write_each_row_as_the_whole_conversation(
 ):
     if one.strip() == other.strip():
         return
-    pair = PreferencePair(front, one, other, "f:1")
+    pairs = [PreferencePair(front, one, other, "f:1")]
     row = tokens.encode_pairs(
-        tokenizer, [pair], chat=True, max_prompt_length=999, max_completion_length=999
+        tokenizer,
+        [*pairs, PreferencePair("a", "world", "answer", "f:2")],
+        chat=True,
+        max_prompt_length=999,
+        max_completion_length=999,
     ).rows[0]
+    if row.origin != "f:1":
+        return  # two letters that the vocabulary lacks are one token
     turns = [{"role": "user", "content": front}, {"role": "assistant", "content": one}]
     whole = tokenizer.apply_chat_template(turns, tokenize=True)["input_ids"]
     joined = row.prompt_ids + row.chosen_ids
