@@ -49,7 +49,8 @@ class Writer:
         messages = _messages(content, "user")
         if messages[-1].role != "assistant":
             return self._render(messages, opens=True)
-        mark = _mark("".join(m.content for m in messages))
+        # What the template writes of its own (a default system message) counts too.
+        mark = _mark(self._render((*messages, Message("user", "x")), opens=False))
         text = self._render((*messages, Message("user", mark)), opens=False)
         return text.partition(mark)[0]
 

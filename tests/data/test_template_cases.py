@@ -1,0 +1,38 @@
+"""Chat templates that are easily misread: text of their own, errors, lost messages."""
+
+import json
+
+import tokenizers_for_tests as small
+
+from tpmm_jax.data import tokens
+from tpmm_jax.data.pairs import load_pairs
+
+
+def _encode(tokenizer, *pairs, **options):
+    options = {"max_prompt_length": 99, "max_completion_length": 99} | options
+    return tokens.encode_pairs(tokenizer, pairs, chat=True, **options)
+
+
+def _turn(role, content):
+    return {"role": role, "content": content}
+
+
+def test_a_default_system_text_does_not_move_the_prompts_end(tmp_path):
+    # The words by which the place of a message is found may be the template's own.
+    default = "<|im_start|>system\nanswer the question<|im_end|>\n"
+    tokenizer = small.byte_level(default + small.CHATML)
+    same = [_turn("user", "hello"), _turn("assistant", "world")]
+    row = {
+        side: [*same, _turn("user", ask), _turn("assistant", "the sky")]
+        for side, ask in (("chosen", "the grass"), ("rejected", "a dog"))
+    }
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row))
+    encoded = _encode(tokenizer, *load_pairs(str(path)).pairs).rows[0]
+    assert tokenizer.decode(encoded.prompt_ids) == (
+        f"{default}<|im_start|>user\nhello<|im_end|>\n"
+        "<|im_start|>assistant\nworld<|im_end|>\n<|im_start|>user\n"
+    )
+    assert tokenizer.decode(encoded.chosen_ids) == (
+        "the grass<|im_end|>\n<|im_start|>assistant\nthe sky<|im_end|>"
+    )
