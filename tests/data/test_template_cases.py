@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 import tokenizers_for_tests as small
 
 from tpmm_jax.data import tokens
-from tpmm_jax.data.pairs import load_pairs
+from tpmm_jax.data.messages import Message
+from tpmm_jax.data.pairs import PreferencePair, load_pairs
+from tpmm_jax.errors import BadInput
 
 
 def _encode(tokenizer, *pairs, **options):
@@ -36,3 +39,10 @@ def test_a_default_system_text_does_not_move_the_prompts_end(tmp_path):
     assert tokenizer.decode(encoded.chosen_ids) == (
         "the grass<|im_end|>\n<|im_start|>assistant\nthe sky<|im_end|>"
     )
+
+
+def test_a_template_that_fails_names_the_row():
+    tokenizer = small.byte_level("{{ 1 // 0 }}" + small.CHATML)
+    pair = PreferencePair((Message("user", "a"),), "b", "c", "f:3")
+    with pytest.raises(BadInput, match=r"f:3: .*template.*by zero"):
+        _encode(tokenizer, pair)

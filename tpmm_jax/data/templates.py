@@ -5,7 +5,6 @@ message. The template alone decides about BOS and headers. Without ``chat`` text
 taken to the letter and conversations are refused.
 """
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from tpmm_jax.data.messages import (
@@ -94,7 +93,7 @@ class Writer:
             text = self._tokenizer.apply_chat_template(
                 as_dicts(messages), tokenize=False, add_generation_prompt=opens
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:
             roles = ", ".join(m.role for m in messages)
             raise BadInput(
                 f"the chat template refuses the conversation ({roles}): {error}"
