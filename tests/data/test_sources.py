@@ -123,6 +123,8 @@ def test_json_documents(tmp_path, form):
         ('[\n{"a": 1},\n{"a": NaN},\n3]', "a.json:4: the row is a number"),
         ('[\n{"a": 1,\n"a": 2}]', "a.json:2: field 'a' appears twice"),
         ('{"train": []}', "an object with the keys train"),
+        ('{"data": [], "n": 1, "rows": []}', "two lists of rows, 'data' and 'rows'"),
+        ('{"data": [{"a": 1}], "data": [{"a": 2}]}', "two lists of rows"),
         ("3", "wanted a list of objects"),
         ("[" * 100_000, "deeper"),
         ("", "the file is empty"),

@@ -107,7 +107,8 @@ def _array_start(text: str) -> int:
     at = _skip_space(text, 0)
     if text[at] == "[":
         return at + 1
-    keys = []
+    keys: list[str] = []
+    found: dict[str, int] = {}
     if text[at] == "{":
         at = _skip_space(text, at + 1)
         while text[at] == '"':
@@ -115,11 +116,18 @@ def _array_start(text: str) -> int:
             keys.append(key)
             at = _skip_space(text, _skip_space(text, at) + 1)
             if key in ("data", "rows") and text[at] == "[":
-                return at + 1
+                if found:
+                    raise ValueError(
+                        f"holds two lists of rows, {next(iter(found))!r} and "
+                        f"{key!r}; leave one of them"
+                    )
+                found[key] = at + 1
             _, at = decoder.raw_decode(text, at)
             at = _skip_space(text, at)
             if text[at] == ",":
                 at = _skip_space(text, at + 1)
+    if found:
+        return next(iter(found.values()))
     came = f"an object with the keys {', '.join(keys[:8])}" if keys else "another value"
     raise ValueError(
         f'holds {came}; wanted a list of objects, or {{"data": [...]}} or '
