@@ -1,5 +1,6 @@
 """What can be said of a data set before training: repeats, lengths, ends, leaks."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
@@ -25,6 +26,15 @@ def content_key(content: Content) -> Key:
     if len(text) == 1:
         return text[0].content.strip()
     return tuple((m.role, m.content.strip()) for m in text)
+
+
+def folded(key: Key) -> Key:
+    """A key of content less case, white space and Unicode's two ways of accents."""
+    if isinstance(key, str):
+        return " ".join(unicodedata.normalize("NFC", key).casefold().split())
+    if isinstance(key, tuple | frozenset):
+        return type(key)(map(folded, key))
+    return key
 
 
 def pair_key(pair: PreferencePair) -> Key:
@@ -55,12 +65,15 @@ def leak_counts(
     eval_prompts: Sequence[Key],
     eval_pairs: Sequence[Key],
 ) -> dict[str, int]:
-    """How many evaluation rows have a prompt, or a whole pair, that is trained on."""
-    known, whole = set(prompts), set(pairs)
+    """How many evaluation rows have a prompt, or a whole pair, that is trained on.
+
+    Case and white space make no other row.
+    """
+    known, whole = {folded(key) for key in prompts}, {folded(key) for key in pairs}
     return {
         "eval_rows": len(eval_prompts),
-        "eval_same_prompt": sum(key in known for key in eval_prompts),
-        "eval_same_pair": sum(key in whole for key in eval_pairs),
+        "eval_same_prompt": sum(folded(key) in known for key in eval_prompts),
+        "eval_same_pair": sum(folded(key) in whole for key in eval_pairs),
     }
 
 
