@@ -123,9 +123,7 @@ def test_counts_of_one_table(tmp_path, run, tokenizer):
     held = _write(
         tmp_path / "e.jsonl", rows[3], ROW | {"chosen": "x"}, {**ROW, "prompt": "new"}
     )
-    other = _write(
-        tmp_path / "q.jsonl", {"prompt": " The  sky\nis "}, {"prompt": "z"}
-    )
+    other = _write(tmp_path / "q.jsonl", {"prompt": " The  sky\nis "}, {"prompt": "z"})
     code, out, _ = run(
         path, "--json", "--model", tokenizer, "--eval", held, other,
         "--max-prompt-length", 20, "--max-completion-length", 8,

@@ -160,6 +160,10 @@ def test_specials_inside_the_data_are_counted():
     assert SPACES.bos_token_id not in row.chosen_ids
     assert row.rejected_ids[-2:].count(eos) == 1 and row.rejected_ids.count(eos) == 2
     assert _encode(SPACES, _pair("a", " \u4e2d", " a")).counts["unknown_tokens"] == 1
+    # An end of turn that somebody typed is an end as well.
+    typed, end = _pair("a", "the</turn> sky", "sky"), [SPACES.vocab["</turn>"]]
+    result = _encode(TURNS, typed, chat=True, eos_ids=end)
+    assert result.counts["eos_inside"] == 1
 
 
 def test_a_chat_template_decides_about_bos_and_headers():

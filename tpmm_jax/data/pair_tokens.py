@@ -36,7 +36,7 @@ _PAIR_COUNTS = {
     "boundary_merged": "completions tokenised apart from their prompt",
     "template_rewrote_prompt": "completions whose template alters the open prompt",
     "bos_removed": "completions that began with BOS, now without",
-    "eos_inside": "completions with EOS before their end",
+    "eos_inside": "completions with EOS or an end of turn before their end",
     "unknown_tokens": "completions with text unknown to the tokenizer",
 }
 # The readers' counts too, so that one table can show them all.
@@ -220,13 +220,13 @@ def _sides(
     for text, (raw, merged) in zip(texts, found):
         clean = without_bos(raw, bos, eos)
         ids, truncated = end_completion(clean, eos, ends, max_length)
-        # Between the turns of one completion EOS is in its place.
+        # Between the turns of one completion an end is in its place.
         turns = getattr(text.pair, name)
         one_turn = isinstance(turns, str) or len(turns) == 1
         counts["boundary_merged"] += merged
         counts[f"{name}_truncated"] += truncated
         counts["bos_removed"] += len(clean) < len(raw)
-        counts["eos_inside"] += one_turn and eos in ids[:-1]
+        counts["eos_inside"] += one_turn and not ends.isdisjoint(ids[:-1])
         counts["unknown_tokens"] += named and unknown in ids
         sides.append(_Side(ids, truncated))
     return sides
