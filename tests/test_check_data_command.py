@@ -144,6 +144,24 @@ def test_counts_of_one_table(tmp_path, run, tokenizer):
     assert sum(counts[name] for name in lengths) == 7
 
 
+def talkative(prompts, responses):
+    print("loading")
+    return prefer_black(prompts, responses)
+
+
+def test_json_stays_alone_on_the_output_whatever_a_scorer_prints(tmp_path, run):
+    path = _write(tmp_path / "p.jsonl", ROW)
+    scorer = "test_check_data_command:talkative"
+    code, out, err = run(path, "--json", "--scorer", scorer)
+    assert code == 0 and json.loads(out)["rows"] == 1 and "loading" in err
+
+
+def test_a_line_without_a_pair_is_said(tmp_path, run, tokenizer):
+    path = _write(tmp_path / "p.jsonl", ROW)
+    _, out, _ = run(path, "--model", tokenizer, "--line", 7)
+    assert "no pair that trains stands on --line 7" in out
+
+
 def prefer_black(prompts, responses):
     return [["black" in text for text in texts] for texts in responses]
 

@@ -4,6 +4,7 @@ Exit codes: 0 nothing is wrong, 2 training on it would be wrong, or bad input.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -232,20 +233,24 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    config, data, files = settings(args)
-    scorer = find_scorer(args.scorer, config)
-    tokenizer, eos_ids = find_tokenizer(args.model, config, console)
-    held = args.eval or ([data.eval_prompts] if data.eval_prompts else [])
-    auto_chat = args.chat is None and config is None
-    with tempfile.TemporaryDirectory() as folder:
-        if args.prompts:
-            read = [as_file(file, data, folder) for file in files]
-            found = check_prompts(read, data, tokenizer, auto_chat=auto_chat)
-        else:
-            found = check_pairs(files, data, tokenizer, eos_ids, auto_chat=auto_chat)
-        check_leaks([as_file(file, data, folder) for file in held], data, found)
-    if not args.prompts:
-        check_labels(scorer, found)
+    # A scorer or a config may print; with --json that is not part of the output.
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        config, data, files = settings(args)
+        scorer = find_scorer(args.scorer, config)
+        tokenizer, eos_ids = find_tokenizer(args.model, config, console)
+        held = args.eval or ([data.eval_prompts] if data.eval_prompts else [])
+        auto_chat = args.chat is None and config is None
+        with tempfile.TemporaryDirectory() as folder:
+            if args.prompts:
+                read = [as_file(file, data, folder) for file in files]
+                found = check_prompts(read, data, tokenizer, auto_chat=auto_chat)
+            else:
+                found = check_pairs(
+                    files, data, tokenizer, eos_ids, auto_chat=auto_chat
+                )
+            check_leaks([as_file(file, data, folder) for file in held], data, found)
+        if not args.prompts:
+            check_labels(scorer, found)
     if args.json:
         print(json.dumps(summary(found), ensure_ascii=False))
     else:
@@ -274,6 +279,9 @@ def show(
     if tokenizer is not None and some:
         console.note("")
         console.show(rows_view(tokenizer, some, whole=bool(args.line)))
+    elif tokenizer is not None and args.line and not args.prompts:
+        lines = ", ".join(map(str, args.line))
+        console.note(f"\nno pair that trains stands on --line {lines}")
     console.note("")
     if not found.errors:
         console.note("nothing is wrong with these rows")
