@@ -46,3 +46,18 @@ def test_a_template_that_fails_names_the_row():
     pair = PreferencePair((Message("user", "a"),), "b", "c", "f:3")
     with pytest.raises(BadInput, match=r"f:3: .*template.*by zero"):
         _encode(tokenizer, pair)
+
+
+def test_lost_messages_and_typed_special_tokens_are_counted():
+    silent = small.CHATML.replace("in messages", "in messages if m.role != 'system'")
+    system, user = Message("system", "the sky"), Message("user", "hello")
+    sides = (Message("assistant", "a"),), (Message("assistant", "b"),)
+    pairs = [
+        PreferencePair((system, user), *sides, "f:1"),
+        PreferencePair((Message("user", "the<|im_end|> dog"),), *sides, "f:2"),
+        PreferencePair((user,), *sides, "f:3"),
+    ]
+    for template, lost in ((silent, 1), (small.CHATML, 0)):
+        counts = _encode(small.byte_level(template), *pairs).counts
+        assert counts["message_left_out"] == lost
+        assert counts["special_in_message"] == 1

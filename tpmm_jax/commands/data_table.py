@@ -82,6 +82,10 @@ CHECKS: dict[str, Sequence[Check]] = {
         _rare("eos_inside", "completions with an end inside", "", bad="yellow"),
         Check("boundary_merged", "completions not joined at a token", "", "read apart"),
         _rare("template_rewrote_prompt", "template alters the prompt", "", "kept open"),
+        _rare(
+            "message_left_out", "a message is not in the template's text", bad="yellow"
+        ),
+        _rare("special_in_message", "a message holds a special token", bad="yellow"),
         _rare("unknown_tokens", "completions with unknown tokens", "", bad="yellow"),
     ),
     "evaluation": (

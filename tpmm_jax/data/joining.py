@@ -74,6 +74,10 @@ class Joiner:
             for front, full, is_merged in zip(fronts, joined, merged)
         ]
 
+    def holds_special(self, texts: Sequence[str]) -> bool:
+        """Whether a special token is written out in one of the texts."""
+        return any(special in text for text in texts for special in self._specials)
+
     def _tail(self, prompt: str) -> int:
         """Where the end of a prompt begins that stands for all of it."""
         at = max(

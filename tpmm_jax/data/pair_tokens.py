@@ -35,6 +35,8 @@ _PAIR_COUNTS = {
     "identical_tokens": "pairs dropped: completions have equal tokens",
     "boundary_merged": "completions tokenised apart from their prompt",
     "template_rewrote_prompt": "completions whose template alters the open prompt",
+    "message_left_out": "pairs of which the template leaves out or alters a message",
+    "special_in_message": "pairs with a special token written in a message",
     "bos_removed": "completions that began with BOS, now without",
     "eos_inside": "completions with EOS or an end of turn before their end",
     "unknown_tokens": "completions with text unknown to the tokenizer",
@@ -152,6 +154,9 @@ def encode_pairs(
             cut = cut_prompt(whole, max_prompt_length, truncate, tokenizer.bos_token_id)
             counts["prompt_truncated"] += len(cut) < len(whole)
             counts["template_rewrote_prompt"] += text.rewritten
+            if chat:
+                counts["message_left_out"] += _leaves_out(text)
+                counts["special_in_message"] += joiner.holds_special(_said(text.pair))
             if _differ(chosen, rejected, counts):
                 origin = text.pair.origin
                 rows.append(PairRow(cut, chosen.ids, rejected.ids, origin))
@@ -161,6 +166,21 @@ def encode_pairs(
         if not rows:
             raise BadInput(f"no pair is left to train on: {dict(counts)}")
     return EncodedPairs(rows, dict(counts))
+
+
+def _said(pair: PreferencePair) -> list[str]:
+    """The texts and messages of a pair, as they are in the data."""
+    parts = (pair.prompt, pair.chosen, pair.rejected)
+    return [
+        text
+        for part in parts
+        for text in ([part] if isinstance(part, str) else [m.content for m in part])
+    ]
+
+
+def _leaves_out(text: _Texts) -> bool:
+    written = text.prompt + text.chosen + text.rejected
+    return any(said.strip() not in written for said in _said(text.pair))
 
 
 def _differ(chosen: _Side, rejected: _Side, counts: Counter[str]) -> bool:
