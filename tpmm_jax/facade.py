@@ -365,17 +365,21 @@ def merge(
     return Model(decoder, merged, first.tokenizer, origin)
 
 
-def check_same_architecture(
-    first: ModelConfig, other: ModelConfig, name: str, first_name: str = "model 0"
-) -> None:
-    """Raises BadInput, naming the fields, unless both fit the same weights."""
+def architecture_differences(first: ModelConfig, other: ModelConfig) -> list[str]:
+    """Returns "field other's and first's" of each field that the weights' use needs."""
     special = ("eos_ids", "bos_id", "pad_id")
-    differing = [
+    return [
         f"{f.name} {getattr(other, f.name)} and {getattr(first, f.name)}"
         for f in fields(first)
         if f.name not in special and getattr(first, f.name) != getattr(other, f.name)
     ]
-    if differing:
+
+
+def check_same_architecture(
+    first: ModelConfig, other: ModelConfig, name: str, first_name: str = "model 0"
+) -> None:
+    """Raises BadInput, naming the fields, unless both fit the same weights."""
+    if differing := architecture_differences(first, other):
         raise BadInput(
             f"{name} is another architecture than {first_name} ({'; '.join(differing)})"
             "; only checkpoints of one architecture can be merged"

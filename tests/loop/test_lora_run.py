@@ -17,7 +17,7 @@ from test_resume import Crash, Writes, content, digests, start
 
 import tpmm_jax as tpmm
 from tpmm_jax.config import Config
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, NotFinite
 from tpmm_jax.loading import Model, save, whole_directory
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.models import Decoder, LoraConfig
@@ -160,6 +160,28 @@ def test_a_base_that_changed_moved_or_vanished(finished, tmp_path, monkeypatch):
         opened(config, workdir),
     ):
         pass
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_source_that_is_not_finite_is_refused_at_once(tmp_path, monkeypatch, rank):
+    monkeypatch.chdir(HERE)
+    tiny_run.build_model(tmp_path / "good")
+    model = tpmm.load(tmp_path / "good")
+    params = jax.tree.map(lambda x: x, model.params)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[0].set(np.nan)
+    source = tmp_path / "model"
+    save(Model(model.decoder, params, model.tokenizer), source)
+    config = tiny_run.get_config()
+    lora = LoraConfig(rank=rank)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, source=str(source), lora=lora)
+    )
+    with (
+        pytest.raises(NotFinite, match=r"model has weights .*\['final_norm'\]"),
+        opened(config, tmp_path / "run"),
+    ):
+        pass
+    assert not (tmp_path / "run/trajectory/0").exists()
 
 
 def peft_directory(directory, base, lora, seed=0):

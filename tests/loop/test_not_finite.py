@@ -16,7 +16,7 @@ from tpmm_jax import train as command_line
 from tpmm_jax.axes import REJECTED
 from tpmm_jax.config import Config
 from tpmm_jax.errors import NotFinite
-from tpmm_jax.loop import reference
+from tpmm_jax.loop import reference, safety
 from tpmm_jax.loop.safety import refuse_weights
 from tpmm_jax.losses import LOSSES, LossConfig
 from tpmm_jax.report.metrics import read_metrics
@@ -109,6 +109,13 @@ def test_a_gradient_that_is_no_number_is_found_pair_by_pair(
         zero_B = logps.policy_BN[:, 0] - jax.lax.stop_gradient(logps.policy_BN[:, 0])
         return right(logps, config) + jnp.sqrt(start_B + zero_B) - start_B
 
+    by_gradient, sought = safety._by_gradient, []
+
+    def at_step(run: Any, state: Any, *rest: Any) -> dict[int, str]:
+        sought.append(int(state.step))
+        return by_gradient(run, state, *rest)
+
+    monkeypatch.setattr(safety, "_by_gradient", at_step)
     monkeypatch.setitem(LOSSES, "dpo", wrong)
     # In the self-check policy = reference gives the right value all the same.
     config = tiny_run.get_config(**{**CONFIG, "loss": LossConfig(beta=0.0625)})
@@ -117,6 +124,8 @@ def test_a_gradient_that_is_no_number_is_found_pair_by_pair(
     assert "grad_norm is" in str(error.value) and "(its gradient)" in str(error.value)
     record = json.loads((tmp_path / "iterations/001/not_finite.json").read_text())
     check_nothing_bad(tmp_path, record["step"])
+    # By the step's own number: LoRA's dropout is drawn by it.
+    assert sought == [record["step"]]
     lines = (tmp_path / "iterations/001/pairs.jsonl").read_text().splitlines()
     assert record["pairs"]
     for origin in record["pairs"]:

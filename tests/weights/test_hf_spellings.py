@@ -138,6 +138,7 @@ def test_llama3_scaling_without_its_length_takes_max_position_embeddings():
         ("qwen2", {"max_window_layers": -1}, "max_window_layers"),
         ("qwen2", {"dual_chunk_attention_config": {}}, "dual_chunk_attention_config"),
         ("qwen3", {"layer_types": [SLIDING] + [FULL] * 6}, "sliding_window is null"),
+        ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": 4}}, "low_freq_factor"),
         ("gemma2", {"sliding_window": None}, "sliding_window is null"),
         ("gemma2", {"sliding_window_size": 7}, "sliding_window_size"),
         ("gemma2", {"layer_types": [FULL] * 3}, "layer_types"),

@@ -430,3 +430,31 @@ def test_reading_holds_no_second_copy_of_the_parameters(fixtures):
     hf = json.loads((fixtures / "gemma" / "config.json").read_text())
     read_params(source, Decoder(parse_config(hf, "config.json")), "float32")
     assert sorted(asked) == sorted(source.names())
+
+
+def test_a_tied_head_that_differs_from_the_embedding_is_refused(copy):
+    """transformers would not tie them: to drop the head changes every logit."""
+    folder = copy("gemma")
+
+    def add(tensors):
+        head = tensors["model.embed_tokens.weight"].copy()
+        head[-1, -1] += 1
+        tensors["lm_head.weight"] = head
+
+    edit_weights(folder, add)
+    with pytest.raises(BadInput, match=r"lm_head\.weight that differs.*tie_word"):
+        tpmm.load(folder)
+    edit_config(folder, tie_word_embeddings=False)
+    assert "head" in tpmm.load(folder).params
+
+
+def test_weights_of_eight_bits_are_refused(copy):
+    """numpy has no such dtype, and safetensors says so with an AttributeError."""
+    folder = copy()
+
+    def quantise(tensors):
+        tensors[NORM] = tensors[NORM].astype(jnp.float8_e4m3fn)
+
+    edit_weights(folder, quantise)
+    with pytest.raises(BadInput, match=f"{NORM} holds F8_E4M3; wanted float32"):
+        tpmm.load(folder)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -174,6 +175,31 @@ def test_tensors_that_are_missing_or_of_another_rank(tmp_path, base):
     (tmp_path / "b" / "adapter_model.safetensors").unlink()
     with pytest.raises(BadInput, match=r"holds no adapter_model\.safetensors"):
         tpmm.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_alpha_that_is_not_finite(tmp_path, base, alpha):
+    make(tmp_path / "a", base, lora_alpha=alpha)
+    with pytest.raises(BadInput, match=r"lora_alpha is .*; wanted a positive"):
+        tpmm.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: np.full_like(x, np.nan), r"lora_A\.weight has numbers that are inf"),
+        (lambda x: x.astype(jnp.float8_e4m3fn), r"lora_A\.weight holds F8_E4M3"),
+    ],
+)
+def test_tensors_that_are_not_finite_or_quantised(tmp_path, base, change, message):
+    make(tmp_path / "a", base)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, path)
+    with pytest.raises(BadInput, match=message):
+        tpmm.load(tmp_path / "a")
 
 
 def test_the_base_may_be_named_or_lie_beside(tmp_path, base):

@@ -8,6 +8,7 @@ from typing import Any
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
+from tpmm_jax.facade import architecture_differences
 from tpmm_jax.hub import TRAJECTORY_STEP, is_hub_id
 from tpmm_jax.loading import Source, adapters_base, resolve, whole_directory
 from tpmm_jax.models import Decoder, LoraConfig
@@ -57,6 +58,7 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
             adapters_base(workdir, decoder) if base is None else _given(name, decoder)
         )
         if trajectory.base is not None:
+            _check_config(name, revision, source)
             trajectory.restore_base()
         lora = trajectory.lora_of(step)
         target = abstract_adapters(decoder.abstract_params(), lora)
@@ -93,6 +95,19 @@ def _base_for_peft(
             "--base-model BASE"
         )
     return str(path.resolve()), None
+
+
+def _check_config(name: str, revision: str | None, source: Source) -> None:
+    """Refuses a base whose config.json is not the run's: PEFT would go by it.
+
+    Weights alone do not tell: a rope_theta or a window has none.
+    """
+    found = resolve(name, revision).config
+    if differing := architecture_differences(source.config, found):
+        raise BadInput(
+            f"--peft: the config.json of the base {name} is not the run's "
+            f"({'; '.join(differing)}); name the run's own base as --base-model"
+        )
 
 
 def _given(name: str, decoder: Decoder) -> Base | None:

@@ -78,6 +78,8 @@ def stop_training(
     step, places = failed["step"], failed["rows"]
     metrics = {k: v for k, v in failed.items() if isinstance(v, float)}
     name = next(k for k in ("loss", *metrics) if not np.isfinite(metrics[k]))
+    # Dropout goes by the step's number, which a failed step has taken away.
+    state = state._replace(step=np.int32(step))
     found = offending_rows(run, state, table, places, frozen)
     origins = {rows[place].origin: why for place, why in found.items()}
     record = {"step": step, "what": name, "pairs": origins}

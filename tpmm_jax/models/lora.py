@@ -77,8 +77,10 @@ class LoraConfig:
                         f"{name}.{f.name} is {getattr(self, f.name)!r}, but there is "
                         f"no LoRA: {name}.rank is 0; set it (16 is usual)"
                     )
-        if self.alpha <= 0:
-            raise BadInput(f"{name}.alpha is {self.alpha}; use a positive number")
+        if not 0 < self.alpha < math.inf:
+            raise BadInput(
+                f"{name}.alpha is {self.alpha}; use a positive, finite number"
+            )
         if not 0 <= self.dropout < 1:
             raise BadInput(f"{name}.dropout is {self.dropout}; use a number in [0, 1)")
         targets(self, name)

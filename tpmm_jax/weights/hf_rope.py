@@ -110,6 +110,13 @@ def _rope(
         return RopeConfig(theta=theta)
     if kind == "default":
         return RopeConfig(theta=theta)
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        problems.append(
+            f"{what} of type 'llama3' with low_freq_factor = "
+            f"{scaling['low_freq_factor']}: wanted less than high_freq_factor = "
+            f"{scaling['high_freq_factor']}"
+        )
+        return RopeConfig(theta=theta)
     values: dict[str, Any] = {ours: scaling[x] for x, ours in names.items()}
     return RopeConfig(theta=theta, **values | {"scaling": kind})
 

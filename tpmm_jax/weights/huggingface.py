@@ -20,6 +20,7 @@ from tpmm_jax.weights.names import Name, names
 # Tensors that some checkpoints carry and no model needs.
 DERIVED = ("rotary_emb.inv_freq",)
 INDEX = "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 Index = tuple[slice, ...]
 
@@ -82,20 +83,39 @@ class SafetensorsDirectory:
         return list(self._where)
 
     def tensor(self, name: str) -> np.ndarray:
-        return self._open(self._where[name]).get_tensor(name)
+        return numpy_tensor(self._open(self._where[name]), name)
+
+
+def numpy_tensor(file: Any, name: str) -> np.ndarray:
+    """Returns a tensor of an open safetensors file.
+
+    Raises:
+      BadInput: its dtype is none that numpy has.
+    """
+    try:
+        return file.get_tensor(name)
+    except (AttributeError, TypeError):
+        dtype = file.get_slice(name).get_dtype()
+        raise BadInput(
+            f"{name} holds {dtype}; wanted float32, bfloat16 or float16 (quantised "
+            "checkpoints are not read)"
+        ) from None
 
 
 def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     """Returns the parameters, each read onto its sharding shard by shard.
 
-    The host holds one tensor of the checkpoint and one distinct shard of one parameter
-    at a time; replicas share it. A tensor is read once for each distinct shard.
+    The host holds one tensor of the checkpoint (two, where a tied head is stored too)
+    and one distinct shard of one parameter at a time; replicas share it. A tensor is
+    read once for each distinct shard.
 
     Raises:
-      BadInput: tensors that are missing, left over, or of another shape.
+      BadInput: tensors that are missing, left over, of another shape, or a tied head
+        that is not the embedding.
     """
     config, table = decoder.config, names(decoder.config)
     check_names(source, table, config)
+    _check_tied_head(source, config)
     target = decoder.abstract_params(dtype)
     params: Params = {}
     for name in table:
@@ -117,7 +137,7 @@ def check_names(source: TensorSource, table: list[Name], config: ModelConfig) ->
     }
     found = {name for name in source.names() if not name.endswith(DERIVED)}
     if config.tie_embeddings:
-        found.discard("lm_head.weight")
+        found.discard(HEAD)
     for what, some in (("lacks", wanted - found), ("has unknown", found - wanted)):
         if some:
             shown = ", ".join(sorted(some)[:8])
@@ -126,6 +146,21 @@ def check_names(source: TensorSource, table: list[Name], config: ModelConfig) ->
                 f"{config.family} model of {config.num_layers} layers: {shown}"
                 + (", ..." if len(some) > 8 else "")
             )
+
+
+def _check_tied_head(source: TensorSource, config: ModelConfig) -> None:
+    """Refuses a head that is not the embedding it is said to be.
+
+    transformers leaves such a pair untied; to drop the head would change every logit.
+    """
+    if not config.tie_embeddings or HEAD not in source.names():
+        return
+    if not np.array_equal(source.tensor(HEAD), source.tensor(EMBEDDING)):
+        raise BadInput(
+            f"the checkpoint has a {HEAD} that differs from {EMBEDDING}, while "
+            "config.json ties them (tie_word_embeddings, which this family may leave "
+            "out); write tie_word_embeddings: false there if the head is meant"
+        )
 
 
 def _read_leaf(

@@ -28,6 +28,8 @@ from tpmm_jax.models.lora import (
     placed,
     targets,
 )
+from tpmm_jax.weights.hf_rope import is_positive
+from tpmm_jax.weights.huggingface import numpy_tensor
 from tpmm_jax.weights.names import names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -78,11 +80,12 @@ def parse_adapter_config(fields: Mapping[str, Any], path: str) -> LoraConfig:
             f"{path}: init_lora_weights is {init!r}, which changes the base's weights "
             "too; merge the adapter with PEFT's merge_and_unload and load that"
         )
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    rank: Any = fields.get("r")
+    alpha: Any = fields.get("lora_alpha")
     rslora = fields.get("use_rslora", False)
     if type(rank) is not int or rank < 1:
         raise BadInput(f"{path}: r is {rank!r}; wanted a whole number, at least 1")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha <= 0:
+    if not is_positive(alpha):
         raise BadInput(f"{path}: lora_alpha is {alpha!r}; wanted a positive number")
     if not isinstance(rslora, bool):
         raise BadInput(f"{path}: use_rslora is {rslora!r}; wanted true or false")
@@ -211,7 +214,7 @@ class AdapterDirectory:
           base: abstract parameters of the base, whose shardings the adapters take.
 
         Raises:
-          BadInput: tensors that are missing, left over, or of another shape.
+          BadInput: tensors that are missing, left over, of another shape or not finite.
         """
         path = self.directory / WEIGHTS
         if not path.is_file():
@@ -231,7 +234,8 @@ class AdapterDirectory:
                 _check_tensors(path, set(file.keys()), set(wanted))
                 for name, (part, short, layer) in wanted.items():
                     pair = get(host, TARGETS[short].path)
-                    _fill(pair[part.lower()][layer], file.get_tensor(name), part, name)
+                    tensor = numpy_tensor(file, name)
+                    _fill(pair[part.lower()][layer], tensor, part, name)
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{path} cannot be read: {error}") from None
         return jax.tree.map(_put, host, abstract)
@@ -262,6 +266,11 @@ def _fill(into: np.ndarray, tensor: np.ndarray, part: str, name: str) -> None:
             "rank and the base's shapes ask for"
         )
     into[...] = tensor.astype(np.float32).T.reshape(into.shape)
+    if not np.isfinite(into).all():
+        raise BadInput(
+            f"{name} has numbers that are infinite or no numbers; the training that "
+            "wrote it went wrong: take an earlier checkpoint of it"
+        )
 
 
 def adapter_config(lora: LoraConfig, base: str, revision: str | None) -> dict[str, Any]:
