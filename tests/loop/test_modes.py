@@ -19,6 +19,7 @@ from tpmm_jax.merging import RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.metrics import read_metrics
+from tpmm_jax.report.page import write_report
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
 
@@ -222,6 +223,7 @@ def test_without_a_reference_none_is_made(tmp_path: pathlib.Path) -> None:
     names = {path.name for path in (tmp_path / "iterations/002").iterdir()}
     assert not names & {"reference.json", "reference_logps.npz"}
     assert of_kind(rows, "train")[-1]["loss/simpo"] > 0
+    write_report([tmp_path])
     assert "reference" in (tmp_path / "report.html").read_text()
 
 
