@@ -289,10 +289,15 @@ def show(
     count, bad = len(found.errors), len({d.origin for d in found.errors})
     what = "drops them" if data.on_bad_rows == "drop" else "refuses the file"
     console.error(
-        f"{count:,} problems in {bad:,} rows; a run {what}\n"
+        f"{plural(count, 'problem')} in {plural(bad, 'row')}; a run {what}\n"
         f"{listing(found.errors, SHOWN)}"
         + ("\n--json lists all of them" if count > SHOWN else "")
     )
+
+
+def plural(count: int, noun: str) -> str:
+    """Returns "1 row", "1,200 rows"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -235,8 +235,13 @@ class Config:
             )
 
     def _validate_loss_and_reference(self) -> None:
-        """Refuses a reference that would be ignored, and a loss that would lack it."""
+        """Refuses what a loss cannot train with, or would ignore."""
         rule, free = self.reference.rule, self.loss.reference_free
+        if self.loss.coupled and self.train.batch_size < 2:
+            raise BadInput(
+                f"loss.name {self.loss.title!r} compares the pairs of a batch, and "
+                "train.batch_size is 1; use at least 2"
+            )
         if free and rule != NO_REFERENCE:
             raise BadInput(
                 f"loss.name {self.loss.title!r} knows no reference, so "

@@ -111,6 +111,14 @@ def test_a_loss_of_a_reference_is_not_reference_free_silently(name):
         whole("none", name=name).validate()
 
 
+def test_a_loss_of_a_batch_wants_more_than_one_pair():
+    for name in ("aot", "beta_dpo", ["dpo", "aot_unpaired"]):
+        config = set_field(whole("sft", name=name), "train.batch_size=1")
+        with pytest.raises(BadInput, match=r"train\.batch_size is 1; use at least 2"):
+            config.validate()
+    set_field(whole("sft", name="dpo"), "train.batch_size=1").validate()
+
+
 def test_lists_are_set_from_the_command_line():
     config = whole("sft", name="dpo")
     config = set_field(config, 'loss.name=["dpo", "bco", "sft"]')
