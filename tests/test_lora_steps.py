@@ -59,7 +59,7 @@ def one_step(base, loss, accumulation, order=slice(None)):
     return metrics, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize("name", ["dpo", "aot"])
+@pytest.mark.parametrize("name", ["dpo", pytest.param("aot", marks=pytest.mark.slow)])
 def test_accumulation_and_order_change_nothing(base, name):
     """A loss of single pairs and one of the whole batch, dropout on."""
     loss = LossConfig(name=name)

@@ -88,6 +88,7 @@ def test_interval_is_students_over_seeds() -> None:
     assert difference([0.5]) == "+0.50"  # one seed has no interval
 
 
+@pytest.mark.slow
 def test_study_shares_reports_and_continues(
     grid_file: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -161,7 +161,9 @@ def test_bfloat16_deltas_halve_the_trajectory(tmp_path: pathlib.Path) -> None:
     assert abs(of_kind(rows, "iteration")[-1]["reward/mean"] - wanted) < 0.2
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)]
+)
 def test_meshes_agree(tmp_path: pathlib.Path, sizes: tuple[int, int, int]) -> None:
     data, fsdp, tensor = sizes
     one = MeshConfig(data=-1, fsdp=1, tensor=1)
@@ -200,7 +202,15 @@ LOSSES_OF_A_RUN = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES_OF_A_RUN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aot",
+        "sum",
+        pytest.param("ld", marks=pytest.mark.slow),
+        pytest.param("wpo", marks=pytest.mark.slow),
+    ],
+)
 def test_losses_pass_the_self_check(tmp_path: pathlib.Path, name: str) -> None:
     train = TrainConfig(learning_rate=3e-3, batch_size=4, accumulation=2)
     config = tiny_run.get_config(iterations=1, loss=LOSSES_OF_A_RUN[name], train=train)
