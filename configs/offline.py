@@ -21,7 +21,7 @@ def get_config() -> Config:
     """Returns the configuration."""
     return Config(
         iterations=2,
-        model=ModelSource(source="HuggingFaceTB/SmolLM2-135M-Instruct", remat=False),
+        model=ModelSource(source="HuggingFaceTB/SmolLM2-135M-Instruct"),
         data=DataConfig(
             pairs="pairs.jsonl", max_prompt_length=512, max_completion_length=256
         ),
