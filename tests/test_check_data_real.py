@@ -8,11 +8,13 @@ import gzip
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import pytest
 
-from tpmm_jax import check_data, train
+from tpmm_jax import check_data
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests" / "fixtures"))
@@ -24,6 +26,10 @@ STORIES = ASSETS / "models" / "stories260k"
 SMOLLM2 = next(iter(TOKENIZERS.glob("smollm2/**/*.gguf")), TOKENIZERS / "smollm2")
 HH = ASSETS / "data" / "hh_harmless_base_test.jsonl.gz"
 POLITE = ASSETS / "data" / "polite_impolite.json"
+TEMPLATE = """\
+{{ bos_token }}{% for m in messages %}
+{{ m.role }}: {{ m.content }}{{ eos_token if m.role == "assistant" else "" }}
+{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
 MODELS = {"stories260k": STORIES, "smollm2": SMOLLM2}
 
 
@@ -31,6 +37,15 @@ def _run(command, capsys, *argv):
     code = command.main([str(a) for a in argv])
     said = capsys.readouterr()
     return code, said.out, said.err
+
+
+def _train(*argv):
+    """Runs the command on one device: conftest's eight would hold a replica each."""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-m", "tpmm_jax.train", *map(str, argv)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -78,15 +93,20 @@ def _small(folder, kind):
 @pytest.mark.parametrize("kind", ["hh", "polite", "conversations"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_run_refuses_the_set_and_trains_two_steps_without_its_bad_rows(
-    name, kind, tmp_path, capsys
+    name, kind, tmp_path
 ):
     if not MODELS[name].exists() or not HH.exists():
         pytest.skip("no such model or data here")
+    model = MODELS[name]
     if (name, kind) == ("stories260k", "conversations"):
-        pytest.skip("stories260k has no chat template")
+        # It has no chat template of its own.
+        model = shutil.copytree(
+            model, tmp_path / "model", copy_function=shutil.copyfile
+        )
+        (model / "chat_template.jinja").write_text(TEMPLATE)
     path, bad = _small(tmp_path, kind)
     options = {
-        "model.source": MODELS[name], "data.pairs": path, "iterations": 1,
+        "model.source": model, "data.pairs": path, "iterations": 1,
         "data.chat": str(kind == "conversations").lower(), "train.batch_size": 5,
         "reference.rule": "previous", "data.max_prompt_length": 192,
         "data.max_completion_length": 64,
@@ -94,8 +114,9 @@ def test_a_run_refuses_the_set_and_trains_two_steps_without_its_bad_rows(
     argv = ["--config", ROOT / "configs" / "offline.py", "--workdir", tmp_path / "run"]
     for item in options.items():
         argv += ["--set", "=".join(map(str, item))]
-    code, _, err = _run(train, capsys, *argv)
+    code, _, err = _train(*argv)
     assert code == 2 and f"in {bad} rows; nothing was used" in err
-    code, out, _ = _run(train, capsys, *argv, "--set", "data.on_bad_rows=drop")
+    code, out, _ = _train(*argv, "--set", "data.on_bad_rows=drop")
     assert code == 0 and f"{bad} bad rows left out" in out
     assert "14 pairs kept" in out and "DPO  2/2 steps" in out
+    print((tmp_path / "run" / "metrics.jsonl").read_text())  # with -rP

@@ -203,14 +203,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     with console.phase("write", 1, "models") as bar:
         save(model, args.output, max_shard_bytes=size, files=files)
         bar.advance(1)
-    note_unstated(args, base, console)
-    console.next_steps(
-        [
-            f"tpmm sample {args.output}",
-            f'AutoModelForCausalLM.from_pretrained("{args.output}")   in transformers',
-            f"{args.output}/README.md   the model card",
-        ]
-    )
+    finish(args, base, "AutoModelForCausalLM", "transformers", console)
 
 
 def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> None:
@@ -236,18 +229,13 @@ def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> N
         bar.advance(1)
     if not base:
         console.note(f"adapter_config.json names the base by its path: {stored.base}")
-    note_unstated(args, base, console)
-    console.next_steps(
-        [
-            f"tpmm sample {args.output}",
-            f'AutoPeftModelForCausalLM.from_pretrained("{args.output}")   in peft',
-            f"{args.output}/README.md   the model card",
-        ]
-    )
+    finish(args, base, "AutoPeftModelForCausalLM", "peft", console)
 
 
-def note_unstated(args: argparse.Namespace, base: str, console: RunConsole) -> None:
-    """Says what the card leaves open."""
+def finish(
+    args: argparse.Namespace, base: str, reader: str, library: str, console: RunConsole
+) -> None:
+    """Says what the card leaves open and how the directory is used."""
     unstated = [
         f"{what} ({option})"
         for what, option, value in (
@@ -258,6 +246,13 @@ def note_unstated(args: argparse.Namespace, base: str, console: RunConsole) -> N
     ]
     if unstated:
         console.note(f"the card states {' and '.join(unstated)}")
+    console.next_steps(
+        [
+            f"tpmm sample {args.output}",
+            f'{reader}.from_pretrained("{args.output}")   in {library}',
+            f"{args.output}/README.md   the model card",
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

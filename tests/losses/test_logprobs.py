@@ -63,7 +63,7 @@ def chunked(softcap, width, dtype="float32"):
             targets,
             decoder=decoder(softcap, dtype),
             chunk_bytes=4 * B * T * width,
-        )
+        )[0]
 
     return run
 

@@ -21,7 +21,8 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput(
             "chat is on, but the tokenizer has no chat template; use the tokenizer of "
-            "an instruction-tuned model or switch chat off"
+            "an instruction-tuned model, put a chat_template.jinja beside it, or "
+            "switch chat off"
         )
 
 

@@ -111,7 +111,8 @@ def check_tokenizer(source: Source, name: str, *, chat: bool) -> tuple[int, ...]
     if chat and not source.tokenizer.chat_template:
         raise BadInput(
             f"chat is on, but the tokenizer of {name} has no chat template; use an "
-            "instruction-tuned model, or switch chat off"
+            "instruction-tuned model, put a chat_template.jinja into a copy of its "
+            "directory, or switch chat off"
         )
     size = len(source.tokenizer)
     if size > source.config.vocab_size:

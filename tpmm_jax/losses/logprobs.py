@@ -56,7 +56,7 @@ def _log_probs(
     mass: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
     hidden_BTD, head_VD = decoder.hidden_and_head(params, tokens_BT, mask_BT)
-    found = chunked_log_probs_and_mass(
+    found = chunked_log_probs(
         hidden_BTD[:, :-1],
         head_VD,
         tokens_BT[:, 1:],
@@ -170,25 +170,11 @@ def chunked_log_probs(
     *,
     decoder: Decoder,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Float[Array, "B T"]:
-    """Returns log softmax(soft_cap(hidden head^T))[target], float32 nats."""
-    return chunked_log_probs_and_mass(
-        hidden_BTD, head_VD, targets_BT, decoder=decoder, chunk_bytes=chunk_bytes
-    )[0]
-
-
-def chunked_log_probs_and_mass(
-    hidden_BTD: Float[Array, "B T D"],
-    head_VD: Float[Array, "V D"],
-    targets_BT: Int[Array, "B T"],
-    *,
-    decoder: Decoder,
-    chunk_bytes: int = CHUNK_BYTES,
     mass: bool = False,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
-    """Returns ``chunked_log_probs`` and, with ``mass``, log sum_v p(v)^2.
+    """Returns log softmax(soft_cap(hidden head^T))[target], float32 nats.
 
-    The second has no gradient.
+    And, with ``mass``, log sum_v p(v)^2 of each distribution, without a gradient.
     """
     (B, T, _), V = hidden_BTD.shape, head_VD.shape[0]
     if B * T == 0:

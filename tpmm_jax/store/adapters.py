@@ -19,7 +19,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.models import LoraConfig
 from tpmm_jax.models.lora import dense
 from tpmm_jax.store import manager, trees
-from tpmm_jax.store.fingerprint import digest, fingerprint, layout
+from tpmm_jax.store.fingerprint import changed_leaf, digest, fingerprint, layout
 
 # What decides A B's scale and place; dropout and such are of the training alone.
 SHAPING = ("rank", "alpha", "targets", "rslora")
@@ -56,14 +56,13 @@ class Base:
         trees.check_same(
             layout(flat), pinned["layout"], came=f"base {self.name}", against="step 0"
         )
-        found = fingerprint(flat)
-        for name, sums in pinned["fingerprints"].items():
-            if found[name] != sums:
-                raise BadInput(
-                    f"leaf {name} of the base {self.name} has changed since the run "
-                    f"began (fingerprint {found[name]}, it was {sums}): the "
-                    f"trajectory's adapters belong to other weights; {self.advice}"
-                )
+        if changed := changed_leaf(flat, pinned["fingerprints"]):
+            name, now = changed
+            raise BadInput(
+                f"leaf {name} of the base {self.name} has changed since the run began "
+                f"(fingerprint {now}, it was {pinned['fingerprints'][name]}): the "
+                f"trajectory's adapters belong to other weights; {self.advice}"
+            )
         return params
 
 

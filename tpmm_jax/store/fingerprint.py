@@ -98,6 +98,19 @@ def fingerprint(tree: Any) -> dict[str, list[int]]:
     }
 
 
+def changed_leaf(
+    tree: Any, saved: Mapping[str, list[int]]
+) -> tuple[str, list[int]] | None:
+    """The first leaf whose fingerprint is not the saved one, and what it is now.
+
+    Args:
+      tree: has every leaf that saved names.
+      saved: what `fingerprint` gave.
+    """
+    found = fingerprint(tree)
+    return next(((n, found[n]) for n, sums in saved.items() if found[n] != sums), None)
+
+
 def layout(tree: Any) -> dict[str, list[Any]]:
     """ "path/to/leaf" -> [dtype name, shape as a list] of every leaf."""
     return {

@@ -5,7 +5,7 @@ from typing import Any
 
 from tpmm_jax.errors import CorruptCheckpoint
 from tpmm_jax.store import adapters
-from tpmm_jax.store.fingerprint import digest, fingerprint
+from tpmm_jax.store.fingerprint import changed_leaf, digest
 from tpmm_jax.store.listing import Entry, what_to_do
 
 
@@ -35,11 +35,10 @@ def check_leaves(
     Raises:
       CorruptCheckpoint: a leaf differs; names it.
     """
-    found = fingerprint(flat)
-    for name, sums in saved["fingerprints"].items():
-        if found[name] != sums:
-            raise CorruptCheckpoint(
-                f"step {entry.step}, leaf {name}: {directory} holds other bits than "
-                f"were saved (fingerprint {found[name]}, saved {sums}); "
-                f"{what_to_do(entry.step)}"
-            )
+    if changed := changed_leaf(flat, saved["fingerprints"]):
+        name, now = changed
+        raise CorruptCheckpoint(
+            f"step {entry.step}, leaf {name}: {directory} holds other bits than were "
+            f"saved (fingerprint {now}, saved {saved['fingerprints'][name]}); "
+            f"{what_to_do(entry.step)}"
+        )

@@ -25,7 +25,7 @@ from tpmm_jax.store.files import (
     sha256,
     storage_errors,
 )
-from tpmm_jax.store.fingerprint import fingerprint, layout
+from tpmm_jax.store.fingerprint import changed_leaf, fingerprint, layout
 
 ITEMS = {"state": "tree", "loop": "json", "integrity": "json"}
 _TRASH = "_trash"
@@ -241,10 +241,8 @@ class WorkStore:
             layout(wanted), saved["layout"], came="target", against=f"step {step}"
         )
         flat = self._read_leaves(step, wanted, order)
-        found = fingerprint(flat)
-        for name, sums in fingerprints.items():
-            if found[name] != sums:
-                raise self._corrupt(step, f"leaf {name}")
+        if changed := changed_leaf(flat, fingerprints):
+            raise self._corrupt(step, f"leaf {changed[0]}")
         return _rebuild(target, wanted, flat), loop
 
     def _read_leaves(
