@@ -157,6 +157,20 @@ def test_weights_of_whole_numbers_are_refused(copy):
         tpmm.load(folder)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", ["layers.1.mlp.up_proj", "norm"])
+def test_weights_that_are_not_finite_are_named(copy, name, value):
+    folder = copy()
+
+    def damage(tensors):
+        tensors[f"model.{name}.weight"] = tensors[f"model.{name}.weight"].copy()
+        tensors[f"model.{name}.weight"].flat[-1] = value
+
+    edit_weights(folder, damage)
+    with pytest.raises(BadInput, match=rf"^model\.{name}\.weight has numbers"):
+        tpmm.load(folder)
+
+
 Q, UP, NORM = (
     "model.layers.1.self_attn.q_proj.weight",
     "model.layers.0.mlp.up_proj.weight",

@@ -21,7 +21,6 @@ from tpmm_jax.loop.chunks import PairChunks, load_chunks
 from tpmm_jax.loop.header import show_header
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
 from tpmm_jax.loop.run import ADAPTERS, Run
-from tpmm_jax.loop.safety import refuse_weights
 from tpmm_jax.loop.sessions import log_session
 from tpmm_jax.loop.theta_0 import (
     base_record,
@@ -263,14 +262,12 @@ def store_first(
         meta = {"iteration": 0, **source.origin}
         if decoder.lora is None:
             params = source.read(decoder, "float32")
-            refuse_weights(params, source.origin["source"])
             trajectory.append(0, params, meta)
         else:
             adapted = source.adapter
             under = source if adapted is None else adapted.base
             meta["base"] = base_record(workdir, under.origin)
             base = under.read(decoder, "float32")
-            refuse_weights(base, under.origin["source"])
             trajectory.base = Base(lambda: base, under.origin["source"], "")
             if adapted is not None:
                 params = adapted.read(decoder)

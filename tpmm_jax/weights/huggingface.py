@@ -110,8 +110,8 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     read once for each distinct shard.
 
     Raises:
-      BadInput: tensors that are missing, left over, of another shape, or a tied head
-        that is not the embedding.
+      BadInput: tensors that are missing, left over, of another shape or not finite, or
+        a tied head that is not the embedding.
     """
     config, table = decoder.config, names(decoder.config)
     check_names(source, table, config)
@@ -184,14 +184,23 @@ def _read_leaf(
             )
         return name.to_ours(tensor, config)
 
+    def part(theirs: str, index: Index) -> np.ndarray:
+        block = one(theirs)[index].astype(leaf.dtype, order="C", copy=False)
+        if not np.isfinite(block).all():
+            raise BadInput(
+                f"{theirs} has numbers that are infinite or no numbers; "
+                "the training that wrote it went wrong: take an earlier checkpoint"
+            )
+        return block
+
     def shard(index: Index) -> np.ndarray:
         if not name.stacked:
-            return one(name.theirs)[index].astype(leaf.dtype, order="C", copy=False)
+            return part(name.theirs, index)
         layers = range(*index[0].indices(leaf.shape[0]))
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, leaf.shape)]
         out = np.empty(sizes, leaf.dtype)
         for i, layer in enumerate(layers):
-            out[i] = one(name.theirs.format(layer))[index[1:]]
+            out[i] = part(name.theirs.format(layer), index[1:])
         return out
 
     if leaf.sharding is None:

@@ -269,7 +269,7 @@ def _fill(into: np.ndarray, tensor: np.ndarray, part: str, name: str) -> None:
     if not np.isfinite(into).all():
         raise BadInput(
             f"{name} has numbers that are infinite or no numbers; the training that "
-            "wrote it went wrong: take an earlier checkpoint of it"
+            "wrote it went wrong: take an earlier checkpoint"
         )
 
 
