@@ -45,7 +45,24 @@ WRONG = [
     (dict(name="beta_dpo", beta_keep=0.0), "loss.beta_keep"),
     (dict(name="beta_dpo", beta_momentum=1.0), "loss.beta_momentum"),
     (dict(name="cpo", cpo_alpha=-1.0), "loss.cpo_alpha"),
+    (dict(name="cpo", cpo_alpha=float("inf")), "loss.cpo_alpha"),
+    (dict(name="alphapo", beta=2.0, alphapo_alpha=float("nan")), "loss.alphapo_alpha"),
+    (dict(name="simpo", beta=2.0, gamma_beta_ratio=float("inf")), "loss.gamma_beta"),
+    (dict(name="discopop", discopop_tau=float("inf")), "loss.discopop_tau"),
+    (dict(name="beta_dpo", beta_gain=float("inf")), "loss.beta_gain"),
+    (dict(name=["dpo", "bco"], f_divergence_type="js_divergence"), "'bco' is no loss"),
+    (dict(name=["aot", "hinge"], f_divergence_type="forward_kl"), "'aot' is no loss"),
+    (
+        dict(
+            f_divergence_type="alpha_divergence", f_alpha_divergence_coef=float("nan")
+        ),
+        "loss.f_alpha_divergence_coef",
+    ),
 ]
+
+
+def test_a_divergence_goes_with_losses_of_a_margin_and_sft():
+    LossConfig(name=["dpo", "ipo", "sft"], f_divergence_type="forward_kl").validate()
 
 
 @pytest.mark.parametrize("wrong, wanted", WRONG, ids=[str(w) for w, _ in WRONG])

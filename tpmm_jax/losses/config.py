@@ -1,5 +1,6 @@
 """Which loss, or weighted sum of losses, and the constants that it has."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -193,14 +194,32 @@ def _check_meaning(config: LossConfig) -> None:
             "loss.f_alpha_divergence_coef has no meaning for f_divergence_type "
             f"{config.f_divergence_type!r}, only for 'alpha_divergence'"
         )
-    if config.use_weighting:
-        unweighted = [
-            loss for loss in config.names if "use_weighting" not in USES[loss]
-        ]
-        if unweighted:
+    _check_every_term(
+        config,
+        "use_weighting",
+        config.names,
+        "has no value for one pair alone",
+    )
+    # Its normaliser cancels in a margin only. "sft" has no ratio to transform.
+    _check_every_term(
+        config,
+        "f_divergence_type",
+        [name for name in config.names if name != "sft"],
+        "is no loss of a margin, where its normaliser cancels",
+    )
+
+
+def _check_every_term(
+    config: LossConfig, constant: str, names: Sequence[str], why: str
+) -> None:
+    """Refuses a constant that one of the losses of a sum does not read."""
+    if getattr(config, constant) == getattr(LossConfig, constant):
+        return
+    for name in names:
+        if constant not in USES[name]:
             raise BadInput(
-                f"loss.use_weighting weights pairs, and {unweighted[0]!r} has no value "
-                "for one pair alone; leave one of the two out"
+                f"loss.{constant} is for every loss of the sum, and {name!r} {why}; "
+                "leave one of the two out"
             )
 
 
@@ -215,7 +234,7 @@ def _check_ranges(config: LossConfig) -> None:
         )
     ld, tau, alpha = config.ld_alpha, config.discopop_tau, config.alphapo_alpha
     checks = {
-        "beta": (0 < config.beta < float("inf"), "a positive, finite number"),
+        "beta": (config.beta > 0, "a positive number"),
         "label_smoothing": (0 <= eps < 0.5, "at least 0 and below 0.5"),
         "ld_alpha": (ld is None or 0 <= ld <= 1, "in [0, 1], or none"),
         "discopop_tau": (tau > 0, "a positive number"),
@@ -226,6 +245,10 @@ def _check_ranges(config: LossConfig) -> None:
         "beta_momentum": (0 <= config.beta_momentum < 1, "in [0, 1)"),
         "beta_keep": (0 < config.beta_keep <= 1, "above 0 and at most 1"),
     }
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadInput(f"loss.{f.name} is {value}; use a finite number")
     for name, (good, wanted) in checks.items():
         if not good:
             raise BadInput(f"loss.{name} is {getattr(config, name)}; use {wanted}")
