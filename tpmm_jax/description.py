@@ -74,4 +74,22 @@ def write_description(
     text = json.dumps(ids, indent=2) + "\n"
     (directory / "generation_config.json").write_text(text)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        write_tokenizer(tokenizer, directory)
+
+
+def write_tokenizer(tokenizer: Any, directory: pathlib.Path) -> None:
+    """Writes a tokenizer's files so that transformers 4 reads them as well as 5.
+
+    The newer one names its class and keeps further special tokens under names that the
+    older one does not know; it reads the older names itself.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    if not path.exists():
+        return
+    fields = read_json(path)
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")

@@ -10,6 +10,8 @@ from tpmm_jax.errors import BadInput
 # What a hub repository is asked for: nothing that could be code or a pickle.
 DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHT_FILES = ("*.safetensors",)
+# Weights of another model or a second time: in a subfolder, in Mistral's own format.
+OTHER_WEIGHTS = ("*/*", "consolidated*")
 TRAJECTORY_STEP = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<step>\d+)")
 
 

@@ -24,6 +24,7 @@ from tpmm_jax.description import (
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.hub import (
     DESCRIPTION_FILES,
+    OTHER_WEIGHTS,
     TRAJECTORY_STEP,
     WEIGHT_FILES,
     fetch,
@@ -172,12 +173,12 @@ def _resolve_hub(
 ) -> Source:
     directory, commit = fetch(name, revision, DESCRIPTION_FILES)
     if is_adapter(directory):
-        directory, _ = fetch(name, commit, WEIGHT_FILES, ignore=("*/*",))
+        directory, _ = fetch(name, commit, WEIGHT_FILES, ignore=OTHER_WEIGHTS)
         return _resolve_adapter(directory, {"source": name, "commit": commit}, base)
 
     def read(decoder: Decoder, dtype: str) -> Params:
         # The commit, not the revision, which may have moved on since.
-        folder, _ = fetch(name, commit, WEIGHT_FILES, ignore=("*/*",))
+        folder, _ = fetch(name, commit, WEIGHT_FILES, ignore=OTHER_WEIGHTS)
         return read_params(SafetensorsDirectory(folder), decoder, dtype)
 
     origin = {"source": name, "commit": commit}

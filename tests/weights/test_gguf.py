@@ -261,6 +261,23 @@ def test_config_is_that_of_a_config_json(tensors, tmp_path):
     assert file.config == CONFIG
 
 
+@pytest.mark.parametrize(
+    "fields, wanted",
+    [
+        ({}, 1),
+        ({"eot_token_id": 4, "eom_token_id": 5}, [1, 4, 5]),
+        ({"eot_token_id": 1}, 1),
+        ({"tokens": ["a", "b", "<bos>", "<end_of_turn>"]}, [1, 3]),
+        ({"tokens": ["<end_of_turn>", "<|im_end|>"], "eot_token_id": 6}, [1, 6]),
+        ({"tokens": ["<|endoftext|>", "<|im_end|>"]}, 1),
+    ],
+)
+def test_answers_end_at_the_end_of_a_turn(fields, wanted, tensors, tmp_path):
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    file = GGUFFile(write(tmp_path / "m.gguf", CONFIG, tensors, fields=fields))
+    assert file.config["eos_token_id"] == wanted
+
+
 def test_an_output_tensor_unties_the_embeddings(tensors, tmp_path):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
     file = GGUFFile(write(tmp_path / "m.gguf", CONFIG, tensors))

@@ -1,6 +1,7 @@
 """Tokenizers from .gguf metadata cut text as their kind and pre-tokenizer say."""
 
 import io
+import json
 import pathlib
 import random
 
@@ -8,6 +9,7 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
+from tpmm_jax.description import write_tokenizer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.weights.gguf_tokenizer import build_tokenizer, merges_from_scores
 
@@ -205,8 +207,15 @@ def test_tokens_equal_sentencepiece(prefix):
 def test_a_saved_tokenizer_is_the_same(kind, tmp_path):
     fields = {"chat_template": "{{ messages[0]['content'] }}"}
     tokenizer = build_tokenizer(kind(**fields), "m.gguf")
-    tokenizer.save_pretrained(tmp_path)
+    tokenizer.extra_special_tokens = ["<think>"]
+    write_tokenizer(tokenizer, tmp_path)
+    # transformers 4 knows no TokenizersBackend and no list of extra special tokens.
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["<think>"]
+    assert "extra_special_tokens" not in written
     again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.extra_special_tokens == ["<think>"]
     rng = random.Random(0)
     for _ in range(50):
         text = "".join(rng.choices("abc 019\n<s>é", k=20))

@@ -381,6 +381,24 @@ def test_a_broken_index_is_refused(fixtures, copy, change):
         tpmm.load(folder)
 
 
+def test_one_file_goes_before_an_index_that_was_left_behind(copy):
+    folder = copy("gemma")
+    model = tpmm.load(folder)
+    half = jax.tree.map(lambda x: x / 2, model.params)
+    one = (folder / "model.safetensors").read_bytes()
+    write_params(half, model.config, folder, max_shard_bytes=50_000)
+    assert (folder / INDEX).exists()
+    (folder / "model.safetensors").write_bytes(one)
+    assert bits(tpmm.load(folder).params) == bits(model.params)
+
+
+def test_sampling_fields_of_older_transformers_change_nothing(copy):
+    folder = copy("llama")
+    before = tpmm.load(folder).config
+    edit_config(folder, temperature=0.6, do_sample=True, tokenizer_class="X")
+    assert tpmm.load(folder).config == before
+
+
 def test_save_refuses_a_directory_that_holds_something(fixtures, tmp_path):
     model = tpmm.load(fixtures / "llama")
     (tmp_path / "empty").mkdir()

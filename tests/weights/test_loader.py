@@ -79,6 +79,7 @@ def hub(fixtures, tmp_path, monkeypatch):
     (repo / "modeling_x.py").write_text("")
     (repo / "original").mkdir()
     (repo / "original" / "consolidated.safetensors").write_bytes(b"")
+    (repo / "consolidated.safetensors").write_bytes(b"")
     calls = []
 
     def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):

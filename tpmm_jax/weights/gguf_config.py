@@ -15,6 +15,13 @@ from tpmm_jax.weights.hf_windows import FULL, SLIDING
 
 ROPE_FREQS = "rope_freqs.weight"
 
+# What ends an answer, and the names of our families' tokens for it.
+ENDS: dict[str, tuple[str, ...]] = {
+    "eos": (),
+    "eot": ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|endoftext|>"),
+    "eom": ("<|eom_id|>",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -234,10 +241,29 @@ def make_config(
         **_scores(metadata, width, heads, head_dim),
     }
     config |= {name: x for name, x in optional.items() if name in family.fields}
-    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+    for ours, theirs in (("bos", "bos"), ("pad", "padding")):
         value = metadata.values.get(f"tokenizer.ggml.{theirs}_token_id")
         config[f"{ours}_token_id"] = value
+    ends = _ends(metadata.values)
+    config["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
     return config
+
+
+def _ends(values: Mapping[str, Any]) -> list[int]:
+    """Returns the ids that end an answer: EOS, the ends of a turn and of a message.
+
+    Converters write the first, at times the others; where they do not, llama.cpp looks
+    for a token of a known name, and so do its users' answers end.
+    """
+    tokens = values.get("tokenizer.ggml.tokens", [])
+    found: list[int] = []
+    for field, known in ENDS.items():
+        value = values.get(f"tokenizer.ggml.{field}_token_id")
+        if value is None:
+            value = next((tokens.index(name) for name in known if name in tokens), None)
+        if value is not None and value not in found:
+            found.append(value)
+    return found
 
 
 def _windows(metadata: Metadata) -> dict[str, Any]:

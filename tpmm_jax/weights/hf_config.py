@@ -16,11 +16,16 @@ from tpmm_jax.weights.hf_windows import is_count, read_windows, write_windows
 
 # Fields that say nothing about the forward pass.
 IGNORED = {
-    "_attn_implementation_autoset", "_name_or_path", "architectures",
-    "cache_implementation", "chunk_size_feed_forward", "dtype", "id2label",
-    "initializer_range", "is_llama_config", "label2id", "max_window_layers",
-    "output_attentions", "output_hidden_states", "pretraining_tp", "problem_type",
-    "return_dict", "torch_dtype", "transformers.js_config", "transformers_version",
+    # Older transformers kept how to sample here; a run and a command say it themselves.
+    "do_sample", "early_stopping", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beams", "num_return_sequences", "repetition_penalty",
+    "temperature", "top_k", "top_p", "typical_p",
+    "_attn_implementation_autoset", "_flash_attn_2_enabled", "_name_or_path",
+    "architectures", "cache_implementation", "chunk_size_feed_forward", "dtype",
+    "id2label", "initializer_range", "is_llama_config", "label2id",
+    "max_sequence_length", "max_window_layers", "output_attentions",
+    "output_hidden_states", "pretraining_tp", "problem_type", "return_dict",
+    "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
     "unsloth_fixed", "unsloth_version", "use_cache",
 }  # fmt: skip
 

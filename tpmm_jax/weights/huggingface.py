@@ -45,7 +45,8 @@ class SafetensorsDirectory:
     def _index(self) -> dict[str, str]:
         index = self.directory / INDEX
         single = self.directory / "model.safetensors"
-        if index.exists():
+        # As in transformers: saving into a folder that was sharded leaves its index.
+        if index.exists() and not single.exists():
             try:
                 where = dict(json.loads(index.read_text())["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
