@@ -136,15 +136,24 @@ def test_crash_at_a_write(
     assert digests(tmp_path / "run") == digests(undisturbed)
 
 
-@pytest.mark.slow
-def test_crash_at_every_write(
+def test_crash_behind_the_record_of_a_learned_reference(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, writes: Writes
+) -> None:
+    ends = [n.endswith("002/reference.json") for n in writes.undisturbed]
+    crash_and_continue(writes, tmp_path / "run", ends.index(True), after=True)
+    assert content(tmp_path / "run") == content(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True])
+def test_crash_at_every_write(
+    undisturbed: pathlib.Path, tmp_path: pathlib.Path, writes: Writes, after: bool
 ) -> None:
     wrong = []
     for number, name in enumerate(writes.undisturbed):
         workdir = tmp_path / "run"
         shutil.rmtree(workdir, ignore_errors=True)
-        crash_and_continue(writes, workdir, number, after=number % 2 == 0)
+        crash_and_continue(writes, workdir, number, after=after)
         if content(workdir) != content(undisturbed):
             wrong.append(name)
     assert not wrong

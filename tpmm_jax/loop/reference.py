@@ -44,6 +44,8 @@ from tpmm_jax.store.fingerprint import tree_digest
 SELF_CHECK_TOLERANCE = {"float32": 2e-3, "bfloat16": 1.0}
 # Within one program, shifting or swapping is exact but for float32 sums.
 SAME_PROGRAM_TOLERANCE = 1e-3
+# How far a choice of weights has come, until it is recorded.
+PROGRESS = "merge_progress.json"
 
 
 def pair_table(run: Run, rows: list[PairRow]) -> Table:
@@ -145,7 +147,8 @@ def merged_reference(run: Run, iteration: int) -> Iterator[tuple[Params, str]]:
             known |= {"digest": digest, "signal_to_rounding": ratio}
             _log_reference(run, iteration, known)
             write_json(record, known)
-            (run.folder(iteration) / "merge_progress.json").unlink(missing_ok=True)
+        # Also where a stop came between the two.
+        (run.folder(iteration) / PROGRESS).unlink(missing_ok=True)
     yield params, digest
 
 
@@ -154,7 +157,7 @@ def _choose(
 ) -> dict[str, Any]:
     """Returns the record of the rule's decision, without the merge's digest."""
     config, folder = run.config.reference, run.folder(iteration)
-    saved = folder / "merge_progress.json"
+    saved = folder / PROGRESS
     progress = read_json(saved) if saved.exists() else None
     context = MergeContext(config, iteration, names, deltas=deltas, progress=progress)
     run.rewind("merge", iteration, progress["step"] if progress else 0)
