@@ -1,13 +1,15 @@
 """Chat templates that are easily misread: text of their own, errors, lost messages."""
 
+import datetime
 import json
 
 import pytest
 import tokenizers_for_tests as small
 
-from tpmm_jax.data import tokens
+from tpmm_jax.data import templates, tokens
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair, load_pairs
+from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 
 
@@ -61,3 +63,37 @@ def test_lost_messages_and_typed_special_tokens_are_counted():
         counts = _encode(small.byte_level(template), *pairs).counts
         assert counts["message_left_out"] == lost
         assert counts["special_in_message"] == 1
+
+
+def test_a_template_that_writes_the_day_writes_the_pinned_one(monkeypatch, tmp_path):
+    clock = (
+        "\n  {% if strftime_now is defined %}{% macro day() %}"
+        '{{ strftime_now("%A %d %b %Y, %-d.%m. 100%% %H:%M") }}{% endmacro %}'
+        "[{{ day() }}]{% endif %}\n"
+    )
+    tokenizer = small.byte_level(clock + small.CHATML)
+    says = "\n[Monday 05 Jan 2026, 5.01. 100% 00:00]<|im_start|>user\n"
+    pair = PreferencePair("the sky", "is blue", "is green", "f:1")
+
+    def rendered():
+        prompt = Writer(tokenizer, chat=True).prompt("the sky")
+        return prompt, _encode(tokenizer, pair).rows
+
+    monkeypatch.setattr(templates, "today", lambda: datetime.date(2026, 1, 5))
+    unpinned = rendered()
+    assert unpinned[0].startswith(says)
+    templates.pin_date(tokenizer, datetime.date(2026, 1, 5))
+    monkeypatch.setattr(templates, "today", lambda: datetime.date(2027, 2, 6))
+    assert rendered() == unpinned
+    tokenizer.save_pretrained(tmp_path)
+    files = [path.read_text() for path in tmp_path.iterdir() if path.is_file()]
+    assert not any("_pinned_date" in text for text in files)
+
+
+def test_a_pinned_day_leaves_all_else_as_transformers_writes_it():
+    clock = '  {%- if x %}{% endif %}\n  {% if strftime_now %}{{ "a" }}{% endif %}\n'
+    tokenizer = small.byte_level("\n" + clock + small.CHATML)
+    wanted = tokenizer.apply_chat_template(
+        [_turn("user", "hi")], tokenize=False, add_generation_prompt=True
+    )
+    assert Writer(tokenizer, chat=True).prompt("hi") == wanted
