@@ -211,6 +211,9 @@ CHAT = {"prompt": [user("a")], "chosen": [reply("b")], "rejected": [reply("c")]}
             {"chosen": [user("a"), reply("b")], "rejected": [user("a")]},
             "'rejected': is all of it the beginning of the other one",
         ),
+        (CHAT | {"tools": [{"type": "function"}]}, "'tools': the chat template would"),
+        (CHAT | {"chat_template_kwargs": {"a": False}}, "'chat_template_kwargs': the"),
+        (CHAT | {"prompt": "a", "tools": '[{"a": 1}]'}, "chat_template.jinja"),
         ({"instruction": "", "chosen": "a", "rejected": "b"}, "'instruction' is empty"),
         ({"instruction": 3, "chosen": "a", "rejected": "b"}, "is a number"),
     ],
@@ -219,6 +222,17 @@ def test_bad_rows_are_named_with_line_and_field(load, row, wanted):
     with pytest.raises(BadInput) as error:
         load(row)
     assert "pairs.jsonl:1: " in str(error.value) and wanted in str(error.value)
+
+
+def test_keys_of_messages_that_no_template_sees_are_counted(load):
+    told = {**reply("b"), "weight": 0}
+    nulls = {**reply("b"), "name": None, "tool_calls": []}
+    rows = [CHAT | {"chosen": [one]} for one in (told, nulls, reply("b"))]
+    empty = {"tools": [], "chat_template_kwargs": {"enable_thinking": None}}
+    counts = load(*(row | empty for row in rows)).counts
+    assert counts["pairs"] == 3 and counts["keys_left_out"] == 1
+    # Of texts no template is asked to list tools.
+    assert load(TEXT | {"tools": [1]}).counts["keys_left_out"] == 0
 
 
 def test_all_defects_are_listed_at_once_and_may_be_left_out(load):

@@ -53,6 +53,7 @@ _READ_COUNTS = {
     "several_turns": "pairs whose completions hold several turns, all trained on",
     "duplicate_prompts": "prompts that repeat an earlier one",
     "duplicate_pairs": "pairs that repeat an earlier one",
+    "keys_left_out": "pairs whose messages have more than role and content, left out",
     "tied": "pairs whose stated scores are equal",
     "scored_otherwise": "pairs whose stated scores prefer rejected",
 }

@@ -13,6 +13,8 @@ from tpmm_jax.data.messages import (
     Written,
     order_fault,
     parse_messages,
+    template_faults,
+    unread_keys,
 )
 from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
@@ -58,8 +60,9 @@ class PairSet:
     beginning of the other); prompt_repeated (the completions held the prompt again,
     removed); begins_with_prompt (text completions that both begin with the prompt,
     kept); several_turns (completions with user messages in them); duplicate_prompts;
-    duplicate_pairs; tied and scored_otherwise (the row states scores, which are equal,
-    or higher for rejected).
+    duplicate_pairs; keys_left_out (messages have keys beside role and content, which no
+    template is given); tied and scored_otherwise (the row states scores, which are
+    equal, or higher for rejected).
     """
 
     pairs: list[PreferencePair]
@@ -139,6 +142,8 @@ def read_pair_set(
         found.append((layout, pair))
         notes[note] += bool(note)
         notes.update(_stated_scores(row.data))
+        values = (row.data.get(name) for name in names.values())
+        notes["keys_left_out"] += bool(unread_keys(*values))
     refuse_mixed(
         [(pair.origin, layout) for layout, pair in found],
         problems,
@@ -162,6 +167,7 @@ def read_pair_set(
         "malformed": len(malformed),
         "identical": identical,
         "prompt_repeated": notes["prompt_repeated"],
+        "keys_left_out": notes["keys_left_out"],
         "tied": notes["tied"],
         "scored_otherwise": notes["scored_otherwise"],
     }
@@ -184,6 +190,7 @@ def _counts(pairs: list[PreferencePair]) -> dict[str, int]:
         ),
         "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
         "duplicate_pairs": len(pairs) - len(contents),
+        "keys_left_out": 0,
         "tied": 0,
         "scored_otherwise": 0,
     }
@@ -229,6 +236,9 @@ def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, st
             f"{names['rejected']} is {_format(rejected)}; wanted the same for both"
         )
         raise _Fault((names["rejected"], text))
+    texts = isinstance(chosen, str) and isinstance(prompt, str | None)
+    if not texts and (faults := template_faults(row.data)):
+        raise _Fault(*faults)
     layout = _Layout(
         f"{name or 'an implicit prompt'} ({_format(prompt or chosen)})",
         _format(chosen),
