@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tpmm_jax.data.config import PARTS
 from tpmm_jax.data.messages import (
+    TEMPLATE_COLUMNS,
     Conversation,
     Message,
     Written,
@@ -30,6 +31,8 @@ from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+# Read beside those of PARTS.
+_COLUMNS = ("instruction", "input", *TEMPLATE_COLUMNS, *_SCORES[0], *_SCORES[1])
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def read_pair_set(
 ) -> PairSet:
     """Read preference pairs as ``load_pairs`` does, and note what is wrong."""
     names = {part: part for part in PARTS} | dict(fields or {})
-    rows = read_rows(source, split=split, problems=problems)
+    columns = (*names.values(), *_COLUMNS)
+    rows = read_rows(source, split=split, columns=columns, problems=problems)
     found: list[tuple[_Layout, PreferencePair]] = []
     notes: Counter[str] = Counter()
     for row in rows:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tpmm_jax.data.messages import (
+    TEMPLATE_COLUMNS,
     Content,
     Conversation,
     order_fault,
@@ -74,7 +75,8 @@ def read_prompt_set(
     source: str, problems: Problems, *, field: str = "prompt", split: str = "train"
 ) -> PromptSet:
     """Read prompts as ``load_prompts`` does, and note what is wrong."""
-    rows = read_rows(source, split=split, problems=problems)
+    columns = (field, *_OTHER_FIELDS, *TEMPLATE_COLUMNS)
+    rows = read_rows(source, split=split, columns=columns, problems=problems)
     parsed = [(row.origin, _parse(row, field, problems)) for row in rows]
     found = [(origin, *p) for origin, p in parsed if p is not None]
     refuse_mixed([(origin, kind) for origin, kind, _ in found], problems, field=field)
