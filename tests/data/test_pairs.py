@@ -101,17 +101,39 @@ def test_one_text_may_be_the_beginning_of_the_other(load):
 
 
 def test_transcripts_end_at_the_last_common_turn(load):
-    front = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
+    other = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman:"
+    front = other + " why\n\nAssistant:"
     pair_set = load(
         {"chosen": front + " Because.", "rejected": front + " Because I say so."},
-        {"chosen": front + " A", "rejected": front[:40] + " me\n\nAssistant: B"},
+        {"chosen": front + " A", "rejected": other + " me\n\nAssistant: B"},
     )
     assert _parts(pair_set.pairs[0]) == (front, " Because.", " Because I say so.")
-    assert pair_set.pairs[1].prompt == "\n\nHuman: hi\n\nAssistant:"
+    assert _parts(pair_set.pairs[1]) == (
+        "\n\nHuman: hi\n\nAssistant: yes?\n\n",
+        "Human: why\n\nAssistant: A",
+        "Human: me\n\nAssistant: B",
+    )
     with pytest.raises(BadInput, match="'chosen': the last reply is empty"):
         load({"chosen": front + " ", "rejected": front + " A"})
     with pytest.raises(BadInput, match="share no beginning up to"):
         load({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c"})
+
+
+def test_transcripts_share_no_reply_and_count_several_turns(load):
+    front = "\n\nHuman: hi\n\nAssistant:"
+    more = "\n\nHuman: {0}\n\nAssistant: ok {0}"
+    one = {"chosen": front + " a" + more.format("b"), "rejected": front + " c"}
+    two = {side: front + " yes" + more.format(side) for side in ("chosen", "rejected")}
+    three = {"chosen": front + " a", "rejected": front + " b"}
+    pair_set = load(one, two, three)
+    assert pair_set.counts["several_turns"] == 2
+    assert _parts(pair_set.pairs[1]) == (
+        front + " yes\n\n",
+        more.format("chosen").lstrip(),
+        more.format("rejected").lstrip(),
+    )
+    with pytest.raises(BadInput, match="'chosen': is all of it the beginning of"):
+        load({"chosen": front + " yes", "rejected": front + " yes" + more})
 
 
 def test_conversations(load):
@@ -166,7 +188,8 @@ def test_columns_of_other_names(load):
 def test_instructions(load):
     row = {"instruction": "Spell.", "input": "freind", "chosen": "A", "rejected": "B"}
     pairs = load(row, row | {"input": ""}).pairs
-    assert [p.prompt for p in pairs] == ["Spell.\n\nfreind\n", "Spell.\n"]
+    assert [p.prompt for p in pairs] == ["Spell.\n\nfreind", "Spell."]
+    assert [p.separator for p in pairs] == ["\n", "\n"]
 
 
 def test_equal_sides_are_refused_or_dropped_counted_and_named(load, caplog):
