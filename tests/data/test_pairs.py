@@ -18,6 +18,9 @@ SHARED = pathlib.Path(ASSETS) / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 
 
+FLAG = "\U0001f1e9\U0001f1f0"
+
+
 def user(text):
     return {"role": "user", "content": text}
 
@@ -58,6 +61,18 @@ def _parts(pair):
         ("oui cafe\u0301", "oui cafe", "oui"),
         ("wave \U0001f44b\U0001f3fd", "wave \U0001f44b\U0001f3ff", "wave"),
         ("a\r\nb", "a\rb", "a"),
+        # Flags of one letter's difference, a third one behind two, families, keycaps.
+        ("hi \U0001f1e9\U0001f1ea", "hi \U0001f1e9\U0001f1f0", "hi"),
+        (f"hi {2 * FLAG}\U0001f1e9\U0001f1ea", f"hi {3 * FLAG}", f"hi {2 * FLAG}"),
+        ("x \U0001f469\u200d\U0001f467", "x \U0001f469\u200d\U0001f466", "x"),
+        ("x \U0001f469\u200d\U0001f467", "x \U0001f469!", "x"),
+        ("x \U0001f469\ufe0f\u200d\U0001f467", "x \U0001f469\ufe0e", "x"),
+        ("x 1\ufe0f\u20e3", "x 1.", "x"),
+        ("x \u1100\u1161", "x \u1100\u1162", "x"),
+        ("ka \u0915\u094d\u0937", "ka \u0915\u094d\u0930", "ka"),
+        ("an e\u2011mail", "an e\u2011bike", "an"),
+        ("rock \u2018n\u2019roll", "rock \u2018n\u2019rap", "rock \u2018"),
+        ("the o\u2018clock", "the o\u2018dear", "the"),
     ],
 )
 def test_implicit_prompts_end_between_words(chosen, rejected, prompt):

@@ -6,9 +6,15 @@ see ``transcripts``.
 
 import unicodedata
 
+import regex
+
 from tpmm_jax.data.messages import Conversation
 
-_INSIDE_WORDS = frozenset("'’-._,@/")
+_INSIDE_WORDS = frozenset("'’-._,@/\u2018\u2011")
+# What a reader takes for one character: a flag, a family of emoji, a letter with marks.
+_CHARACTER = regex.compile(r"\X")
+# How far back a character's beginning is looked for.
+_REACH = 256
 
 
 def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -69,6 +75,8 @@ def _inside_word(text: str, at: int) -> bool:
     if at >= len(text):
         return False
     before, after = text[at - 1], text[at]
+    if _inside_character(text, at):
+        return True
     if _attaches(after) or before == "\u200d":
         return True
     if before == "\r" and after == "\n":
@@ -81,6 +89,17 @@ def _inside_word(text: str, at: int) -> bool:
     if _letter(before) and after in _INSIDE_WORDS:
         return at + 1 < len(text) and _letter(text[at + 1])
     return False
+
+
+def _inside_character(text: str, at: int) -> bool:
+    if text[at - 1].isascii() and text[at].isascii():
+        return False
+    # What stands before an ASCII letter or space has no part in what follows it.
+    start = at - 1
+    while start > max(0, at - _REACH) and not text[start].isascii():
+        start -= 1
+    ends = (m.end() for m in _CHARACTER.finditer(text, start, at + 1))
+    return next(end for end in ends if end >= at) != at
 
 
 def _letter(char: str) -> bool:
