@@ -18,6 +18,9 @@ SHARED = pathlib.Path(ASSETS) / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 
 
+FLAG = "\U0001f1e9\U0001f1f0"
+
+
 def user(text):
     return {"role": "user", "content": text}
 
@@ -58,6 +61,18 @@ def _parts(pair):
         ("oui cafe\u0301", "oui cafe", "oui"),
         ("wave \U0001f44b\U0001f3fd", "wave \U0001f44b\U0001f3ff", "wave"),
         ("a\r\nb", "a\rb", "a"),
+        # Flags of one letter's difference, a third one behind two, families, keycaps.
+        ("hi \U0001f1e9\U0001f1ea", "hi \U0001f1e9\U0001f1f0", "hi"),
+        (f"hi {2 * FLAG}\U0001f1e9\U0001f1ea", f"hi {3 * FLAG}", f"hi {2 * FLAG}"),
+        ("x \U0001f469\u200d\U0001f467", "x \U0001f469\u200d\U0001f466", "x"),
+        ("x \U0001f469\u200d\U0001f467", "x \U0001f469!", "x"),
+        ("x \U0001f469\ufe0f\u200d\U0001f467", "x \U0001f469\ufe0e", "x"),
+        ("x 1\ufe0f\u20e3", "x 1.", "x"),
+        ("x \u1100\u1161", "x \u1100\u1162", "x"),
+        ("ka \u0915\u094d\u0937", "ka \u0915\u094d\u0930", "ka"),
+        ("an e\u2011mail", "an e\u2011bike", "an"),
+        ("rock \u2018n\u2019roll", "rock \u2018n\u2019rap", "rock \u2018"),
+        ("the o\u2018clock", "the o\u2018dear", "the"),
     ],
 )
 def test_implicit_prompts_end_between_words(chosen, rejected, prompt):
@@ -101,17 +116,39 @@ def test_one_text_may_be_the_beginning_of_the_other(load):
 
 
 def test_transcripts_end_at_the_last_common_turn(load):
-    front = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
+    other = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman:"
+    front = other + " why\n\nAssistant:"
     pair_set = load(
         {"chosen": front + " Because.", "rejected": front + " Because I say so."},
-        {"chosen": front + " A", "rejected": front[:40] + " me\n\nAssistant: B"},
+        {"chosen": front + " A", "rejected": other + " me\n\nAssistant: B"},
     )
     assert _parts(pair_set.pairs[0]) == (front, " Because.", " Because I say so.")
-    assert pair_set.pairs[1].prompt == "\n\nHuman: hi\n\nAssistant:"
+    assert _parts(pair_set.pairs[1]) == (
+        "\n\nHuman: hi\n\nAssistant: yes?\n\n",
+        "Human: why\n\nAssistant: A",
+        "Human: me\n\nAssistant: B",
+    )
     with pytest.raises(BadInput, match="'chosen': the last reply is empty"):
         load({"chosen": front + " ", "rejected": front + " A"})
     with pytest.raises(BadInput, match="share no beginning up to"):
         load({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c"})
+
+
+def test_transcripts_share_no_reply_and_count_several_turns(load):
+    front = "\n\nHuman: hi\n\nAssistant:"
+    more = "\n\nHuman: {0}\n\nAssistant: ok {0}"
+    one = {"chosen": front + " a" + more.format("b"), "rejected": front + " c"}
+    two = {side: front + " yes" + more.format(side) for side in ("chosen", "rejected")}
+    three = {"chosen": front + " a", "rejected": front + " b"}
+    pair_set = load(one, two, three)
+    assert pair_set.counts["several_turns"] == 2
+    assert _parts(pair_set.pairs[1]) == (
+        front + " yes\n\n",
+        more.format("chosen").lstrip(),
+        more.format("rejected").lstrip(),
+    )
+    with pytest.raises(BadInput, match="'chosen': is all of it the beginning of"):
+        load({"chosen": front + " yes", "rejected": front + " yes" + more})
 
 
 def test_conversations(load):
@@ -166,7 +203,8 @@ def test_columns_of_other_names(load):
 def test_instructions(load):
     row = {"instruction": "Spell.", "input": "freind", "chosen": "A", "rejected": "B"}
     pairs = load(row, row | {"input": ""}).pairs
-    assert [p.prompt for p in pairs] == ["Spell.\n\nfreind\n", "Spell.\n"]
+    assert [p.prompt for p in pairs] == ["Spell.\n\nfreind", "Spell."]
+    assert [p.separator for p in pairs] == ["\n", "\n"]
 
 
 def test_equal_sides_are_refused_or_dropped_counted_and_named(load, caplog):
@@ -211,6 +249,9 @@ CHAT = {"prompt": [user("a")], "chosen": [reply("b")], "rejected": [reply("c")]}
             {"chosen": [user("a"), reply("b")], "rejected": [user("a")]},
             "'rejected': is all of it the beginning of the other one",
         ),
+        (CHAT | {"tools": [{"type": "function"}]}, "'tools': the chat template would"),
+        (CHAT | {"chat_template_kwargs": {"a": False}}, "'chat_template_kwargs': the"),
+        (CHAT | {"prompt": "a", "tools": '[{"a": 1}]'}, "chat_template.jinja"),
         ({"instruction": "", "chosen": "a", "rejected": "b"}, "'instruction' is empty"),
         ({"instruction": 3, "chosen": "a", "rejected": "b"}, "is a number"),
     ],
@@ -219,6 +260,17 @@ def test_bad_rows_are_named_with_line_and_field(load, row, wanted):
     with pytest.raises(BadInput) as error:
         load(row)
     assert "pairs.jsonl:1: " in str(error.value) and wanted in str(error.value)
+
+
+def test_keys_of_messages_that_no_template_sees_are_counted(load):
+    told = {**reply("b"), "weight": 0}
+    nulls = {**reply("b"), "name": None, "tool_calls": []}
+    rows = [CHAT | {"chosen": [one]} for one in (told, nulls, reply("b"))]
+    empty = {"tools": [], "chat_template_kwargs": {"enable_thinking": None}}
+    counts = load(*(row | empty for row in rows)).counts
+    assert counts["pairs"] == 3 and counts["keys_left_out"] == 1
+    # Of texts no template is asked to list tools.
+    assert load(TEXT | {"tools": [1]}).counts["keys_left_out"] == 0
 
 
 def test_all_defects_are_listed_at_once_and_may_be_left_out(load):

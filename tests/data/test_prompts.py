@@ -58,6 +58,8 @@ def test_the_accepted_forms(save):
         ({"prompt": [{"role": "user", "content": ""}]}, "content is empty"),
         ({"prompt": [{"role": "user", "content": ["a"]}]}, "content is a list"),
         ({"prompt": [USER | {"tool_calls": [1]}]}, "tool_calls, which is not"),
+        ({"prompt": [USER], "tools": [{"a": 1}]}, "'tools': the chat template"),
+        ({"messages": [USER], "chat_template_kwargs": {"a": 1}}, "_kwargs': the chat"),
         ({"prompt": ["a", "b"]}, "'prompt[0]': is a text"),
     ],
 )
@@ -66,6 +68,14 @@ def test_bad_rows_are_named_with_line_and_field(save, row, wanted):
     with pytest.raises(BadInput) as error:
         load_prompts(source)
     assert f"{source}:1: " in str(error.value) and wanted in str(error.value)
+
+
+def test_keys_of_messages_that_no_template_sees_are_told(save, caplog):
+    load_prompts(save({"prompt": [USER | {"name": None}], "tools": None}))
+    load_prompts(save({"prompt": "a", "tools": [{"type": "function"}]}))
+    assert not caplog.text
+    load_prompts(save({"prompt": [USER | {"name": "Bob"}]}, {"prompt": [USER]}))
+    assert "more than role and content, which is left out: 1 (name)" in caplog.text
 
 
 def test_defects_of_every_layer_are_listed_together(save, tmp_path):

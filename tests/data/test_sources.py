@@ -5,10 +5,13 @@ import json
 import pathlib
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tpmm_jax.data import strict_json
 from tpmm_jax.data.problems import Defect, Problems
+from tpmm_jax.data.prompts import load_prompts
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
 
@@ -157,15 +160,17 @@ def test_text_files_hold_one_prompt_a_line(tmp_path):
 def test_parquet_saved_folders_and_splits(tmp_path):
     table = datasets.Dataset.from_list(ROWS)
     table.to_parquet(str(tmp_path / "a.parquet"))
-    rows = read_rows(str(tmp_path / "a.parquet"))
+    rows = read_rows(str(tmp_path / "a.parquet"), columns=("prompt", "n"))
     assert [r.data for r in rows] == ROWS and rows[2].origin.endswith("a.parquet row 2")
     assert "not a readable parquet" in _error(_write(tmp_path / "b.parquet", b"PAR1"))
     table.save_to_disk(str(tmp_path / "one"))
-    assert [r.data for r in read_rows(str(tmp_path / "one"))] == ROWS
+    rows = read_rows(str(tmp_path / "one"), columns=("prompt", "n"))
+    assert [r.data for r in rows] == ROWS
     assert "'test'" in _error(str(tmp_path / "one"), split="test")
     both = datasets.DatasetDict(train=table, test=table.select([1]))
     both.save_to_disk(str(tmp_path / "both"))
-    assert [r.data["n"] for r in read_rows(str(tmp_path / "both"), split="test")] == [1]
+    rows = read_rows(str(tmp_path / "both"), split="test", columns=("n",))
+    assert [r.data for r in rows] == [{"prompt": None, "n": 1}]
     assert "it has test, train" in _error(str(tmp_path / "both"), split="validation")
     assert "a.parquet" in _error(str(tmp_path))
 
@@ -232,3 +237,109 @@ def test_a_document_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(strict_json, "MAX_DOCUMENT_BYTES", 100)
     source = _write(tmp_path / "a.json", json.dumps(ROWS * 9).encode())
     assert "convert it to JSON Lines" in _error(source)
+
+
+def _parquet(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return str(path)
+
+
+def _not_utf8():
+    """Texts of which the second one's bytes are not UTF-8."""
+    offsets = pyarrow.array([0, 2, 4, 6], pyarrow.int32()).buffers()[1]
+    data = pyarrow.py_buffer(b"ok\xff\xfeok")
+    return pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, offsets, data])
+
+
+def test_columns_that_nobody_reads_are_not_converted(tmp_path):
+    micro = pyarrow.timestamp("us", tz="Foo/Bar")
+    source = _parquet(
+        tmp_path / "a.parquet",
+        prompt=["a"],
+        far=pyarrow.array([2**62], pyarrow.timestamp("us")),
+        zone=pyarrow.array([1], micro),
+        day=pyarrow.array([2**31 - 1], pyarrow.date32()),
+        long=pyarrow.array([2**60], pyarrow.duration("s")),
+    )
+    assert [p.content for p in load_prompts(source)] == ["a"]
+    unread = dict.fromkeys(("prompt", "far", "zone", "day", "long"))
+    assert [r.data for r in read_rows(source)] == [unread]
+    assert "a.parquet row 0: field 'day' cannot be" in _error(source, columns=["day"])
+
+
+def test_values_that_cannot_be_converted_name_row_and_field(tmp_path):
+    source = _parquet(tmp_path / "a.parquet", prompt=_not_utf8(), n=[0, 1, 2])
+    problems = Problems(source, on_bad_rows="drop")
+    rows = read_rows(source, columns=("prompt",), problems=problems)
+    assert [r.origin[-5:] for r in rows] == ["row 0", "row 2"]
+    ((origin, field, reason),) = problems.found
+    assert origin == f"{source} row 1" and field == "prompt"
+    assert "'utf-8' codec can't decode byte 0xff" in reason
+    table = pyarrow.table([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    assert "'prompt' is there twice" in _error(
+        str(tmp_path / "b.parquet"), columns=("prompt",)
+    )
+
+
+def test_saved_values_that_cannot_be_converted_name_row_and_field(tmp_path):
+    days = pyarrow.array([0, 2**31 - 1, 0], pyarrow.date32())
+    table = pyarrow.table({"prompt": ["a", "b", "c"], "day": days})
+    saved = str(tmp_path / "saved")
+    datasets.Dataset(table).save_to_disk(saved)
+    assert len(load_prompts(saved)) == 3
+    assert "train row 1: field 'day' cannot be read" in _error(saved, columns=["day"])
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "x" * 300 + ".jsonl", "~no-such-user/x.jsonl"]
+)
+def test_names_that_no_file_can_have(name):
+    assert f"{name}: cannot be read" in _error(name)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("state.json", b"[]"),
+        ("state.json", b"{}"),
+        ("state.json", None),
+        ("dataset_info.json", b"[]"),
+        ("dataset_info.json", None),
+        ("data-00000-of-00001.arrow", None),
+        ("data-00000-of-00001.arrow", b""),
+        ("data-00000-of-00001.arrow", "half"),
+    ],
+)
+def test_damaged_saved_datasets_are_called_so(tmp_path, name, content):
+    datasets.Dataset.from_list(ROWS * 50).save_to_disk(str(tmp_path / "saved"))
+    path = tmp_path / "saved" / name
+    if content == "half":
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    message = _error(str(tmp_path / "saved"))
+    assert "a saved dataset that is incomplete or damaged" in message
+
+
+@pytest.mark.parametrize(
+    "held, asked, works",
+    [
+        ("train[:3]", "train", True),
+        ("test[:3]", "test", True),
+        ("test", "train", True),
+        ("train[:1]+train[2:]", "train", True),
+        ("train[:3]", "test", False),
+        ("train+test", "test", False),
+    ],
+)
+def test_a_saved_dataset_of_one_split_is_that_split(tmp_path, held, asked, works):
+    dataset = datasets.Dataset.from_list(ROWS, split=datasets.NamedSplit(held))
+    dataset.save_to_disk(str(tmp_path))
+    if works:
+        rows = read_rows(str(tmp_path), split=asked)
+        assert rows[1].origin == f"{tmp_path} {held} row 1"
+    else:
+        wanted = f"the one split {held!r}, but {asked!r} was asked for"
+        assert wanted in _error(str(tmp_path), split=asked)

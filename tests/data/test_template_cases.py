@@ -1,19 +1,22 @@
 """Chat templates that are easily misread: text of their own, errors, lost messages."""
 
+import datetime
 import json
 
 import pytest
 import tokenizers_for_tests as small
 
-from tpmm_jax.data import tokens
+from tpmm_jax.data import templates, tokens
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair, load_pairs
+from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 
 
 def _encode(tokenizer, *pairs, **options):
-    options = {"max_prompt_length": 99, "max_completion_length": 99} | options
-    return tokens.encode_pairs(tokenizer, pairs, chat=True, **options)
+    limits = {"max_prompt_length": 99, "max_completion_length": 99}
+    options = {"chat": True} | limits | options
+    return tokens.encode_pairs(tokenizer, pairs, **options)
 
 
 def _turn(role, content):
@@ -61,3 +64,119 @@ def test_lost_messages_and_typed_special_tokens_are_counted():
         counts = _encode(small.byte_level(template), *pairs).counts
         assert counts["message_left_out"] == lost
         assert counts["special_in_message"] == 1
+
+
+def test_a_template_that_writes_the_day_writes_the_pinned_one(monkeypatch, tmp_path):
+    clock = (
+        "\n  {% if strftime_now is defined %}{% macro day() %}"
+        '{{ strftime_now("%A %d %b %Y, %-d.%m. 100%% %H:%M") }}{% endmacro %}'
+        "[{{ day() }}]{% endif %}\n"
+    )
+    tokenizer = small.byte_level(clock + small.CHATML)
+    says = "\n[Monday 05 Jan 2026, 5.01. 100% 00:00]<|im_start|>user\n"
+    pair = PreferencePair("the sky", "is blue", "is green", "f:1")
+
+    def rendered():
+        prompt = Writer(tokenizer, chat=True).prompt("the sky")
+        return prompt, _encode(tokenizer, pair).rows
+
+    monkeypatch.setattr(templates, "today", lambda: datetime.date(2026, 1, 5))
+    unpinned = rendered()
+    assert unpinned[0].startswith(says)
+    templates.pin_date(tokenizer, datetime.date(2026, 1, 5))
+    monkeypatch.setattr(templates, "today", lambda: datetime.date(2027, 2, 6))
+    assert rendered() == unpinned
+    tokenizer.save_pretrained(tmp_path)
+    files = [path.read_text() for path in tmp_path.iterdir() if path.is_file()]
+    assert not any("_pinned_date" in text for text in files)
+
+
+def test_a_pinned_day_leaves_all_else_as_transformers_writes_it():
+    clock = '  {%- if x %}{% endif %}\n  {% if strftime_now %}{{ "a" }}{% endif %}\n'
+    tokenizer = small.byte_level("\n" + clock + small.CHATML)
+    wanted = tokenizer.apply_chat_template(
+        [_turn("user", "hi")], tokenize=False, add_generation_prompt=True
+    )
+    assert Writer(tokenizer, chat=True).prompt("hi") == wanted
+
+
+def _decoded(tokenizer, rows):
+    return [
+        tuple(map(tokenizer.decode, (row.prompt_ids, row.chosen_ids, row.rejected_ids)))
+        for row in rows
+    ]
+
+
+HI = "\n\nHuman: hello\n\nAssistant:"
+MORE = "\n\nHuman: and the grass?\n\nAssistant: It is"
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_transcripts_are_messages_to_a_template(tmp_path, explicit):
+    tokenizer = small.byte_level(small.CHATML)
+    says = {"chosen": f" the sky{MORE} green.", "rejected": " a dog"}
+    parts = {"chosen": f" ok{MORE} green.", "rejected": f" ok{MORE} blue."}
+    rows = [{s: HI + text for s, text in row.items()} for row in (says, parts)]
+    if explicit:
+        rows = [says | {"prompt": HI}, parts | {"prompt": HI}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = load_pairs(str(path)).pairs
+    found = _encode(tokenizer, *pairs)
+    open_turn, end = "<|im_start|>assistant\n", "<|im_end|>"
+    user = "<|im_start|>user\n"
+    prompt = f"{user}hello{end}\n{open_turn}"
+    asks = f"{end}\n{user}and the grass?{end}\n{open_turn}It is"
+    wanted = [(prompt, f"the sky{asks} green.{end}", f"a dog{end}")]
+    # The last common marker is behind the second question.
+    last = [(f"{prompt}ok{asks[:-5]}", f"It is green.{end}", f"It is blue.{end}")]
+    if explicit:
+        last = [(prompt, f"ok{asks} green.{end}", f"ok{asks} blue.{end}")]
+    assert _decoded(tokenizer, found.rows) == wanted + last
+    assert found.counts["message_left_out"] == found.counts["eos_inside"] == 0
+    (prompted,) = tokens.encode_prompts(tokenizer, [HI], chat=True, max_length=99)
+    assert tokenizer.decode(prompted.ids) == prompt
+    plain = _encode(tokenizer, *pairs, chat=False).rows[0]
+    assert tokenizer.decode(plain.prompt_ids) == HI
+
+
+def test_a_shared_reply_of_transcripts_is_part_of_the_prompt(tmp_path):
+    tokenizer = small.byte_level(small.CHATML)
+    ask = "\n\nHuman: {0}\n\nAssistant: {0}"
+    path = tmp_path / "pairs.jsonl"
+    sides = {"chosen": "the sky", "rejected": "a dog"}
+    row = {side: f"{HI} ok{ask.format(text)}" for side, text in sides.items()}
+    path.write_text(json.dumps(row))
+    encoded = _encode(tokenizer, *load_pairs(str(path)).pairs)
+    prompt, chosen, _ = _decoded(tokenizer, encoded.rows)[0]
+    assert prompt.endswith("<|im_start|>assistant\nok<|im_end|>\n<|im_start|>user\n")
+    assert chosen.startswith("the sky<|im_end|>\n<|im_start|>assistant\nthe sky")
+
+
+@pytest.mark.parametrize(
+    "prompt, chosen, wanted",
+    [
+        (HI, " a\n\nHuman: b", "the last role is 'user'"),
+        (HI, " a\n\nAssistant: b", "role 'assistant' where 'user' was due"),
+        (HI, "\n\nHuman: b\n\nAssistant: c", "one of its turns is empty"),
+        (HI + " I", " am", "ends inside a turn"),
+    ],
+)
+def test_transcripts_that_are_no_conversations_are_named(prompt, chosen, wanted):
+    tokenizer = small.byte_level(small.CHATML)
+    with pytest.raises(BadInput, match=f"f:7: with the chat template: .*{wanted}"):
+        _encode(tokenizer, PreferencePair(prompt, chosen, " no", "f:7"))
+
+
+def test_an_instruction_gets_no_line_break_inside_its_turn(tmp_path):
+    tokenizer = small.byte_level(small.CHATML)
+    row = {"instruction": "hello", "chosen": "a dog", "rejected": "the sky"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row))
+    pairs = load_pairs(str(path)).pairs
+    prompts = [
+        tokenizer.decode(_encode(tokenizer, *pairs, chat=chat).rows[0].prompt_ids)
+        for chat in (True, False)
+    ]
+    wanted = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert prompts == [wanted, "hello\n"]

@@ -334,6 +334,6 @@ def test_real_pairs_keep_their_text():
     assert result.counts["rows"] == len(pairs) == 200
     for pair, row in zip(pairs, result.rows):
         text = tokenizer.decode(row.prompt_ids[1:] + row.chosen_ids[:-1])
-        assert text == pair.prompt + pair.chosen
+        assert text == pair.prompt + pair.separator + pair.chosen
         text = tokenizer.decode(row.prompt_ids[1:] + row.rejected_ids[:-1])
-        assert text == pair.prompt + pair.rejected
+        assert text == pair.prompt + pair.separator + pair.rejected

@@ -1,5 +1,6 @@
 """What can be said of a data set before training: repeats, lengths, ends, leaks."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -11,6 +12,8 @@ from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Defect
 
 Key: TypeAlias = object
+# How the readers' reasons end; names of columns and files stand before it.
+_EMPTY = re.compile(r" is (empty|an empty (message )?list)(; remove it)?$")
 
 
 def content_key(content: Content) -> Key:
@@ -127,4 +130,4 @@ def end_counts(
 
 def empty_count(defects: Sequence[Defect]) -> int:
     """The rows in which a prompt, a side, a message or a line is empty."""
-    return len({d.origin for d in defects if "empty" in d.reason})
+    return len({d.origin for d in defects if _EMPTY.search(d.reason)})

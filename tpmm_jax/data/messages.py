@@ -1,16 +1,22 @@
 """Conversations: parsing message lists and the order of their roles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from tpmm_jax.data.strict_json import json_type
 
 ROLES = ("system", "user", "assistant")
-# Keys that change what a chat template writes; other extra keys are remarks.
+# Keys that change what a chat template writes; other extra keys are left out, counted.
 _RENDERED_KEYS = frozenset(
     {"tool_calls", "tool_call_id", "function_call", "images", "reasoning_content"}
 )
+# Columns of a conversational row that other trainers hand to the chat template, and
+# what it would do with them.
+TEMPLATE_COLUMNS = {
+    "tools": "the chat template would list these tools in the prompt",
+    "chat_template_kwargs": "the chat template would write the messages as these say",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,45 @@ def _message_fault(item: object) -> str | None:
     if extra:
         return f"has {', '.join(extra)}, which is not supported"
     return None
+
+
+def template_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(column, text) of each column that is meant for the chat template."""
+    return [
+        (
+            column,
+            f"field {column!r}: {effect}, but it is given the messages alone; drop "
+            "the column, or write what it says into the model's chat_template.jinja",
+        )
+        for column, effect in TEMPLATE_COLUMNS.items()
+        if _says_something(data.get(column))
+    ]
+
+
+def _says_something(value: object) -> bool:
+    if isinstance(value, str):
+        return value.strip() not in ("", "null", "[]", "{}")
+    if isinstance(value, dict):
+        # A table gives every row the keys of all rows.
+        return any(item is not None for item in value.values())
+    return value is not None and value != []
+
+
+def unread_keys(*values: object) -> set[str]:
+    """The keys of messages that no chat template is given.
+
+    Args:
+      values: what rows hold; anything but a message list has none.
+    """
+    return {
+        key
+        for value in values
+        if isinstance(value, list)
+        for message in value
+        if isinstance(message, dict)
+        for key in message.keys() - {"role", "content"} - _RENDERED_KEYS
+        if message[key] is not None
+    }
 
 
 def order_fault(messages: Sequence[Message], *, last: str) -> str | None:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,11 @@ from tpmm_jax.data.joining import Joined, Joiner
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.templates import Writer
+from tpmm_jax.data.transcripts import (
+    completion_messages,
+    is_transcript,
+    prompt_messages,
+)
 from tpmm_jax.errors import BadInput
 
 _CHUNK = 4096
@@ -53,6 +59,7 @@ _READ_COUNTS = {
     "several_turns": "pairs whose completions hold several turns, all trained on",
     "duplicate_prompts": "prompts that repeat an earlier one",
     "duplicate_pairs": "pairs that repeat an earlier one",
+    "keys_left_out": "pairs whose messages have more than role and content, left out",
     "tied": "pairs whose stated scores are equal",
     "scored_otherwise": "pairs whose stated scores prefer rejected",
 }
@@ -200,26 +207,43 @@ def _write(
 ) -> list[_Texts]:
     """The texts of each pair; those that cannot be written are noted instead."""
     texts = []
-    for pair in pairs:
-        completions = [pair.chosen, pair.rejected]
-        if chat and pair.implicit:
-            # The space at which an implicit prompt was cut opens no turn.
-            completions = [
-                side.lstrip(" \t") if isinstance(side, str) else side
-                for side in completions
-            ]
+    for given in pairs:
         try:
+            pair = _for_template(given) if chat else _for_text(given)
             prompt = writer.prompt(pair.prompt)
             sides = [
-                writer.completion(pair.prompt, prompt, side) for side in completions
+                writer.completion(pair.prompt, prompt, side)
+                for side in (pair.chosen, pair.rejected)
             ]
         except BadInput as error:
-            problems.add(pair.origin, str(error))
+            problems.add(given.origin, str(error))
             continue
         (chosen, one), (rejected, other) = sides
         rewritten = (not one) + (not other)
         texts.append(_Texts(pair, prompt, chosen, rejected, rewritten))
     return texts
+
+
+def _for_text(pair: PreferencePair) -> PreferencePair:
+    if not pair.separator or not isinstance(pair.prompt, str):
+        return pair
+    return replace(pair, prompt=pair.prompt + pair.separator)
+
+
+def _for_template(pair: PreferencePair) -> PreferencePair:
+    """The pair as turns: a transcript's, or one of the user and one that answers."""
+    prompt, sides = pair.prompt, (pair.chosen, pair.rejected)
+    if not (isinstance(prompt, str) and all(isinstance(s, str) for s in sides)):
+        return pair
+    texts = cast(tuple[str, str], sides)
+    if is_transcript(prompt):
+        chosen, rejected = (completion_messages(prompt, text) for text in texts)
+        front = prompt_messages(prompt, answered=True)
+        return replace(pair, prompt=front, chosen=chosen, rejected=rejected)
+    if pair.implicit:
+        # The space at which an implicit prompt was cut opens no turn.
+        texts = (texts[0].lstrip(" \t"), texts[1].lstrip(" \t"))
+    return replace(pair, chosen=texts[0], rejected=texts[1])
 
 
 def _sides(

@@ -8,26 +8,33 @@ from typing import Any, NamedTuple
 
 from tpmm_jax.data.config import PARTS
 from tpmm_jax.data.messages import (
+    TEMPLATE_COLUMNS,
     Conversation,
     Message,
     Written,
     order_fault,
     parse_messages,
+    template_faults,
+    unread_keys,
 )
 from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.data.split import (
-    ASSISTANT,
-    split_messages,
-    split_text,
-    split_transcript,
-)
+from tpmm_jax.data.split import split_messages, split_text
 from tpmm_jax.data.strict_json import json_type
+from tpmm_jax.data.transcripts import (
+    ASSISTANT,
+    asks,
+    is_transcript,
+    split_transcripts,
+)
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+_NO_MORE = "is all of it the beginning of the other one"
+# Read beside those of PARTS.
+_COLUMNS = ("instruction", "input", *TEMPLATE_COLUMNS, *_SCORES[0], *_SCORES[1])
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class PreferencePair:
 
     Attributes:
       implicit: the prompt was the common beginning of chosen and rejected.
+      separator: what stands behind a text prompt where no chat template does.
     """
 
     prompt: Written
@@ -47,6 +55,7 @@ class PreferencePair:
     rejected: Written
     origin: str
     implicit: bool = False
+    separator: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,9 @@ class PairSet:
     beginning of the other); prompt_repeated (the completions held the prompt again,
     removed); begins_with_prompt (text completions that both begin with the prompt,
     kept); several_turns (completions with user messages in them); duplicate_prompts;
-    duplicate_pairs; tied and scored_otherwise (the row states scores, which are equal,
-    or higher for rejected).
+    duplicate_pairs; keys_left_out (messages have keys beside role and content, which no
+    template is given); tied and scored_otherwise (the row states scores, which are
+    equal, or higher for rejected).
     """
 
     pairs: list[PreferencePair]
@@ -126,7 +136,8 @@ def read_pair_set(
 ) -> PairSet:
     """Read preference pairs as ``load_pairs`` does, and note what is wrong."""
     names = {part: part for part in PARTS} | dict(fields or {})
-    rows = read_rows(source, split=split, problems=problems)
+    columns = (*names.values(), *_COLUMNS)
+    rows = read_rows(source, split=split, columns=columns, problems=problems)
     found: list[tuple[_Layout, PreferencePair]] = []
     notes: Counter[str] = Counter()
     for row in rows:
@@ -139,6 +150,8 @@ def read_pair_set(
         found.append((layout, pair))
         notes[note] += bool(note)
         notes.update(_stated_scores(row.data))
+        values = (row.data.get(name) for name in names.values())
+        notes["keys_left_out"] += bool(unread_keys(*values))
     refuse_mixed(
         [(pair.origin, layout) for layout, pair in found],
         problems,
@@ -162,6 +175,7 @@ def read_pair_set(
         "malformed": len(malformed),
         "identical": identical,
         "prompt_repeated": notes["prompt_repeated"],
+        "keys_left_out": notes["keys_left_out"],
         "tied": notes["tied"],
         "scored_otherwise": notes["scored_otherwise"],
     }
@@ -178,15 +192,22 @@ def _counts(pairs: list[PreferencePair]) -> dict[str, int]:
         "ends_early": sum(not (p.chosen and p.rejected) for p in pairs),
         "prompt_repeated": 0,
         "begins_with_prompt": sum(_begin_with_prompt(p) for p in pairs),
-        "several_turns": sum(
-            not isinstance(p.chosen, str) and max(len(p.chosen), len(p.rejected)) > 1
-            for p in pairs
-        ),
+        "several_turns": sum(map(_several_turns, pairs)),
         "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
         "duplicate_pairs": len(pairs) - len(contents),
+        "keys_left_out": 0,
         "tied": 0,
         "scored_otherwise": 0,
     }
+
+
+def _several_turns(pair: PreferencePair) -> bool:
+    chosen, rejected = pair.chosen, pair.rejected
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        transcript = isinstance(pair.prompt, str) and is_transcript(pair.prompt)
+        sides = (chosen, rejected)
+        return transcript and any(isinstance(s, str) and asks(s) for s in sides)
+    return max(len(chosen), len(rejected)) > 1
 
 
 def _stated_scores(data: dict[str, Any]) -> list[str]:
@@ -229,12 +250,18 @@ def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, st
             f"{names['rejected']} is {_format(rejected)}; wanted the same for both"
         )
         raise _Fault((names["rejected"], text))
+    texts = isinstance(chosen, str) and isinstance(prompt, str | None)
+    if not texts and (faults := template_faults(row.data)):
+        raise _Fault(*faults)
     layout = _Layout(
         f"{name or 'an implicit prompt'} ({_format(prompt or chosen)})",
         _format(chosen),
     )
     # The equal ones are left to the caller; there is nothing in them to split.
-    pair = PreferencePair(prompt or "", chosen, rejected, row.origin)
+    separator = "\n" if name == "instruction" else ""
+    pair = PreferencePair(
+        prompt or "", chosen, rejected, row.origin, separator=separator
+    )
     if chosen == rejected:
         return layout, pair, ""
     if prompt is None:
@@ -267,10 +294,11 @@ def _side(
 
 
 def _instruction(data: dict[str, Any], faults: list[tuple[str, str]]) -> str:
-    """The instruction, its input below it, and a line break before the answer.
+    """The instruction and its input below it.
 
-    One break, not two: before a word many tokenizers read two breaks differently
-    than at the end of a text, so that no completion would join its prompt.
+    Without a chat template a line break follows. One break, not two: before a word many
+    tokenizers read two breaks differently than at the end of a text, so that no
+    completion would join its prompt.
     """
     texts = []
     for name in ("instruction", "input"):
@@ -282,7 +310,7 @@ def _instruction(data: dict[str, Any], faults: list[tuple[str, str]]) -> str:
             texts.append(value)
         elif name == "instruction":
             faults.append((name, f"field {name!r} is empty"))
-    return "\n\n".join(texts) + "\n"
+    return "\n\n".join(texts)
 
 
 def _implicit(pair: PreferencePair, names: dict[str, str]) -> PreferencePair:
@@ -290,7 +318,7 @@ def _implicit(pair: PreferencePair, names: dict[str, str]) -> PreferencePair:
     none = f"{names['chosen']} and {names['rejected']} share no"
     advice = f"add a {names['prompt']} field"
     if isinstance(chosen, str) and isinstance(rejected, str):
-        transcript = split_transcript(chosen, rejected)
+        transcript = split_transcripts(chosen, rejected)
         prompt, chosen, rejected = transcript or split_text(chosen, rejected)
         if transcript and not prompt:
             text = f"the transcripts share no beginning up to {ASSISTANT!r}"
@@ -298,13 +326,15 @@ def _implicit(pair: PreferencePair, names: dict[str, str]) -> PreferencePair:
         if not prompt.strip():
             raise _Fault((names["prompt"], f"{none} beginning; {advice}"))
         if transcript:
-            _refuse_empty(chosen, rejected, names, "the last reply is empty")
+            whole = not prompt.endswith(ASSISTANT)
+            text = _NO_MORE if whole else "the last reply is empty"
+            _refuse_empty(chosen, rejected, names, text)
         return PreferencePair(prompt, chosen, rejected, pair.origin, True)
     parts = split_messages(_turns(chosen, ""), _turns(rejected, ""))
     if not parts[0]:
         raise _Fault((names["prompt"], f"{none} first messages; {advice}"))
     # The conversation that ends there has no message of its own to learn from.
-    _refuse_empty(*parts[1:], names, "is all of it the beginning of the other one")
+    _refuse_empty(*parts[1:], names, _NO_MORE)
     return _checked(*parts, pair.origin, names, implicit=True)
 
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tpmm_jax.data.messages import Content, Conversation, order_fault, parse_messages
+from tpmm_jax.data.messages import (
+    TEMPLATE_COLUMNS,
+    Content,
+    Conversation,
+    order_fault,
+    parse_messages,
+    template_faults,
+    unread_keys,
+)
 from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.sources import Row, read_rows
 from tpmm_jax.data.strict_json import json_type
@@ -67,14 +75,28 @@ def read_prompt_set(
     source: str, problems: Problems, *, field: str = "prompt", split: str = "train"
 ) -> PromptSet:
     """Read prompts as ``load_prompts`` does, and note what is wrong."""
-    rows = read_rows(source, split=split, problems=problems)
+    columns = (field, *_OTHER_FIELDS, *TEMPLATE_COLUMNS)
+    rows = read_rows(source, split=split, columns=columns, problems=problems)
     parsed = [(row.origin, _parse(row, field, problems)) for row in rows]
     found = [(origin, *p) for origin, p in parsed if p is not None]
     refuse_mixed([(origin, kind) for origin, kind, _ in found], problems, field=field)
     bad = problems.origins()
     prompts = [Prompt(content, origin) for origin, _, content in found]
     prompts = [p for p in prompts if p.origin not in bad]
+    _warn_of_keys([row for row in rows if row.origin not in bad], field, source)
     return PromptSet(prompts, count_rows(rows, problems))
+
+
+def _warn_of_keys(rows: Sequence[Row], field: str, source: str) -> None:
+    values = (row.data[_column(row, field) or field] for row in rows)
+    if found := [keys for value in values if (keys := unread_keys(value))]:
+        _log.warning(
+            "%s: prompts whose messages have more than role and content, which is left "
+            "out: %d (%s)",
+            source,
+            len(found),
+            ", ".join(sorted(set().union(*found))),
+        )
 
 
 def count_rows(rows: Sequence[Row], problems: Problems) -> int:
@@ -124,9 +146,13 @@ def missing_field(field: str, columns: Iterable[str]) -> str:
     return f"field {field!r} is missing (columns: {', '.join(names) or 'none'}){hint}"
 
 
-def _parse(row: Row, field: str, problems: Problems) -> tuple[str, Content] | None:
+def _column(row: Row, field: str) -> str | None:
     names = (field, *_OTHER_FIELDS) if field == "prompt" else (field,)
-    name = next((n for n in names if n in row.data), None)
+    return next((n for n in names if n in row.data), None)
+
+
+def _parse(row: Row, field: str, problems: Problems) -> tuple[str, Content] | None:
+    name = _column(row, field)
     if name is None:
         text = missing_field(field, row.data)
         if {"chosen", "rejected"} <= row.data.keys():
@@ -136,6 +162,9 @@ def _parse(row: Row, field: str, problems: Problems) -> tuple[str, Content] | No
     content, faults = parse_prompt(row.data[name], name)
     for fault in faults:
         problems.add(row.origin, fault, field=name)
+    if content is not None and describe_format(content) == "messages":
+        for column, fault in template_faults(row.data):
+            problems.add(row.origin, fault, field=column)
     if faults or content is None:
         return None
     return describe_format(content), content

@@ -2,9 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.strict_json import (
@@ -13,6 +12,7 @@ from tpmm_jax.data.strict_json import (
     read_json_lines,
     read_text_lines,
 )
+from tpmm_jax.data.tables import is_saved, read_hub, read_parquet, read_saved
 from tpmm_jax.errors import BadInput
 
 __all__ = ["Row", "read_rows"]
@@ -31,7 +31,11 @@ _HUB_NAME = re.compile(
 
 
 def read_rows(
-    source: str, *, split: str = "train", problems: Problems | None = None
+    source: str,
+    *,
+    split: str = "train",
+    columns: Collection[str] = (),
+    problems: Problems | None = None,
 ) -> list[Row]:
     """Read all rows of a source into host memory.
 
@@ -39,7 +43,10 @@ def read_rows(
       source: a .jsonl, .json or .txt file (also .gz), a .parquet file, a folder
         written by ``datasets``' save_to_disk, or a hub name
         "org/name[:configuration][@revision]".
-      split: the split of a dataset; a file has the split "train" alone.
+      split: the split of a dataset; a file has the split "train" alone, and a saved
+        dataset of one split serves as "train".
+      columns: of a table, those whose values are wanted; its others hold None. Rows
+        of JSON hold all they have.
       problems: where defects are gathered; the caller then settles them. Without
         it they are raised here.
 
@@ -51,20 +58,37 @@ def read_rows(
         ``problems``, some rows are malformed: all of them are listed.
     """
     found = Problems(source) if problems is None else problems
-    path = Path(source).expanduser()
-    if path.is_file():
-        rows = _read_file(path, source, split, found)
-    elif path.is_dir():
-        rows = _read_saved(path, source, split)
-    elif not _suffix(path) and (match := _HUB_NAME.fullmatch(source)):
-        rows = _read_hub(source, split, match.groupdict())
-    else:
-        raise BadInput(_missing(path, source))
+    try:
+        rows = _read(source, split, columns, found)
+    # A name too long, a folder that may not be looked into, a disk that fails.
+    except OSError as error:
+        raise BadInput(f"{source}: cannot be read: {error}") from error
     if problems is None:
         found.settle()
     if not rows and not found.origins():
         raise BadInput(f"{source}: there are no rows in it; wanted one or more")
     return rows
+
+
+def _read(
+    source: str, split: str, columns: Collection[str], problems: Problems
+) -> list[Row]:
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{source}: cannot be read: {error}") from error
+    if path.is_file():
+        return _read_file(path, source, split, columns, problems)
+    if path.is_dir():
+        if not is_saved(path):
+            raise BadInput(
+                f"{source}: a folder, but not one written by datasets' save_to_disk; "
+                f"name a file in it: {_listing(path)}"
+            )
+        return read_saved(path, source, split, columns, problems)
+    if not _suffix(path) and (match := _HUB_NAME.fullmatch(source)):
+        return read_hub(source, split, match.groupdict(), columns, problems)
+    raise BadInput(_missing(path, source))
 
 
 def _suffix(path: Path) -> str:
@@ -75,7 +99,13 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if known else ""
 
 
-def _read_file(path: Path, source: str, split: str, problems: Problems) -> list[Row]:
+def _read_file(
+    path: Path,
+    source: str,
+    split: str,
+    columns: Collection[str],
+    problems: Problems,
+) -> list[Row]:
     suffix = _suffix(path)
     if not suffix:
         raise BadInput(f"{source}: unknown kind of file; wanted {_SUFFIXES}")
@@ -84,65 +114,9 @@ def _read_file(path: Path, source: str, split: str, problems: Problems) -> list[
             f"{source}: a file has one split, 'train', but {split!r} was asked for; "
             "name the file of that split instead"
         )
-    try:
-        if suffix == ".parquet":
-            return _read_parquet(path, source)
-        return READERS[suffix](path, source, problems)
-    except OSError as error:
-        raise BadInput(f"{source}: cannot be read: {error}") from error
-
-
-def _read_parquet(path: Path, source: str) -> list[Row]:
-    # Not through datasets.load_dataset, which first writes a copy into its cache.
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise BadInput(f"{source}: not a readable parquet file: {error}") from error
-    return _with_origins(rows, f"{source} row ")
-
-
-def _read_saved(path: Path, source: str, split: str) -> list[Row]:
-    import datasets
-
-    try:
-        dataset = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(
-            f"{source}: a folder, but not one written by datasets' save_to_disk "
-            f"({error}). Name a file in it: {_listing(path)}"
-        ) from error
-    if isinstance(dataset, datasets.DatasetDict):
-        if split not in dataset:
-            raise BadInput(
-                f"{source}: no split {split!r}; it has {', '.join(sorted(dataset))}"
-            )
-        dataset = dataset[split]
-    elif split != str(dataset.split or "train"):
-        raise BadInput(
-            f"{source}: holds the one split {str(dataset.split or 'train')!r}, but "
-            f"{split!r} was asked for"
-        )
-    return _with_origins(dataset.to_list(), f"{source} {split} row ")
-
-
-def _read_hub(source: str, split: str, parts: dict[str, Any]) -> list[Row]:
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(**parts, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise BadInput(
-            f"{source}: no such file here, and the hub gave no dataset of this name "
-            f"with a split {split!r}: {error}"
-        ) from error
-    return _with_origins(dataset.to_list(), f"{source} {split} row ")
-
-
-def _with_origins(rows: list[dict[str, Any]], prefix: str) -> list[Row]:
-    return [Row(data, f"{prefix}{number}") for number, data in enumerate(rows)]
+    if suffix == ".parquet":
+        return read_parquet(path, source, columns, problems)
+    return READERS[suffix](path, source, problems)
 
 
 def _missing(path: Path, source: str) -> str:

@@ -1,15 +1,20 @@
 """Where an implicit prompt ends: the common prefix of chosen and rejected.
 
-Text is cut at a word or line boundary, transcripts after a turn's marker,
-conversations between messages.
+Text is cut at a word or line boundary, conversations between messages; for transcripts
+see ``transcripts``.
 """
 
 import unicodedata
 
+import regex
+
 from tpmm_jax.data.messages import Conversation
 
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-_INSIDE_WORDS = frozenset("'’-._,@/")
+_INSIDE_WORDS = frozenset("'’-._,@/\u2018\u2011")
+# What a reader takes for one character: a flag, a family of emoji, a letter with marks.
+_CHARACTER = regex.compile(r"\X")
+# How far back a character's beginning is looked for.
+_REACH = 256
 
 
 def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -20,27 +25,13 @@ def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     follows; line breaks stay with the prompt. Where one text is the beginning of the
     other and ends a word there, its completion is empty: it says that the text ends.
     """
-    common = _common(chosen, rejected)
+    common = common_length(chosen, rejected)
     cut = common
     while cut and (_inside_word(chosen, cut) or _inside_word(rejected, cut)):
         cut -= 1
     if cut < max(len(chosen), len(rejected)):
         while cut and _blank(chosen[cut - 1]):
             cut -= 1
-    return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def split_transcript(chosen: str, rejected: str) -> tuple[str, str, str] | None:
-    """Split "Human: ... Assistant: ..." transcripts, or None if they are not such.
-
-    The prompt ends with the last common "\\n\\nAssistant:"; it is empty where the
-    transcripts share none.
-    """
-    if not all(t.lstrip().startswith(HUMAN.strip()) for t in (chosen, rejected)):
-        return None
-    common = _common(chosen, rejected)
-    at = chosen.rfind(ASSISTANT, 0, common)
-    cut = at + len(ASSISTANT) if at >= 0 else 0
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -66,7 +57,7 @@ def _blank(char: str) -> bool:
     return char == "\t" or unicodedata.category(char) == "Zs"
 
 
-def _common(one: str, other: str) -> int:
+def common_length(one: str, other: str) -> int:
     """The number of characters at the front that are equal."""
     low, high = 0, min(len(one), len(other))
     # By halves: comparing slices is far faster than comparing characters.
@@ -84,6 +75,8 @@ def _inside_word(text: str, at: int) -> bool:
     if at >= len(text):
         return False
     before, after = text[at - 1], text[at]
+    if _inside_character(text, at):
+        return True
     if _attaches(after) or before == "\u200d":
         return True
     if before == "\r" and after == "\n":
@@ -96,6 +89,17 @@ def _inside_word(text: str, at: int) -> bool:
     if _letter(before) and after in _INSIDE_WORDS:
         return at + 1 < len(text) and _letter(text[at + 1])
     return False
+
+
+def _inside_character(text: str, at: int) -> bool:
+    if text[at - 1].isascii() and text[at].isascii():
+        return False
+    # What stands before an ASCII letter or space has no part in what follows it.
+    start = at - 1
+    while start > max(0, at - _REACH) and not text[start].isascii():
+        start -= 1
+    ends = (m.end() for m in _CHARACTER.finditer(text, start, at + 1))
+    return next(end for end in ends if end >= at) != at
 
 
 def _letter(char: str) -> bool:

@@ -3,7 +3,13 @@
 With ``chat`` a text prompt is one user message and a text completion one assistant
 message. The template alone decides about BOS and headers. Without ``chat`` texts are
 taken to the letter and conversations are refused.
+
+A template that writes the day (``strftime_now``) is given the run's day, so that a run
+that is continued later reads the same prompts.
 """
+
+import datetime
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +20,36 @@ from tpmm_jax.data.messages import (
     as_dicts,
 )
 from tpmm_jax.errors import BadInput
+
+# A macro of this name hides the clock that transformers gives to templates; a function
+# handed to apply_chat_template would reach the template as a placeholder. The line
+# break at the end keeps the template's first line at the beginning of a line.
+_CLOCK = "strftime_now"
+_CALENDAR = (
+    "{%- macro strftime_now(format) -%}{%- set day = namespace(text=format) -%}"
+    "{%- for code, text in calendar -%}"
+    "{%- set day.text = day.text | replace(code, text) -%}"
+    "{%- endfor -%}{{- day.text -}}{%- endmacro %}\n"
+)
+_DATE_CODES = (
+    *("%a", "%A", "%b", "%B", "%c", "%C", "%d", "%-d", "%D", "%e", "%F", "%g", "%G"),
+    *("%h", "%H", "%-H", "%I", "%-I", "%j", "%-j", "%m", "%-m", "%M", "%-M", "%p"),
+    *("%r", "%R", "%S", "%-S", "%f", "%T", "%u", "%U", "%V", "%w", "%W", "%x", "%X"),
+    *("%y", "%Y", "%z", "%Z"),
+)
+
+
+def today() -> datetime.date:
+    """The day that a run which begins now is pinned to."""
+    return datetime.date.today()
+
+
+def pin_date(tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> None:
+    """Let the tokenizer's chat template write this day from now on, at midnight.
+
+    save_pretrained does not store it.
+    """
+    tokenizer._pinned_date = date
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -37,6 +73,7 @@ class Writer:
         self._stray = ""
         if chat:
             require_template(tokenizer)
+            self._dated = _dated(tokenizer)
             self._stray = self._stray_header()
 
     def prompt(self, content: Written) -> str:
@@ -92,7 +129,10 @@ class Writer:
     def _render(self, messages: Conversation, *, opens: bool) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
-                as_dicts(messages), tokenize=False, add_generation_prompt=opens
+                as_dicts(messages),
+                tokenize=False,
+                add_generation_prompt=opens,
+                **self._dated,
             )
         except Exception as error:
             roles = ", ".join(m.role for m in messages)
@@ -135,6 +175,19 @@ class Writer:
         """Without the line break that templates write after the end marker."""
         stripped = text.rstrip()
         return stripped if stripped.endswith(self._added) else text
+
+
+def _dated(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What apply_chat_template takes so that the template sees the pinned day."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    if _CLOCK not in template:
+        return {}
+    date = getattr(tokenizer, "_pinned_date", None) or today()
+    calendar = [(code, date.strftime(code)) for code in _DATE_CODES]
+    calendar = [("%%", "\0"), *calendar, ("\0", "%")]
+    return {"chat_template": _CALENDAR + template, "calendar": calendar}
 
 
 def _mark(text: str) -> str:

@@ -29,6 +29,7 @@ from tpmm_jax.data.pair_tokens import EncodedPairs, count_table, encode_pairs
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.templates import Writer
+from tpmm_jax.data.transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
 
@@ -91,6 +92,8 @@ def encode_prompts(
         prompt = _named(given, number)
         text = written(prompt.content)
         try:
+            if chat and isinstance(text, str) and is_transcript(text):
+                text = prompt_messages(text)
             texts.append("" if text is None else writer.prompt(text))
         except BadInput as error:
             noted.add(prompt.origin, str(error))

@@ -1,6 +1,7 @@
 """Opening a run: everything that can be wrong is found before anything expensive."""
 
 import contextlib
+import datetime
 import hashlib
 import json
 import pathlib
@@ -12,6 +13,7 @@ import jax
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.table import pair_length, round_up
+from tpmm_jax.data.templates import pin_date, today
 from tpmm_jax.data.tokens import pad_id
 from tpmm_jax.description import write_description
 from tpmm_jax.errors import BadInput
@@ -78,6 +80,8 @@ def open_run(
         source = find_model(config, workdir, console, started)
         check_adapter(config, source)
         eos_ids = check_tokenizer(source, config.model.source, chat=config.data.chat)
+        date = start_date(workdir, started)
+        pin_date(source.tokenizer, date)
         schedule, chunks = load_data(
             config, source.tokenizer, eos_ids, workdir, console
         )
@@ -101,8 +105,9 @@ def open_run(
             check_space(workdir, need)
         show_header(console, config, source, mesh, workdir, need, lengths)
         write_json(workdir / "config.json", to_dict(config))
+        pinned = {**data_digests(schedule, chunks), "date": date.isoformat()}
+        write_json(workdir / "data.json", pinned)
         if not started:
-            write_json(workdir / "data.json", data_digests(schedule, chunks))
             store_first(source, decoder, trajectory, config.seed, workdir, console)
         log_session(workdir, config, trajectory.steps(), resumed=started)
         yield Run(
@@ -136,6 +141,25 @@ def check_unchanged(config: Config, workdir: pathlib.Path) -> None:
             + "\n  ".join(changed)
             + "\nChange it back to continue that run, or choose another --workdir"
         )
+
+
+def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
+    """Returns the day that the run's chat template writes: that on which it began.
+
+    Runs that did not record it have today's, from now on.
+
+    Raises:
+      BadInput: the record is no day.
+    """
+    path = workdir / "data.json"
+    found = read_json(path).get("date") if started else None
+    try:
+        return today() if found is None else datetime.date.fromisoformat(found)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"{path}: the date is {found!r}; wanted the day on which the run began, "
+            "such as 2026-11-21"
+        ) from None
 
 
 def data_digests(
