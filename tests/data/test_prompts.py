@@ -58,6 +58,7 @@ def test_the_accepted_forms(save):
         ({"prompt": [{"role": "user", "content": ""}]}, "content is empty"),
         ({"prompt": [{"role": "user", "content": ["a"]}]}, "content is a list"),
         ({"prompt": [USER | {"tool_calls": [1]}]}, "tool_calls, which is not"),
+        ({"prompt": [USER | {"thinking": "so"}]}, "thinking, which is not"),
         ({"prompt": [USER], "tools": [{"a": 1}]}, "'tools': the chat template"),
         ({"messages": [USER], "chat_template_kwargs": {"a": 1}}, "_kwargs': the chat"),
         ({"prompt": ["a", "b"]}, "'prompt[0]': is a text"),

@@ -237,7 +237,9 @@ def run_facts(source: str) -> RunFacts | None:
     data = workdir / "data.json"
     if data.exists():
         pinned = read_json(data)
-        digests += [(name, pinned[name]) for name in sorted(pinned) if pinned[name]]
+        digests += [
+            (name, pinned[name]) for name in ("pairs", "prompts") if pinned[name]
+        ]
     return RunFacts(
         step=step,
         config=config,

@@ -9,7 +9,8 @@ from tpmm_jax.data.strict_json import json_type
 ROLES = ("system", "user", "assistant")
 # Keys that change what a chat template writes; other extra keys are left out, counted.
 _RENDERED_KEYS = frozenset(
-    {"tool_calls", "tool_call_id", "function_call", "images", "reasoning_content"}
+    {"tool_calls", "tool_call_id", "function_call", "images"}
+    | {"reasoning_content", "reasoning", "thinking"}
 )
 # Columns of a conversational row that other trainers hand to the chat template, and
 # what it would do with them.
