@@ -5,6 +5,7 @@ import pathlib
 import random
 import sys
 
+import datasets
 import pytest
 
 from tpmm_jax import check_data
@@ -244,3 +245,31 @@ def test_bad_input_is_named(argv, wanted, tmp_path, run, monkeypatch):
     _write(tmp_path / "p.jsonl", ROW)
     code, _, err = run(*argv)
     assert code == 2 and wanted in err
+
+
+def test_every_error_has_the_place_of_its_row(tmp_path, run, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [ROW, {"prompt": "a"}, ROW, ROW | {"rejected": 1}]
+    pathlib.Path("one.json").write_text(json.dumps(rows))
+    datasets.Dataset.from_list([ROW, ROW | {"chosen": None}]).save_to_disk("saved")
+
+    def places(*files):
+        errors = json.loads(run(*files, "--json")[1])["errors"]
+        assert all({"file", "line", "field", "reason"} <= set(e) for e in errors)
+        return [(e["file"], e["line"], e.get("row")) for e in errors]
+
+    assert places("one.json") == [("one.json", 1, n) for n in (1, 1, 3)]
+    assert places("saved") == [("saved", 1, 1)]
+    assert places(_write(tmp_path / "p.jsonl", {}))[0][1:] == (1, None)
+    monkeypatch.setattr(datasets, "load_dataset", _no_dataset)
+    assert places("org/name:2024") == [("org/name:2024", None, None)]
+    texts = [json.dumps(ROW | {"prompt": f"the sky {n}"}) for n in range(8)]
+    text = "[\n" + texts[0] + ",\n" + ", ".join(texts[1:7]) + ",\n" + texts[7] + "]"
+    pathlib.Path("two.json").write_text(text)
+    _, out, _ = run("two.json", "--model", tokenizer, "--line", 3)
+    shown = [line for line in out.splitlines() if line.startswith("two.json")]
+    assert shown == ["two.json:3"] + [f"two.json:3 row {n}" for n in range(2, 7)]
+
+
+def _no_dataset(**kwargs):
+    raise ValueError("no network")

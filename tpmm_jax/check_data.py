@@ -28,7 +28,7 @@ from tpmm_jax.commands.prompt_file import plain
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import PARTS, DataConfig, check_fields
-from tpmm_jax.data.problems import SHOWN, listing
+from tpmm_jax.data.problems import SHOWN, listing, place_of
 from tpmm_jax.description import end_ids, read_tokenizer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loading import resolve
@@ -220,9 +220,7 @@ def shown_rows(args: argparse.Namespace, found: Checked) -> list[PairRow]:
     """Returns the rows to print: those of --line, or from all over the set."""
     rows = found.encoded
     if args.line:
-        ends = tuple(f":{line}" for line in args.line)
-        ends += tuple(f" row {line}" for line in args.line)
-        return [row for row in rows if row.origin.endswith(ends)]
+        return [row for row in rows if place_of(row.origin).number in args.line]
     count = min(args.show, len(rows))
     return [
         rows[number * (len(rows) - 1) // max(count - 1, 1)] for number in range(count)

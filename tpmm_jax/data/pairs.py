@@ -23,7 +23,7 @@ from tpmm_jax.data.split import (
     split_text,
     split_transcript,
 )
-from tpmm_jax.data.strict_json import json_type
+from tpmm_jax.data.strict_object import json_type
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
@@ -127,8 +127,7 @@ def read_pair_set(
     """Read preference pairs as ``load_pairs`` does, and note what is wrong."""
     names = {part: part for part in PARTS} | dict(fields or {})
     rows = read_rows(source, split=split, problems=problems)
-    found: list[tuple[_Layout, PreferencePair]] = []
-    notes: Counter[str] = Counter()
+    found: list[tuple[_Layout, PreferencePair, list[str]]] = []
     for row in rows:
         try:
             layout, pair, note = _parse(row, names)
@@ -136,19 +135,17 @@ def read_pair_set(
             for field, text in fault.args:
                 problems.add(row.origin, text, field=field)
             continue
-        found.append((layout, pair))
-        notes[note] += bool(note)
-        notes.update(_stated_scores(row.data))
+        found.append((layout, pair, [note, *_stated_scores(row.data)]))
     refuse_mixed(
-        [(pair.origin, layout) for layout, pair in found],
+        [(pair.origin, layout) for layout, pair, _ in found],
         problems,
         field=lambda one, usual: names[
             "prompt" if one.prompt != usual.prompt else "chosen"
         ],
     )
-    malformed = problems.origins()
-    pairs, identical = [], 0
-    for _, pair in found:
+    malformed, bad_rows = problems.origins(), len(problems.bad_rows())
+    pairs, identical, notes = [], 0, Counter[str]()
+    for _, pair, said in found:
         if pair.origin in malformed:
             continue
         if pair.chosen == pair.rejected:
@@ -157,9 +154,10 @@ def read_pair_set(
             problems.add(pair.origin, text, field=names["rejected"])
         else:
             pairs.append(pair)
+            notes.update(said)
     counts = _counts(pairs) | {
         "rows_read": count_rows(rows, problems),
-        "malformed": len(malformed),
+        "malformed": bad_rows,
         "identical": identical,
         "prompt_repeated": notes["prompt_repeated"],
         "tied": notes["tied"],

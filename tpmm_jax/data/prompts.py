@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tpmm_jax.data.messages import Content, Conversation, order_fault, parse_messages
 from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.data.strict_json import json_type
+from tpmm_jax.data.strict_object import json_type
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,9 @@ def read_prompt_set(
 
 def count_rows(rows: Sequence[Row], problems: Problems) -> int:
     """How many rows a source has, those that could not be parsed included."""
-    lines = {d.origin for d in problems.found if d.place()[1] is not None}
+    lines = {
+        d.origin for d in problems.found if d.place.number is not None and not d.fatal
+    }
     return len({row.origin for row in rows} | lines)
 
 

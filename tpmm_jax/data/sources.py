@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.problems import Place, Problems
 from tpmm_jax.data.strict_json import (
     Row,
     read_json_document,
@@ -101,7 +101,7 @@ def _read_parquet(path: Path, source: str) -> list[Row]:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
         raise BadInput(f"{source}: not a readable parquet file: {error}") from error
-    return _with_origins(rows, f"{source} row ")
+    return _with_origins(rows, source)
 
 
 def _read_saved(path: Path, source: str, split: str) -> list[Row]:
@@ -125,7 +125,7 @@ def _read_saved(path: Path, source: str, split: str) -> list[Row]:
             f"{source}: holds the one split {str(dataset.split or 'train')!r}, but "
             f"{split!r} was asked for"
         )
-    return _with_origins(dataset.to_list(), f"{source} {split} row ")
+    return _with_origins(dataset.to_list(), source, split)
 
 
 def _read_hub(source: str, split: str, parts: dict[str, Any]) -> list[Row]:
@@ -138,11 +138,17 @@ def _read_hub(source: str, split: str, parts: dict[str, Any]) -> list[Row]:
             f"{source}: no such file here, and the hub gave no dataset of this name "
             f"with a split {split!r}: {error}"
         ) from error
-    return _with_origins(dataset.to_list(), f"{source} {split} row ")
+    return _with_origins(dataset.to_list(), source, split)
 
 
-def _with_origins(rows: list[dict[str, Any]], prefix: str) -> list[Row]:
-    return [Row(data, f"{prefix}{number}") for number, data in enumerate(rows)]
+def _with_origins(
+    rows: list[dict[str, Any]], source: str, split: str | None = None
+) -> list[Row]:
+    name = source if split is None else f"{source} {split}"
+    return [
+        Row(data, Place(f"{name} row {number}", source, row=number))
+        for number, data in enumerate(rows)
+    ]
 
 
 def _missing(path: Path, source: str) -> str:
