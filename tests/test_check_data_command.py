@@ -335,6 +335,19 @@ def test_evaluation_rows_are_prompts_whatever_else_they_hold(tmp_path, run):
     assert run(path, "--eval", held, "--json")[0] == 2
 
 
+def made_prompts():
+    return ["the sky is", "something new"]
+
+
+def test_a_function_may_make_what_is_checked(tmp_path, run):
+    path = _write(tmp_path / "p.jsonl", ROW)
+    made = "test_check_data_command:made_prompts"
+    _, out, _ = run(path, "--eval", made, "--json", "--prompt-field", "q")
+    assert json.loads(out)["counts"]["eval_same_prompt"] == 1
+    code, out, _ = run(made, "--prompts", "--json", "--prompt-field", "q")
+    assert code == 0 and json.loads(out)["rows"] == 2
+
+
 def not_a_number(prompts, responses):
     return [[float("nan")] * len(texts) for texts in responses]
 

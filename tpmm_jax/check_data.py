@@ -238,11 +238,13 @@ def checked(
     evaluation: dict[str, list[Prompt]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
+
+        def held_by(files: list[str], option: str) -> list[tuple[str, DataConfig]]:
+            caches = [folder / f"{file}.jsonl" for file in files]
+            return [prompt_file(f, option, data, c) for f, c in zip(files, caches)]
+
         if args.prompts:
-            read = [
-                prompt_file(file, "FILE", data, folder / f"{file}.jsonl")
-                for file in files
-            ]
+            read = held_by(files, "FILE")
             found = check_prompts(read, tokenizer, auto_chat=auto_chat)
         else:
             found = check_pairs(files, data, tokenizer, ends, auto_chat=auto_chat)
@@ -250,7 +252,8 @@ def checked(
             own = config if run is None else run
             evaluation = read_evaluation(own, tokenizer, folder, found)
         some = [prompt for prompts in evaluation.values() for prompt in prompts]
-        check_leaks(args.eval, data, found, some if evaluation else None)
+        held = held_by(args.eval, "--eval")
+        check_leaks(held, found, some if evaluation else None)
     if run is not None and tokenizer is not None and not found.refused:
         check_run(run, tokenizer, limit, evaluation, found)
     elif config is not None and not found.refused:

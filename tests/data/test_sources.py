@@ -140,6 +140,12 @@ def test_json_documents_name_their_defects(tmp_path, text, wanted):
     assert wanted in _error(_write(tmp_path / "a.json", text.encode()))
 
 
+def test_a_repeated_list_of_rows_is_no_bad_row(tmp_path):
+    source = _write(tmp_path / "a.json", b'{"data": [{"a": 1}], "data": 3}')
+    problems = Problems(source, on_bad_rows="drop")
+    assert read_rows(source, problems=problems) == [] and problems.refused
+
+
 def test_gzip_and_its_damage(tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     packed = gzip.compress(lines * 1000, mtime=0)

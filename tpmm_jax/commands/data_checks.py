@@ -178,20 +178,21 @@ def check_prompts(
 
 
 def check_leaks(
-    files: Sequence[str],
-    data: DataConfig,
+    sources: Sequence[tuple[str, DataConfig]],
     found: Checked,
     evaluation: Iterable[Prompt] | None = None,
 ) -> None:
     """Counts evaluation rows that are trained on.
 
     Args:
-      files: of pairs or prompts; their prompts alone matter.
+      sources: files of pairs or prompts, of which the prompts matter, and how each
+        is read.
+      found: what is trained on; what is found is noted there.
       evaluation: prompts that were read already; None: there are no such.
     """
     prompts: list[Key] = [content_key(p.content) for p in evaluation or ()]
     pairs: list[Key] = []
-    for file in files:
+    for file, data in sources:
         try:
             some, whole, defects = _read_held(file, data)
         except BadInput as error:
@@ -200,7 +201,7 @@ def check_leaks(
         prompts, pairs = prompts + some, pairs + whole
         found.add(defects)
         found.refused |= any(defect.fatal for defect in defects)
-    if not files and evaluation is None:
+    if not sources and evaluation is None:
         found.skipped.append(("leaks into the evaluation", "--eval FILE"))
         return
     trained = [content_key(p.prompt) for p in found.pairs]

@@ -150,7 +150,8 @@ def _is_row(value: Any) -> bool:
         return False
     if not _ROW_COLUMNS.isdisjoint(value):
         return True
-    return bool(value) and not any(isinstance(v, list | dict) for v in value.values())
+    held = any(isinstance(item, list | dict) for item in value.values())
+    return bool(value) and not held and {"data", "rows"}.isdisjoint(value)
 
 
 def _looks_like_lines(text: str) -> bool:
