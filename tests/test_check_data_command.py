@@ -1,10 +1,14 @@
 """tpmm check_data names every bad row, raises no false alarm, and agrees with a run."""
 
 import json
+import os
 import pathlib
 import random
+import re
+import subprocess
 import sys
 
+import datasets
 import pytest
 
 from tpmm_jax import check_data
@@ -236,6 +240,12 @@ def test_a_config_says_all_of_it(tmp_path, run, tokenizer):
         (["p.jsonl", "--max-prompt-length", "0"], "at least 1 token"),
         (["p.jsonl", "--set", "iterations=2"], "give that too"),
         (["p.jsonl", "--scorer", "nowhere"], "module:function"),
+        (["p.jsonl", "--prompt-field", "q"], "that of pairs is --fields prompt="),
+        (["p.jsonl", "--prompts", "--fields", "prompt=q"], "is --prompt-field"),
+        (["p.jsonl", "--prompts", "--scorer", "a:b"], "prompts have none"),
+        (["p.jsonl", "--line", "1"], "give --model"),
+        (["p.jsonl", "--max-prompt-length", "9"], "give --model"),
+        (["p.jsonl", "--no-chat"], "give --model"),
         (["p.jsonl", "missing.jsonl"], "no such file"),
     ],
 )
@@ -244,3 +254,128 @@ def test_bad_input_is_named(argv, wanted, tmp_path, run, monkeypatch):
     _write(tmp_path / "p.jsonl", ROW)
     code, _, err = run(*argv)
     assert code == 2 and wanted in err
+
+
+def test_every_error_has_the_place_of_its_row(tmp_path, run, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [ROW, {"prompt": "a"}, ROW, ROW | {"rejected": 1}]
+    pathlib.Path("one.json").write_text(json.dumps(rows))
+    datasets.Dataset.from_list([ROW, ROW | {"chosen": None}]).save_to_disk("saved")
+
+    def places(*files):
+        errors = json.loads(run(*files, "--json")[1])["errors"]
+        assert all({"file", "line", "field", "reason"} <= set(e) for e in errors)
+        return [(e["file"], e["line"], e.get("row")) for e in errors]
+
+    assert places("one.json") == [("one.json", 1, n) for n in (1, 1, 3)]
+    assert places("saved") == [("saved", 1, 1)]
+    assert places(_write(tmp_path / "p.jsonl", {}))[0][1:] == (1, None)
+    monkeypatch.setattr(datasets, "load_dataset", _no_dataset)
+    assert places("org/name:2024") == [("org/name:2024", None, None)]
+    texts = [json.dumps(ROW | {"prompt": f"the sky {n}"}) for n in range(8)]
+    text = "[\n" + texts[0] + ",\n" + ", ".join(texts[1:7]) + ",\n" + texts[7] + "]"
+    pathlib.Path("two.json").write_text(text)
+    _, out, _ = run("two.json", "--model", tokenizer, "--line", 3)
+    shown = [line for line in out.splitlines() if line.startswith("two.json")]
+    assert shown == ["two.json:3"] + [f"two.json:3 row {n}" for n in range(2, 7)]
+
+
+def _no_dataset(**kwargs):
+    raise ValueError("no network")
+
+
+ODD = [
+    ROW | {"chosen": "a", "rejected": "a", "score_chosen": 1, "score_rejected": 1},
+    ROW | {"chosen": "", "score_chosen": 1, "score_rejected": 1},
+    ROW | {"prompt": "the sky " * 9, "chosen": "blue blue", "rejected": "blue black"},
+    ROW | {"prompt": "the sky " * 9, "chosen": "blue one", "rejected": "blue two"},
+]
+
+
+IDS = [{"prompt": [1, 2]}] * 2
+
+
+def test_no_share_of_the_table_is_above_all(tmp_path, run, tokenizer):
+    path = _write(tmp_path / "p.jsonl", *ODD, ODD[1], ROW)
+    limits = ("--max-prompt-length", 3, "--max-completion-length", 1)
+    code, out, _ = run(path, "--model", tokenizer, *limits)
+    shares = [float(s) for s in re.findall(r"([\d.]+) %", out)]
+    assert code == 2 and len(shares) >= 8 and max(shares) <= 100
+    assert "prompts over the limit 2 66.7 %" in " ".join(out.split())
+    assert "scores in the file tie" not in out
+    prompts = _write(tmp_path / "q.jsonl", {"prompt": [1, 99999]}, {"prompt": ""}, *IDS)
+    code, out, _ = run(prompts, "--prompts", "--model", tokenizer)
+    assert "cannot be tokenised 1 33.3 % refused" in " ".join(out.split())
+    assert max(float(s) for s in re.findall(r"([\d.]+) %", out)) <= 100
+
+
+def test_prompts_are_shown_token_by_token(tmp_path, run, tokenizer):
+    rows = [{"prompt": f"the sky {n}"} for n in range(5)]
+    path = _write(tmp_path / "q.jsonl", *rows)
+    _, out, _ = run(path, "--prompts", "--model", tokenizer, "--line", 2, "--line", 4)
+    shown = [line for line in out.splitlines() if line.startswith(str(tmp_path))]
+    assert [line[-2:] for line in shown] == [":2", ":4"] and "▁sky" in out
+    _, out, _ = run(path, "--prompts", "--model", tokenizer, "--line", 9)
+    assert "no prompt that can be used stands on --line 9" in out
+
+
+def test_evaluation_rows_are_prompts_whatever_else_they_hold(tmp_path, run):
+    path = _write(tmp_path / "p.jsonl", ROW, ROW | {"prompt": "the sea is"})
+    equal = ROW | {"rejected": ROW["chosen"]}
+    held = _write(tmp_path / "e.jsonl", equal, ROW | {"rejected": ""}, ROW)
+    code, out, _ = run(path, "--eval", held, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["counts"]["eval_same_prompt"] == 3
+    assert found["counts"]["eval_rows"] == 3 and found["counts"]["eval_same_pair"] == 1
+    bare = {k: f"the sky is {v}" for k, v in ROW.items() if k != "prompt"}
+    held = _write(tmp_path / "f.jsonl", bare, {"chosen": "a", "rejected": "b"})
+    code, out, _ = run(path, "--eval", held, "--json")
+    assert code == 0 and json.loads(out)["counts"]["eval_same_prompt"] == 1
+    held = _write(tmp_path / "g.jsonl", {"prompt": ""}, {"prompt": "x"})
+    assert run(path, "--eval", held, "--json")[0] == 2
+
+
+def made_prompts():
+    return ["the sky is", "something new"]
+
+
+def test_a_function_may_make_what_is_checked(tmp_path, run):
+    path = _write(tmp_path / "p.jsonl", ROW)
+    made = "test_check_data_command:made_prompts"
+    _, out, _ = run(path, "--eval", made, "--json", "--prompt-field", "q")
+    assert json.loads(out)["counts"]["eval_same_prompt"] == 1
+    code, out, _ = run(made, "--prompts", "--json", "--prompt-field", "q")
+    assert code == 0 and json.loads(out)["rows"] == 2
+
+
+def not_a_number(prompts, responses):
+    return [[float("nan")] * len(texts) for texts in responses]
+
+
+def test_a_scorer_that_fails_leaves_the_rest_of_the_summary(tmp_path, run):
+    path = _write(tmp_path / "p.jsonl", ROW)
+    scorer = ("--scorer", "test_check_data_command:not_a_number")
+    code, out, err = run(path, "--json", *scorer)
+    assert code == 2 and json.loads(out)["rows"] == 1 and "not_a_number" in err
+    code, out, err = run(path, *scorer)
+    assert code == 2 and "pairs that can be read" in out and "not_a_number" in err
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
+def test_an_output_that_is_not_utf_8(options, tmp_path, tokenizer):
+    # The name of the file is no UTF-8 either.
+    path = os.fsencode(tmp_path) + b"/n\xff.jsonl"
+    row = json.dumps(ROW | {"prompt": "天は"}, ensure_ascii=False)
+    pathlib.Path(os.fsdecode(path)).write_text(row + '\n{"天": 1}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "tpmm_jax.check_data", path, *options]
+    for encoding in ("latin-1", "utf-8"):
+        done = subprocess.run(
+            [*command, "--model", tokenizer],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 2 and b"Traceback" not in done.stderr, done.stderr
+        if options:
+            found = json.loads(done.stdout)
+            assert "天" in found["errors"][0]["reason"]

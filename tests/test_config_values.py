@@ -64,6 +64,21 @@ def test_an_interval_needs_two_evaluation_prompts():
         make(evaluation=EvaluationConfig(num_prompts=1)).validate()
 
 
+@pytest.mark.parametrize(
+    "fields, wanted",
+    [
+        ({"max_completion_length": 9}, "a rollout is rollout.max_new_tokens"),
+        ({"fields": {"chosen": "a"}}, "of data.prompts is data.prompt_field"),
+        ({"prompts": None, "pairs": "p", "prompt_field": "q"}, r'\{"prompt": "q"\}'),
+    ],
+)
+def test_fields_of_data_that_are_not_there_are_refused(fields, wanted):
+    with pytest.raises(BadInput, match=wanted):
+        DataConfig(**{"prompts": "p.jsonl", **fields}).validate()
+    both = {"prompts": None, "pairs": "p", "max_completion_length": 9}
+    DataConfig(**both, eval_prompts="e", prompt_field="q").validate()
+
+
 def test_ints_pass_for_floats():
     make(rollout=RolloutConfig(temperature=1)).validate()
 

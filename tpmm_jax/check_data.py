@@ -5,13 +5,13 @@ Exit codes: 0 nothing is wrong, 2 training on it would be wrong, or bad input.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from tpmm_jax.commands.data_checks import (
@@ -22,20 +22,22 @@ from tpmm_jax.commands.data_checks import (
     check_prompts,
     summary,
 )
-from tpmm_jax.commands.data_table import data_table, rows_view
-from tpmm_jax.commands.line import Parser, guarded
-from tpmm_jax.commands.prompt_file import plain
+from tpmm_jax.commands.data_run import (
+    as_run,
+    check_run,
+    find_scorer,
+    find_tokenizer,
+    read_evaluation,
+)
+from tpmm_jax.commands.data_table import data_table, prompts_view, rows_view
+from tpmm_jax.commands.line import Parser, escape_unprintable, guarded
 from tpmm_jax.config import Config, load_config
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import PARTS, DataConfig, check_fields
-from tpmm_jax.data.problems import SHOWN, listing
-from tpmm_jax.description import end_ids, read_tokenizer
-from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import resolve
-from tpmm_jax.loop.prompts import read_prompts
+from tpmm_jax.data.problems import SHOWN, listing, place_of
+from tpmm_jax.data.prompts import Prompt
+from tpmm_jax.errors import BadInput, TpmmError
+from tpmm_jax.loop.prompts import prompt_file
 from tpmm_jax.report.console import RunConsole
-from tpmm_jax.rewards.raters import NamedScorer
-from tpmm_jax.rewards.scorer import import_object, load_scorer
 
 DESCRIPTION = """\
 Check preference pairs (or prompts) before training on them: every malformed row with
@@ -56,9 +58,10 @@ examples:
   tpmm check_data pairs.jsonl --model m.gguf --line 12 --line 80    these rows, whole
   tpmm check_data pairs.jsonl --json | jq .counts
 
-Without --model nothing is said about tokens, masks, BOS, EOS and cuts. Exit code 2: a
-row is malformed or its chosen equals its rejected. docs/data.md tells what each line of
-the table means and what becomes of every such row.
+Without --model nothing is said about tokens, masks, BOS, EOS and cuts. With --config
+the evaluation's prompts, the iterations and the model's positions are checked too. Exit
+code 2: something is listed as wrong. docs/data.md tells what each line of the table
+means and what becomes of every such row.
 """
 
 
@@ -85,7 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PART=COLUMN,...",
         help="columns that are not called prompt, chosen and rejected",
     )
-    add("--prompt-field", metavar="COLUMN", help="of prompts (default: prompt)")
+    add("--prompt-field", metavar="COLUMN", help="of prompts, --eval's too")
     add("--split", help="of a hub dataset (default: train)")
     add(
         "--chat",
@@ -127,19 +130,44 @@ def settings(args: argparse.Namespace) -> tuple[Config | None, DataConfig, list[
     given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     if args.fields is not None:
         given["fields"] = parse_fields(args.fields)
-    data = replace(data, **given)
+    data = dataclasses.replace(data, **given)
     files = list(args.files)
     if not files:
         source = data.pairs if data.pairs is not None else data.prompts
         if source is None:
             raise BadInput("nothing to check: give FILE, or --config of a run")
+        if args.prompts:
+            raise BadInput("--prompts says what FILE holds; give FILE")
         files, args.prompts = [source], data.pairs is None
     for name in ("max_prompt_length", "max_completion_length"):
         if getattr(data, name) < 1:
             raise BadInput(f"{name} is {getattr(data, name)}; use at least 1 token")
     if args.show < 0 or any(line < 0 for line in args.line):
         raise BadInput("--show and --line take numbers of 0 or more")
+    refuse_ignored(args, data)
     return config, data, files
+
+
+def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
+    """Refuses options that would change nothing, and says what to use instead."""
+    if args.prompts:
+        instead = {
+            "fields": "names columns of pairs; that of prompts is --prompt-field",
+            "scorer": "is held against the labels of pairs; prompts have none",
+            "max_completion_length": "is of pairs; prompts have no completions",
+        }
+    else:
+        instead = {}
+        if not args.eval and data.eval_prompts is None:
+            text = "is the column of prompts; that of pairs is --fields prompt=COLUMN"
+            instead["prompt_field"] = text
+    if args.model is None and args.config is None:
+        names = ("chat", "max_prompt_length", "max_completion_length")
+        text = "is of tokens, which need a tokenizer: give --model"
+        instead |= dict.fromkeys((*names, "truncate_prompt", "line"), text)
+    for name, text in instead.items():
+        if getattr(args, name) not in (None, []):
+            raise BadInput(f"--{name.replace('_', '-')} {text}")
 
 
 def parse_fields(text: str) -> dict[str, str]:
@@ -159,70 +187,11 @@ def parse_fields(text: str) -> dict[str, str]:
     return found
 
 
-def find_tokenizer(
-    model: str | None, config: Config | None, console: RunConsole
-) -> tuple[Any, tuple[int, ...]]:
-    """Returns the tokenizer, or None, and the ids that end a completion.
-
-    Weights are not read; a directory may hold a tokenizer alone.
-    """
-    revision = None
-    if model is None and config is not None:
-        model, revision = config.model.source, config.model.revision
-        if ":" in model and not pathlib.Path(model).exists():
-            console.warn(
-                f"model.source = {model} is a function that builds a model; give "
-                "--model its directory to check tokens (WORKDIR/model of a run)"
-            )
-            return None, ()
-    if model is None:
-        return None, ()
-    folder = pathlib.Path(model)
-    if folder.is_dir() and not (folder / "config.json").exists():
-        tokenizer = read_tokenizer(folder)
-        if tokenizer is not None:
-            return tokenizer, end_ids_of(tokenizer)
-    found = resolve(model, revision)
-    if found.tokenizer is None:
-        raise BadInput(f"{model} has no tokenizer (tokenizer.json)")
-    return found.tokenizer, end_ids(found.config, found.tokenizer)
-
-
-def end_ids_of(tokenizer: Any) -> tuple[int, ...]:
-    """Returns EOS alone, where there is no model's config to name further ends."""
-    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-
-
-def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
-    """Returns the scorer that was named, or else the config's."""
-    if name is not None:
-        return NamedScorer(name, import_object(name, "--scorer"))
-    if config is None or config.scorer.name is None:
-        return None
-    return NamedScorer(config.scorer.name, load_scorer(config.scorer))
-
-
-def as_file(source: str, data: DataConfig, folder: str) -> str:
-    """Returns a source as it is, or a file of what a "module:function" makes.
-
-    Its prompts are numbered by their lines.
-    """
-    if ":" not in source or "/" in source or pathlib.Path(source).exists():
-        return source
-    made = read_prompts(source, "prompts", column=data.prompt_field, split=data.split)
-    path = pathlib.Path(folder) / f"{source}.jsonl"
-    lines = [json.dumps({data.prompt_field: plain(prompt)}) for prompt in made]
-    path.write_text("".join(line + "\n" for line in lines))
-    return str(path)
-
-
-def shown_rows(args: argparse.Namespace, found: Checked) -> list[PairRow]:
+def shown_rows(args: argparse.Namespace, found: Checked) -> list[Any]:
     """Returns the rows to print: those of --line, or from all over the set."""
-    rows = found.encoded
+    rows: Sequence[Any] = found.encoded_prompts if args.prompts else found.encoded
     if args.line:
-        ends = tuple(f":{line}" for line in args.line)
-        ends += tuple(f" row {line}" for line in args.line)
-        return [row for row in rows if row.origin.endswith(ends)]
+        return [row for row in rows if place_of(row.origin).number in args.line]
     count = min(args.show, len(rows))
     return [
         rows[number * (len(rows) - 1) // max(count - 1, 1)] for number in range(count)
@@ -233,29 +202,64 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    failed = None
     # A scorer or a config may print; with --json that is not part of the output.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         config, data, files = settings(args)
-        scorer = find_scorer(args.scorer, config)
-        tokenizer, eos_ids = find_tokenizer(args.model, config, console)
-        held = args.eval or ([data.eval_prompts] if data.eval_prompts else [])
-        auto_chat = args.chat is None and config is None
-        with tempfile.TemporaryDirectory() as folder:
-            if args.prompts:
-                read = [as_file(file, data, folder) for file in files]
-                found = check_prompts(read, data, tokenizer, auto_chat=auto_chat)
-            else:
-                found = check_pairs(
-                    files, data, tokenizer, eos_ids, auto_chat=auto_chat
-                )
-            check_leaks([as_file(file, data, folder) for file in held], data, found)
+        scorer = None if args.prompts else find_scorer(args.scorer, config)
+        found, tokenizer = checked(args, config, data, files, console)
         if not args.prompts:
-            check_labels(scorer, found)
+            try:
+                check_labels(scorer, found)
+            except TpmmError as error:
+                failed = error
     if args.json:
-        print(json.dumps(summary(found), ensure_ascii=False))
+        # Escaped, so that any encoding of the output will do.
+        print(json.dumps(summary(found)))
     else:
         show(args, files, data, found, tokenizer, console)
+    if failed is not None:
+        console.error(f"the labels were not compared: {failed}")
+        return failed.exit_code
     return BadInput.exit_code if found.errors else 0
+
+
+def checked(
+    args: argparse.Namespace,
+    config: Config | None,
+    data: DataConfig,
+    files: list[str],
+    console: RunConsole,
+) -> tuple[Checked, Any]:
+    """Returns what was found, scorers aside, and the tokenizer."""
+    tokenizer, ends, limit = find_tokenizer(args.model, config, console, chat=data.chat)
+    run = as_run(config, data, files, prompts=args.prompts)
+    auto_chat = args.chat is None and config is None
+    evaluation: dict[str, list[Prompt]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+
+        def held_by(files: list[str], option: str) -> list[tuple[str, DataConfig]]:
+            caches = [folder / f"{file}.jsonl" for file in files]
+            return [prompt_file(f, option, data, c) for f, c in zip(files, caches)]
+
+        if args.prompts:
+            read = held_by(files, "FILE")
+            found = check_prompts(read, tokenizer, auto_chat=auto_chat)
+        else:
+            found = check_pairs(files, data, tokenizer, ends, auto_chat=auto_chat)
+        if config is not None:
+            own = config if run is None else run
+            evaluation = read_evaluation(own, tokenizer, folder, found)
+        some = [prompt for prompts in evaluation.values() for prompt in prompts]
+        held = held_by(args.eval, "--eval")
+        check_leaks(held, found, some if evaluation else None)
+    if run is not None and tokenizer is not None and not found.refused:
+        check_run(run, tokenizer, limit, evaluation, found)
+    elif config is not None and not found.refused:
+        needs = "--model" if tokenizer is None else "one FILE such as the config's"
+        found.skipped.append(("counts and lengths as of a run", needs))
+    return found, tokenizer
 
 
 def show(
@@ -267,32 +271,52 @@ def show(
     console: RunConsole,
 ) -> None:
     """Prints the table, some rows, and what is wrong."""
-    limits = f"prompts cut on the {data.truncate_prompt} to {data.max_prompt_length}"
-    limits += f" tokens, completions on the right to {data.max_completion_length}"
     rows = [("files", ", ".join(files))]
     if tokenizer is not None:
-        template = "chat template" if found.chat else "texts to the letter"
-        rows += [("tokens", f"{args.model or 'of the config'}, {template}; {limits}")]
+        rows += [("tokens", tokens_text(args, data, chat=found.chat))]
     console.header(f"tpmm check_data: {found.rows:,} rows", rows)
     console.show(data_table(found, data.on_bad_rows == "drop"))
     some = shown_rows(args, found)
     if tokenizer is not None and some:
         console.note("")
-        console.show(rows_view(tokenizer, some, whole=bool(args.line)))
-    elif tokenizer is not None and args.line and not args.prompts:
+        view = prompts_view if args.prompts else rows_view
+        console.show(view(tokenizer, some, whole=bool(args.line)))
+    elif args.line and tokenizer is None:
+        console.note("\nno tokens to show for --line: give --model")
+    elif args.line:
+        what = "prompt that can be used" if args.prompts else "pair that trains"
         lines = ", ".join(map(str, args.line))
-        console.note(f"\nno pair that trains stands on --line {lines}")
+        console.note(f"\nno {what} stands on --line {lines}")
     console.note("")
-    if not found.errors:
+    if found.errors:
+        console.error(verdict(found, drops=data.on_bad_rows == "drop"))
+    else:
         console.note("nothing is wrong with these rows")
-        return
-    count, bad = len(found.errors), len({d.origin for d in found.errors})
-    what = "drops them" if data.on_bad_rows == "drop" else "refuses the file"
-    console.error(
-        f"{plural(count, 'problem')} in {plural(bad, 'row')}; a run {what}\n"
-        f"{listing(found.errors, SHOWN)}"
-        + ("\n--json lists all of them" if count > SHOWN else "")
-    )
+
+
+def tokens_text(args: argparse.Namespace, data: DataConfig, *, chat: bool) -> str:
+    """Returns whose tokens they are, how rows are written, and how they are cut."""
+    template = "chat template" if chat else "texts to the letter"
+    text = f"{args.model or 'of the config'}, {template}; prompts cut on the "
+    text += f"{data.truncate_prompt} to {data.max_prompt_length} tokens"
+    if args.prompts:
+        return text
+    return f"{text}, completions on the right to {data.max_completion_length}"
+
+
+def verdict(found: Checked, *, drops: bool) -> str:
+    """Returns what is wrong, and what a run does about it."""
+    count = len(found.errors)
+    bad = len({defect.origin for defect in found.errors if not defect.fatal})
+    where = f" in {plural(bad, 'row')}" if bad else ""
+    what = "refuses the data"
+    if drops and not found.refused:
+        what = f"drops {'it' if bad == 1 else 'them'}"
+    elif drops:
+        what += " (data.on_bad_rows=drop leaves out rows, not a fault of the whole)"
+    text = f"{plural(count, 'problem')}{where}; a run {what}\n"
+    text += listing(found.errors, SHOWN)
+    return text + ("\n--json lists all of them" if count > SHOWN else "")
 
 
 def plural(count: int, noun: str) -> str:
@@ -303,6 +327,7 @@ def plural(count: int, noun: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     args = parse_args(argv)
+    escape_unprintable()
     # With --json the standard output is the summary's alone.
     console = RunConsole(sys.stderr if args.json else None)  # type: ignore[arg-type]
     return guarded(lambda: check(args, console), console)

@@ -1,5 +1,6 @@
 """Rows are read whole, and each defect is named with its file, line and field."""
 
+import copy
 import gzip
 import json
 import pathlib
@@ -10,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from tpmm_jax.data import strict_json
-from tpmm_jax.data.problems import Defect, Problems
+from tpmm_jax.data.problems import Defect, Place, Problems
 from tpmm_jax.data.prompts import load_prompts
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
@@ -122,12 +123,15 @@ def test_json_documents(tmp_path, form):
     "text, wanted",
     [
         ('[\n{"a": 1},\n{"a": 2\n]', "a.json:4: not JSON"),
-        ('[\n{"a": 1},\n{"a": NaN},\n3]', "a.json:3: NaN"),
+        ('[\n{"a": 1},\n{"a": NaN},\n3]', "a.json:3: field 'a': NaN"),
         ('[\n{"a": 1},\n{"a": NaN},\n3]', "a.json:4: the row is a number"),
         ('[\n{"a": 1,\n"a": 2}]', "a.json:2: field 'a' appears twice"),
         ('{"train": []}', "an object with the keys train"),
         ('{"data": [], "n": 1, "rows": []}', "two lists of rows, 'data' and 'rows'"),
         ('{"data": [{"a": 1}], "data": [{"a": 2}]}', "two lists of rows"),
+        ('{"data": [{"a": 1}], "data": 3}', "field 'data' appears twice"),
+        ('{"rows": 3, "rows": [{"a": 1}]}', "field 'rows' appears twice"),
+        ('{"version": 1, "train": [{"a": 1}]}', "an object with the keys version"),
         ("3", "wanted a list of objects"),
         ("[" * 100_000, "deeper"),
         ("", "the file is empty"),
@@ -137,6 +141,12 @@ def test_json_documents(tmp_path, form):
 )
 def test_json_documents_name_their_defects(tmp_path, text, wanted):
     assert wanted in _error(_write(tmp_path / "a.json", text.encode()))
+
+
+def test_a_repeated_list_of_rows_is_no_bad_row(tmp_path):
+    source = _write(tmp_path / "a.json", b'{"data": [{"a": 1}], "data": 3}')
+    problems = Problems(source, on_bad_rows="drop")
+    assert read_rows(source, problems=problems) == [] and problems.refused
 
 
 def test_gzip_and_its_damage(tmp_path):
@@ -206,7 +216,8 @@ def test_callers_gather_problems_and_leave_rows_out(tmp_path):
     source = _write(tmp_path / "a.jsonl", GOOD + b"x\n" + GOOD + b"y\n")
     problems = Problems(source, on_bad_rows="drop")
     assert len(read_rows(source, problems=problems)) == 2
-    assert [defect.place() for defect in problems.found] == [(source, 2), (source, 4)]
+    places = [defect.place for defect in problems.found]
+    assert [(place.file, place.line) for place in places] == [(source, 2), (source, 4)]
     assert problems.settle() == 2
     problems = Problems(source)
     read_rows(source, problems=problems)
@@ -215,22 +226,70 @@ def test_callers_gather_problems_and_leave_rows_out(tmp_path):
     packed = _write(tmp_path / "b.jsonl.gz", gzip.compress(GOOD * 999)[:-9])
     problems = Problems(packed, on_bad_rows="drop")
     read_rows(packed, problems=problems)
-    with pytest.raises(BadInput, match="cut off"):
+    assert problems.refused and not problems.bad_rows()
+    with pytest.raises(BadInput, match=r"1 problem; nothing was used[^?]*cut off"):
         problems.settle()
 
 
+def _place(origin: str) -> tuple:
+    place = Defect(origin, None, "").place
+    return place.file, place.line, place.row
+
+
+def test_rows_carry_their_place(tmp_path, monkeypatch):
+    text = "[\n" + ", ".join(json.dumps(row) for row in ROWS) + "]"
+    name = _write(tmp_path / "a b:1.json", text.encode())
+    places = [_place(row.origin) for row in read_rows(name)]
+    assert places == [(name, 2, number) for number in range(3)]
+    monkeypatch.chdir(tmp_path)
+    datasets.Dataset.from_list(ROWS).save_to_disk("saved")
+    row = read_rows("saved")[2]
+    assert row.origin == "saved train row 2" and _place(row.origin) == (
+        "saved",
+        None,
+        2,
+    )
+    assert _place("org/name:2024") == ("org/name:2024", None, None)
+    assert copy.deepcopy(row).origin.file == "saved"
+    assert isinstance(row.origin, Place)
+
+
 @pytest.mark.parametrize(
-    "origin, place",
+    "line, field",
     [
-        ("a b/c:1.jsonl:12", ("a b/c:1.jsonl", 12)),
-        ("a.json:1 row 3", ("a.json", 1)),
-        ("a.parquet row 3", ("a.parquet", 3)),
-        ("org/name train row 0", ("org/name train", 0)),
-        ("a.json", ("a.json", None)),
+        ('{"a": 1, "chosen": [{"role": "user", "role": "user"}]}', "chosen"),
+        ('{"a": 1, "a": [NaN]}', "a"),
+        ('{"a": [1, {"b": NaN}]}', "a"),
+        ('{"a": 1, "s": -Infinity}', "s"),
+        ('{"a": 1, "s": 1e999}', "s"),
+        ('{"a": {"n": ' + "9" * 9000 + "}}", "a"),
+        ('{"a": 18446744073709551616}', "a"),
+        ("NaN", None),
+        ("[NaN]", None),
     ],
 )
-def test_defects_name_file_and_line(origin, place):
-    assert Defect(origin, None, "").place() == place
+def test_a_value_that_is_no_json_is_named_with_its_column(tmp_path, line, field):
+    for suffix, text in (("jsonl", line), ("json", f"[{line}]")):
+        source = _write(tmp_path / f"a.{suffix}", text.encode())
+        problems = Problems(source)
+        read_rows(source, problems=problems)
+        assert [(d.field, d.place.line) for d in problems.found] == [(field, 1)]
+        assert not problems.found[0].fatal
+
+
+def test_a_json_file_of_one_row_or_of_lines_with_a_broken_first(tmp_path):
+    for row in ({"prompt": "a"}, {"q": "a", "n": 1}, {"chosen": [{"role": "user"}]}):
+        for indent in (None, 1):
+            source = _write(
+                tmp_path / "a.json", json.dumps(row, indent=indent).encode()
+            )
+            assert [r.data for r in read_rows(source)] == [row]
+    source = _write(tmp_path / "b.json", b'{"prompt": "a", b\n' + GOOD + b"3\n" + GOOD)
+    problems = Problems(source)
+    assert len(read_rows(source, problems=problems)) == 2
+    assert [d.place.line for d in problems.found] == [1, 3]
+    broken = b'{"data": [\n{"prompt": "a"},\n{"prompt": "b"}\n'
+    assert "b.json:4: not JSON" in _error(_write(tmp_path / "b.json", broken))
 
 
 def test_a_document_larger_than_the_limit_is_refused(tmp_path, monkeypatch):

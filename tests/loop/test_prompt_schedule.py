@@ -52,6 +52,34 @@ def test_the_first_iterations_do_not_depend_on_how_many_follow(
     assert found.iteration(1) == first and found.longest(3) == found.longest(1)
 
 
+def test_prompts_that_cannot_be_encoded_are_refused_or_dropped_with_a_count(
+    tmp_path: pathlib.Path,
+) -> None:
+    path, said = tmp_path / "prompts.jsonl", io.StringIO()
+    rows = [{"prompt": [3 + i, 4, 5 + i % 3]} for i in range(26)]
+    rows[4] = rows[17] = {"prompt": [1, 99999]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(**fields: object) -> PromptSchedule:
+        data = DataConfig(prompts=str(path), eval_prompts=str(path), **fields)  # type: ignore[arg-type]
+        config = tiny_run.get_config(data=data)
+        console = RunConsole(said, io.StringIO(), width=200)
+        return make_schedule(config, tiny_run.tokenizer(), tmp_path, console)
+
+    with pytest.raises(BadInput, match=r"2 problems in 2 rows(.|\n)*on_bad_rows=drop"):
+        make()
+    found = make(on_bad_rows="drop")
+    assert len(found.train) + len(found.held_out) == 24
+    assert "2 bad rows left out" in said.getvalue() and ":5:" in said.getvalue()
+    longest = max(map(len, found.iteration(1).ids))
+    assert found.longest(1) == longest == 3 and len(found.evaluation.ids) == 6
+    # What was left out was no part of the pool: a run without those rows is the same.
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in rows if 99999 not in r["prompt"])
+    )
+    assert make().digest == found.digest
+
+
 def test_too_few_to_hold_out(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BadInput, match="holds 7 prompts"):
         schedule(tmp_path, [f"w{i}" for i in range(7)])

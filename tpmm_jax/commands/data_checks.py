@@ -1,9 +1,9 @@
 """Checking data: the files as a run reads and encodes them, counted over all."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.checks import (
@@ -19,16 +19,22 @@ from tpmm_jax.data.checks import (
 )
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, as_dicts, written
-from tpmm_jax.data.offline import prepare_pairs, wants_template
+from tpmm_jax.data.offline import prepare_pairs, prepare_prompts
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
 from tpmm_jax.data.problems import Defect, Problems, in_order
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.sources import read_rows
-from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.raters import NamedScorer
 
 _SCORED_AT_ONCE = 256
+
+
+class PromptRow(NamedTuple):
+    """A prompt's token ids, and where it stood."""
+
+    origin: str
+    ids: list[int]
 
 
 @dataclass
@@ -40,6 +46,8 @@ class Checked:
       counts: by name; a check that was skipped has none.
       chat: whether a chat template wrote rows.
       skipped: (what was not checked, what it needs).
+      refused: whether a run refuses a source, or these data, as a whole.
+      usable: prompts that can be sampled from.
     """
 
     rows: int = 0
@@ -49,7 +57,26 @@ class Checked:
     pairs: list[PreferencePair] = field(default_factory=list)
     encoded: list[PairRow] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
+    usable: list[Prompt] = field(default_factory=list)
+    encoded_prompts: list[PromptRow] = field(default_factory=list)
     chat: bool = False
+    refused: bool = False
+
+    def add(self, defects: Iterable[Defect]) -> None:
+        """Notes defects; those of a source that is read twice are listed once."""
+        known = set(self.errors)
+        self.errors += [defect for defect in defects if defect not in known]
+
+    def note(self, problems: Problems) -> None:
+        """Notes what is wrong with a source of a run."""
+        self.add(problems.found)
+        self.refused |= problems.refused
+
+    def refuse(self, source: str, error: BadInput) -> None:
+        """Notes why a run refuses a source as a whole."""
+        reason = str(error).removeprefix(source).removeprefix(":").lstrip()
+        self.add([Defect(source, None, reason, fatal=True)])
+        self.refused = True
 
 
 def check_pairs(
@@ -76,11 +103,11 @@ def check_pairs(
                 file, data, tokenizer, eos_ids=eos_ids, auto_chat=auto_chat
             )
         except BadInput as error:
-            found.errors.append(Defect(file, None, str(error)))
+            found.refuse(file, error)
             continue
-        found.rows += one.counts["rows_read"]
-        found.errors += one.problems.found
+        found.note(one.problems)
         counts = dict(one.counts)
+        found.rows += counts["rows_read"]
         # In the summary "rows" are all that were read.
         counts["rows_kept"] = counts.pop("rows", 0)
         found.counts.update(counts)
@@ -108,86 +135,105 @@ def check_pairs(
 
 
 def check_prompts(
-    files: Sequence[str], data: DataConfig, tokenizer: Any, *, auto_chat: bool = False
+    sources: Sequence[tuple[str, DataConfig]],
+    tokenizer: Any,
+    *,
+    auto_chat: bool = False,
 ) -> Checked:
-    """Reads and encodes prompts as a run does, and counts."""
+    """Reads and encodes prompts as a run does, and counts.
+
+    Args:
+      sources: files, and how each is read.
+      tokenizer, auto_chat: as of ``check_pairs``.
+    """
     found = Checked()
-    for file in files:
-        problems = Problems(file)
+    for file, data in sources:
         try:
-            prompts, rows = read_prompt_set(
-                file, problems, field=data.prompt_field, split=data.split
-            )
+            one = prepare_prompts(file, data, tokenizer, auto_chat=auto_chat)
         except BadInput as error:
-            found.errors.append(Defect(file, None, str(error)))
+            found.refuse(file, error)
             continue
-        found.rows += rows
-        found.counts["malformed"] += len(problems.origins())
-        found.errors += problems.found
-        found.prompts += prompts
+        found.note(one.problems)
+        found.rows += one.counts["rows_read"]
+        found.counts.update(one.counts)
+        found.prompts += one.prompts
+        found.usable += one.usable
+        found.chat |= one.chat
+        found.encoded_prompts += [
+            PromptRow(prompt.origin, encoded.ids)
+            for prompt, encoded in zip(one.usable, one.encoded)
+        ]
     found.counts["empty"] = empty_count(found.errors)
+    found.counts.update(dict.fromkeys(("malformed", "prompts"), 0))
     keys = [content_key(prompt.content) for prompt in found.prompts]
-    found.counts["prompts"] = len(keys)
     found.counts["duplicate_prompts"] = len(keys) - len(set(keys))
     if tokenizer is None:
         found.skipped.append(("tokens, BOS, cuts", "--model"))
         return found
-    found.chat = data.chat
-    if auto_chat and found.prompts:
-        found.chat |= wants_template(tokenizer, found.prompts[0].content)
-    problems = Problems("prompts")
-    encoded = encode_prompts(
-        tokenizer,
-        found.prompts,
-        chat=found.chat,
-        max_length=data.max_prompt_length,
-        truncate=data.truncate_prompt,
-        problems=problems,
-    )
-    found.errors += problems.found
-    found.counts["prompt_truncated"] = sum(prompt.truncated for prompt in encoded)
-    bos = tokenizer.bos_token_id
-    found.counts["bos_first"] = sum(prompt.ids[0] == bos for prompt in encoded)
-    found.counts["tokens"] = sum(len(prompt.ids) for prompt in encoded)
+    found.counts["prompts_kept"] = len(found.usable)
+    ids = [row.ids for row in found.encoded_prompts]
+    found.counts["bos_first"] = sum(i[0] == tokenizer.bos_token_id for i in ids)
+    found.counts["tokens"] = sum(map(len, ids))
     return found
 
 
-def check_leaks(files: Sequence[str], data: DataConfig, found: Checked) -> None:
-    """Counts evaluation rows that are trained on; pairs and prompts are both read."""
-    if not files:
+def check_leaks(
+    sources: Sequence[tuple[str, DataConfig]],
+    found: Checked,
+    evaluation: Iterable[Prompt] | None = None,
+) -> None:
+    """Counts evaluation rows that are trained on.
+
+    Args:
+      sources: files of pairs or prompts, of which the prompts matter, and how each
+        is read.
+      found: what is trained on; what is found is noted there.
+      evaluation: prompts that were read already; None: there are no such.
+    """
+    prompts: list[Key] = [content_key(p.content) for p in evaluation or ()]
+    pairs: list[Key] = []
+    for file, data in sources:
+        try:
+            some, whole, defects = _read_held(file, data)
+        except BadInput as error:
+            found.refuse(file, error)
+            continue
+        prompts, pairs = prompts + some, pairs + whole
+        found.add(defects)
+        found.refused |= any(defect.fatal for defect in defects)
+    if not sources and evaluation is None:
         found.skipped.append(("leaks into the evaluation", "--eval FILE"))
         return
-    prompts: list[Key] = []
-    pairs: list[Key] = []
-    for file in files:
-        problems = Problems(file)
-        try:
-            if _holds_pairs(file, data):
-                some = read_pair_set(
-                    file, problems, split=data.split, fields=data.fields
-                ).pairs
-                prompts += [content_key(pair.prompt) for pair in some]
-                pairs += [pair_key(pair) for pair in some]
-            else:
-                read = read_prompt_set(
-                    file, problems, field=data.prompt_field, split=data.split
-                )
-                prompts += [content_key(prompt.content) for prompt in read.prompts]
-        except BadInput as error:
-            found.errors.append(Defect(file, None, str(error)))
-        # A file that is checked and evaluated on is listed once.
-        known = set(found.errors)
-        found.errors += [defect for defect in problems.found if defect not in known]
     trained = [content_key(p.prompt) for p in found.pairs]
     trained += [content_key(p.content) for p in found.prompts]
     whole = [pair_key(p) for p in found.pairs]
     found.counts.update(leak_counts(trained, whole, prompts, pairs))
 
 
-def _holds_pairs(file: str, data: DataConfig) -> bool:
-    rows = read_rows(file, split=data.split, problems=Problems(file))
-    chosen = data.fields.get("chosen", "chosen")
-    return any(chosen in row.data for row in rows)
+def _read_held(
+    file: str, data: DataConfig
+) -> tuple[list[Key], list[Key], Sequence[Defect]]:
+    """Returns the keys of a file's prompts, and of its pairs, and what is wrong.
+
+    Nothing is wrong with a pair here that leaves its prompt as it is.
+    """
+    problems = Problems(file)
+    rows = read_rows(file, split=data.split, problems=problems)
+    columns = {name for row in rows for name in row.data}
+    names = (data.prompt_field, data.fields.get("prompt", "prompt"))
+    own = next((name for name in names if name in columns), None)
+    pairs: list[PreferencePair] = []
+    if {data.fields.get(part, part) for part in ("chosen", "rejected")} <= columns:
+        unsaid = Problems(file)
+        pairs = read_pair_set(file, unsaid, split=data.split, fields=data.fields).pairs
+    whole = [pair_key(pair) for pair in pairs]
+    if own is None and pairs:
+        return [content_key(pair.prompt) for pair in pairs], whole, problems.found
+    problems = Problems(file)
+    read = read_prompt_set(
+        file, problems, field=own or data.prompt_field, split=data.split
+    )
+    return [content_key(p.content) for p in read.prompts], whole, problems.found
 
 
 def check_labels(scorer: NamedScorer | None, found: Checked) -> None:
@@ -219,12 +265,17 @@ def plain_text(content: Content) -> str:
     return "\n".join(f"{m['role']}: {m['content']}" for m in as_dicts(text))
 
 
+def error_entry(defect: Defect) -> dict[str, Any]:
+    """A defect as JSON; "row" is there where rows are counted, not lines."""
+    place = defect.place
+    row = {} if place.row is None else {"row": place.row}
+    what = {"field": defect.field, "reason": defect.reason}
+    return {"file": place.file, "line": place.number, **row, **what}
+
+
 def summary(found: Checked) -> dict[str, Any]:
     """What --json prints."""
-    errors = [
-        {**dict(zip(("file", "line"), defect.place())), "field": defect.field,
-         "reason": defect.reason}
-        for defect in in_order(found.errors)
-    ]  # fmt: skip
+    errors = [error_entry(defect) for defect in in_order(found.errors)]
+    found.counts["refused_whole"] = sum(defect.fatal for defect in found.errors)
     counts = {name: int(count) for name, count in found.counts.items()}
     return {"rows": found.rows, "errors": errors, "counts": counts}

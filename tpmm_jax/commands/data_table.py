@@ -1,5 +1,6 @@
 """What a person sees of a data check: one table, a few rows, the errors."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpmm_jax.commands.data_checks import Checked
+from tpmm_jax.commands.data_checks import Checked, PromptRow
 from tpmm_jax.data.batches import PairRow
-from tpmm_jax.data.view import ShownToken, count_text, mark, view_row
+from tpmm_jax.data.view import ShownToken, count_text, mark, token_texts, view_row
 
 # Tokens of a part that are shown at each of its ends; the middle is left out.
 _SHOWN = 24
@@ -40,21 +41,31 @@ def _rare(
     return Check(name, text, of, then, bad, always=False)
 
 
-REFUSED, DROPPED, CUT = "refused", "dropped", "cut"
+REFUSED, DROPPED, CUT, USED = "refused", "dropped", "cut", "used"
 CHECKS: dict[str, Sequence[Check]] = {
     "rows": (
         Check("malformed", "malformed", then=REFUSED, bad="red"),
         Check("empty", "  of these with something empty", bad="red"),
         Check("identical", "chosen equals rejected", then=REFUSED, bad="red"),
-        Check("pairs", "pairs that can be read", then="used"),
-        Check("prompts", "prompts that can be read", then="used"),
-        Check("duplicate_prompts", "prompts that repeat an earlier one"),
-        Check("duplicate_pairs", "pairs that repeat an earlier one", bad="yellow"),
+        Check("pairs", "pairs that can be read", then=USED),
+        Check("prompts", "prompts that can be read", then=USED),
+        _rare(
+            "refused_whole",
+            "refused as a whole, see below",
+            "",
+            "always refused",
+            "red",
+        ),
+        Check("duplicate_prompts", "prompts that repeat an earlier one", "given"),
+        Check(
+            "duplicate_pairs", "pairs that repeat an earlier one", "pairs", bad="yellow"
+        ),
         _rare("labelled_both_ways", "pairs labelled both ways round", bad="yellow"),
         _rare("ends_early", "one side ends where the other goes on"),
         _rare("prompt_repeated", "prompt repeated in the answers", then=CUT),
         _rare("begins_with_prompt", "answers that begin with the prompt"),
         _rare("several_turns", "answers of several turns", then="all trained on"),
+        _rare("keys_left_out", "messages with other keys", then="left out"),
     ),
     "labels": (
         _rare("tied", "scores in the file tie", bad="yellow"),
@@ -65,13 +76,14 @@ CHECKS: dict[str, Sequence[Check]] = {
         Check("rejected_longer", "rejected is longer", "compared"),
     ),
     "tokens": (
-        _rare("not_encoded", "cannot be tokenised", "rows", REFUSED, "red"),
+        _rare("not_encoded", "cannot be tokenised", "given", REFUSED, "red"),
         Check("identical_tokens", "equal once tokenised", "pairs", DROPPED, "yellow"),
         Check(
             "identical_after_truncation", "equal once cut", "pairs", DROPPED, "yellow"
         ),
-        Check("rows_kept", "pairs that train", then="used"),
-        Check("prompt_truncated", "prompts over the limit", "encoded", CUT, "yellow"),
+        Check("rows_kept", "pairs that train", then=USED),
+        Check("prompts_kept", "prompts to sample from", then=USED),
+        Check("prompt_truncated", "prompts over the limit", "given", CUT, "yellow"),
         Check("chosen_truncated", "chosen over the limit", "pairs", CUT, "yellow"),
         Check("rejected_truncated", "rejected over the limit", "pairs", CUT, "yellow"),
         Check("bos_first", "BOS at the start of the prompt", "encoded"),
@@ -103,7 +115,9 @@ def data_table(found: Checked, drops: bool) -> RenderableType:
     Args:
       drops: whether bad rows are dropped instead of refused.
     """
-    counts = found.counts
+    counts = Counter(found.counts)
+    counts["refused_whole"] = sum(defect.fatal for defect in found.errors)
+    outcomes = {USED: ""} if found.refused else {REFUSED: DROPPED} if drops else {}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     table.add_column("")
     table.add_column("count", justify="right")
@@ -121,7 +135,7 @@ def data_table(found: Checked, drops: bool) -> RenderableType:
         head = Text(section, style="bold")
         table.add_row(head, _base_text(section, found, bases), "", "")
         for check in lines:
-            table.add_row(*_cells(check, counts, bases, drops))
+            table.add_row(*_cells(check, counts, bases, outcomes))
     parts: list[RenderableType] = [table]
     for what, needs in found.skipped:
         parts.append(Text(f"not checked: {what} (give {needs})", style="dim"))
@@ -133,7 +147,8 @@ def _bases(found: Checked) -> dict[str, int]:
     return {
         "rows": found.rows,
         "pairs": found.counts["pairs"],
-        "encoded": len(found.encoded) or found.counts["prompts"],
+        "given": found.counts["pairs"] or found.counts["prompts"],
+        "encoded": len(found.encoded) + len(found.encoded_prompts),
         "compared": sum(found.counts[name] for name in lengths),
         "eval_rows": found.counts["eval_rows"],
     }
@@ -149,13 +164,14 @@ def _base_text(section: str, found: Checked, bases: Mapping[str, int]) -> str:
 
 
 def _cells(
-    check: Check, counts: Mapping[str, int], bases: Mapping[str, int], drops: bool
+    check: Check,
+    counts: Mapping[str, int],
+    bases: Mapping[str, int],
+    outcomes: Mapping[str, str],
 ) -> list[Text]:
     count, of = counts[check.name], bases.get(check.of, 0)
     style = check.bad if count else "dim"
-    then = check.then if count else ""
-    if drops and then == REFUSED:
-        then = DROPPED
+    then = outcomes.get(check.then, check.then) if count else ""
     return [
         Text(f"  {check.text}", style=style),
         Text(f"{count:,}", style=style),
@@ -201,6 +217,19 @@ def rows_view(
     return Group(*parts)
 
 
+def prompts_view(
+    tokenizer: Any, rows: Sequence[PromptRow], *, whole: bool
+) -> RenderableType:
+    """Returns prompts token by token; ``whole`` as of ``rows_view``."""
+    parts: list[RenderableType] = []
+    for row in rows:
+        tokens = [ShownToken(t, "prompt") for t in token_texts(tokenizer, row.ids)]
+        parts += [Text(), Text(row.origin, style="bold")]
+        parts += [Text(f"{len(tokens)} tokens", style="dim")]
+        parts += [_tokens(tokens, "chosen", whole, tokenizer)]
+    return Group(*parts[1:])
+
+
 def _tokens(tokens: list[ShownToken], name: str, whole: bool, tokenizer: Any) -> Text:
     colour = "green" if name == "chosen" else "red"
     line, special = Text(), set(tokenizer.all_special_tokens)
@@ -218,4 +247,4 @@ def _tokens(tokens: list[ShownToken], name: str, whole: bool, tokenizer: Any) ->
             )
             line.append(" ")
     padding = sum(token.part == "padding" for token in tokens)
-    return line.append(f"· x {padding}", style="dim")
+    return line.append(f"· x {padding}", style="dim") if padding else line

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -54,6 +55,13 @@ def all_checked(*checks: Callable[[], Any]) -> list[Any]:
     if faults:
         raise BadInput("\n".join(faults))
     return found
+
+
+def escape_unprintable() -> None:
+    """Has what the output's encoding lacks written as an escape, not raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def guarded(work: Callable[[], int | None], console: RunConsole) -> int:

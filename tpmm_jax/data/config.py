@@ -59,9 +59,24 @@ class DataConfig:
                 "data.fields names columns of data.pairs, which is not set; the column "
                 "of data.prompts is data.prompt_field"
             )
+        defaults = DataConfig()
+        column = self.prompt_field != defaults.prompt_field
+        if column and self.prompts is None and self.eval_prompts is None:
+            raise BadInput(
+                f"data.prompt_field={self.prompt_field} names the column of prompts, "
+                "of which none are set; that of data.pairs is "
+                f'data.fields={{"prompt": "{self.prompt_field}"}}'
+            )
         for name in ("max_prompt_length", "max_completion_length"):
             if getattr(self, name) < 1:
                 raise BadInput(f"data.{name} is {getattr(self, name)}; use at least 1")
+        if self.pairs is None and (
+            self.max_completion_length != defaults.max_completion_length
+        ):
+            raise BadInput(
+                "data.max_completion_length cuts data.pairs, which is not set; that of "
+                "a rollout is rollout.max_new_tokens"
+            )
 
 
 def check_fields(fields: Mapping[str, str], option: str) -> None:

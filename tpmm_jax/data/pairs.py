@@ -21,7 +21,7 @@ from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
 from tpmm_jax.data.sources import Row, read_rows
 from tpmm_jax.data.split import split_messages, split_text
-from tpmm_jax.data.strict_json import json_type
+from tpmm_jax.data.strict_object import json_type
 from tpmm_jax.data.transcripts import (
     ASSISTANT,
     asks,
@@ -138,8 +138,7 @@ def read_pair_set(
     names = {part: part for part in PARTS} | dict(fields or {})
     columns = (*names.values(), *_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    found: list[tuple[_Layout, PreferencePair]] = []
-    notes: Counter[str] = Counter()
+    found: list[tuple[_Layout, PreferencePair, list[str]]] = []
     for row in rows:
         try:
             layout, pair, note = _parse(row, names)
@@ -147,21 +146,20 @@ def read_pair_set(
             for field, text in fault.args:
                 problems.add(row.origin, text, field=field)
             continue
-        found.append((layout, pair))
-        notes[note] += bool(note)
-        notes.update(_stated_scores(row.data))
-        values = (row.data.get(name) for name in names.values())
-        notes["keys_left_out"] += bool(unread_keys(*values))
+        said = [note, *_stated_scores(row.data)]
+        if unread_keys(*(row.data.get(name) for name in names.values())):
+            said.append("keys_left_out")
+        found.append((layout, pair, said))
     refuse_mixed(
-        [(pair.origin, layout) for layout, pair in found],
+        [(pair.origin, layout) for layout, pair, _ in found],
         problems,
         field=lambda one, usual: names[
             "prompt" if one.prompt != usual.prompt else "chosen"
         ],
     )
-    malformed = problems.origins()
-    pairs, identical = [], 0
-    for _, pair in found:
+    malformed, bad_rows = problems.origins(), len(problems.bad_rows())
+    pairs, identical, notes = [], 0, Counter[str]()
+    for _, pair, said in found:
         if pair.origin in malformed:
             continue
         if pair.chosen == pair.rejected:
@@ -170,9 +168,10 @@ def read_pair_set(
             problems.add(pair.origin, text, field=names["rejected"])
         else:
             pairs.append(pair)
+            notes.update(said)
     counts = _counts(pairs) | {
         "rows_read": count_rows(rows, problems),
-        "malformed": len(malformed),
+        "malformed": bad_rows,
         "identical": identical,
         "prompt_repeated": notes["prompt_repeated"],
         "keys_left_out": notes["keys_left_out"],

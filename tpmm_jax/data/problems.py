@@ -1,6 +1,5 @@
 """The defects of one source, gathered so that a user sees all of them at once."""
 
-import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -9,7 +8,45 @@ from tpmm_jax.errors import BadInput
 SHOWN = 20
 OnBadRows: TypeAlias = Literal["refuse", "drop"]
 
-_PLACE = re.compile(r"(?P<file>.*?)(?::(?P<line>\d+)(?: row \d+)?| row (?P<row>\d+))")
+
+class Place(str):
+    """Where a row stood, as a person reads it; its parts go along as data.
+
+    Attributes:
+      file: the source as the user wrote it.
+      line: on which the row begins; None in a table, and of a whole file.
+      row: its number from 0 where rows are counted: in tables and .json documents.
+    """
+
+    file: str
+    line: int | None
+    row: int | None
+
+    def __new__(
+        cls,
+        text: str,
+        file: str | None = None,
+        line: int | None = None,
+        row: int | None = None,
+    ) -> "Place":
+        place = super().__new__(cls, text)
+        place.file, place.line, place.row = file or text, line, row
+        return place
+
+    @property
+    def number(self) -> int | None:
+        """The line, or else the row; None of a whole file."""
+        return self.row if self.line is None else self.line
+
+
+def at_line(file: str, line: int) -> Place:
+    """The place of a line, from 1."""
+    return Place(f"{file}:{line}", file, line)
+
+
+def place_of(origin: str) -> Place:
+    """An origin with its parts; one that has none is a whole file's."""
+    return origin if isinstance(origin, Place) else Place(origin)
 
 
 class RowFault(ValueError):
@@ -21,18 +58,20 @@ class RowFault(ValueError):
 
 
 class Defect(NamedTuple):
-    """One defect: where the row stood, the column concerned, what is wrong."""
+    """One defect: where the row stood, the column concerned, what is wrong.
+
+    A fatal one (a file cut off) concerns the whole source and can never be left out.
+    """
 
     origin: str
     field: str | None
     reason: str
+    fatal: bool = False
 
-    def place(self) -> tuple[str, int | None]:
-        """(file, line); of a table the row's number from 0; of a whole file None."""
-        match = _PLACE.fullmatch(self.origin)
-        if match is None:
-            return self.origin, None
-        return match["file"], int(match["line"] or match["row"])
+    @property
+    def place(self) -> Place:
+        """See ``place_of``."""
+        return place_of(self.origin)
 
 
 class Problems:
@@ -47,7 +86,6 @@ class Problems:
         self.source = source
         self.found: list[Defect] = []
         self._on_bad_rows = on_bad_rows
-        self._fatal = False
 
     def add(
         self,
@@ -57,13 +95,23 @@ class Problems:
         field: str | None = None,
         fatal: bool = False,
     ) -> None:
-        """Note one defect; a fatal one (a file cut off) can never be left out."""
-        self.found.append(Defect(origin, field, text))
-        self._fatal |= fatal
+        """Note one defect; see ``Defect``."""
+        self.found.append(Defect(origin, field, text, fatal))
 
     def origins(self) -> set[str]:
-        """The rows that have at least one defect."""
+        """What has at least one defect: rows, and sources that are cut off."""
         return {defect.origin for defect in self.found}
+
+    def bad_rows(self) -> set[str]:
+        """The rows that have at least one defect."""
+        return {defect.origin for defect in self.found if not defect.fatal}
+
+    @property
+    def refused(self) -> bool:
+        """Whether ``settle`` refuses the source."""
+        if self._on_bad_rows == "refuse":
+            return bool(self.found)
+        return any(defect.fatal for defect in self.found)
 
     def settle(self) -> int:
         """Refuse the source, or count the rows that are left out.
@@ -74,27 +122,28 @@ class Problems:
         Raises:
           BadInput: rows are bad and are to be refused, or one defect is fatal.
         """
-        rows = len(self.origins())
-        if self._fatal or (rows and self._on_bad_rows == "refuse"):
-            raise BadInput(self._message(rows))
-        return rows
+        if self.refused:
+            raise BadInput(self._message())
+        return len(self.bad_rows())
 
     def left_out(self) -> str:
         """The rows that are left out, as a warning."""
         rows = _count(len(self.origins()), "bad row")
         return f"{self.source}: {rows} left out\n{listing(self.found)}"
 
-    def _message(self, rows: int) -> str:
+    def _message(self) -> str:
         advice = "Correct or remove what is listed and run the same command again"
-        if not self._fatal:
+        where, rows = "", len(self.bad_rows())
+        if rows:
+            where = f" in {_count(rows, 'row')}"
+        if not any(defect.fatal for defect in self.found):
             advice += (
                 ", or have bad rows dropped (data.on_bad_rows=drop in a config, "
                 "--drop-bad-rows on a command line)"
             )
         return (
-            f"{self.source}: {_count(len(self.found), 'problem')} in "
-            f"{_count(rows, 'row')}; nothing was used.\n{listing(self.found)}\n"
-            f"{advice}."
+            f"{self.source}: {_count(len(self.found), 'problem')}{where}; nothing was "
+            f"used.\n{listing(self.found)}\n{advice}."
         )
 
 
@@ -102,9 +151,13 @@ def in_order(defects: Sequence[Defect]) -> list[Defect]:
     """By line; files in the order of their first defect."""
     files: dict[str, int] = {}
     for defect in defects:
-        files.setdefault(defect.place()[0], len(files))
-    places = [(files[file], line or 0) for file, line in (d.place() for d in defects)]
-    return [defects[i] for i in sorted(range(len(defects)), key=places.__getitem__)]
+        files.setdefault(defect.place.file, len(files))
+
+    def key(defect: Defect) -> tuple[int, int, int]:
+        place = defect.place
+        return files[place.file], place.line or 0, place.row or 0
+
+    return sorted(defects, key=key)
 
 
 def listing(defects: Sequence[Defect], limit: int = SHOWN) -> str:

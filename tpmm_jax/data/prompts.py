@@ -18,7 +18,7 @@ from tpmm_jax.data.messages import (
 )
 from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.data.strict_json import json_type
+from tpmm_jax.data.strict_object import json_type
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,9 @@ def _warn_of_keys(rows: Sequence[Row], field: str, source: str) -> None:
 
 def count_rows(rows: Sequence[Row], problems: Problems) -> int:
     """How many rows a source has, those that could not be parsed included."""
-    lines = {d.origin for d in problems.found if d.place()[1] is not None}
+    lines = {
+        d.origin for d in problems.found if d.place.number is not None and not d.fatal
+    }
     return len({row.origin for row in rows} | lines)
 
 

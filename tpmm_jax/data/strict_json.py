@@ -4,7 +4,6 @@ import codecs
 import gzip
 import io
 import json
-import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -12,13 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpmm_jax.data.problems import Problems, RowFault
+from tpmm_jax.data.problems import Place, Problems, at_line
+from tpmm_jax.data.strict_object import MAX_DEPTH, appears_twice, parse_object
 
 MAX_ROW_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 30
-MAX_DEPTH = 32
+# Python refuses integers of thousands of digits; a row's own check names the column.
+_DECODER = json.JSONDecoder(parse_int=str)
 _SPACE = re.compile(r"[ \t\r\n]*")
-_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
+# Columns that tell an object that is one row from one that holds rows.
+_ROW_COLUMNS = frozenset({"prompt", "chosen", "rejected", "messages", "prompt_ids"})
+# The first lines tell JSON Lines from a document.
+_LINES_TRIED = 20
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 
@@ -51,7 +55,7 @@ def read_text_lines(path: Path, name: str, problems: Problems) -> list[Row]:
 
 
 def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
-    """A list of objects, or an object that holds one under "data" or "rows".
+    """A list of objects, an object that holds one under "data" or "rows", or one row.
 
     A file of this suffix that holds JSON Lines is read as such. Each row's origin
     is the line on which it begins, with its number where it is not that line's first.
@@ -59,20 +63,17 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
     text = _read_document(path, name, problems)
     if text is None:
         return []
-    if _looks_like_lines(text):
-        return read_json_lines(path, name, problems)
     try:
-        json.loads(text)
+        if _is_row(json.loads(text, parse_int=str)):
+            text = f"[{text}]"
         at = _array_start(text)
     except RecursionError:
         problems.add(name, f"nested deeper than {MAX_DEPTH} levels", fatal=True)
         return []
     except json.JSONDecodeError as error:
-        problems.add(
-            f"{name}:{error.lineno}",
-            _not_json(error),
-            fatal=True,
-        )
+        if _looks_like_lines(text):
+            return read_json_lines(path, name, problems)
+        problems.add(at_line(name, error.lineno), _not_json(error), fatal=True)
         return []
     except ValueError as error:
         problems.add(name, str(error), fatal=True)
@@ -81,7 +82,6 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
 
 
 def _document_rows(text: str, at: int, name: str, problems: Problems) -> list[Row]:
-    decoder = json.JSONDecoder()
     rows: list[Row] = []
     line, counted, number, last = 1, 0, 0, 0
     at = _skip_space(text, at)
@@ -89,9 +89,10 @@ def _document_rows(text: str, at: int, name: str, problems: Problems) -> list[Ro
         line += text.count("\n", counted, at)
         counted = at
         # Several rows may stand on one line; each origin names one row.
-        origin = f"{name}:{line}" + (f" row {number}" if line == last else "")
+        shown = f"{name}:{line}" + (f" row {number}" if line == last else "")
+        origin = Place(shown, name, line, number)
         last, number = line, number + 1
-        _, end = decoder.raw_decode(text, at)
+        _, end = _DECODER.raw_decode(text, at)
         data = _parse_row(text[at:end], origin, problems)
         if data is not None:
             rows.append(Row(data, origin))
@@ -103,7 +104,6 @@ def _document_rows(text: str, at: int, name: str, problems: Problems) -> list[Ro
 
 def _array_start(text: str) -> int:
     """The position after the "[" that opens the rows of a valid document."""
-    decoder = json.JSONDecoder()
     at = _skip_space(text, 0)
     if text[at] == "[":
         return at + 1
@@ -112,7 +112,7 @@ def _array_start(text: str) -> int:
     if text[at] == "{":
         at = _skip_space(text, at + 1)
         while text[at] == '"':
-            key, at = decoder.raw_decode(text, at)
+            key, at = _DECODER.raw_decode(text, at)
             keys.append(key)
             at = _skip_space(text, _skip_space(text, at) + 1)
             if key in ("data", "rows") and text[at] == "[":
@@ -122,7 +122,9 @@ def _array_start(text: str) -> int:
                         f"{key!r}; leave one of them"
                     )
                 found[key] = at + 1
-            _, at = decoder.raw_decode(text, at)
+            if keys.count(key) > 1:
+                raise ValueError(appears_twice(key))
+            _, at = _DECODER.raw_decode(text, at)
             at = _skip_space(text, at)
             if text[at] == ",":
                 at = _skip_space(text, at + 1)
@@ -140,15 +142,33 @@ def _skip_space(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _looks_like_lines(text: str) -> bool:
-    first, _, rest = text.lstrip().partition("\n")
-    if not first.startswith("{") or not rest.strip():
+def _is_row(value: Any) -> bool:
+    """Whether a document is a single row, and not an object that should hold rows."""
+    if not isinstance(value, dict):
         return False
+    if any(isinstance(value.get(key), list) for key in ("data", "rows")):
+        return False
+    if not _ROW_COLUMNS.isdisjoint(value):
+        return True
+    held = any(isinstance(item, list | dict) for item in value.values())
+    return bool(value) and not held and {"data", "rows"}.isdisjoint(value)
+
+
+def _looks_like_lines(text: str) -> bool:
+    """Whether a file that is no document has an object a line, some of them broken."""
+    lines = text.lstrip().split("\n", _LINES_TRIED)[:_LINES_TRIED]
+    some = [line for line in lines if line.strip()]
+    if len(some) < 2 or some[0].startswith("[") or some[0].rstrip()[-1] in "[{,:":
+        return False
+    # The rows of a broken document end in commas, but for the last.
+    return _is_object(some[0]) or 2 * sum(map(_is_object, some[1:])) >= len(some)
+
+
+def _is_object(text: str) -> bool:
     try:
-        json.loads(first)
+        return isinstance(_DECODER.decode(text), dict)
     except (ValueError, RecursionError):
         return False
-    return True
 
 
 def _parse_row(text: str, origin: str, problems: Problems) -> dict[str, Any] | None:
@@ -164,99 +184,6 @@ def _parse_row(text: str, origin: str, problems: Problems) -> dict[str, Any] | N
     except ValueError as error:
         problems.add(origin, str(error), field=getattr(error, "field", None))
     return None
-
-
-def parse_object(text: str) -> dict[str, Any]:
-    """Parse one JSON object, refusing what JSON readers disagree about.
-
-    Raises:
-      ValueError: not an object, a repeated key, NaN or infinity, an integer past 64
-        bits, a NUL or a lone surrogate in a text, or nesting deeper than MAX_DEPTH;
-        a RowFault where one column is concerned.
-    """
-    _check_depth(text)
-    value = json.loads(
-        text,
-        object_pairs_hook=_unique_keys,
-        parse_constant=_refuse_constant,
-        parse_float=_finite_float,
-        parse_int=_small_int,
-    )
-    if not isinstance(value, dict):
-        raise ValueError(f"the row is {json_type(value)}; wanted an object {{...}}")
-    # Only an escape can bring either past the checks on the raw bytes.
-    if "\\u" in text:
-        for key, item in value.items():
-            _check_texts(key, f"{key!r}"[:80], key)
-            _check_texts(item, key, key)
-    return value
-
-
-def json_type(value: object) -> str:
-    """The JSON name of a value's type, for messages."""
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text"}
-    names |= {list: "a list", dict: "an object", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
-
-
-def _check_depth(text: str) -> None:
-    if text.count("{") + text.count("[") <= MAX_DEPTH:
-        return
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        found = match.group()
-        if found in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-        elif found in "]}":
-            depth -= 1
-
-
-def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(items)
-    if len(result) != len(items):
-        keys = [key for key, _ in items]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise RowFault(f"field {twice[0]!r} appears twice in one object", twice[0])
-    return result
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not JSON; write null or leave the field out")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:24]} does not fit a float")
-    return value
-
-
-def _small_int(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise ValueError(f"the integer {text[:24]}... does not fit 64 bits")
-    return int(text)
-
-
-def _check_texts(value: object, path: str, field: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_texts(key, f"{path}.{key!r}"[:80], field)
-            _check_texts(item, f"{path}.{key}", field)
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            _check_texts(item, f"{path}[{number}]", field)
-    elif isinstance(value, str):
-        if "\0" in value:
-            raise RowFault(f"field {path!r} holds a NUL character", field)
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise RowFault(
-                f"field {path!r} holds half of a surrogate pair (\\ud800-\\udfff)",
-                field,
-            ) from None
 
 
 def _open(path: Path) -> io.BufferedIOBase:
@@ -281,11 +208,11 @@ def _raw_lines(
                 if len(raw) <= MAX_ROW_BYTES or raw.endswith(b"\n"):
                     yield number, raw
                     continue
-                problems.add(f"{name}:{number}", f"the line is {_too_long()}")
+                problems.add(at_line(name, number), f"the line is {_too_long()}")
                 while raw and not raw.endswith(b"\n"):
                     raw = file.readline(MAX_ROW_BYTES)
     except _GZIP_ERRORS as error:
-        problems.add(f"{name}:{number + 1}", _damaged(error), fatal=True)
+        problems.add(at_line(name, number + 1), _damaged(error), fatal=True)
 
 
 def _damaged(error: BaseException) -> str:
@@ -301,7 +228,7 @@ def _text_lines(
     """
     blank: list[int] = []
     for number, raw in _raw_lines(path, name, problems):
-        origin, clean = f"{name}:{number}", True
+        origin, clean = at_line(name, number), True
         if number == 1 and raw.startswith(_UTF16):
             problems.add(origin, "the file is UTF-16; save it as UTF-8", fatal=True)
             return
@@ -312,7 +239,7 @@ def _text_lines(
             blank.append(number)
             continue
         for empty in blank:
-            problems.add(f"{name}:{empty}", "the line is empty; remove it")
+            problems.add(at_line(name, empty), "the line is empty; remove it")
         blank.clear()
         if b"\0" in raw:
             problems.add(origin, f"holds a NUL byte at column {raw.index(0) + 1}")
@@ -361,5 +288,4 @@ def _read_document(path: Path, name: str, problems: Problems) -> str | None:
 
 
 def _at_line(name: str, raw: bytes, at: int) -> str:
-    line = raw.count(b"\n", 0, at) + 1
-    return f"{name}:{line}"
+    return at_line(name, raw.count(b"\n", 0, at) + 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.problems import Place, Problems
 from tpmm_jax.data.strict_json import Row
 from tpmm_jax.errors import BadInput
 
@@ -35,7 +35,7 @@ def read_parquet(
     def read(name: str, start: int, stop: int) -> list[Any]:
         return table.column(name).slice(start, stop - start).to_pylist()
 
-    return _rows(names, rows, columns, read, f"{source} row ", problems)
+    return _rows(names, rows, columns, read, source, source, problems)
 
 
 def is_saved(path: Path) -> bool:
@@ -102,8 +102,8 @@ def _dataset_rows(
         part = dataset.select_columns([name]).select(range(start, stop))
         return [row[name] for row in part.to_list()]
 
-    names, prefix = dataset.column_names, f"{source} {split} row "
-    return _rows(names, len(dataset), columns, read, prefix, problems)
+    names, title = dataset.column_names, f"{source} {split}"
+    return _rows(names, len(dataset), columns, read, source, title, problems)
 
 
 def _refuse_repeated(
@@ -121,16 +121,22 @@ def _rows(
     count: int,
     columns: Collection[str],
     read: Callable[[str, int, int], list[Any]],
-    prefix: str,
+    source: str,
+    title: str,
     problems: Problems,
 ) -> list[Row]:
     """Rows with all columns, of which those not asked for hold None.
 
     Args:
       read: (column, start, stop) -> values.
+      source, title: what the user wrote, and what rows are called by.
       problems: where values that cannot be converted are noted; their rows are left
         out.
     """
+
+    def place(row: int) -> Place:
+        return Place(f"{title} row {row}", source, row=row)
+
     values, bad = {}, set[int]()
     for name in names:
         faults: dict[int, Exception] = {}
@@ -139,11 +145,11 @@ def _rows(
         values[name] = _converted(read, name, 0, count, faults)
         for row, error in faults.items():
             text = f"field {name!r} cannot be read: {error}"
-            problems.add(f"{prefix}{row}", text, field=name)
+            problems.add(place(row), text, field=name)
         bad |= faults.keys()
     empty = dict.fromkeys(names)
     return [
-        Row(empty | {name: found[n] for name, found in values.items()}, f"{prefix}{n}")
+        Row(empty | {name: found[n] for name, found in values.items()}, place(n))
         for n in range(count)
         if n not in bad
     ]

@@ -32,16 +32,20 @@ def load_chunks(
         note=console.note,
         warn=console.warn,
     )
-    if len(rows) < config.iterations:
-        raise BadInput(
-            f"{source} has {len(rows)} usable pairs for {config.iterations} "
-            "iterations; lower iterations or give more pairs"
-        )
     return split_chunks(config, rows)
 
 
 def split_chunks(config: Config, rows: list[PairRow]) -> PairChunks:
-    """Returns T chunks. A prompt is in one chunk, and held out there or not."""
+    """Returns T chunks. A prompt is in one chunk, and held out there or not.
+
+    Raises:
+      BadInput: too few pairs or prompts.
+    """
+    if len(rows) < config.iterations:
+        raise BadInput(
+            f"{config.data.pairs} has {len(rows)} usable pairs for {config.iterations} "
+            "iterations; lower iterations or give more pairs"
+        )
     groups = by_prompt(rows)
     order = np.random.default_rng([config.seed, 3]).permutation(len(groups))
     held = round(config.pairing.holdout_fraction * len(groups))

@@ -7,15 +7,16 @@ import pathlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.boundary import Side
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import as_dicts, written
-from tpmm_jax.data.problems import OnBadRows
+from tpmm_jax.data.offline import prepare_prompts
 from tpmm_jax.data.prompts import (
     Prompt,
     duplicate_prompts,
@@ -27,6 +28,8 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import import_object
 from tpmm_jax.store.files import write_text
+
+_SET = "evaluation.sets."
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,6 @@ def read_prompts(
     *,
     column: str = "prompt",
     split: str = "train",
-    cache: pathlib.Path | None = None,
-    on_bad_rows: OnBadRows = "refuse",
 ) -> list[Prompt]:
     """Returns the prompts of a source.
 
@@ -121,20 +122,26 @@ def read_prompts(
       source: as ``data.prompts`` has it: a file, a saved dataset, a hub name or
         "module:function".
       option: the field or option that names it, for messages.
-      cache: where a function's prompts are kept; None: nowhere.
-      on_bad_rows: whether malformed rows of a file are refused or left out.
+    """
+    data = DataConfig(prompt_field=column, split=split)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = pathlib.Path(folder) / "made.jsonl"
+        source, data = prompt_file(source, option, data, cache)
+        return load_prompts(source, field=data.prompt_field, split=data.split)
+
+
+def prompt_file(
+    source: str, option: str, data: DataConfig, cache: pathlib.Path
+) -> tuple[str, DataConfig]:
+    """Returns what holds a source's prompts, and how they are read there.
+
+    What a "module:function" returns is written to ``cache``, unless it is there.
     """
     # A colon behind a slash is a hub dataset's configuration.
     is_function = ":" in source and "/" not in source.partition(":")[0]
     if not is_function or pathlib.Path(source).exists():
-        return load_prompts(source, field=column, split=split, on_bad_rows=on_bad_rows)
-    if cache is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return _made_prompts(source, option, pathlib.Path(folder) / "made.jsonl")
-    return _made_prompts(source, option, cache)
+        return source, data
 
-
-def _made_prompts(source: str, option: str, cache: pathlib.Path) -> list[Prompt]:
     def make() -> None:
         made = import_object(source, option)()
         lines = [
@@ -146,7 +153,7 @@ def _made_prompts(source: str, option: str, cache: pathlib.Path) -> list[Prompt]
         write_text(cache, "".join(line + "\n" for line in lines))
 
     made_from(cache, source, make)
-    return load_prompts(str(cache))
+    return str(cache), replace(data, prompt_field="prompt", split="train")
 
 
 def made_from(path: pathlib.Path, source: str, make: Callable[[], None]) -> None:
@@ -173,37 +180,58 @@ def make_schedule(
 ) -> PromptSchedule:
     """Returns the schedule of a run.
 
-    Evaluation prompts are those of data.eval_prompts, else set aside from the pool.
-
     Raises:
       BadInput: too few prompts, or prompts that cannot be read or encoded.
     """
-    data, wanted = config.data, config.evaluation.num_prompts
-
-    def read(source: str, option: str, cache: str) -> list[Prompt]:
-        return read_prompts(
-            source,
-            option,
-            column=data.prompt_field,
-            split=data.split,
-            cache=workdir / cache,
-            on_bad_rows=data.on_bad_rows,
+    prompts = {}
+    for option, source, cache in prompt_sources(config):
+        found = prepare_prompts(
+            *prompt_file(source, option, config.data, workdir / cache), tokenizer
         )
+        if found.problems.settle():
+            console.warn(found.problems.left_out())
+        prompts[option] = found.usable
+    return plan_schedule(config, tokenizer, prompts, console)
 
-    pool: list[Prompt] = []
-    if data.prompts is not None:
-        pool = read(data.prompts, "data.prompts", "prompts.jsonl")
+
+def prompt_sources(config: Config) -> list[tuple[str, str, str]]:
+    """Returns (option, source, file that a function's prompts are kept in) of each."""
+    given = [
+        ("data.prompts", config.data.prompts, "prompts.jsonl"),
+        ("data.eval_prompts", config.data.eval_prompts, "eval_prompts.jsonl"),
+    ]
+    for name, source in sorted(config.evaluation.sets.items()):
+        given.append((_SET + name, source, f"eval_prompts-{name}.jsonl"))
+    return [(option, source, cache) for option, source, cache in given if source]
+
+
+def plan_schedule(
+    config: Config,
+    tokenizer: Any,
+    prompts: Mapping[str, Sequence[Prompt]],
+    console: RunConsole,
+) -> PromptSchedule:
+    """Returns the schedule of prompts that can all be encoded.
+
+    Evaluation prompts are those of data.eval_prompts, else set aside from the pool.
+
+    Args:
+      prompts: by the option of their source, see ``prompt_sources``.
+
+    Raises:
+      BadInput: too few prompts.
+    """
+    data, wanted = config.data, config.evaluation.num_prompts
+    pool = list(prompts.get("data.prompts", ()))
     order = np.random.default_rng([config.seed, 0]).permutation(len(pool))
     if data.eval_prompts is not None:
-        found = read(data.eval_prompts, "data.eval_prompts", "eval_prompts.jsonl")
-        aside = found[:wanted]
+        aside = list(prompts["data.eval_prompts"][:wanted])
     else:
         aside, order = [pool[i] for i in order[:wanted]], order[wanted:]
     further = {
-        name: read(source, f"evaluation.sets.{name}", f"eval_prompts-{name}.jsonl")
-        for name, source in sorted(config.evaluation.sets.items())
+        name: list(prompts[_SET + name][:wanted])
+        for name in sorted(config.evaluation.sets)
     }
-    further = {name: prompts[:wanted] for name, prompts in further.items()}
     train, held_out = _split(pool, order, config)
     _check_counts(config, len(pool), len(aside), len(train), len(held_out))
     _check_sets(config, further)
@@ -219,9 +247,9 @@ def make_schedule(
         truncate=data.truncate_prompt,
     )
     sets, first = {}, 0
-    for name, prompts in {"evaluation": aside, **further}.items():
-        sets[name] = encoded_prompts(tokenizer, prompts, encode(prompts), first)
-        first += len(prompts)
+    for name, some in {"evaluation": aside, **further}.items():
+        sets[name] = encoded_prompts(tokenizer, some, encode(some), first)
+        first += len(some)
     return PromptSchedule(
         pool=pool,
         train=train,

@@ -1,0 +1,157 @@
+"""What a data check takes from a run: its tokenizer, scorer, prompts and demands."""
+
+import io
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from tpmm_jax.commands.data_checks import Checked
+from tpmm_jax.config import Config
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.offline import prepare_prompts
+from tpmm_jax.data.prompts import Prompt
+from tpmm_jax.description import end_ids, read_tokenizer
+from tpmm_jax.errors import BadInput
+from tpmm_jax.loading import resolve
+from tpmm_jax.loop.chunks import split_chunks
+from tpmm_jax.loop.prompts import plan_schedule, prompt_file, prompt_sources
+from tpmm_jax.loop.setup import check_steps, run_lengths
+from tpmm_jax.loop.theta_0 import check_tokenizer
+from tpmm_jax.report.console import RunConsole
+from tpmm_jax.rewards.raters import NamedScorer
+from tpmm_jax.rewards.scorer import import_object, load_scorer
+
+T = TypeVar("T")
+
+
+def as_run(
+    config: Config | None, data: DataConfig, files: list[str], *, prompts: bool
+) -> Config | None:
+    """Returns the config of a run on these data; None where no run takes them."""
+    if config is None or len(files) > 1:
+        return None
+    if (config.data.prompts if prompts else config.data.pairs) is None:
+        return None
+    if prompts:
+        return replace(config, data=replace(data, prompts=files[0]))
+    return replace(config, data=replace(data, pairs=files[0]))
+
+
+def find_tokenizer(
+    model: str | None, config: Config | None, console: RunConsole, *, chat: bool
+) -> tuple[Any, tuple[int, ...], int | None]:
+    """Returns the tokenizer, the ids that end a completion, the model's positions.
+
+    Weights are not read; a directory may hold a tokenizer alone. What is not known is
+    None.
+
+    Args:
+      chat: whether the run of ``config`` writes with the chat template.
+    """
+    revision = None
+    if model is None and config is not None:
+        model, revision = config.model.source, config.model.revision
+        if ":" in model and not pathlib.Path(model).exists():
+            console.warn(
+                f"model.source = {model} is a function that builds a model; give "
+                "--model its directory to check tokens (WORKDIR/model of a run)"
+            )
+            return None, (), None
+    if model is None:
+        return None, (), None
+    folder = pathlib.Path(model)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        tokenizer = read_tokenizer(folder)
+        if tokenizer is not None:
+            return tokenizer, end_ids_of(tokenizer), None
+    found = resolve(model, revision)
+    if found.tokenizer is None:
+        raise BadInput(f"{model} has no tokenizer (tokenizer.json)")
+    if config is None:
+        ends = end_ids(found.config, found.tokenizer)
+    else:
+        ends = check_tokenizer(found, model, chat=chat)
+    return found.tokenizer, ends, found.config.max_positions
+
+
+def end_ids_of(tokenizer: Any) -> tuple[int, ...]:
+    """Returns EOS alone, where there is no model's config to name further ends."""
+    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+
+
+def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
+    """Returns the scorer that was named, or else the config's."""
+    if name is not None:
+        return NamedScorer(name, import_object(name, "--scorer"))
+    if config is None or config.scorer.name is None:
+        return None
+    return NamedScorer(config.scorer.name, load_scorer(config.scorer))
+
+
+def read_evaluation(
+    config: Config, tokenizer: Any, folder: pathlib.Path, found: Checked
+) -> dict[str, list[Prompt]]:
+    """Returns the evaluation's prompts by option, read and encoded as a run does.
+
+    Args:
+      folder: where the prompts of functions are kept.
+      found: what is wrong is noted there.
+    """
+    prompts: dict[str, list[Prompt]] = {}
+    for option, source, cache in prompt_sources(config):
+        if option == "data.prompts":
+            continue
+        try:
+            file, data = prompt_file(source, option, config.data, folder / cache)
+            one = prepare_prompts(file, data, tokenizer)
+        except BadInput as error:
+            found.refuse(source, error)
+            prompts[option] = []
+            continue
+        found.note(one.problems)
+        prompts[option] = one.usable
+    return prompts
+
+
+def check_run(
+    config: Config,
+    tokenizer: Any,
+    max_positions: int | None,
+    evaluation: Mapping[str, Sequence[Prompt]],
+    found: Checked,
+) -> None:
+    """Notes too few rows, and lengths that the model has no positions for.
+
+    Args:
+      max_positions: None: lengths are not checked.
+      evaluation: of ``read_evaluation``.
+      found: no source of which a run refuses.
+    """
+    quiet = RunConsole(io.StringIO(), io.StringIO())
+    data = config.data
+
+    def tried(work: Callable[[], T], source: str | None = None) -> T | None:
+        try:
+            return work()
+        except BadInput as error:
+            found.refuse(source or data.pairs or data.prompts or "", error)
+            return None
+
+    schedule, chunks = None, None
+    if data.prompts is not None or data.eval_prompts is not None:
+        prompts = {**evaluation, "data.prompts": found.usable}
+        schedule = tried(
+            lambda: plan_schedule(config, tokenizer, prompts, quiet),
+            data.prompts or data.eval_prompts,
+        )
+    if data.pairs is not None:
+        chunks = tried(lambda: split_chunks(config, found.encoded))
+    if found.refused:
+        return
+    tried(lambda: check_steps(config, schedule, chunks))
+    if max_positions is None:
+        needs = "a --model with its config.json"
+        found.skipped.append(("lengths against the model's positions", needs))
+        return
+    tried(lambda: run_lengths(config, schedule, chunks, max_positions))
