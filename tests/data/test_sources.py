@@ -331,7 +331,7 @@ def test_values_that_cannot_be_converted_name_row_and_field(tmp_path):
     problems = Problems(source, on_bad_rows="drop")
     rows = read_rows(source, columns=("prompt",), problems=problems)
     assert [r.origin[-5:] for r in rows] == ["row 0", "row 2"]
-    ((origin, field, reason),) = problems.found
+    ((origin, field, reason, _),) = problems.found
     assert origin == f"{source} row 1" and field == "prompt"
     assert "'utf-8' codec can't decode byte 0xff" in reason
     table = pyarrow.table([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"])
