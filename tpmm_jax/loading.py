@@ -75,7 +75,8 @@ class Source:
     Attributes:
       read: returns the parameters in a dtype, on the decoder's mesh. Only this
         downloads a hub repository's weights.
-      adapter: of a PEFT directory or a step of a LoRA run: the parts of the policy.
+      adapter: of a PEFT directory: the parts of the policy. None for all others, a
+        step of a LoRA run among them, which is read as the merged policy.
     """
 
     config: ModelConfig
@@ -134,9 +135,7 @@ def resolve(
 ) -> Source:
     """Finds a model, reads its config and tokenizer; see ``load``."""
     found = _resolve(os.fspath(source), revision, base)
-    if base is not None and (
-        found.adapter is None or TRAJECTORY_STEP.fullmatch(found.origin["source"])
-    ):
+    if base is not None and found.adapter is None:
         raise BadInput(
             f"base={os.fspath(base)!r} is for a PEFT adapter; {source} is none"
         )
@@ -190,7 +189,7 @@ def _resolve_adapter(
     origin: dict[str, Any],
     base: str | os.PathLike | None,
 ) -> Source:
-    found = AdapterDirectory(directory, read_json(directory / "adapter_config.json"))
+    found = _adapter(directory)
     name, revision = found.base(None if base is None else os.fspath(base))
     under = resolve(name, revision if is_hub_id(name) else None)
     if under.adapter is not None:
@@ -210,6 +209,10 @@ def _resolve_adapter(
         functools.partial(_read_merged, lora, under, adapters),
         AdapterSource(lora, under, adapters),
     )
+
+
+def _adapter(directory: pathlib.Path) -> AdapterDirectory:
+    return AdapterDirectory(directory, read_json(directory / "adapter_config.json"))
 
 
 def _read_merged(
@@ -288,23 +291,32 @@ def _resolve_step(workdir: pathlib.Path, step: int | None) -> Source:
     return Source(read_config(folder), read_tokenizer(folder), origin, read)
 
 
-def adapters_base(workdir: pathlib.Path, decoder: Decoder) -> Base:
-    """Returns the weights under a run's adapters, not read yet.
+def adapters_place(workdir: pathlib.Path) -> tuple[str, str | None]:
+    """Returns the name and the revision of the model under a run's adapters.
 
-    They are where the run found them, or where WORKDIR/base links to.
+    It is where the run found it, or where WORKDIR/base links to; a link to the PEFT
+    directory that the run began with means the model under that one.
     """
     link = workdir / "base"
     if os.path.lexists(link):
-        name, commit = os.path.realpath(link), None
-    else:
-        with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
-            record = trajectory.meta(0)["base"]
-        commit = record.get("commit")
-        name = record["source"] if commit else str(workdir / record["source"])
+        name = os.path.realpath(link)
+        linked = pathlib.Path(name)
+        return _adapter(linked).base(None) if is_adapter(linked) else (name, None)
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        record = trajectory.meta(0)["base"]
+    if commit := record.get("commit"):
+        return record["source"], commit
+    return str(workdir / record["source"]), None
+
+
+def adapters_base(workdir: pathlib.Path, decoder: Decoder) -> Base:
+    """Returns the weights under a run's adapters, not read yet."""
+    name, revision = adapters_place(workdir)
+    link = workdir / "base"
     advice = f"put it back, or make {link} a link to where those weights are now"
 
     def read() -> Params:
-        return resolve(name, commit).read(decoder, "float32")
+        return resolve(name, revision).read(decoder, "float32")
 
     return Base(read, name, advice)
 
