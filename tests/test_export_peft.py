@@ -44,7 +44,8 @@ def run(tmp_path_factory):
         base=Base(lambda: model.params, "base", ""),
     ) as trajectory:
         trajectory.append(0, adapters, {"iteration": 0, **record, "base": record})
-    content = {"iterations": 1, "model": record}
+    lora = dataclasses.asdict(dataclasses.replace(LORA, dropout=0.25))
+    content = {"iterations": 1, "model": record | {"lora": lora}}
     content |= {"reference": {"rule": "sft"}, "loss": {"name": "dpo"}}
     write_json(workdir / "config.json", content)
     return workdir
@@ -58,6 +59,14 @@ def test_the_adapter_is_the_step(run, tmp_path):
         tpmm.load(tmp_path / "a").params,
         tpmm.load(step).params,
     )
+
+
+def test_the_runs_dropout_is_written(run, tmp_path):
+    """It is of the training alone, so no step holds it; the run's config does."""
+    step = f"{run}/trajectory@0"
+    assert export.main([step, "--peft", "--output", str(tmp_path / "a")]) == 0
+    fields = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert fields["lora_dropout"] == 0.25
 
 
 def test_a_base_of_another_config_is_refused(capsys, run, tmp_path):

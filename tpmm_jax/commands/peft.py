@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tpmm_jax.axes import Params
@@ -20,7 +20,7 @@ from tpmm_jax.loading import (
 )
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters
-from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.store import Base, Trajectory, read_json
 from tpmm_jax.weights.peft import adapter_config, is_adapter, write_adapters
 
 
@@ -67,7 +67,7 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
         if trajectory.base is not None:
             _check_config(name, revision, source)
             trajectory.restore_base()
-        lora = trajectory.lora_of(step)
+        lora = replace(trajectory.lora_of(step), dropout=_dropout(workdir))
         target = abstract_adapters(decoder.abstract_params(), lora)
         adapters = trajectory.restore_adapters(step, target)
         return StoredAdapter(lora, adapters, name, revision, trajectory.digest(step))
@@ -76,6 +76,12 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
 def _holds_adapters(workdir: pathlib.Path) -> bool:
     with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
         return trajectory.holds_adapters()
+
+
+def _dropout(workdir: pathlib.Path) -> float:
+    """Returns the run's, which PEFT needs to train further and a policy does not."""
+    config = read_json(workdir / "config.json")
+    return config["model"].get("lora", {}).get("dropout", 0.0)
 
 
 def _base_for_peft(
