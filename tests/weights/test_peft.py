@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -269,14 +270,39 @@ def test_the_base_may_be_named_or_lie_beside(tmp_path, base):
     make(tmp_path / "a", "nowhere/at-all")
     found = tpmm.load(tmp_path / "a", base=base)
     assert found.config == CONFIG
+    assert found.origin["base"] == {"source": str(base)}
     make(tmp_path / "b", "below")
     (tmp_path / "b" / "below").symlink_to(base)
     assert tpmm.load(tmp_path / "b").config == CONFIG
-    with pytest.raises(BadInput, match="is for a PEFT adapter"):
+    with pytest.raises(BadInput, match="is for a PEFT adapter, and there is none"):
         tpmm.load(base, base=base)
     make(tmp_path / "c", tmp_path / "b")
     with pytest.raises(BadInput, match="is an adapter too"):
         tpmm.load(tmp_path / "c")
+
+
+def test_a_base_that_cannot_be_used(tmp_path, base):
+    """The adapter's file and field are named, what is wrong, and the way out."""
+    make(tmp_path / "gone", tmp_path / "no-base")
+    wanted = (
+        r"gone/adapter_config\.json names its base .*no-base, which cannot be used: "
+        r".*no such directory\nName another .*--base BASE"
+    )
+    with pytest.raises(BadInput, match=wanted):
+        tpmm.load(tmp_path / "gone")
+    quantised = tmp_path / "base-bnb-4bit"
+    shutil.copytree(base, quantised)
+    fields = json.loads((base / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (quantised / "config.json").write_text(json.dumps(fields))
+    adapters = make(tmp_path / "qlora", quantised)
+    with pytest.raises(BadInput, match=r"base .*-4bit, which[^~]*full precision"):
+        tpmm.load(tmp_path / "qlora")
+    given = tpmm.load(tmp_path / "qlora", base=base).params
+    expected = dense(tpmm.load(base).params, adapters, LORA)
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+    with pytest.raises(BadInput, match=r"no-base was given as the base of .*qlora"):
+        tpmm.load(tmp_path / "qlora", base=tmp_path / "no-base")
 
 
 def test_an_adapter_of_the_hub(tmp_path, base, monkeypatch):

@@ -68,7 +68,8 @@ class AdapterDirectory:
         if not isinstance(name, str) or not name:
             raise BadInput(
                 f"{self.path}: base_model_name_or_path is {name!r}; write the base's "
-                "directory or hub id there, or give it as base=..."
+                "directory or hub id there, or give it: --base BASE of a command, "
+                "model.base of a config, base=... in Python"
             )
         beside = self.directory / name
         if not pathlib.Path(name).exists() and beside.exists():
