@@ -51,7 +51,9 @@ class ModelSource:
 
     Attributes:
       source: a Hugging Face directory, .gguf file, hub id, "workdir/trajectory@3",
-        or "module:function", called with a directory to write a model into.
+        a PEFT directory, or "module:function", called with a directory to write a
+        model into.
+      base: the model under a PEFT adapter, if not the one that it names.
       revision: of a hub id.
       compute_dtype: of activations and matrix products. Parameters, optimizer state,
         log-probabilities and merges are float32 always.
@@ -61,6 +63,7 @@ class ModelSource:
     """
 
     source: str
+    base: str | None = None
     revision: str | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True

@@ -12,13 +12,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tpmm_jax.commands.line import Parser, all_checked, guarded
+from tpmm_jax.commands.line import Parser, add_base, all_checked, guarded
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation.table import comparison_lines
-from tpmm_jax.loading import Source, check_output, committed_steps, resolve, run_workdir
+from tpmm_jax.loading import (
+    Source,
+    check_output,
+    committed_steps,
+    resolve_all,
+    run_workdir,
+)
 from tpmm_jax.loop.compare import Candidate, Settings, compare, encode_for
 from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.loop.theta_0 import check_tokenizer
@@ -76,6 +82,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="default: the first MODEL, theta_0 of a run. A workdir given here means "
         "its newest policy",
     )
+    add_base(parser)
     add("--scorer", metavar="M:F", help="module:function, the reward")
     for name, what in (("also", "a further scorer"), ("judge", "a judge")):
         add(
@@ -193,8 +200,9 @@ def find_candidates(
         args.prompts, "--prompts", column=args.prompt_field, split=args.split
     )[: args.limit]
     found: list[tuple[str, str, Source, tuple[int, ...]]] = []
-    for name, source in named_sources(args.models, args.baseline):
-        model = resolve(source)
+    named = named_sources(args.models, args.baseline)
+    models = resolve_all([source for _, source in named], args.base)
+    for (name, source), model in zip(named, models):
         found.append(
             (name, source, model, check_tokenizer(model, source, chat=args.chat))
         )

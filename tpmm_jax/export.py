@@ -20,7 +20,7 @@ from tpmm_jax.commands.card import (
     run_facts,
     write_card,
 )
-from tpmm_jax.commands.line import Parser, guarded
+from tpmm_jax.commands.line import Parser, add_base, guarded
 from tpmm_jax.commands.peft import read_step, save_adapter
 from tpmm_jax.errors import BadInput
 from tpmm_jax.hub import is_hub_id
@@ -61,6 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("model", metavar="MODEL")
     add("--output", required=True, metavar="DIR", help="new, or empty")
     add("--revision", help="branch, tag or commit of a hub id")
+    add_base(parser)
     add("--dtype", default="float32", help="float32 (default) or bfloat16")
     add("--max-shard-size", default="4GB", metavar="SIZE", help="default: 4GB")
     add("--peft", action="store_true", help="write a LoRA run's adapter, not weights")
@@ -179,7 +180,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     """Checks everything, reads, writes."""
     dtype, size = check_dtype(args.dtype), parse_size(args.max_shard_size)
     check_output(args.output)
-    source = resolve(args.model, args.revision)
+    source = resolve(args.model, args.revision, args.base)
     if args.peft:
         run_peft(args, source, console)
         return

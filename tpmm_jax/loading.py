@@ -6,7 +6,7 @@ import os
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,11 @@ from tpmm_jax.weights.huggingface import (
 from tpmm_jax.weights.names import names
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 
+NAME_BASE = (
+    "Name another model as the adapter's base, in full precision if this one is "
+    "quantised: --base BASE of a command, model.base of a config, base=... in Python"
+)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -55,7 +60,8 @@ class Model:
       decoder: architecture, numerics and mesh.
       params: nested dict of jax.Array.
       tokenizer: a transformers tokenizer, or None.
-      origin: where it came from: "source" and, for a hub id, the "commit".
+      origin: where it came from: "source" and, for a hub id, the "commit"; for a PEFT
+        adapter whose base was given, that model's origin as "base".
     """
 
     decoder: Decoder
@@ -75,7 +81,8 @@ class Source:
     Attributes:
       read: returns the parameters in a dtype, on the decoder's mesh. Only this
         downloads a hub repository's weights.
-      adapter: of a PEFT directory or a step of a LoRA run: the parts of the policy.
+      adapter: of a PEFT directory: the parts of the policy. None for all others, a
+        step of a LoRA run among them, which is read as the merged policy.
     """
 
     config: ModelConfig
@@ -134,13 +141,26 @@ def resolve(
 ) -> Source:
     """Finds a model, reads its config and tokenizer; see ``load``."""
     found = _resolve(os.fspath(source), revision, base)
-    if base is not None and (
-        found.adapter is None or TRAJECTORY_STEP.fullmatch(found.origin["source"])
-    ):
-        raise BadInput(
-            f"base={os.fspath(base)!r} is for a PEFT adapter; {source} is none"
-        )
+    _check_base_is_used([found], base)
     return found
+
+
+def resolve_all(sources: Sequence[str], base: str | None = None) -> list[Source]:
+    """Returns several models; the base is that of all PEFT adapters among them."""
+    found = [_resolve(source, None, base) for source in sources]
+    _check_base_is_used(found, base)
+    return found
+
+
+def _check_base_is_used(
+    sources: Sequence[Source], base: str | os.PathLike | None
+) -> None:
+    if base is not None and not any(source.adapter for source in sources):
+        names = ", ".join(source.origin["source"] for source in sources)
+        raise BadInput(
+            f"the base {os.fspath(base)} is for a PEFT adapter, and there is none "
+            f"among {names}; leave it out"
+        )
 
 
 def _resolve(name: str, revision: str | None, base: str | os.PathLike | None) -> Source:
@@ -190,14 +210,19 @@ def _resolve_adapter(
     origin: dict[str, Any],
     base: str | os.PathLike | None,
 ) -> Source:
-    found = AdapterDirectory(directory, read_json(directory / "adapter_config.json"))
+    found = _adapter(directory)
     name, revision = found.base(None if base is None else os.fspath(base))
-    under = resolve(name, revision if is_hub_id(name) else None)
+    what = f"{found.path} names its base {name}"
+    if base is not None:
+        what = f"{name} was given as the base of {directory}"
+    try:
+        under = resolve(name, revision if is_hub_id(name) else None)
+    except BadInput as error:
+        raise BadInput(f"{what}, which cannot be used: {error}\n{NAME_BASE}") from None
     if under.adapter is not None:
-        raise BadInput(
-            f"{directory}: its base {name} is an adapter too; write the base as a "
-            "model of its own with tpmm export"
-        )
+        raise BadInput(f"{what}, which is an adapter too. {NAME_BASE}")
+    if base is not None:
+        origin = origin | {"base": under.origin}
     lora = found.lora(under.config)
 
     def adapters(decoder: Decoder) -> Params:
@@ -212,6 +237,10 @@ def _resolve_adapter(
     )
 
 
+def _adapter(directory: pathlib.Path) -> AdapterDirectory:
+    return AdapterDirectory(directory, read_json(directory / "adapter_config.json"))
+
+
 def _read_merged(
     lora: LoraConfig,
     under: Source,
@@ -219,7 +248,8 @@ def _read_merged(
     decoder: Decoder,
     dtype: str,
 ) -> Params:
-    params = dense(under.read(decoder, "float32"), adapters(decoder), lora)
+    added = adapters(decoder)
+    params = dense(under.read(decoder, "float32"), added, lora)
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
@@ -288,23 +318,32 @@ def _resolve_step(workdir: pathlib.Path, step: int | None) -> Source:
     return Source(read_config(folder), read_tokenizer(folder), origin, read)
 
 
-def adapters_base(workdir: pathlib.Path, decoder: Decoder) -> Base:
-    """Returns the weights under a run's adapters, not read yet.
+def adapters_place(workdir: pathlib.Path) -> tuple[str, str | None]:
+    """Returns the name and the revision of the model under a run's adapters.
 
-    They are where the run found them, or where WORKDIR/base links to.
+    It is where the run found it, or where WORKDIR/base links to; a link to the PEFT
+    directory that the run began with means the model under that one.
     """
     link = workdir / "base"
     if os.path.lexists(link):
-        name, commit = os.path.realpath(link), None
-    else:
-        with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
-            record = trajectory.meta(0)["base"]
-        commit = record.get("commit")
-        name = record["source"] if commit else str(workdir / record["source"])
+        name = os.path.realpath(link)
+        linked = pathlib.Path(name)
+        return _adapter(linked).base(None) if is_adapter(linked) else (name, None)
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        record = trajectory.meta(0)["base"]
+    if commit := record.get("commit"):
+        return record["source"], commit
+    return str(workdir / record["source"]), None
+
+
+def adapters_base(workdir: pathlib.Path, decoder: Decoder) -> Base:
+    """Returns the weights under a run's adapters, not read yet."""
+    name, revision = adapters_place(workdir)
+    link = workdir / "base"
     advice = f"put it back, or make {link} a link to where those weights are now"
 
     def read() -> Params:
-        return resolve(name, commit).read(decoder, "float32")
+        return resolve(name, revision).read(decoder, "float32")
 
     return Base(read, name, advice)
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from tpmm_jax.commands.learning import Learned, Rows, split_rows
-from tpmm_jax.commands.line import Parser, guarded
+from tpmm_jax.commands.line import Parser, add_base, guarded
 from tpmm_jax.commands.merges import (
     Merged,
     expand,
@@ -84,6 +84,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     defaults, add = ReferenceConfig(), parser.add_argument
     add("models", nargs="+", metavar="MODEL")
+    add_base(parser)
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--weights", type=float, nargs="+", metavar="W")
     how.add_argument("--uniform", action="store_true", help="1/K each")
@@ -288,7 +289,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     check_output(args.output)
     weights = given_weights(args, names)
     learning = None if args.learn is None else learning_config(args)
-    sources = open_sources(names, console)
+    sources = open_sources(names, args.base, console)
     config, output = sources[0].config, pathlib.Path(args.output)
     copies = len(names) + 1 if args.learn else 1
     check_output(output, 4 * copies * config.num_params)

@@ -19,7 +19,7 @@ from tpmm_jax.commands.answers import (
     stream_answer,
 )
 from tpmm_jax.commands.chat import Chat, is_terminal, say_end
-from tpmm_jax.commands.line import Parser, guarded
+from tpmm_jax.commands.line import Parser, add_base, guarded
 from tpmm_jax.commands.prompt_file import (
     answer_file,
     answer_rows,
@@ -34,10 +34,10 @@ from tpmm_jax.sampling import SamplingConfig
 DESCRIPTION = """\
 Talk to a model, continue one prompt, or answer a file of prompts.
 
-MODEL is a Hugging Face directory, a .gguf file, a hub id (org/name), a step of a run
-(runs/x/trajectory@2), or a run's workdir (runs/x): its newest policy. With neither
---prompt nor --prompts, lines are read: typed on a terminal they are a conversation,
-piped in they are prompts, one a line.
+MODEL is a Hugging Face directory, a .gguf file, a PEFT directory of LoRA, a hub id
+(org/name), a step of a run (runs/x/trajectory@2), or a run's workdir (runs/x): its
+newest policy. With neither --prompt nor --prompts, lines are read: typed on a terminal
+they are a conversation, piped in they are prompts, one a line.
 
 The chat template is used where the model has one; --no-chat takes texts as they are.
 """
@@ -62,6 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", metavar="MODEL")
     add("--revision", help="branch, tag or commit of a hub id")
+    add_base(parser)
     add("--prompt", metavar="TEXT", help="answer this and end")
     add("--prompts", metavar="FILE", help="answer every prompt of a file")
     add("--prompt-field", default="prompt", help="its column (default: prompt)")
@@ -194,7 +195,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> int:
     prompts = gather(args)
     if sys.stderr.isatty():
         console.note("loading the model")
-    model = load(args.model, revision=args.revision, dtype=args.dtype)
+    model = load(args.model, args.revision, args.dtype, base=args.base)
     if args.max_new_tokens is None:
         most = min(sampling.max_new_tokens, model.config.max_positions // 2)
         sampling = replace(sampling, max_new_tokens=most)

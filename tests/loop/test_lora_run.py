@@ -225,6 +225,38 @@ def test_a_run_goes_on_from_a_peft_directory(tmp_path, monkeypatch, same_tree):
         pass
 
 
+@pytest.mark.parametrize("lora", [LORA, LoraConfig()], ids=["further", "merged"])
+def test_a_config_may_name_the_adapters_base(tmp_path, monkeypatch, lora):
+    """A QLoRA adapter names weights that are not read; it is trained over others."""
+    monkeypatch.chdir(HERE)
+    base, adapter = tmp_path / "model", tmp_path / "adapter"
+    tiny_run.build_model(base)
+    peft_directory(adapter, base, LORA)
+    given = tpmm.load(adapter).params
+    fields = json.loads((adapter / "adapter_config.json").read_text())
+    fields["base_model_name_or_path"] = str(tmp_path / "model-bnb-4bit")
+    (adapter / "adapter_config.json").write_text(json.dumps(fields))
+    config = get_config(lora)
+
+    def over(name, source):
+        model = dataclasses.replace(config.model, source=str(source), base=name)
+        return dataclasses.replace(config, model=model)
+
+    with (
+        pytest.raises(BadInput, match=r"names its base .*-4bit[^~]* model\.base of"),
+        opened(over(None, adapter), tmp_path / "run"),
+    ):
+        pass
+    for _ in range(2):
+        with opened(over(str(base), adapter), tmp_path / "run") as run:
+            assert tree_digest(run.policy(0)) == tree_digest(given)
+    with (
+        pytest.raises(BadInput, match="is for a PEFT adapter, and there is none"),
+        opened(over(str(base), base), tmp_path / "other"),
+    ):
+        pass
+
+
 @pytest.fixture
 def same_tree():
     def check(a, b):

@@ -88,9 +88,28 @@ def test_ours_in_peft(tmp_path, family, wanted):
         {"target_modules": r".*mlp\.(up|down)_proj", "lora_alpha": 3},
         {"target_modules": ["o_proj"], "layers_to_transform": [0, 2]},
         {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
+        {"target_modules": ["q_proj", "c_attn"]},
+        {
+            "target_modules": ["q_proj", "model.layers.0.mlp.up_proj"],
+            "layers_to_transform": [1],
+            "layers_pattern": ["h", "model.layers"],
+        },
+        {"target_modules": ["v_proj"], "layers_to_transform": 2, "layers_pattern": []},
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {"q_proj": 5, r"^model\.layers\.1\.mlp.*": 2},
+            "alpha_pattern": {"layers.0.self_attn.q_proj": 4, "up_proj": 3},
+        },
+        {"target_modules": ["k_proj"], "rank_pattern": {"k": 2}, "use_rslora": True},
+        {"target_modules": ["k_proj"], "rank_pattern": {".*": 2}, "use_rslora": True},
+        {"target_modules": ["q_proj"], "init_lora_weights": "mica"},
+        {"target_modules": ["q_proj"], "init_lora_weights": "eva"},
     ],
-    ids=["all", "list", "regex", "layers", "exclude"],
-)
+    ids=[
+        "all", "list", "regex", "layers", "exclude", "unknown", "pattern",
+        "any_pattern", "ranks", "rank_unmatched", "rank_rslora", "mica", "eva",
+    ],
+)  # fmt: skip
 def test_theirs_in_ours(tmp_path, family, fields):
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
@@ -102,7 +121,7 @@ def test_theirs_in_ours(tmp_path, family, fields):
     )
     torch.manual_seed(0)
     for name, weight in theirs.named_parameters():
-        if "lora_B" in name:
+        if "lora_" in name and weight.abs().max() == 0:
             weight.data.normal_(0, SIZE)
     theirs.save_pretrained(tmp_path / "adapter")
     wanted = torch_logits(theirs)

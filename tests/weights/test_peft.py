@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,7 @@ def test_the_tensors_are_those_of_the_formula(tmp_path, base):
         r".*\.(q|k|v|o|gate|up|down)_proj",
         [f"model.layers.{i}.mlp.{n}_proj" for i in (0, 1) for n in ("up", "down")]
         + ["gate_proj", "self_attn.q_proj", "k_proj", "v_proj", "o_proj"],
+        [*TARGETS, "c_attn", "query_key_value"],
     ],
 )
 def test_target_modules_in_every_form(tmp_path, base, wanted):
@@ -107,6 +109,8 @@ def drop_layer(folder, layer):
     [
         {"layers_to_transform": [1]},
         {"layers_to_transform": 1, "layers_pattern": "layers"},
+        {"layers_to_transform": [1], "layers_pattern": []},
+        {"layers_to_transform": [1], "layers_pattern": ["h", "model.layers"]},
         {"exclude_modules": r".*layers\.0\..*"},
     ],
 )
@@ -120,13 +124,69 @@ def test_layers_that_peft_left_out_have_a_product_of_zero(tmp_path, base, fields
         assert np.abs(x[1] - y[1]).max() > 0.1
 
 
+PLAIN = {
+    "eva": {"init_lora_weights": "eva", "eva_config": {"rho": 1.0}},
+    "mica": {"init_lora_weights": "mica"},
+    "converted": {"corda_config": {"verbose": True}, "loftq_config": {"bits": 4}},
+    "same": {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {".*": 6}},
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_fields_that_change_nothing(tmp_path, base, name):
+    adapters = make(tmp_path / "a", base, **PLAIN[name])
+    found = resolve(tmp_path / "a").adapter
+    assert found.lora == LORA
+    jax.tree.map(np.testing.assert_array_equal, found.read(DECODER), adapters)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_ranks_and_alphas_of_their_own(tmp_path, base, rslora):
+    """Zeros fill up to the largest rank: the products are those of the formula."""
+    wide = LoraConfig(rank=5, alpha=6.0, rslora=rslora)
+    make(
+        tmp_path / "a", base, wide, r=3,
+        rank_pattern={"q_proj": 5, r"layers\.0\.mlp.up_proj": 2},
+        alpha_pattern={"model.layers.1.self_attn.q_proj": 10, "q_proj": 4},
+    )  # fmt: skip
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(path)
+
+    def rank_of(name):
+        if "q_proj" in name:
+            return 5
+        return 2 if "layers.0.mlp.up_proj" in name else 3
+
+    for name, x in tensors.items():
+        x = x[: rank_of(name)] if "lora_A" in name else x[:, : rank_of(name)]
+        tensors[name] = np.ascontiguousarray(x)
+    save_file(tensors, path)
+    assert resolve(tmp_path / "a").adapter.lora == dataclasses.replace(wide, alpha=4.0)
+    save(tpmm.load(tmp_path / "a"), tmp_path / "merged")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    weights = load_file(base / "model.safetensors")
+    for name, alpha in [
+        ("0.self_attn.q_proj", 4.0),
+        ("1.self_attn.q_proj", 10.0),
+        ("0.mlp.up_proj", 6.0),
+        ("1.mlp.up_proj", 6.0),
+    ]:
+        name = f"model.layers.{name}"
+        a = np.float64(tensors[f"base_model.model.{name}.lora_A.weight"])
+        b = np.float64(tensors[f"base_model.model.{name}.lora_B.weight"])
+        assert len(a) == rank_of(name)
+        scale = alpha / (len(a) ** 0.5 if rslora else len(a))
+        expected = weights[f"{name}.weight"] + scale * b @ a
+        np.testing.assert_allclose(merged[f"{name}.weight"], expected, atol=1e-5)
+
+
 REFUSED = {
     "use_dora": (True, "use_dora is True, which is not understood"),
     "bias": ("lora_only", "bias is 'lora_only', which is not understood"),
     "modules_to_save": (["lm_head"], "modules_to_save is .*not understood"),
     "fan_in_fan_out": (True, "fan_in_fan_out is True"),
-    "rank_pattern": ({"q_proj": 4}, "rank_pattern is .*merge_and_unload"),
-    "alpha_pattern": ({"q_proj": 4}, "alpha_pattern is"),
+    "rank_pattern": ({"q_proj": 0}, "rank_pattern is 0; wanted a whole number"),
+    "alpha_pattern": ({"q_proj": -4}, "alpha_pattern is -4; wanted a positive"),
     "layer_replication": ([[0, 2]], "layer_replication is"),
     "trainable_token_indices": ([1, 2], "trainable_token_indices is"),
     "a_field_of_tomorrow": (0.5, "a_field_of_tomorrow is 0.5, which is not"),
@@ -135,8 +195,9 @@ REFUSED = {
     "task_type": ("SEQ_CLS", "task_type is 'SEQ_CLS'; only CAUSAL_LM"),
     "r": (0, "r is 0; wanted a whole number"),
     "lora_alpha": (None, "lora_alpha is None; wanted a positive"),
-    "target_modules": (["lm_head"], "target_modules names 'lm_head'; only the linear"),
-    "layers_pattern": ("h", "layers_pattern is 'h'"),
+    "target_modules": (["q_proj", "lm_head"], "takes in lm_head; .*merge_and_unload"),
+    "layers_pattern": (5, "layers_pattern is 5; wanted a list or a text"),
+    "layers_to_transform": ("1", "layers_to_transform is '1'; wanted a number"),
     "base_model_name_or_path": (None, "base_model_name_or_path is None; write"),
 }
 
@@ -153,7 +214,10 @@ def test_what_is_not_understood_is_named(tmp_path, base, name):
     ("wanted", "message"),
     [
         ("q_proj", "names no linear layer"),
-        (r".*\.q_proj", "has unknown 24 tensors"),
+        (r".*\.q_proj", "has unknown 24 tensors.*merge_and_unload"),
+        (["c_attn", "query_key_value"], "names no linear layer of a llama model"),
+        (["embed_tokens"], "takes in model.embed_tokens"),
+        (r".*(_proj|lm_head)", "takes in lm_head"),
         ("(", "is no regular expression"),
         (None, "target_modules is None; wanted a list"),
     ],
@@ -206,14 +270,39 @@ def test_the_base_may_be_named_or_lie_beside(tmp_path, base):
     make(tmp_path / "a", "nowhere/at-all")
     found = tpmm.load(tmp_path / "a", base=base)
     assert found.config == CONFIG
+    assert found.origin["base"] == {"source": str(base)}
     make(tmp_path / "b", "below")
     (tmp_path / "b" / "below").symlink_to(base)
     assert tpmm.load(tmp_path / "b").config == CONFIG
-    with pytest.raises(BadInput, match="is for a PEFT adapter"):
+    with pytest.raises(BadInput, match="is for a PEFT adapter, and there is none"):
         tpmm.load(base, base=base)
     make(tmp_path / "c", tmp_path / "b")
     with pytest.raises(BadInput, match="is an adapter too"):
         tpmm.load(tmp_path / "c")
+
+
+def test_a_base_that_cannot_be_used(tmp_path, base):
+    """The adapter's file and field are named, what is wrong, and the way out."""
+    make(tmp_path / "gone", tmp_path / "no-base")
+    wanted = (
+        r"gone/adapter_config\.json names its base .*no-base, which cannot be used: "
+        r".*no such directory\nName another .*--base BASE"
+    )
+    with pytest.raises(BadInput, match=wanted):
+        tpmm.load(tmp_path / "gone")
+    quantised = tmp_path / "base-bnb-4bit"
+    shutil.copytree(base, quantised)
+    fields = json.loads((base / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (quantised / "config.json").write_text(json.dumps(fields))
+    adapters = make(tmp_path / "qlora", quantised)
+    with pytest.raises(BadInput, match=r"base .*-4bit, which[^~]*full precision"):
+        tpmm.load(tmp_path / "qlora")
+    given = tpmm.load(tmp_path / "qlora", base=base).params
+    expected = dense(tpmm.load(base).params, adapters, LORA)
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+    with pytest.raises(BadInput, match=r"no-base was given as the base of .*qlora"):
+        tpmm.load(tmp_path / "qlora", base=tmp_path / "no-base")
 
 
 def test_an_adapter_of_the_hub(tmp_path, base, monkeypatch):

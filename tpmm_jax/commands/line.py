@@ -40,6 +40,12 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(BadInput.exit_code)
 
 
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """Adds --base to a command whose MODEL may be a PEFT directory."""
+    text = "the model under a PEFT adapter (default: the one that the adapter names)"
+    parser.add_argument("--base", metavar="BASE", help=text)
+
+
 def all_checked(*checks: Callable[[], Any]) -> list[Any]:
     """Returns what every check returns, once none of them finds fault.
 

@@ -13,7 +13,7 @@ from tpmm_jax.commands.learning import Learned, Rows, learn_weights
 from tpmm_jax.data.tokens import pad_id
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import check_same_architecture
-from tpmm_jax.loading import Source, committed_steps, resolve, run_workdir
+from tpmm_jax.loading import Source, committed_steps, resolve_all, run_workdir
 from tpmm_jax.merging import (
     Deltas,
     ReferenceConfig,
@@ -68,9 +68,15 @@ def expand(names: Sequence[str]) -> list[str]:
     return found
 
 
-def open_sources(names: Sequence[str], console: RunConsole) -> list[Source]:
-    """Returns every model's description, checked to be of one architecture."""
-    sources = [resolve(name) for name in names]
+def open_sources(
+    names: Sequence[str], base: str | None, console: RunConsole
+) -> list[Source]:
+    """Returns every model's description, checked to be of one architecture.
+
+    Args:
+      base: the model under the PEFT adapters among them.
+    """
+    sources = resolve_all(names, base)
     first = sources[0]
     for name, source in zip(names[1:], sources[1:]):
         check_same_architecture(first.config, source.config, name, names[0])

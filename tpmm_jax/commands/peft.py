@@ -3,18 +3,25 @@
 import os
 import pathlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import architecture_differences
 from tpmm_jax.hub import TRAJECTORY_STEP, is_hub_id
-from tpmm_jax.loading import Source, adapters_base, resolve, whole_directory
+from tpmm_jax.loading import (
+    Source,
+    adapters_base,
+    adapters_place,
+    resolve,
+    run_workdir,
+    whole_directory,
+)
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters
-from tpmm_jax.store import Base, Trajectory
-from tpmm_jax.weights.peft import adapter_config, write_adapters
+from tpmm_jax.store import Base, Trajectory, read_json
+from tpmm_jax.weights.peft import adapter_config, is_adapter, write_adapters
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
         if trajectory.base is not None:
             _check_config(name, revision, source)
             trajectory.restore_base()
-        lora = trajectory.lora_of(step)
+        lora = replace(trajectory.lora_of(step), dropout=_dropout(workdir))
         target = abstract_adapters(decoder.abstract_params(), lora)
         adapters = trajectory.restore_adapters(step, target)
         return StoredAdapter(lora, adapters, name, revision, trajectory.digest(step))
@@ -71,28 +78,40 @@ def _holds_adapters(workdir: pathlib.Path) -> bool:
         return trajectory.holds_adapters()
 
 
+def _dropout(workdir: pathlib.Path) -> float:
+    """Returns the run's, which PEFT needs to train further and a policy does not."""
+    config = read_json(workdir / "config.json")
+    return config["model"].get("lora", {}).get("dropout", 0.0)
+
+
 def _base_for_peft(
     workdir: pathlib.Path, record: dict[str, Any], given: str | None
 ) -> tuple[str, str | None]:
     """Returns the name and the revision of the base, as PEFT is to find it."""
-    if given is not None:
-        if pathlib.Path(given).is_dir():
-            return os.path.abspath(given), None
+    if given is None and record.get("commit"):
+        return record["source"], record["commit"]
+    own, revision = adapters_place(workdir)
+    if given is None and is_hub_id(own):
+        return own, revision
+    if given is not None and not os.path.lexists(given):
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
             raise BadInput(
                 f"--base-model is {given!r}; wanted a model's directory, or a hub id "
                 "such as org/name"
             )
         return given, None
-    if record.get("commit"):
-        return record["source"], record["commit"]
-    link = workdir / "base"
-    path = link.resolve() if os.path.lexists(link) else workdir / record["source"]
-    if not (path / "config.json").is_file() or not (path.is_dir()):
+    path = pathlib.Path(own if given is None else given)
+    if not os.path.exists(path) and not TRAJECTORY_STEP.fullmatch(str(path)):
         raise BadInput(
-            f"--peft: the run's base is {path}, which PEFT cannot load as a model; "
-            f"write it as one with tpmm export {path} --output BASE, and add "
-            "--base-model BASE"
+            f"--peft: the base {path} is not there; put it back, make {workdir}/base a "
+            "link to it, or name its directory: --base-model DIR"
+        )
+    is_model = (path / "config.json").is_file() and run_workdir(path) is None
+    if not is_model or is_adapter(path):
+        raise BadInput(
+            f"--peft: PEFT cannot load {path} as a base: it is no Hugging Face "
+            "directory of a whole model. Write the run's base as one: "
+            f"tpmm export {own} --output BASE; then add --base-model BASE"
         )
     return str(path.resolve()), None
 

@@ -34,7 +34,7 @@ def find_model(
     if ":" in name and not pathlib.Path(name).exists():
         made_from(made, name, lambda: build_model(name, made, console))
         name = str(made)
-    return resolve(name, config.model.revision)
+    return resolve(name, config.model.revision, config.model.base)
 
 
 def _not_needed(decoder: Decoder, dtype: str) -> Any:
