@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
+from tpmm_jax.data.boundary import limit_ids
 from tpmm_jax.description import (
     read_config,
     read_json,
@@ -90,6 +91,10 @@ class Source:
     origin: dict[str, Any]
     read: Callable[[Decoder, str], Params]
     adapter: "AdapterSource | None" = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            limit_ids(self.tokenizer, self.config.vocab_size)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Token ids and masks: BOS and EOS once, no gained space, masks from lengths."""
 
+import copy
 import os
 import pathlib
 
 import numpy as np
 import pytest
 import tokenizers_for_tests as small
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from tpmm_jax.data import tokens
+from tpmm_jax.data.boundary import limit_ids
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair, load_pairs
 from tpmm_jax.data.prompts import Prompt
@@ -47,6 +49,23 @@ def _encode_prompt(tokenizer, prompt, *, chat=False, max_length=64, **options):
     return tokens.encode_prompts(
         tokenizer, [prompt], chat=chat, max_length=max_length, **options
     )[0]
+
+
+def test_ids_without_an_embedding_are_refused_by_name():
+    tokenizer = copy.deepcopy(BYTES)
+    known = len(tokenizer)
+    tokenizer.add_tokens([AddedToken("<image>", special=True)])
+    tokenizer.pad_token = "<image>"
+    limit_ids(tokenizer, known)
+    assert tokens.pad_id(tokenizer) == tokenizer.eos_token_id
+    good, bad = _pair("a", "b", "c"), _pair("a", "b", "c <image>", "f:2")
+    assert len(_encode(tokenizer, good).rows) == 1
+    with pytest.raises(BadInput, match=rf"f:2.*no embedding for <image> \(id {known}"):
+        _encode(tokenizer, good, bad)
+    with pytest.raises(BadInput, match="no embedding for <image>"):
+        _encode_prompt(tokenizer, "say <image>")
+    with pytest.raises(BadInput, match="no embedding for <image>"):
+        _encode_prompt(tokenizer, (known,))
 
 
 def _text(tokenizer, ids):

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
+from transformers import AddedToken
 
 from tpmm_jax import train as command_line
 from tpmm_jax.config import ModelSource
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
+from tpmm_jax.loop.setup import open_run
 from tpmm_jax.models.families import FAMILIES
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import ScorerConfig
@@ -88,6 +90,39 @@ def test_no_tokenizer(attempt: Callable[..., str], tmp_path: pathlib.Path) -> No
     (directory / "tokenizer.json").unlink()
     text = attempt(2, model=ModelSource(source=str(directory)))
     assert "has no tokenizer" in text
+
+
+def larger_tokenizer(directory: pathlib.Path, special: bool) -> ModelSource:
+    """A model whose tokenizer has a token more than it has embeddings."""
+    tiny_run.build_model(directory)
+    made = tiny_run.tokenizer()
+    made.add_tokens([AddedToken("<image>", special=special)])
+    made.save_pretrained(directory)
+    return ModelSource(source=str(directory))
+
+
+def test_another_models_tokenizer(
+    attempt: Callable[..., str], tmp_path: pathlib.Path
+) -> None:
+    text = attempt(2, model=larger_tokenizer(tmp_path / "model", special=False))
+    assert "has 32 tokens, the model only 31 embeddings" in text
+
+
+def test_a_special_token_without_an_embedding_is_refused_where_it_stands(
+    attempt: Callable[..., str], tmp_path: pathlib.Path
+) -> None:
+    model = larger_tokenizer(tmp_path / "model", special=True)
+    path = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": f"w{n % 28} w{n // 28}"}) for n in range(60)]
+    path.write_text("\n".join([*lines, '{"prompt": "w1 <image>"}']) + "\n")
+    data = DataConfig(prompts=str(path))
+    text = attempt(2, model=model, data=data)
+    assert "prompts.jsonl:61" in text and "no embedding for <image> (id 31" in text
+    path.write_text("\n".join(lines) + "\n")
+    config = tiny_run.get_config(model=model, data=data)
+    console = RunConsole(io.StringIO(), io.StringIO())
+    with open_run(config, tmp_path / "good", console) as run:
+        assert run.trajectory.steps() == [0]
 
 
 def test_missing_prompts(attempt: Callable[..., str], tmp_path: pathlib.Path) -> None:

@@ -49,9 +49,10 @@ def find_tokenizer(
     Args:
       chat: whether the run of ``config`` writes with the chat template.
     """
-    revision = None
+    revision = base = None
     if model is None and config is not None:
         model, revision = config.model.source, config.model.revision
+        base = config.model.base
         if ":" in model and not pathlib.Path(model).exists():
             console.warn(
                 f"model.source = {model} is a function that builds a model; give "
@@ -65,7 +66,7 @@ def find_tokenizer(
         tokenizer = read_tokenizer(folder)
         if tokenizer is not None:
             return tokenizer, end_ids_of(tokenizer), None
-    found = resolve(model, revision)
+    found = resolve(model, revision, base)
     if found.tokenizer is None:
         raise BadInput(f"{model} has no tokenizer (tokenizer.json)")
     if config is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tpmm_jax.axes import Params
+from tpmm_jax.description import write_tokenizer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import architecture_differences
 from tpmm_jax.hub import TRAJECTORY_STEP, is_hub_id
@@ -146,4 +147,4 @@ def save_adapter(
         write_adapters(stored.adapters, source.config, content, whole)
         (whole / "README.md").write_text(card, encoding="utf-8")
         if source.tokenizer is not None:
-            source.tokenizer.save_pretrained(whole)
+            write_tokenizer(source.tokenizer, whole)

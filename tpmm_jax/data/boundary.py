@@ -29,10 +29,40 @@ def require_eos(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
+def limit_ids(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Tell a tokenizer for how many ids its model has an embedding.
+
+    Tokenizers may hold more: all of Gemma 3's know an image token that the text models
+    have no row for, and padding is often added without one. save_pretrained does not
+    store it.
+    """
+    tokenizer._embeddings = embeddings
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of ids, from 0, that the tokenizer gives and its model embeds."""
+    return min(len(tokenizer), getattr(tokenizer, "_embeddings", len(tokenizer)))
+
+
+def without_embedding(tokenizer: PreTrainedTokenizerBase, *parts: list[int]) -> str:
+    """What is wrong with ids of which the model does not embed one; else ""."""
+    known = known_ids(tokenizer)
+    if known == len(tokenizer):
+        return ""
+    first = next((i for ids in parts for i in ids if i >= known), None)
+    if first is None:
+        return ""
+    return (
+        f"the model has no embedding for {tokenizer.convert_ids_to_tokens(first)} "
+        f"(id {first}; its embeddings end at {known - 1}): take it out of the text"
+    )
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to fill with: PAD, else EOS, else 0. No mask is ever derived from it."""
+    known = known_ids(tokenizer)
     for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if value is not None:
+        if value is not None and value < known:
             return value
     return 0
 

@@ -18,6 +18,7 @@ from tpmm_jax.data.boundary import (
     text_ids,
     with_leading,
     without_bos,
+    without_embedding,
 )
 from tpmm_jax.data.joining import Joined, Joiner
 from tpmm_jax.data.pairs import PreferencePair
@@ -157,6 +158,10 @@ def encode_pairs(
             whole = with_leading(ids, leading)
             if not whole:
                 noted.add(text.pair.origin, "the prompt has no tokens", field="prompt")
+                continue
+            fault = without_embedding(tokenizer, whole, chosen.ids, rejected.ids)
+            if fault:
+                noted.add(text.pair.origin, fault)
                 continue
             cut = cut_prompt(whole, max_prompt_length, truncate, tokenizer.bos_token_id)
             counts["prompt_truncated"] += len(cut) < len(whole)

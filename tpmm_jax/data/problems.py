@@ -139,7 +139,7 @@ class Problems:
         if not any(defect.fatal for defect in self.found):
             advice += (
                 ", or have bad rows dropped (data.on_bad_rows=drop in a config, "
-                "--drop-bad-rows on a command line)"
+                "--drop-bad-rows of a command that has it)"
             )
         return (
             f"{self.source}: {_count(len(self.found), 'problem')}{where}; nothing was "

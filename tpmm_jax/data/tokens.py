@@ -18,11 +18,13 @@ from tpmm_jax.data.boundary import (
     Side,
     check_limit,
     cut_prompt,
+    known_ids,
     leading_ids,
     pad_id,
     require_eos,
     text_ids,
     with_leading,
+    without_embedding,
 )
 from tpmm_jax.data.messages import Content, written
 from tpmm_jax.data.pair_tokens import EncodedPairs, count_table, encode_pairs
@@ -106,8 +108,11 @@ def encode_prompts(
         own = _given_ids(prompt.content)
         whole = with_leading(ids, leading) if own is None else own
         if not whole or max(whole) >= len(tokenizer):
-            wanted = f"wanted one or more from 0 to {len(tokenizer) - 1}"
+            wanted = f"wanted one or more from 0 to {known_ids(tokenizer) - 1}"
             noted.add(prompt.origin, f"token ids {whole[:8]}; {wanted}")
+            continue
+        if fault := without_embedding(tokenizer, whole):
+            noted.add(prompt.origin, fault)
             continue
         cut = cut_prompt(whole, max_length, truncate, tokenizer.bos_token_id)
         results.append(EncodedPrompt(cut, len(cut) < len(whole)))

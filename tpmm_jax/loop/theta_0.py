@@ -114,10 +114,12 @@ def check_tokenizer(source: Source, name: str, *, chat: bool) -> tuple[int, ...]
             "instruction-tuned model, put a chat_template.jinja into a copy of its "
             "directory, or switch chat off"
         )
-    size = len(source.tokenizer)
-    if size > source.config.vocab_size:
+    size, rows = len(source.tokenizer), source.config.vocab_size
+    # Special tokens that stand in a text are refused there, row by row.
+    added = source.tokenizer.added_tokens_decoder
+    if not all(i in added and added[i].special for i in range(rows, size)):
         raise BadInput(
-            f"{name}: the tokenizer has {size} tokens, the model only "
-            f"{source.config.vocab_size} embeddings; they do not belong together"
+            f"{name}: the tokenizer has {size} tokens, the model only {rows} "
+            "embeddings; they do not belong together"
         )
     return end_ids(source.config, source.tokenizer)
