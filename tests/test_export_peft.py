@@ -9,9 +9,11 @@ import pytest
 
 import tpmm_jax as tpmm
 from tpmm_jax import export
-from tpmm_jax.loading import Model, save, write_description
+from tpmm_jax.description import write_description
+from tpmm_jax.loading import Model
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
+from tpmm_jax.saving import save
 from tpmm_jax.store import Base, Trajectory, write_json
 
 LORA = LoraConfig(rank=2, alpha=6.0)

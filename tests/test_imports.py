@@ -20,6 +20,7 @@ ORDER = (
     ("merging", "sampling"),
     ("description", "hub", "store"),
     ("loading", "steps"),
+    ("saving",),
     ("config", "facade"),
     ("report",),
     ("loop",),

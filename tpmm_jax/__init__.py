@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tpmm_jax.facade import generate, log_probs, logits, merge, stream
-    from tpmm_jax.loading import Model, load, save
+    from tpmm_jax.loading import Model, load
+    from tpmm_jax.saving import save
 
 __version__ = "0.1.0"
 
@@ -29,14 +30,14 @@ __all__ = [
     "stream",
 ]
 
-_LOADING = ("Model", "load", "save")
+_ELSEWHERE = {"Model": "loading", "load": "loading", "save": "saving"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    where = "tpmm_jax.loading" if name in _LOADING else "tpmm_jax.facade"
-    found = getattr(importlib.import_module(where), name)
+    where = _ELSEWHERE.get(name, "facade")
+    found = getattr(importlib.import_module(f"tpmm_jax.{where}"), name)
     globals()[name] = found
     return found
 

@@ -18,13 +18,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation.table import comparison_lines
-from tpmm_jax.loading import (
-    Source,
-    check_output,
-    committed_steps,
-    resolve_all,
-    run_workdir,
-)
+from tpmm_jax.loading import Source, committed_steps, resolve_all, run_workdir
 from tpmm_jax.loop.compare import Candidate, Settings, compare, encode_for
 from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.loop.theta_0 import check_tokenizer
@@ -33,6 +27,7 @@ from tpmm_jax.report.jsonl import plain
 from tpmm_jax.report.versions import versions
 from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
 from tpmm_jax.sampling import SamplingConfig
+from tpmm_jax.saving import check_output
 from tpmm_jax.store.files import write_json
 
 DESCRIPTION = """\

@@ -24,11 +24,12 @@ from tpmm_jax.commands.line import Parser, add_base, guarded
 from tpmm_jax.commands.peft import read_step, save_adapter
 from tpmm_jax.errors import BadInput
 from tpmm_jax.hub import is_hub_id
-from tpmm_jax.loading import Model, Source, check_dtype, check_output, resolve, save
+from tpmm_jax.loading import Model, Source, check_dtype, resolve
 from tpmm_jax.merging import FAINT, faint_text, signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.versions import versions
+from tpmm_jax.saving import check_output, save
 from tpmm_jax.store import tree_digest
 
 DESCRIPTION = """\

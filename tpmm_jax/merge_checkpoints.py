@@ -27,13 +27,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
 from tpmm_jax.description import end_ids
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import (
-    Model,
-    Source,
-    check_dtype,
-    check_output,
-    save,
-)
+from tpmm_jax.loading import Model, Source, check_dtype
 from tpmm_jax.merging import (
     FAINT,
     RULES,
@@ -45,6 +39,7 @@ from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.report.console import RunConsole
 from tpmm_jax.report.versions import versions
+from tpmm_jax.saving import check_output, save
 from tpmm_jax.store import tree_digest
 
 DESCRIPTION = """\

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax.loading import Model, save, whole_directory
+from tpmm_jax.loading import Model
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import TARGETS, abstract_adapters
+from tpmm_jax.saving import save, whole_directory
 from tpmm_jax.weights.peft import adapter_config, write_adapters
 
 pytestmark = pytest.mark.parity
@@ -135,7 +136,7 @@ def test_a_runs_adapter_in_peft(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from tpmm_jax import export
-    from tpmm_jax.loading import write_description
+    from tpmm_jax.description import write_description
     from tpmm_jax.store import Base, Trajectory, write_json
 
     model = base(tmp_path / "base", "llama")

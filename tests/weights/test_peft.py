@@ -12,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model, resolve, save, whole_directory
+from tpmm_jax.loading import Model, resolve
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import TARGETS, abstract_adapters, dense, get
+from tpmm_jax.saving import save, whole_directory
 from tpmm_jax.weights.peft import adapter_config, write_adapters
 
 CONFIG = make_config(

@@ -27,11 +27,12 @@ from tpmm_jax.demo.grammar import (
     place_of,
     read_sentence,
 )
-from tpmm_jax.loading import Model, save
+from tpmm_jax.loading import Model
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.report.console import RunConsole
+from tpmm_jax.saving import save
 from tpmm_jax.steps import (
     TrainConfig,
     init_state,
