@@ -43,13 +43,14 @@ def find_tokenizer(
 ) -> tuple[Any, tuple[int, ...], int | None]:
     """Returns the tokenizer, the ids that end a completion, the model's positions.
 
-    Weights are not read; a directory may hold a tokenizer alone. What is not known is
-    None.
+    Weights are not read; a directory that is named for the check may hold a tokenizer
+    alone. What is not known is None.
 
     Args:
       chat: whether the run of ``config`` writes with the chat template.
     """
     revision = base = None
+    alone = model is not None
     if model is None and config is not None:
         model, revision = config.model.source, config.model.revision
         base = config.model.base
@@ -62,7 +63,7 @@ def find_tokenizer(
     if model is None:
         return None, (), None
     folder = pathlib.Path(model)
-    if folder.is_dir() and not (folder / "config.json").exists():
+    if alone and folder.is_dir() and not (folder / "config.json").exists():
         tokenizer = read_tokenizer(folder)
         if tokenizer is not None:
             return tokenizer, end_ids_of(tokenizer), None
