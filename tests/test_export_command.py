@@ -12,7 +12,7 @@ import yaml
 
 import tpmm_jax as tpmm
 from tpmm_jax import export as command
-from tpmm_jax import loading
+from tpmm_jax import saving
 from tpmm_jax.store import Trajectory
 
 
@@ -171,7 +171,7 @@ def test_a_disk_that_refuses_leaves_nothing(capsys, run, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(loading, "write_params", refuse)
+    monkeypatch.setattr(saving, "write_params", refuse)
     out = tmp_path / "out"
     code, _, err = export(capsys, f"{run}/trajectory@1", "--output", out)
     assert code == 4 and "Read-only file system" in err and "another folder" in err

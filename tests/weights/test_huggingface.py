@@ -412,12 +412,12 @@ def test_save_refuses_a_directory_that_holds_something(fixtures, tmp_path):
 
 def test_a_save_that_fails_leaves_nothing(fixtures, tmp_path, monkeypatch):
     model = tpmm.load(fixtures / "llama")
-    from tpmm_jax import loading
+    from tpmm_jax import saving
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loading, "write_params", full)
+    monkeypatch.setattr(saving, "write_params", full)
     with pytest.raises(OSError):
         tpmm.save(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
