@@ -285,14 +285,14 @@ def store_first(
     with console.phase("load theta_0", 1, "models") as bar:
         meta = {"iteration": 0, **source.origin}
         if decoder.lora is None:
-            params = source.read(decoder, "float32")
-            trajectory.append(0, params, meta)
+            trajectory.append(0, source.read(decoder, "float32"), meta)
         else:
             adapted = source.adapter
             under = source if adapted is None else adapted.base
             meta["base"] = base_record(workdir, under.origin)
-            base = under.read(decoder, "float32")
-            trajectory.base = Base(lambda: base, under.origin["source"], "")
+            trajectory.base = Base(
+                lambda: under.read(decoder, "float32"), under.origin["source"], ""
+            )
             if adapted is not None:
                 params = adapted.read(decoder)
             else:
