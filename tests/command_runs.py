@@ -10,12 +10,12 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tpmm_jax.description import write_description
-from tpmm_jax.loading import Model
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
-from tpmm_jax.saving import save
 from tpmm_jax.store import Trajectory, write_json
+from tpmm_jax.weights.description import write_description
+from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.saving import save
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"

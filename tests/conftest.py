@@ -14,7 +14,7 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.setdefault(name, "1")
 
 # What one worker or command has compiled, the others read. The folder is new for every
-# run of the tests: a cache that outlives the code it was filled by would hide its faults.
+# run of the tests: a cache that outlived the code that filled it would hide faults.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tpmm-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax import evaluate, export, merge_checkpoints, sample
+from tpmm_jax.commands import evaluate, export, merge_checkpoints, sample
 from tpmm_jax.models import LoraConfig
 from tpmm_jax.models.lora import abstract_adapters
-from tpmm_jax.saving import whole_directory
 from tpmm_jax.weights.peft import adapter_config, write_adapters
+from tpmm_jax.weights.saving import whole_directory
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from tpmm_jax import check_data
+from tpmm_jax.commands import check_data
 from tpmm_jax.config import load_config
 from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
-from tpmm_jax.report.console import RunConsole
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent / "loop")]
 import tiny_run  # noqa: E402

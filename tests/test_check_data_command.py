@@ -11,7 +11,7 @@ import sys
 import datasets
 import pytest
 
-from tpmm_jax import check_data
+from tpmm_jax.commands import check_data
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.offline import prepare_pairs
 from tpmm_jax.errors import BadInput

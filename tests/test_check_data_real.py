@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from tpmm_jax import check_data
+from tpmm_jax.commands import check_data
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests" / "fixtures"))

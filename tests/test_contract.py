@@ -29,6 +29,7 @@ import fixed_runs  # noqa: E402
 
 import tpmm_jax  # noqa: E402
 from tpmm_jax.commands.dispatch import COMMANDS  # noqa: E402
+from tpmm_jax.commands.dispatch import main as command  # noqa: E402
 from tpmm_jax.config import Config, load_config  # noqa: E402
 
 STORED = HERE / "fixtures" / "contract.json"
@@ -55,10 +56,10 @@ def config_fields(cls: type = Config, prefix: str = "") -> dict[str, str]:
 def flags() -> dict[str, list[str]]:
     """{command: its options, as its help shows them}."""
     found = {}
-    for name, (module, _) in COMMANDS.items():
+    for name in COMMANDS:
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            importlib.import_module(module).main(["--help"])
+            command([name, "--help"])
         usage = out.getvalue().partition("\n\n")[0]
         found[name] = sorted(set(re.findall(r"--[a-z-]+", usage)))
     return found

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import tpmm_jax as tpmm
-from tpmm_jax import export as command
-from tpmm_jax import saving
+from tpmm_jax.commands import export as command
 from tpmm_jax.store import Trajectory
+from tpmm_jax.weights import saving
 
 
 @pytest.fixture(scope="module")

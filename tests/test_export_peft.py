@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax import export
-from tpmm_jax.description import write_description
-from tpmm_jax.loading import Model
+from tpmm_jax.commands import export
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
-from tpmm_jax.saving import save
 from tpmm_jax.store import Base, Trajectory, write_json
+from tpmm_jax.weights.description import write_description
+from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.saving import save
 
 LORA = LoraConfig(rank=2, alpha=6.0)
 

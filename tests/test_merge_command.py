@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax import export
-from tpmm_jax import merge_checkpoints as command
+from tpmm_jax.commands import export
+from tpmm_jax.commands import merge_checkpoints as command
 from tpmm_jax.commands.learning import score, split_rows
 from tpmm_jax.commands.merges import expand
 from tpmm_jax.data.batches import PairRow

@@ -8,7 +8,7 @@ import webbrowser
 
 import pytest
 
-from tpmm_jax.report.__main__ import main
+from tpmm_jax.commands.report import main
 
 
 @pytest.fixture

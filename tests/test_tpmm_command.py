@@ -10,7 +10,7 @@ import tpmm_jax
 from tpmm_jax.commands import dispatch
 from tpmm_jax.commands.line import guarded
 from tpmm_jax.errors import CorruptCheckpoint
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
 
 
 def test_help_needs_neither_jax_nor_transformers():
@@ -42,7 +42,7 @@ def test_an_unknown_command_has_nearest_names(capsys):
 
 @pytest.mark.parametrize("name", ["sample", "merge_checkpoints", "export"])
 def test_a_command_is_its_module_and_teaches(name, capsys):
-    module = importlib.import_module(dispatch.COMMANDS[name][0])
+    module = importlib.import_module(f"tpmm_jax.commands.{name}")
     texts = []
     for main in (
         module.main,
@@ -57,12 +57,12 @@ def test_a_command_is_its_module_and_teaches(name, capsys):
 
 
 def test_every_command_has_a_main():
-    for module, _ in dispatch.COMMANDS.values():
-        assert callable(importlib.import_module(module).main), module
+    for name in dispatch.COMMANDS:
+        assert callable(importlib.import_module(f"tpmm_jax.commands.{name}").main), name
 
 
 def test_an_abbreviated_option_is_refused(capsys):
-    sample = importlib.import_module("tpmm_jax.sample")
+    sample = importlib.import_module("tpmm_jax.commands.sample")
     with pytest.raises(SystemExit) as ended:
         sample.main(["model", "--temp", "1"])
     assert ended.value.code == 2

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tpmm_jax.facade import generate, log_probs, logits, merge, stream
-    from tpmm_jax.loading import Model, load
-    from tpmm_jax.saving import save
+    from tpmm_jax.weights.loading import Model, load
+    from tpmm_jax.weights.saving import save
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,11 @@ __all__ = [
     "stream",
 ]
 
-_ELSEWHERE = {"Model": "loading", "load": "loading", "save": "saving"}
+_ELSEWHERE = {
+    "Model": "weights.loading",
+    "load": "weights.loading",
+    "save": "weights.saving",
+}
 
 
 def __getattr__(name: str) -> Any:

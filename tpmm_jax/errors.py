@@ -4,6 +4,9 @@ Exit codes: 0 done, 1 other, 2 bad input, 3 corrupt checkpoint, 4 storage,
 75 stopped on request (the same command continues).
 """
 
+import difflib
+from collections.abc import Sequence
+
 
 class TpmmError(Exception):
     """An error whose message says what came, what was wanted and what to do."""
@@ -37,3 +40,11 @@ class Stopped(TpmmError):
     """The run was asked to stop (SIGTERM, Ctrl-C) and saved its state."""
 
     exit_code = 75
+
+
+def nearest(wrong: str, names: Sequence[str]) -> str:
+    """Returns a hint: the nearest names, or else all of them."""
+    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    return f"; its fields are {', '.join(names)}" if names else ""

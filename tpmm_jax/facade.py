@@ -17,9 +17,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.data.tokens import encode_prompts, pad_id
-from tpmm_jax.description import end_ids
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model, load
 from tpmm_jax.merging import signal_to_rounding, weighted_sum
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder, ModelConfig
@@ -30,6 +28,8 @@ from tpmm_jax.sampling import (
     stream_tokens,
     text_pieces,
 )
+from tpmm_jax.weights.description import end_ids
+from tpmm_jax.weights.loading import Model, load
 
 BATCH_SIZE = 32
 

@@ -6,12 +6,12 @@ Nothing is carried from one iteration to the next but what is on disk.
 import time
 
 from tpmm_jax.errors import TpmmError
+from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop.evaluation import evaluate
 from tpmm_jax.loop.reference import reference_log_probs
 from tpmm_jax.loop.rollouts import gather_pairs
 from tpmm_jax.loop.run import Run
 from tpmm_jax.loop.training import train
-from tpmm_jax.report.metrics import iteration_rows
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.plots import plot_reward
 

@@ -1,83 +1,8 @@
-"""Trains a policy: python -m tpmm_jax.train --config configs/quickstart.py
+"""python -m tpmm_jax.train, the same as tpmm train."""
 
-The same command again continues a run that was stopped or killed. Exit codes: 0 done,
-1 other, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped on request.
-"""
-
-import argparse
-import pathlib
-import shlex
 import sys
-from collections.abc import Sequence
 
-from tpmm_jax.config import Config, load_config
-from tpmm_jax.errors import Stopped, TpmmError
-from tpmm_jax.iterate import iterate
-from tpmm_jax.loop.setup import open_run
-from tpmm_jax.report.console import RunConsole
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tpmm_jax.train",
-        description="Iterative DPO against a reference merged from all earlier "
-        "policies. The same command again continues a run.",
-        epilog="example: python -m tpmm_jax.train --config configs/smollm2.py "
-        "--workdir runs/smollm2 --set loss.beta=0.2 --set iterations=3",
-    )
-    parser.add_argument(
-        "--config", required=True, help="a Python file with get_config()"
-    )
-    parser.add_argument(
-        "--workdir", help="where the run is kept (default: runs/NAME of the config)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="change one field of the config, such as loss.beta=0.2; repeatable",
-    )
-    return parser.parse_args(argv)
-
-
-def run(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
-    """Runs one configuration to its end."""
-    with open_run(config, workdir, console) as opened, opened.stop:
-        iterate(opened)
-        last = config.iterations
-        console.next_steps(
-            [
-                f"look    {workdir}/report.html in a browser",
-                f"try     tpmm sample {workdir}",
-                f"take    tpmm export {workdir}/trajectory@{last} --output DIRECTORY",
-                f"curves  tensorboard --logdir {workdir}",
-            ]
-        )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole()
-    workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
-    try:
-        run(load_config(args.config, args.overrides), workdir, console)
-    except Stopped as error:
-        given = sys.argv[1:] if argv is None else argv
-        command = shlex.join(["python", "-m", "tpmm_jax.train", *given])
-        console.note(f"{error}; its state is saved. To continue: {command}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.note("stopped; what was finished is kept. The same command continues")
-        return Stopped.exit_code
-    except TpmmError as error:
-        console.error(str(error))
-        return error.exit_code
-    return 0
-
+from tpmm_jax.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

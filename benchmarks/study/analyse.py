@@ -17,7 +17,7 @@ from grid import SEED, Cell, Grid
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.report.plots import COLOURS
 from tpmm_jax.store.files import write_json, write_text
 

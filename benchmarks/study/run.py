@@ -29,7 +29,7 @@ from grid import Cell, Grid, read_grid
 
 from tpmm_jax.config import Config, flatten
 from tpmm_jax.errors import Stopped, TpmmError
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
 
 # What the prompts, theta_0's evaluation and the first rollouts do not depend on.
 AFTER_FIRST_ROLLOUTS = (
@@ -169,7 +169,7 @@ def pin(free: multiprocessing.Queue) -> None:
 
 def run_cell(grid: Grid, cell: Cell, workdir: pathlib.Path) -> str | None:
     """Runs one cell to its end; returns what went wrong, in words, or None."""
-    from tpmm_jax.train import run
+    from tpmm_jax.commands.train import run
 
     folder = workdir / "cells" / cell.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ import pytest
 from tpmm_jax.config import load_config
 from tpmm_jax.demo import grammar, toy
 from tpmm_jax.demo.side_by_side import comparison, main, side_by_side
-from tpmm_jax.loading import load
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.weights.loading import load
 
 PROMPT = "Our Monday lunch at the old cafe:"
 GOOD = " The coffee was very good."

@@ -135,8 +135,8 @@ def main():
 
 def run_one(config, workdir):
     from tpmm_jax.iterate import iterate
+    from tpmm_jax.log.console import RunConsole
     from tpmm_jax.loop.setup import open_run
-    from tpmm_jax.report.console import RunConsole
 
     out = io.StringIO()
     config = dataclasses.replace(config)

@@ -14,13 +14,13 @@ import pytest
 import tiny_run
 from transformers import AddedToken
 
-from tpmm_jax import train as command_line
+from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import ModelSource
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.models.families import FAMILIES
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import ScorerConfig
 
 Text = pytest.CaptureFixture[str]

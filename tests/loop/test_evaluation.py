@@ -14,14 +14,14 @@ import pytest
 import tiny_run
 
 import tpmm_jax as tpmm
-from tpmm_jax import train as command_line
+from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config, EvaluationConfig
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop import answers, evaluation, judging, log_probs
 from tpmm_jax.merging import ReferenceConfig
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.report.metrics import iteration_rows
 from tpmm_jax.rewards import ScorerConfig
 from tpmm_jax.store import files
 from tpmm_jax.store.files import read_json

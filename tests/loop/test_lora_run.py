@@ -18,14 +18,14 @@ from test_resume import Crash, Writes, content, digests, start
 import tpmm_jax as tpmm
 from tpmm_jax.config import Config
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters, dense
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.saving import save, whole_directory
 from tpmm_jax.store import Trajectory, tree_digest
+from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.peft import adapter_config, write_adapters
+from tpmm_jax.weights.saving import save, whole_directory
 
 HERE = pathlib.Path(__file__).parent
 LORA = LoraConfig(rank=2, alpha=8.0, dropout=0.1)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import tiny_run
 
-from tpmm_jax import train as command_line
+from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config, ModelSource, StoreConfig
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import read_metrics
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.merging import RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.report.metrics import read_metrics
 from tpmm_jax.report.page import write_report
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig

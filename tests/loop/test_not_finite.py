@@ -12,14 +12,14 @@ import pytest
 import tiny_run
 
 from tpmm_jax import iterate
-from tpmm_jax import train as command_line
 from tpmm_jax.axes import REJECTED
+from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config
 from tpmm_jax.errors import NotFinite
+from tpmm_jax.log.metrics import read_metrics
 from tpmm_jax.loop import reference, safety
 from tpmm_jax.loop.safety import refuse_weights
 from tpmm_jax.losses import LOSSES, LossConfig
-from tpmm_jax.report.metrics import read_metrics
 from tpmm_jax.steps import TrainConfig
 from tpmm_jax.store import WorkStore
 
@@ -40,7 +40,7 @@ def start(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def tiny_console(out: io.StringIO) -> Any:
-    from tpmm_jax.report.console import RunConsole
+    from tpmm_jax.log.console import RunConsole
 
     return RunConsole(out, out)
 

@@ -9,8 +9,8 @@ import tiny_run
 
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
-from tpmm_jax.report.console import RunConsole
 
 
 def schedule(

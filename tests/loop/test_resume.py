@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import tiny_run
 
-from tpmm_jax import train as command_line
+from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.run import StopFlag
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.store import files
 
 HERE = pathlib.Path(__file__).parent
@@ -56,6 +56,7 @@ class Writes:
         self.count, self.crash_at, self.after = 0, -1, False
         self.names: list[str] = []
         self.undisturbed: list[str] = []
+        from tpmm_jax.log.metrics import MetricsLog
         from tpmm_jax.loop import (
             answers,
             evaluation,
@@ -64,7 +65,6 @@ class Writes:
             rollouts,
             training,
         )
-        from tpmm_jax.report.metrics import MetricsLog
         from tpmm_jax.store import Trajectory, WorkStore
 
         for module in (answers, evaluation, log_probs, reference, rollouts):

@@ -14,8 +14,8 @@ import tiny_run
 from tpmm_jax.config import Config, ModelSource
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop import setup
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import ScorerConfig
 
 # The day of the month is a word of the tiny vocabulary: another day, other ids.

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.loading import Model
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
-from tpmm_jax.saving import save
 from tpmm_jax.steps import TrainConfig
+from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.saving import save
 
 WORDS = [f"w{i}" for i in range(28)]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax import export
+from tpmm_jax.commands import export
 
 pytestmark = pytest.mark.parity
 

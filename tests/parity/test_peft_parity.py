@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax.loading import Model
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import TARGETS, abstract_adapters
-from tpmm_jax.saving import save, whole_directory
+from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.peft import adapter_config, write_adapters
+from tpmm_jax.weights.saving import save, whole_directory
 
 pytestmark = pytest.mark.parity
 
@@ -135,9 +135,9 @@ def test_a_runs_adapter_in_peft(tmp_path):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    from tpmm_jax import export
-    from tpmm_jax.description import write_description
+    from tpmm_jax.commands import export
     from tpmm_jax.store import Base, Trajectory, write_json
+    from tpmm_jax.weights.description import write_description
 
     model = base(tmp_path / "base", "llama")
     lora = LoraConfig(rank=4, alpha=6.0)

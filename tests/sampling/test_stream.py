@@ -9,11 +9,11 @@ from tokenizers_for_stream import TEXTS, byte_level, metaspace
 import tpmm_jax as tpmm
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.sampling import SamplingConfig, stream, stream_tokens, text_pieces
 from tpmm_jax.sampling.stream import padded_length, settled
+from tpmm_jax.weights.loading import Model
 
 TOKENIZERS = {"byte_level": byte_level, "metaspace": metaspace}
 

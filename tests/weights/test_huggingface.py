@@ -412,7 +412,7 @@ def test_save_refuses_a_directory_that_holds_something(fixtures, tmp_path):
 
 def test_a_save_that_fails_leaves_nothing(fixtures, tmp_path, monkeypatch):
     model = tpmm.load(fixtures / "llama")
-    from tpmm_jax import saving
+    from tpmm_jax.weights import saving
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax import loading
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
-from tpmm_jax.weights import huggingface
+from tpmm_jax.weights import huggingface, loading
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
 

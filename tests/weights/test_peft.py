@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model, resolve
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import TARGETS, abstract_adapters, dense, get
-from tpmm_jax.saving import save, whole_directory
+from tpmm_jax.weights.loading import Model, resolve
 from tpmm_jax.weights.peft import adapter_config, write_adapters
+from tpmm_jax.weights.saving import save, whole_directory
 
 CONFIG = make_config(
     "llama", vocab_size=23, width=16, mlp_width=12, num_layers=2, num_heads=4,
@@ -308,7 +308,7 @@ def test_a_base_that_cannot_be_used(tmp_path, base):
 
 def test_an_adapter_of_the_hub(tmp_path, base, monkeypatch):
     """Its weights are asked for by the commit that its description came from."""
-    from tpmm_jax import loading
+    from tpmm_jax.weights import loading
 
     make(tmp_path / "c0ffee", base)
     asked = []

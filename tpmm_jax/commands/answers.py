@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import encode, token_stream
-from tpmm_jax.loading import Model
 from tpmm_jax.sampling import SamplingConfig, text_pieces
+from tpmm_jax.weights.loading import Model
 
 
 @dataclass(frozen=True, kw_only=True)

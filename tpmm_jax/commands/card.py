@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.hub import TRAJECTORY_STEP
-from tpmm_jax.report.metrics import iteration_rows
+from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
+from tpmm_jax.weights.hub import TRAJECTORY_STEP
 
 # Heading and key of a row of kind "iteration"; an interval is KEY/low, KEY/high, but
 # that of a mean stands beside it.

@@ -7,8 +7,8 @@ from typing import Any
 
 from tpmm_jax.commands.answers import Answer, Interrupt, Settings, stream_answer
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.weights.loading import Model
 
 COMMANDS = {
     "/reset": "begin a new conversation",

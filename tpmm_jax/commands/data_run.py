@@ -11,16 +11,16 @@ from tpmm_jax.config import Config
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.offline import prepare_prompts
 from tpmm_jax.data.prompts import Prompt
-from tpmm_jax.description import end_ids, read_tokenizer
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import resolve
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.chunks import split_chunks
 from tpmm_jax.loop.prompts import plan_schedule, prompt_file, prompt_sources
 from tpmm_jax.loop.setup import check_steps, run_lengths
 from tpmm_jax.loop.theta_0 import check_tokenizer
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards.raters import NamedScorer
 from tpmm_jax.rewards.scorer import import_object, load_scorer
+from tpmm_jax.weights.description import end_ids, read_tokenizer
+from tpmm_jax.weights.loading import resolve
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The command tpmm: one name for all command lines, imported only when called."""
+"""The command tpmm: one name for all command lines."""
 
 import difflib
 import importlib
@@ -7,20 +7,15 @@ from collections.abc import Sequence
 
 import tpmm_jax
 
+# Each is a module of this folder, imported only when it is called.
 COMMANDS = {
-    "train": ("tpmm_jax.train", "run a config: sample, label, merge, DPO, evaluate"),
-    "sample": ("tpmm_jax.sample", "talk to a model, or answer a file of prompts"),
-    "evaluate": ("tpmm_jax.evaluate", "compare policies on prompts, with intervals"),
-    "report": ("tpmm_jax.report.__main__", "make a run's report.html"),
-    "merge_checkpoints": (
-        "tpmm_jax.merge_checkpoints",
-        "merge checkpoints by given or learned weights",
-    ),
-    "check_data": (
-        "tpmm_jax.check_data",
-        "what is wrong with a data set, and how a model reads it",
-    ),
-    "export": ("tpmm_jax.export", "write a policy as a Hugging Face directory"),
+    "train": "run a config: sample, label, merge, DPO, evaluate",
+    "sample": "talk to a model, or answer a file of prompts",
+    "evaluate": "compare policies on prompts, with intervals",
+    "report": "make a run's report.html",
+    "merge_checkpoints": "merge checkpoints by given or learned weights",
+    "check_data": "what is wrong with a data set, and how a model reads it",
+    "export": "write a policy as a Hugging Face directory",
 }
 
 HELP = f"""usage: tpmm COMMAND [options]
@@ -28,7 +23,7 @@ HELP = f"""usage: tpmm COMMAND [options]
 Iterative preference optimisation in JAX.
 
 commands:
-{chr(10).join(f"  {name:<18} {text}" for name, (_, text) in COMMANDS.items())}
+{chr(10).join(f"  {name:<18} {text}" for name, text in COMMANDS.items())}
 
 options:
   -h, --help         this text; "tpmm COMMAND --help" explains a command
@@ -64,4 +59,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return importlib.import_module(COMMANDS[name][0]).main(argv[1:])
+    return importlib.import_module(f"tpmm_jax.commands.{name}").main(argv[1:])

@@ -15,11 +15,11 @@ from tpmm_jax.data.load_rows import by_prompt
 from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import accuracy_interval
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.answers import batched_log_probs
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
 from tpmm_jax.merging.learned import fitted_scale, learn, softmax
 from tpmm_jax.models import Decoder
-from tpmm_jax.report.console import RunConsole
 
 CHUNK_BYTES = 32 * 2**20
 MICRO_BATCH = 8

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from tpmm_jax.commands.learning import Learned, Rows, learn_weights
 from tpmm_jax.data.tokens import pad_id
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import check_same_architecture
-from tpmm_jax.loading import Source, committed_steps, resolve_all, run_workdir
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.merging import (
     Deltas,
     ReferenceConfig,
@@ -22,8 +22,8 @@ from tpmm_jax.merging import (
     weighted_sum,
 )
 from tpmm_jax.models import Decoder
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.store import tree_digest
+from tpmm_jax.weights.loading import Source, committed_steps, resolve_all, run_workdir
 
 RANGE = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<first>\d+)\.\.(?P<last>\d+)")
 

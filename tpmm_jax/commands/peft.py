@@ -7,16 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tpmm_jax.axes import Params
-from tpmm_jax.description import write_tokenizer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import architecture_differences
-from tpmm_jax.hub import TRAJECTORY_STEP, is_hub_id
-from tpmm_jax.loading import Source, adapters_base, adapters_place, resolve, run_workdir
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters
-from tpmm_jax.saving import whole_directory
 from tpmm_jax.store import Base, Trajectory, read_json
+from tpmm_jax.weights.description import write_tokenizer
+from tpmm_jax.weights.hub import TRAJECTORY_STEP, is_hub_id
+from tpmm_jax.weights.loading import (
+    Source,
+    adapters_base,
+    adapters_place,
+    resolve,
+    run_workdir,
+)
 from tpmm_jax.weights.peft import adapter_config, is_adapter, write_adapters
+from tpmm_jax.weights.saving import whole_directory
 
 
 @dataclass(frozen=True)

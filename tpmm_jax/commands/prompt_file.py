@@ -12,15 +12,14 @@ from dataclasses import asdict
 from typing import Any
 
 from tpmm_jax.commands.answers import Settings, room_for
+from tpmm_jax.config.fields import changes
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.data.messages import as_dicts, written
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import completion_batches, encode
-from tpmm_jax.fields import changes
-from tpmm_jax.loading import Model
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop import prompts
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.store.files import (
     append_lines,
     read_json,
@@ -28,6 +27,7 @@ from tpmm_jax.store.files import (
     write_json,
     write_text,
 )
+from tpmm_jax.weights.loading import Model
 
 
 def read_prompts(source: str, field: str) -> list[Any]:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tpmm_jax.errors import BadInput
-from tpmm_jax.fields import nearest
+from tpmm_jax.errors import BadInput, nearest
 
 # What a row of a preference set may hold, whatever its columns are called.
 PARTS = ("prompt", "chosen", "rejected")

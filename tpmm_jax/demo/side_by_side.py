@@ -17,12 +17,12 @@ from tpmm_jax.config import Config, load_config
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.evaluation import paired_interval
 from tpmm_jax.iterate import finished, iterate
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.log.progress import clock_text
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.loop.theta_0 import build_model
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.report.metrics import iteration_rows
 from tpmm_jax.report.plots import plot_reward
-from tpmm_jax.report.progress import clock_text
 
 RULES = ("previous", "learned")
 Rows = list[dict[str, Any]]

@@ -27,12 +27,10 @@ from tpmm_jax.demo.grammar import (
     place_of,
     read_sentence,
 )
-from tpmm_jax.loading import Model
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.saving import save
 from tpmm_jax.steps import (
     TrainConfig,
     init_state,
@@ -40,6 +38,8 @@ from tpmm_jax.steps import (
     make_train_step,
     schedule,
 )
+from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.saving import save
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 # The longest text: 9 tokens of prompt, 3 sentences of 7, and EOS.

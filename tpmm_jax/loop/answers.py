@@ -15,10 +15,10 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.data.table import Table, take
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import EncodedPrompts
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig, generate_batches
 from tpmm_jax.steps import log_probs_step, token_log_probs_step

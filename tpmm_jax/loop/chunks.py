@@ -9,7 +9,7 @@ from tpmm_jax.config import Config
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.load_rows import by_prompt, load_rows
 from tpmm_jax.errors import BadInput
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
 
 PairChunks: TypeAlias = list[list[tuple[bool, PairRow]]]
 

@@ -20,7 +20,7 @@ from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.data.tokens import encode_prompts, pad_id
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO, measure, watch
-from tpmm_jax.loading import Source
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.answers import (
     Loaded,
     PolicyRunner,
@@ -35,9 +35,9 @@ from tpmm_jax.loop.run import EVALUATION
 from tpmm_jax.losses.logprobs import CHUNK_BYTES
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig
+from tpmm_jax.weights.loading import Source
 
 Rows = list[dict[str, Any]]
 BASELINE = "baseline"

@@ -24,6 +24,8 @@ from tpmm_jax.evaluation import (
     watch,
 )
 from tpmm_jax.evaluation.measures import score_arrays
+from tpmm_jax.log.jsonl import plain, restored
+from tpmm_jax.log.metrics import read_metrics
 from tpmm_jax.loop.answers import Loaded, sampled_rows
 from tpmm_jax.loop.judging import Match, judge_rows, won
 from tpmm_jax.loop.log_probs import (
@@ -36,8 +38,6 @@ from tpmm_jax.loop.log_probs import (
 )
 from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Run
-from tpmm_jax.report.jsonl import plain, restored
-from tpmm_jax.report.metrics import read_metrics
 from tpmm_jax.store.files import read_json, write_json, write_npz
 
 # A policy's number and a set of prompts.

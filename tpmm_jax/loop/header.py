@@ -6,8 +6,8 @@ import jax
 from jax.sharding import Mesh
 
 from tpmm_jax.config import Config
-from tpmm_jax.loading import Source
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.weights.loading import Source
 
 
 def show_header(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.evaluation import judged_wins
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.rewards import NamedJudge
 from tpmm_jax.store.files import append_lines, read_lines_repaired, write_text
 

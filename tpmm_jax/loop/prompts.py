@@ -25,7 +25,7 @@ from tpmm_jax.data.prompts import (
 )
 from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
-from tpmm_jax.report.console import RunConsole
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.rewards import import_object
 from tpmm_jax.store.files import write_text
 

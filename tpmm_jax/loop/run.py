@@ -13,12 +13,12 @@ from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.errors import Stopped
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.prompts import PromptSchedule
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import dense
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.report.metrics import MetricsLog
 from tpmm_jax.rewards import Raters
 from tpmm_jax.steps import Frozen
 from tpmm_jax.store import Trajectory, WorkStore

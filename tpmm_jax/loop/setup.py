@@ -12,18 +12,18 @@ from typing import Any
 import jax
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
+from tpmm_jax.config.fields import changes
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.data.templates import pin_date, today
 from tpmm_jax.data.tokens import pad_id
-from tpmm_jax.description import write_description
 from tpmm_jax.errors import BadInput
-from tpmm_jax.fields import changes
-from tpmm_jax.loading import Source, adapters_base
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import MetricsLog
+from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.chunks import PairChunks, load_chunks
 from tpmm_jax.loop.header import show_header
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
 from tpmm_jax.loop.run import ADAPTERS, Run
-from tpmm_jax.loop.sessions import log_session
 from tpmm_jax.loop.theta_0 import (
     base_record,
     check_adapter,
@@ -34,8 +34,6 @@ from tpmm_jax.loop.training import check_tau
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import init_adapters
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.report.metrics import MetricsLog
 from tpmm_jax.rewards import Raters, load_raters
 from tpmm_jax.store import (
     Base,
@@ -47,6 +45,8 @@ from tpmm_jax.store import (
     disk_need,
 )
 from tpmm_jax.store.files import read_json, write_json
+from tpmm_jax.weights.description import write_description
+from tpmm_jax.weights.loading import Source, adapters_base
 
 
 @contextlib.contextmanager

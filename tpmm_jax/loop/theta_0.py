@@ -8,14 +8,14 @@ from typing import Any
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.tokens import require_eos
-from tpmm_jax.description import end_ids, read_config, read_tokenizer
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Source, resolve
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import made_from
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import targets
-from tpmm_jax.report.console import RunConsole
 from tpmm_jax.rewards import import_object
+from tpmm_jax.weights.description import end_ids, read_config, read_tokenizer
+from tpmm_jax.weights.loading import Source, resolve
 
 
 def find_model(

@@ -22,8 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt32
 
 from tpmm_jax.axes import Params
-from tpmm_jax.errors import BadInput
-from tpmm_jax.fields import nearest
+from tpmm_jax.errors import BadInput, nearest
 
 ALL_LINEAR = "all-linear"
 

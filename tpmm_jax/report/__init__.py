@@ -1,4 +1,1 @@
-"""What a run tells: metric rows, the console, plots.
-
-Nothing here computes; metrics.jsonl is the only source that plots and tables read.
-"""
+"""report.html and the plots: what is shown of a run, read from its files alone."""

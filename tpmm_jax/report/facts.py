@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tpmm_jax.log.metrics import METRICS
+from tpmm_jax.log.progress import clock_text
 from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
-from tpmm_jax.report.metrics import METRICS
 from tpmm_jax.report.panels import PREVIOUS
-from tpmm_jax.report.progress import clock_text
 from tpmm_jax.report.settings import flat
 
 Row = dict[str, Any]

@@ -29,7 +29,7 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
-from tpmm_jax.report.progress import clock_text
+from tpmm_jax.log.progress import clock_text
 
 SERIES = 7
 # Of the legend's strokes too: told apart without colour.

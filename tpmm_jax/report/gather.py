@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
-from tpmm_jax.report.jsonl import parsed
-from tpmm_jax.report.metrics import METRICS, TIMING
+from tpmm_jax.log.jsonl import parsed
+from tpmm_jax.log.metrics import METRICS, TIMING
 from tpmm_jax.store.files import read_json, read_lines_repaired
 
 Row = dict[str, Any]

@@ -13,9 +13,14 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.boundary import limit_ids
-from tpmm_jax.description import read_config, read_json, read_tokenizer
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
-from tpmm_jax.hub import (
+from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
+from tpmm_jax.models.lora import dense
+from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.weights.description import read_config, read_json, read_tokenizer
+from tpmm_jax.weights.gguf import GGUFFile
+from tpmm_jax.weights.hf_config import parse_config
+from tpmm_jax.weights.hub import (
     DESCRIPTION_FILES,
     OTHER_WEIGHTS,
     TRAJECTORY_STEP,
@@ -23,11 +28,6 @@ from tpmm_jax.hub import (
     fetch,
     is_hub_id,
 )
-from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
-from tpmm_jax.models.lora import dense
-from tpmm_jax.store import Base, Trajectory
-from tpmm_jax.weights.gguf import GGUFFile
-from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, check_names, read_params
 from tpmm_jax.weights.names import names
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter

@@ -9,8 +9,8 @@ import time
 import jax
 
 from tpmm_jax.config import Config
-from tpmm_jax.report.metrics import iteration_rows
-from tpmm_jax.report.versions import versions
+from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.log.versions import versions
 from tpmm_jax.store.files import append_line
 
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, nearest
 
 
 def get_field(config: Any, name: str) -> Any:
@@ -55,14 +55,6 @@ def changes(
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name) and name not in free
     ]
-
-
-def nearest(wrong: str, names: Sequence[str]) -> str:
-    """Returns a hint: the nearest names, or else all of them."""
-    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {', '.join(near)}?"
-    return f"; its fields are {', '.join(names)}" if names else ""
 
 
 def set_field(config: Any, override: str) -> Any:

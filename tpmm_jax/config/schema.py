@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tpmm_jax.config.fields import check_types, get_field, set_field
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, nearest
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO
-from tpmm_jax.fields import check_types, flatten, get_field, nearest, set_field
 from tpmm_jax.losses import REFERENCE_FREE, LossConfig
 from tpmm_jax.merging import NO_REFERENCE, RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
@@ -23,20 +23,6 @@ from tpmm_jax.models import LoraConfig
 from tpmm_jax.rewards import PairingConfig, ScorerConfig, check_label
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.steps import TrainConfig
-
-__all__ = [
-    "MAY_CHANGE",
-    "Config",
-    "EvaluationConfig",
-    "ModelSource",
-    "RolloutConfig",
-    "StoreConfig",
-    "check_types",
-    "flatten",
-    "load_config",
-    "set_field",
-    "to_dict",
-]
 
 # Heads of an iteration's metrics: a prompt set of such a name would be taken for one.
 RESERVED_SETS = (

@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 
-from tpmm_jax.description import write_description
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loading import Model, check_dtype
 from tpmm_jax.merging import FAINT, faint_text
 from tpmm_jax.store import check_space, check_writable
 from tpmm_jax.store.files import storage_errors
+from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.huggingface import write_params
+from tpmm_jax.weights.loading import Model, check_dtype
 
 
 def check_output(directory: str | os.PathLike, need: int = 0) -> None:

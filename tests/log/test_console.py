@@ -6,9 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
-from tpmm_jax.report.console import RunConsole
-from tpmm_jax.report.progress import Pace, clock_text, rate_text
-from tpmm_jax.report.table import iteration_table
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.progress import Pace, clock_text, rate_text
+from tpmm_jax.log.table import iteration_table
 
 
 class Clock:

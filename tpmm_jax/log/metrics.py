@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, SupportsFloat
 
-from tpmm_jax.report.jsonl import Lines, Row, parsed, plain, refused, restored
-from tpmm_jax.report.tensorboard import TensorBoard
+from tpmm_jax.log.jsonl import Lines, Row, parsed, plain, refused, restored
+from tpmm_jax.log.tensorboard import TensorBoard
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tpmm_jax.report.progress import clock_text
+from tpmm_jax.log.progress import clock_text
 
 Row = Mapping[str, Any]
 _NONE = "–"

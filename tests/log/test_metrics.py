@@ -10,8 +10,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from tpmm_jax.errors import BadInput, StorageError
-from tpmm_jax.report import jsonl
-from tpmm_jax.report.metrics import (
+from tpmm_jax.log import jsonl
+from tpmm_jax.log.metrics import (
     MetricsLog,
     iteration_rows,
     read_metrics,

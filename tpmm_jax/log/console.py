@@ -17,8 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tpmm_jax.report.progress import Pace, clock_text, rate_text
-from tpmm_jax.report.table import iteration_table
+from tpmm_jax.log.progress import Pace, clock_text, rate_text
+from tpmm_jax.log.table import iteration_table
 
 _LINE_SECONDS = 10.0
 _LINE_SHARE = 0.1

@@ -1,0 +1,333 @@
+"""Checks data before training: tpmm check_data pairs.jsonl --model MODEL
+
+Exit codes: 0 nothing is wrong, 2 training on it would be wrong, or bad input.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from tpmm_jax.commands.data_checks import (
+    Checked,
+    check_labels,
+    check_leaks,
+    check_pairs,
+    check_prompts,
+    summary,
+)
+from tpmm_jax.commands.data_run import (
+    as_run,
+    check_run,
+    find_scorer,
+    find_tokenizer,
+    read_evaluation,
+)
+from tpmm_jax.commands.data_table import data_table, prompts_view, rows_view
+from tpmm_jax.commands.line import Parser, escape_unprintable, guarded
+from tpmm_jax.config import Config, load_config
+from tpmm_jax.data.config import PARTS, DataConfig, check_fields
+from tpmm_jax.data.problems import SHOWN, listing, place_of
+from tpmm_jax.data.prompts import Prompt
+from tpmm_jax.errors import BadInput, TpmmError
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.loop.prompts import prompt_file
+
+DESCRIPTION = """\
+Check preference pairs (or prompts) before training on them: every malformed row with
+its file, line and column; repeats, lengths, leaks; and, with --model, the very tokens
+and masks that a run trains on. It reads, splits and encodes with a run's own code: what
+is listed here as an error a run refuses (data.on_bad_rows=drop: drops with a count).
+
+FILE is what data.pairs of a config takes: .jsonl, .json (also .gz), .parquet, a saved
+dataset, a hub name. Rows hold chosen and rejected with a prompt, with an instruction,
+or without: then it is their common beginning. Texts or message lists.
+"""
+EPILOG = """\
+examples:
+  tpmm check_data pairs.jsonl                      what needs no tokenizer
+  tpmm check_data pairs.jsonl --model org/name --eval held_out.jsonl
+  tpmm check_data --config configs/mine.py         a run's files, model and limits
+  tpmm check_data pairs.jsonl --fields chosen=better,rejected=worse,prompt=question
+  tpmm check_data pairs.jsonl --model m.gguf --line 12 --line 80    these rows, whole
+  tpmm check_data pairs.jsonl --json | jq .counts
+
+Without --model nothing is said about tokens, masks, BOS, EOS and cuts. With --config
+the evaluation's prompts, the iterations and the model's positions are checked too. Exit
+code 2: something is listed as wrong. docs/data.md tells what each line of the table
+means and what becomes of every such row.
+"""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = Parser(prog="tpmm check_data", description=DESCRIPTION, epilog=EPILOG)
+    add, defaults = parser.add_argument, DataConfig()
+    add("files", metavar="FILE", nargs="*", help="default: those of --config")
+    add("--config", metavar="FILE.py", help="take all of it from a run's config")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="change a field of that config, as of tpmm train; repeatable",
+    )
+    add("--model", metavar="MODEL", help="whose tokenizer: what tpmm sample takes")
+    add("--prompts", action="store_true", help="FILEs hold prompts, not pairs")
+    add("--eval", nargs="+", default=[], metavar="FILE", help="rows not to be leaked")
+    add("--scorer", metavar="M:F", help="module:function that the labels are held to")
+    add(
+        "--fields",
+        metavar="PART=COLUMN,...",
+        help="columns that are not called prompt, chosen and rejected",
+    )
+    add("--prompt-field", metavar="COLUMN", help="of prompts, --eval's too")
+    add("--split", help="of a hub dataset (default: train)")
+    add(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="write rows with the chat template (default: the config's; else if the "
+        "rows are messages)",
+    )
+    for name in ("max_prompt_length", "max_completion_length"):
+        option = f"--{name.replace('_', '-')}"
+        add(option, type=int, metavar="N", help=f"default: {getattr(defaults, name)}")
+    add("--truncate-prompt", choices=("left", "right"), help="default: left")
+    add("--show", type=int, default=3, metavar="N", help="rows to print (default: 3)")
+    add(
+        "--line",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="print the rows of this line instead, with every token; repeatable",
+    )
+    add("--json", action="store_true", help="print rows, errors and counts as JSON")
+    return parser.parse_args(argv)
+
+
+def settings(args: argparse.Namespace) -> tuple[Config | None, DataConfig, list[str]]:
+    """Returns the config if one is given, how data are read, and the files.
+
+    Raises:
+      BadInput: options that do not belong together or are out of range.
+    """
+    if args.overrides and args.config is None:
+        raise BadInput("--set changes a field of --config; give that too")
+    config = None if args.config is None else load_config(args.config, args.overrides)
+    data = DataConfig() if config is None else config.data
+    names = (
+        *("split", "chat", "prompt_field", "truncate_prompt"),
+        *("max_prompt_length", "max_completion_length"),
+    )
+    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if args.fields is not None:
+        given["fields"] = parse_fields(args.fields)
+    data = dataclasses.replace(data, **given)
+    files = list(args.files)
+    if not files:
+        source = data.pairs if data.pairs is not None else data.prompts
+        if source is None:
+            raise BadInput("nothing to check: give FILE, or --config of a run")
+        if args.prompts:
+            raise BadInput("--prompts says what FILE holds; give FILE")
+        files, args.prompts = [source], data.pairs is None
+    for name in ("max_prompt_length", "max_completion_length"):
+        if getattr(data, name) < 1:
+            raise BadInput(f"{name} is {getattr(data, name)}; use at least 1 token")
+    if args.show < 0 or any(line < 0 for line in args.line):
+        raise BadInput("--show and --line take numbers of 0 or more")
+    refuse_ignored(args, data)
+    return config, data, files
+
+
+def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
+    """Refuses options that would change nothing, and says what to use instead."""
+    if args.prompts:
+        instead = {
+            "fields": "names columns of pairs; that of prompts is --prompt-field",
+            "scorer": "is held against the labels of pairs; prompts have none",
+            "max_completion_length": "is of pairs; prompts have no completions",
+        }
+    else:
+        instead = {}
+        if not args.eval and data.eval_prompts is None:
+            text = "is the column of prompts; that of pairs is --fields prompt=COLUMN"
+            instead["prompt_field"] = text
+    if args.model is None and args.config is None:
+        names = ("chat", "max_prompt_length", "max_completion_length")
+        text = "is of tokens, which need a tokenizer: give --model"
+        instead |= dict.fromkeys((*names, "truncate_prompt", "line"), text)
+    for name, text in instead.items():
+        if getattr(args, name) not in (None, []):
+            raise BadInput(f"--{name.replace('_', '-')} {text}")
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """Returns {part: column} of "chosen=better,rejected=worse"."""
+    found: dict[str, str] = {}
+    for item in text.split(","):
+        part, equals, column = (word.strip() for word in item.partition("="))
+        if not equals:
+            raise BadInput(
+                f"--fields {text}: wanted PART=COLUMN with PART one of "
+                f"{', '.join(PARTS)}, such as chosen=better,rejected=worse"
+            )
+        if part in found:
+            raise BadInput(f"--fields {text}: {part} is given twice")
+        found[part] = column
+    check_fields(found, "--fields")
+    return found
+
+
+def shown_rows(args: argparse.Namespace, found: Checked) -> list[Any]:
+    """Returns the rows to print: those of --line, or from all over the set."""
+    rows: Sequence[Any] = found.encoded_prompts if args.prompts else found.encoded
+    if args.line:
+        return [row for row in rows if place_of(row.origin).number in args.line]
+    count = min(args.show, len(rows))
+    return [
+        rows[number * (len(rows) - 1) // max(count - 1, 1)] for number in range(count)
+    ]
+
+
+def check(args: argparse.Namespace, console: RunConsole) -> int:
+    """Runs one command line."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    failed = None
+    # A scorer or a config may print; with --json that is not part of the output.
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        config, data, files = settings(args)
+        scorer = None if args.prompts else find_scorer(args.scorer, config)
+        found, tokenizer = checked(args, config, data, files, console)
+        if not args.prompts:
+            try:
+                check_labels(scorer, found)
+            except TpmmError as error:
+                failed = error
+    if args.json:
+        # Escaped, so that any encoding of the output will do.
+        print(json.dumps(summary(found)))
+    else:
+        show(args, files, data, found, tokenizer, console)
+    if failed is not None:
+        console.error(f"the labels were not compared: {failed}")
+        return failed.exit_code
+    return BadInput.exit_code if found.errors else 0
+
+
+def checked(
+    args: argparse.Namespace,
+    config: Config | None,
+    data: DataConfig,
+    files: list[str],
+    console: RunConsole,
+) -> tuple[Checked, Any]:
+    """Returns what was found, scorers aside, and the tokenizer."""
+    tokenizer, ends, limit = find_tokenizer(args.model, config, console, chat=data.chat)
+    run = as_run(config, data, files, prompts=args.prompts)
+    auto_chat = args.chat is None and config is None
+    evaluation: dict[str, list[Prompt]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+
+        def held_by(files: list[str], option: str) -> list[tuple[str, DataConfig]]:
+            caches = [folder / f"{file}.jsonl" for file in files]
+            return [prompt_file(f, option, data, c) for f, c in zip(files, caches)]
+
+        if args.prompts:
+            read = held_by(files, "FILE")
+            found = check_prompts(read, tokenizer, auto_chat=auto_chat)
+        else:
+            found = check_pairs(files, data, tokenizer, ends, auto_chat=auto_chat)
+        if config is not None:
+            own = config if run is None else run
+            evaluation = read_evaluation(own, tokenizer, folder, found)
+        some = [prompt for prompts in evaluation.values() for prompt in prompts]
+        held = held_by(args.eval, "--eval")
+        check_leaks(held, found, some if evaluation else None)
+    if run is not None and tokenizer is not None and not found.refused:
+        check_run(run, tokenizer, limit, evaluation, found)
+    elif config is not None and not found.refused:
+        needs = "--model" if tokenizer is None else "one FILE such as the config's"
+        found.skipped.append(("counts and lengths as of a run", needs))
+    return found, tokenizer
+
+
+def show(
+    args: argparse.Namespace,
+    files: list[str],
+    data: DataConfig,
+    found: Checked,
+    tokenizer: Any,
+    console: RunConsole,
+) -> None:
+    """Prints the table, some rows, and what is wrong."""
+    rows = [("files", ", ".join(files))]
+    if tokenizer is not None:
+        rows += [("tokens", tokens_text(args, data, chat=found.chat))]
+    console.header(f"tpmm check_data: {found.rows:,} rows", rows)
+    console.show(data_table(found, data.on_bad_rows == "drop"))
+    some = shown_rows(args, found)
+    if tokenizer is not None and some:
+        console.note("")
+        view = prompts_view if args.prompts else rows_view
+        console.show(view(tokenizer, some, whole=bool(args.line)))
+    elif args.line and tokenizer is None:
+        console.note("\nno tokens to show for --line: give --model")
+    elif args.line:
+        what = "prompt that can be used" if args.prompts else "pair that trains"
+        lines = ", ".join(map(str, args.line))
+        console.note(f"\nno {what} stands on --line {lines}")
+    console.note("")
+    if found.errors:
+        console.error(verdict(found, drops=data.on_bad_rows == "drop"))
+    else:
+        console.note("nothing is wrong with these rows")
+
+
+def tokens_text(args: argparse.Namespace, data: DataConfig, *, chat: bool) -> str:
+    """Returns whose tokens they are, how rows are written, and how they are cut."""
+    template = "chat template" if chat else "texts to the letter"
+    text = f"{args.model or 'of the config'}, {template}; prompts cut on the "
+    text += f"{data.truncate_prompt} to {data.max_prompt_length} tokens"
+    if args.prompts:
+        return text
+    return f"{text}, completions on the right to {data.max_completion_length}"
+
+
+def verdict(found: Checked, *, drops: bool) -> str:
+    """Returns what is wrong, and what a run does about it."""
+    count = len(found.errors)
+    bad = len({defect.origin for defect in found.errors if not defect.fatal})
+    where = f" in {plural(bad, 'row')}" if bad else ""
+    what = "refuses the data"
+    if drops and not found.refused:
+        what = f"drops {'it' if bad == 1 else 'them'}"
+    elif drops:
+        what += " (data.on_bad_rows=drop leaves out rows, not a fault of the whole)"
+    text = f"{plural(count, 'problem')}{where}; a run {what}\n"
+    text += listing(found.errors, SHOWN)
+    return text + ("\n--json lists all of them" if count > SHOWN else "")
+
+
+def plural(count: int, noun: str) -> str:
+    """Returns "1 row", "1,200 rows"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args = parse_args(argv)
+    escape_unprintable()
+    # With --json the standard output is the summary's alone.
+    console = RunConsole(sys.stderr if args.json else None)  # type: ignore[arg-type]
+    return guarded(lambda: check(args, console), console)

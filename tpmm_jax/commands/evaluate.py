@@ -1,0 +1,313 @@
+"""Compares policies on prompts: tpmm evaluate runs/smollm2 --prompts FILE ...
+
+Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tpmm_jax.commands.line import Parser, add_base, all_checked, guarded
+from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.load_rows import load_rows
+from tpmm_jax.errors import BadInput
+from tpmm_jax.evaluation.table import comparison_lines
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.jsonl import plain
+from tpmm_jax.log.versions import versions
+from tpmm_jax.loop.compare import Candidate, Settings, compare, encode_for
+from tpmm_jax.loop.prompts import read_prompts
+from tpmm_jax.loop.theta_0 import check_tokenizer
+from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
+from tpmm_jax.sampling import SamplingConfig
+from tpmm_jax.store.files import write_json
+from tpmm_jax.weights.loading import Source, committed_steps, resolve_all, run_workdir
+from tpmm_jax.weights.saving import check_output
+
+DESCRIPTION = """\
+Compare policies: sample the same prompts from each with the same random keys, score the
+answers, and give every number with its 95 % interval over prompts.
+
+MODEL is a Hugging Face directory, a .gguf file, a hub id (org/name) or a step of a run
+(runs/x/trajectory@2). A run's workdir (runs/x) means all its steps. Win rates and KL
+are against the baseline, by default the first model (of a run: theta_0).
+"""
+EPILOG = """\
+examples:
+  tpmm evaluate runs/smollm2 --prompts held_out.jsonl --scorer my_scores:reward
+  tpmm evaluate runs/a/trajectory@4 runs/b/trajectory@4 --prompts p.jsonl \\
+      --scorer my_scores:reward --also fluent=my_scores:fluency --output out
+  tpmm evaluate new --baseline old --prompts p.jsonl --judge careful=my_judges:judge
+
+A scorer is a function (prompts, responses) -> [B, S] numbers, higher is better. A judge
+is a function (prompts, first, second) -> [B] numbers in [0, 1], the share for the first
+answer; it is asked in both orders. Neither is told who wrote what. Warnings tell where
+the reward rose while something independent fell, where KL or length ran away.
+
+The table, or with --json the summary, is the standard output; all else is on standard
+error. In the summary, as in a run's metrics, "-inf" and "inf" are bounds of an interval
+that too few prompts, or too equal scores, leave open.
+"""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = Parser(prog="tpmm evaluate", description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("models", metavar="MODEL", nargs="+")
+    add(
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help="what data.prompts of a config reads: a file, a saved dataset, a hub name "
+        "or module:function",
+    )
+    add("--prompt-field", default="prompt", help="its column (default: prompt)")
+    add("--split", default="train", help="of a hub dataset (default: train)")
+    add("--limit", type=int, metavar="N", help="the first N prompts only")
+    add(
+        "--baseline",
+        metavar="MODEL",
+        help="default: the first MODEL, theta_0 of a run. A workdir given here means "
+        "its newest policy",
+    )
+    add_base(parser)
+    add("--scorer", metavar="M:F", help="module:function, the reward")
+    for name, what in (("also", "a further scorer"), ("judge", "a judge")):
+        add(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="LABEL=M:F",
+            help=f"{what}; repeatable",
+        )
+    add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
+    add("--drop-bad-rows", action="store_true", help="of --pairs, instead of an error")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    add("--temperature", type=float, default=1.0, help="default: 1")
+    add("--top-p", type=float, default=1.0, help="default: 1, every token")
+    add("--top-k", type=int, default=0, help="default: 0, every token")
+    add("--num-samples", type=int, default=1, help="answers a prompt (default: 1)")
+    add("--seed", type=int, default=0, help="default: 0")
+    add("--chat", action="store_true", help="write prompts with the chat template")
+    add("--batch-size", type=int, default=32, help="prompts at once (default: 32)")
+    add("--output", metavar="DIR", help="new folder for all rows and summary.json")
+    add("--json", action="store_true", help="print the summary as JSON")
+    return parser.parse_args(argv)
+
+
+def labelled(given: Sequence[str], option: str) -> dict[str, str]:
+    """Returns {label: "module:function"} of options like LABEL=m:f."""
+    found: dict[str, str] = {}
+    for text in given:
+        label, equals, name = text.partition("=")
+        if not equals or not name:
+            raise BadInput(f"{option} {text}: wanted LABEL=module:function")
+        check_label(label, option)
+        if label in found:
+            raise BadInput(f"{option} {text}: the label {label} is given twice")
+        found[label] = name
+    return found
+
+
+def read_raters(args: argparse.Namespace) -> Raters:
+    """Returns scorers and judges; raises BadInput where there is none."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    if not (args.scorer or args.also or args.judge):
+        raise BadInput(
+            "nothing rates the answers: give --scorer module:function, --also "
+            "LABEL=module:function or --judge LABEL=module:function"
+        )
+    return load_raters(
+        ScorerConfig(name=args.scorer),
+        labelled(args.also, "--also"),
+        labelled(args.judge, "--judge"),
+        scorers_field="--also",
+        judges_field="--judge",
+    )
+
+
+def check_numbers(args: argparse.Namespace) -> SamplingConfig:
+    """Returns how answers are drawn; raises BadInput for a number out of range."""
+
+    def at_least(name: str, least: int, wanted: str) -> None:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise BadInput(f"--{name.replace('_', '-')} is {value}; use {wanted}")
+
+    config = SamplingConfig(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+    )
+    all_checked(
+        *(
+            functools.partial(at_least, name, 1, "at least 1")
+            for name in ("num_samples", "batch_size", "limit")
+        ),
+        functools.partial(at_least, "seed", 0, "0 or more"),
+        functools.partial(config.validate, "evaluate"),
+    )
+    return config
+
+
+def named_sources(models: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
+    """Returns (name, source) of every model, the baseline first.
+
+    A run's policies are theta_0, theta_1, ...; with its folder, where several models
+    would have one name.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for number, model in enumerate([*([baseline] if baseline else []), *models]):
+        workdir = run_workdir(pathlib.Path(model))
+        if workdir is None:
+            found.setdefault(model, (model, model))
+            continue
+        steps = committed_steps(workdir)
+        if baseline and number == 0:
+            steps = steps[-1:]
+        for k in steps:
+            name = f"theta_{k}"
+            source = f"{workdir}/trajectory@{k}"
+            found.setdefault(source, (name, f"{workdir} {name}"))
+    short = [name for name, _ in found.values()]
+    alone = len(set(short)) == len(short)
+    return [(name if alone else full, s) for s, (name, full) in found.items()]
+
+
+def find_candidates(
+    args: argparse.Namespace, console: RunConsole, room: int
+) -> list[Candidate]:
+    """Returns all models, resolved, with the prompts in their tokens.
+
+    Args:
+      room: tokens that every answer may take.
+    """
+    prompts = read_prompts(
+        args.prompts, "--prompts", column=args.prompt_field, split=args.split
+    )[: args.limit]
+    found: list[tuple[str, str, Source, tuple[int, ...]]] = []
+    named = named_sources(args.models, args.baseline)
+    models = resolve_all([source for _, source in named], args.base)
+    for (name, source), model in zip(named, models):
+        found.append(
+            (name, source, model, check_tokenizer(model, source, chat=args.chat))
+        )
+    limit = min(model.config.max_positions for _, _, model, _ in found) - room
+    if limit < 1:
+        raise BadInput(
+            f"--max-new-tokens is {room}; the models have {limit + room} positions: "
+            "give fewer"
+        )
+    first, candidates = found[0][2], list[Candidate]()
+    for name, source, model, eos_ids in found:
+        encoded = encode_for(
+            model, prompts, chat=args.chat, max_length=limit, console=console
+        )
+        same = not candidates or (
+            encoded.ids == candidates[0].prompts.ids
+            and model.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+        )
+        if not same:
+            console.warn(
+                f"{name} has another tokenizer than {candidates[0].name}: KL between "
+                "them is not defined, and it is left out, as are length and accuracy "
+                "on pairs"
+            )
+        number = len(candidates)
+        candidates.append(
+            Candidate(number, name, source, model, eos_ids, encoded, same)
+        )
+    return candidates
+
+
+def read_pairs(
+    args: argparse.Namespace, baseline: Candidate, console: RunConsole
+) -> list[PairRow]:
+    """Returns preference pairs in the baseline's tokens; cut as a run's would be."""
+    if args.pairs is None:
+        return []
+    half = min(512, baseline.found.config.max_positions // 2)
+    data = DataConfig(
+        split=args.split,
+        chat=args.chat,
+        max_prompt_length=half,
+        max_completion_length=half,
+        on_bad_rows="drop" if args.drop_bad_rows else "refuse",
+    )
+    return load_rows(
+        args.pairs,
+        data,
+        baseline.found.tokenizer,
+        eos_ids=baseline.eos_ids,
+        note=console.note,
+        warn=console.warn,
+    )
+
+
+def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
+    """Runs one command line; everything is checked before a model is loaded."""
+    output = None if args.output is None else pathlib.Path(args.output)
+
+    def check_folder() -> None:
+        if output is not None:
+            check_output(output)
+
+    sampling, raters, _ = all_checked(
+        lambda: check_numbers(args), lambda: read_raters(args), check_folder
+    )
+    candidates = find_candidates(args, console, sampling.max_new_tokens)
+    if raters.judges and len(candidates) < 2:
+        raise BadInput("a judge compares: give two MODELs, or --baseline")
+    pairs = read_pairs(args, candidates[0], console)
+    raters.probe(candidates[0].prompts.texts[0], args.num_samples)
+    settings = Settings(
+        sampling=sampling,
+        raters=raters,
+        num_samples=args.num_samples,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        pairs=pairs,
+        consecutive=len(args.models) == 1 and args.baseline is None,
+        output=output,
+    )
+    measures, warnings = compare(candidates, settings, console)
+    summary = {
+        "prompts": args.prompts,
+        "num_prompts": len(candidates[0].prompts.ids),
+        "baseline": candidates[0].source,
+        "options": {k: v for k, v in vars(args).items() if k not in ("output", "json")},
+        "versions": versions(),
+        "models": [{k: _plain(k, v) for k, v in row.items()} for row in measures],
+        "watch": warnings,
+    }
+    if output is not None:
+        write_json(output / "summary.json", summary)
+    if args.json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        return 0
+    # The standard output is the result's alone: the table, or the summary.
+    for line in comparison_lines(measures, candidates[0].name):
+        print(line)
+    for text in warnings:
+        console.warn(text)
+    return 0
+
+
+def _plain(name: str, value: Any) -> Any:
+    return value if isinstance(value, dict) else plain(name, value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args = parse_args(argv)
+    console = RunConsole(file=sys.stderr)  # type: ignore[arg-type]
+    return guarded(lambda: evaluate(args, console), console)

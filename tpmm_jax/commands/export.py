@@ -1,0 +1,263 @@
+"""Writes a policy as a Hugging Face directory: tpmm export runs/x/trajectory@4
+
+Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
+"""
+
+import argparse
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from tpmm_jax.axes import Params
+from tpmm_jax.commands.card import (
+    RunFacts,
+    local_name,
+    merge_facts,
+    run_facts,
+    write_card,
+)
+from tpmm_jax.commands.line import Parser, add_base, guarded
+from tpmm_jax.commands.peft import read_step, save_adapter
+from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.versions import versions
+from tpmm_jax.merging import FAINT, faint_text, signal_text, signal_to_rounding
+from tpmm_jax.models import Decoder, LoraConfig
+from tpmm_jax.store import tree_digest
+from tpmm_jax.weights.hub import is_hub_id
+from tpmm_jax.weights.loading import Model, Source, check_dtype, resolve
+from tpmm_jax.weights.saving import check_output, save
+
+DESCRIPTION = """\
+Write a policy as a Hugging Face directory that transformers, vLLM and others load:
+weights, tokenizer with its chat template, generation_config.json, and a model card
+(README.md) that says how it was made: the run's configuration, rule and weights of
+every reference, the evaluation with intervals, digests and versions.
+
+MODEL is a step of a run (runs/x/trajectory@4), a run's workdir (its newest policy), or
+any other model that tpmm sample takes. Of a run with model.lora.rank the weights have
+the adapter added; --peft writes the adapter alone, as a directory that PEFT loads.
+"""
+EPILOG = """\
+examples:
+  tpmm export runs/smollm2/trajectory@4 --output exported --license apache-2.0
+  tpmm export merged --output exported --dtype bfloat16 --name my-model
+  tpmm export runs/lora/trajectory@2 --output adapter --peft
+  huggingface-cli upload me/my-model exported
+
+The directory appears whole or not at all; one that holds something is refused.
+"""
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = Parser(prog="tpmm export", description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("model", metavar="MODEL")
+    add("--output", required=True, metavar="DIR", help="new, or empty")
+    add("--revision", help="branch, tag or commit of a hub id")
+    add_base(parser)
+    add("--dtype", default="float32", help="float32 (default) or bfloat16")
+    add("--max-shard-size", default="4GB", metavar="SIZE", help="default: 4GB")
+    add("--peft", action="store_true", help="write a LoRA run's adapter, not weights")
+    add("--name", help="of the model, in the card (default: the directory's)")
+    add("--license", help="for the card, such as apache-2.0; else none is stated")
+    add(
+        "--base-model",
+        metavar="ID",
+        help="hub id (default: the run's, where known); with --peft a directory too",
+    )
+    return parser.parse_args(argv)
+
+
+def parse_size(text: str) -> int:
+    """Returns bytes of "500MB", "4GB" or "2GiB".
+
+    Raises:
+      BadInput: another form, or less than a megabyte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1e6:
+        raise BadInput(
+            f"--max-shard-size is {text!r}; wanted 1MB or more, such as 500MB, 4GB or "
+            "2GiB"
+        )
+    return int(float(match[1]) * unit)
+
+
+def read_model(
+    source: Source,
+    facts: RunFacts | None,
+    dtype: str,
+    console: RunConsole,
+) -> tuple[Params, str, Decoder]:
+    """Returns the weights in ``dtype`` and their digest in float32.
+
+    Warns where the cast would undo the training.
+    """
+    decoder = Decoder(source.config)
+    with console.phase("read", 1, "models") as bar:
+        params = source.read(decoder, "float32")
+        digest = tree_digest(params)
+        bar.advance(1)
+    if dtype == "float32":
+        return params, digest, decoder
+    if facts is not None and facts.step > 0:
+        workdir = source.origin["source"].rpartition("@")[0]
+        base = resolve(f"{workdir}@0").read(decoder, "float32")
+        ratio = signal_to_rounding(params, base, dtype)
+        del base
+        console.note(signal_text(ratio, dtype))
+        warn_if_faint(console, ratio, "what the run changed", "its change to theta_0")
+    return jax.tree.map(lambda x: x.astype(dtype), params), digest, decoder
+
+
+def warn_if_faint(console: RunConsole, ratio: float, lost: str, change: str) -> None:
+    """Warns where a cast to bfloat16 would undo a change; 0 is no change."""
+    if 0 < ratio < FAINT:
+        instead = "use --dtype float32"
+        console.warn(faint_text(ratio, "bfloat16", lost, change, instead))
+
+
+def base_model(args: argparse.Namespace, source: Source, facts: RunFacts | None) -> str:
+    """Returns the hub id that the card names, or "" where none is known."""
+    if args.base_model is not None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.base_model):
+            raise BadInput(
+                f"--base-model is {args.base_model!r}; wanted a hub id such as org/name"
+            )
+        return args.base_model
+    if facts is not None:
+        return facts.first_hub or ""
+    return source.origin["source"] if "commit" in source.origin else ""
+
+
+def card(
+    args: argparse.Namespace,
+    source: Source,
+    facts: RunFacts | None,
+    digest: str,
+    merge: Mapping[str, Any] | None,
+    base: str,
+    lora: LoraConfig | None = None,
+) -> str:
+    """Returns the model card, of adapters if there is a LoraConfig."""
+    known = {f"{n} (run)": v for n, v in (facts.versions if facts else {}).items()}
+    known |= {f"{n} (export)" if known else n: v for n, v in versions().items()}
+    tags = ["tpmm_jax"]
+    if facts is not None:
+        tags += ["preference-optimization", facts.config["loss"]["name"]]
+    if merge is not None:
+        tags.append("merge")
+    if lora is not None:
+        tags.append("lora")
+    return write_card(
+        name=args.name or pathlib.Path(args.output).absolute().name,
+        tags=tags,
+        base_model=base,
+        lora=lora,
+        license=args.license,
+        parameters=f"{source.config.num_params:,}",
+        family=source.config.family,
+        dtype=check_dtype(args.dtype),
+        chat=bool(getattr(source.tokenizer, "chat_template", None)),
+        run=facts,
+        merge=merge,
+        source=local_name(source.origin["source"]),
+        commit=source.origin.get("commit"),
+        digest=digest,
+        versions=list(known.items()),
+    )
+
+
+def run(args: argparse.Namespace, console: RunConsole) -> None:
+    """Checks everything, reads, writes."""
+    dtype, size = check_dtype(args.dtype), parse_size(args.max_shard_size)
+    check_output(args.output)
+    source = resolve(args.model, args.revision, args.base)
+    if args.peft:
+        run_peft(args, source, console)
+        return
+    each = 2 if dtype == "bfloat16" else 4
+    check_output(args.output, each * source.config.num_params)
+    facts = run_facts(source.origin["source"])
+    merge = merge_facts(pathlib.Path(args.model))
+    base = base_model(args, source, facts)
+    if source.tokenizer is None:
+        console.warn(
+            f"{args.model} has no tokenizer, so {args.output} will have none: "
+            "transformers will load the model, and pipelines will not"
+        )
+    if merge is not None and dtype == "bfloat16" and merge["bfloat16_ratio"]:
+        change = f"its change to {merge['rows'][0]['source']}"
+        warn_if_faint(console, merge["bfloat16_ratio"], "the merge", change)
+    params, digest, decoder = read_model(source, facts, dtype, console)
+    text = card(args, source, facts, digest, merge, base)
+    model = Model(decoder, params, source.tokenizer, source.origin)
+    files = {"README.md": text}
+    with console.phase("write", 1, "models") as bar:
+        save(model, args.output, max_shard_bytes=size, files=files)
+        bar.advance(1)
+    finish(args, base, "AutoModelForCausalLM", "transformers", console)
+
+
+def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> None:
+    """Writes a step's adapter as a PEFT directory."""
+    if check_dtype(args.dtype) != "float32" or args.max_shard_size != "4GB":
+        raise BadInput(
+            "--dtype and --max-shard-size are for whole weights: with --peft the "
+            "adapter is one file in float32; leave them out"
+        )
+    facts = run_facts(source.origin["source"])
+    with console.phase("read", 1, "adapters") as bar:
+        stored = read_step(args.model, source, args.base_model)
+        bar.advance(1)
+    base = stored.base if is_hub_id(stored.base) else ""
+    if base and args.base_model:
+        console.warn(
+            f"{base} was not compared with the weights that the run began with; the "
+            "adapter gives the run's policy over those alone"
+        )
+    text = card(args, source, facts, stored.digest, None, base, stored.lora)
+    with console.phase("write", 1, "adapters") as bar:
+        save_adapter(stored, source, args.output, text)
+        bar.advance(1)
+    if not base:
+        console.note(f"adapter_config.json names the base by its path: {stored.base}")
+    finish(args, base, "AutoPeftModelForCausalLM", "peft", console)
+
+
+def finish(
+    args: argparse.Namespace, base: str, reader: str, library: str, console: RunConsole
+) -> None:
+    """Says what the card leaves open and how the directory is used."""
+    unstated = [
+        f"{what} ({option})"
+        for what, option, value in (
+            ("no license", "--license", args.license),
+            ("no base model", "--base-model", base),
+        )
+        if not value
+    ]
+    if unstated:
+        console.note(f"the card states {' and '.join(unstated)}")
+    console.next_steps(
+        [
+            f"tpmm sample {args.output}",
+            f'{reader}.from_pretrained("{args.output}")   in {library}',
+            f"{args.output}/README.md   the model card",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args = parse_args(argv)
+    console = RunConsole()
+    return guarded(lambda: run(args, console), console)

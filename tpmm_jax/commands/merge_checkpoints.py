@@ -1,0 +1,332 @@
+"""Merges checkpoints: tpmm merge_checkpoints runs/x --uniform --output merged
+
+Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+
+from tpmm_jax.commands.learning import Learned, Rows, split_rows
+from tpmm_jax.commands.line import Parser, add_base, guarded
+from tpmm_jax.commands.merges import (
+    Merged,
+    expand,
+    merge_given,
+    merge_learned,
+    open_sources,
+)
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.load_rows import load_rows
+from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.versions import versions
+from tpmm_jax.merging import (
+    FAINT,
+    RULES,
+    ReferenceConfig,
+    faint_text,
+    signal_text,
+)
+from tpmm_jax.mesh import MeshConfig, make_mesh
+from tpmm_jax.models import Decoder
+from tpmm_jax.store import tree_digest
+from tpmm_jax.weights.description import end_ids
+from tpmm_jax.weights.loading import Model, Source, check_dtype
+from tpmm_jax.weights.saving import check_output, save
+
+DESCRIPTION = """\
+Merge checkpoints of one architecture, in float32:
+theta_0 + sum_k w_k (theta_k - theta_0).
+
+MODEL is what tpmm sample takes. A run's workdir stands for all of its policies, and
+runs/x/trajectory@1..3 for three of them. The first model is theta_0, the anchor. The
+output is a Hugging Face directory; its merge.json records sources, digests and weights.
+"""
+EPILOG = """\
+examples:
+  tpmm merge_checkpoints runs/a/trajectory@0..2 --weights 0.5 0.3 0.2 --output merged
+  tpmm merge_checkpoints runs/a runs/b/trajectory@4 --uniform --output merged
+  tpmm merge_checkpoints runs/a --learn pairs.jsonl --granularity layer --output merged
+
+--learn fits softmax weights so that the merge, scored as a policy against theta_0,
+prefers the chosen answers (our reconstruction of the fusion objective: docs/design.md).
+A share of the prompts is held out; accuracy and loss are reported on those alone. Give
+pairs that no checkpoint was trained on: those it was trained on flatter it.
+pairs.jsonl: chosen and rejected, with a prompt or without; texts or message lists.
+"""
+
+# Of options that mean something with --learn alone.
+LEARNING_DEFAULTS = {
+    "holdout": 0.2,
+    "seed": 0,
+    "max_prompt_length": 512,
+    "max_completion_length": 512,
+}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = Parser(
+        prog="tpmm merge_checkpoints", description=DESCRIPTION, epilog=EPILOG
+    )
+    defaults, add = ReferenceConfig(), parser.add_argument
+    add("models", nargs="+", metavar="MODEL")
+    add_base(parser)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--weights", type=float, nargs="+", metavar="W")
+    how.add_argument("--uniform", action="store_true", help="1/K each")
+    how.add_argument("--learn", metavar="PAIRS", help="learn them on preference pairs")
+    add("--output", required=True, metavar="DIR", help="new, or empty")
+    add("--dtype", default="float32", help="of the output: float32 or bfloat16")
+    add("--fsdp", type=int, default=1, help="devices to split weights over; -1: all")
+    some = parser.add_argument_group("with --learn")
+    add = some.add_argument
+    add("--granularity", choices=("model", "layer"), help="weights a model or a layer")
+    add(
+        "--objective",
+        choices=("calibrated", "fixed"),
+        help="fit D's scale, or not",
+    )
+    add("--steps", type=int, help=f"of Adam (default: {defaults.steps})")
+    add("--beta", type=float, help=f"scale of D, or its start ({defaults.beta})")
+    add("--learning-rate", type=float, help=f"default: {defaults.learning_rate}")
+    add("--batch-size", type=int, help=f"pairs a step (default: {defaults.batch_size})")
+    usual = LEARNING_DEFAULTS
+    add(
+        "--holdout",
+        type=float,
+        help=f"share of prompts to report on (default: {usual['holdout']})",
+    )
+    add("--seed", type=int, help="of the split and the batches (default: 0)")
+    add(
+        "--drop-bad-rows",
+        action="store_const",
+        const=True,
+        help="of PAIRS, instead of an error",
+    )
+    for name in ("max_prompt_length", "max_completion_length"):
+        option = f"--{name.replace('_', '-')}"
+        add(option, type=int, help=f"tokens (default: {usual[name]})")
+    add(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="write pairs with the chat template (default: if there is one)",
+    )
+    args = parser.parse_args(argv)
+    given = [a for a in some._group_actions if getattr(args, a.dest) is not None]
+    if given and args.learn is None:
+        parser.error(f"{given[0].option_strings[0]} needs --learn")
+    for name, value in usual.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def given_weights(args: argparse.Namespace, names: Sequence[str]) -> list[float]:
+    """Returns the weights asked for; uniform where none are."""
+    if args.weights is None:
+        return [1 / len(names)] * len(names)
+    if len(args.weights) != len(names):
+        listed = "\n".join(f"  {name}" for name in names)
+        raise BadInput(
+            f"{len(args.weights)} weights for {len(names)} models; wanted one each, in "
+            f"this order:\n{listed}"
+        )
+    if not all(math.isfinite(w) for w in args.weights):
+        raise BadInput(f"weights are {args.weights}; wanted finite numbers")
+    return args.weights
+
+
+def learning_config(args: argparse.Namespace) -> ReferenceConfig:
+    """Returns the "learned" rule's constants, validated."""
+    named = ("granularity", "objective", "steps", "beta", "learning_rate", "batch_size")
+    changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
+    config = ReferenceConfig(rule="learned", **changes)
+    config.validate(tuple(RULES))
+    wrong = []
+    if not 0 < args.holdout < 1:
+        wrong.append(f"--holdout is {args.holdout}; use a share between 0 and 1")
+    if args.seed < 0:
+        wrong.append(f"--seed is {args.seed}; use 0 or more")
+    for name in ("max_prompt_length", "max_completion_length"):
+        if (value := getattr(args, name)) < 1:
+            wrong.append(f"--{name.replace('_', '-')} is {value}; use at least 1")
+    if wrong:
+        raise BadInput("\n".join(wrong))
+    return config
+
+
+def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> Rows:
+    """Returns the pairs of --learn as token ids, a share of the prompts held out."""
+    tokenizer = first.tokenizer
+    if tokenizer is None:
+        raise BadInput(
+            f"{first.origin['source']} has no tokenizer (tokenizer.json), which "
+            "--learn needs to read the pairs; copy it into that directory"
+        )
+    chat = bool(tokenizer.chat_template) if args.chat is None else args.chat
+    how = "with the chat template" if chat else "as they are, without a chat template"
+    console.note(f"pairs are written {how}")
+    data = DataConfig(
+        chat=chat,
+        max_prompt_length=args.max_prompt_length,
+        max_completion_length=args.max_completion_length,
+        on_bad_rows="drop" if args.drop_bad_rows else "refuse",
+    )
+    rows = load_rows(
+        args.learn,
+        data,
+        tokenizer,
+        eos_ids=end_ids(first.config, tokenizer),
+        note=console.note,
+        warn=console.warn,
+    )
+    return split_rows(rows, args.holdout, args.seed)
+
+
+def record(
+    args: argparse.Namespace,
+    config: ReferenceConfig | None,
+    sources: Sequence[Source],
+    merged: Merged,
+) -> dict[str, Any]:
+    """Returns the content of merge.json."""
+
+    def number(ratio: float) -> float | None:
+        return ratio if math.isfinite(ratio) else None
+
+    rule = "learned" if args.learn else "uniform" if args.uniform else "given"
+    content: dict[str, Any] = {
+        "sources": [
+            {**source.origin, "digest": digest}
+            for source, digest in zip(sources, merged.digests)
+        ],
+        "rule": rule,
+        "weights": merged.weights_GK.tolist(),
+        "digest": tree_digest(merged.params),
+        "dtype": check_dtype(args.dtype),
+        # null: nothing is rounded.
+        "signal_to_rounding": {
+            "float32": number(merged.float32_ratio),
+            "bfloat16": number(merged.bfloat16_ratio),
+        },
+        "versions": versions(),
+    }
+    if config is not None and merged.learned is not None:
+        content["objective"] = {
+            "note": "our reconstruction of the fusion objective",
+            "pairs": pathlib.Path(args.learn).name,
+            **asdict(config),
+            "scale": merged.learned.scale,
+            "seed": args.seed,
+        }
+        content["granularity"] = config.granularity
+        content["held_out"] = {
+            **merged.learned.counts,
+            "scores": [asdict(score) for score in merged.learned.scores],
+        }
+    return content
+
+
+def show(merged: Merged, names: Sequence[str], console: RunConsole) -> None:
+    """Prints the weights, the held-out scores and the signal-to-rounding ratio."""
+    weights_GK = merged.weights_GK
+    rows = []
+    for k, name in enumerate(names):
+        text = f"{weights_GK[:, k].mean():.4f}"
+        if len(weights_GK) > 1:
+            low, high = weights_GK[:, k].min(), weights_GK[:, k].max()
+            text += f"  ({low:.4f} to {high:.4f} over {len(weights_GK)} groups)"
+        rows.append((name, text))
+    console.header("weights", rows)
+    if merged.learned is not None:
+        show_scores(merged.learned, console)
+    for dtype, ratio in (
+        ("float32", merged.float32_ratio),
+        ("bfloat16", merged.bfloat16_ratio),
+    ):
+        console.note(signal_text(ratio, dtype))
+
+
+def show_scores(learned: Learned, console: RunConsole) -> None:
+    """Prints each model on the held-out pairs, and whether the merge is the best."""
+    counts, rows = learned.counts, []
+    for s in learned.scores:
+        interval = f" [{s.low:.3f}, {s.high:.3f}]"
+        rows.append((s.model, f"{s.accuracy:.3f}{interval}  loss {s.loss:.4f}"))
+    console.header(
+        f"preference accuracy against theta_0 on {counts['held_out_pairs']} held-out "
+        f"pairs of {counts['held_out_prompts']} prompts ({counts['learn_pairs']} pairs "
+        "learned on)",
+        rows,
+    )
+    *others, last = learned.scores
+    best = min(others, key=lambda s: s.loss)
+    if last.loss >= best.loss:
+        console.warn(
+            f"on the held-out pairs the learned merge is no better than {best.model} "
+            f"(loss {last.loss:.4f} and {best.loss:.4f})"
+        )
+
+
+def run(args: argparse.Namespace, console: RunConsole) -> None:
+    """Checks everything, merges, writes."""
+    dtype = check_dtype(args.dtype)
+    names = expand(args.models)
+    check_output(args.output)
+    weights = given_weights(args, names)
+    learning = None if args.learn is None else learning_config(args)
+    sources = open_sources(names, args.base, console)
+    config, output = sources[0].config, pathlib.Path(args.output)
+    copies = len(names) + 1 if args.learn else 1
+    check_output(output, 4 * copies * config.num_params)
+    mesh = None if args.fsdp == 1 else make_mesh(MeshConfig(fsdp=args.fsdp))
+    decoder = Decoder(config, mesh=mesh)
+    if learning is not None:
+        merged = merge_learned(
+            sources,
+            names,
+            read_rows(args, sources[0], console),
+            decoder,
+            learning,
+            seed=args.seed,
+            near=output,
+            console=console,
+        )
+    else:
+        merged = merge_given(sources, weights, decoder, console)
+        if abs(sum(weights) - 1) > 1e-6:
+            console.warn(f"the weights add up to {sum(weights):g}, not to 1")
+    show(merged, names, console)
+    content = record(args, learning, sources, merged)
+    ratio = merged.bfloat16_ratio
+    # 0: the merge is the first model, so nothing is lost.
+    if dtype == "bfloat16" and 0 < ratio < FAINT:
+        change = f"its change to {names[0]}"
+        console.warn(
+            faint_text(ratio, dtype, "the merge", change, "use --dtype float32")
+        )
+    params = jax.tree.map(lambda x: x.astype(dtype), merged.params)
+    origin = {"source": str(output)}
+    model = Model(decoder, params, sources[0].tokenizer, origin)
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    save(model, output, files={"merge.json": text})
+    if sources[0].tokenizer is None:
+        console.warn(f"{names[0]} has no tokenizer, so {output} has none")
+    console.next_steps(
+        [f"tpmm sample {output}", f'tpmm.load("{output}")   in Python and transformers']
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args = parse_args(argv)
+    console = RunConsole()
+    return guarded(lambda: run(args, console), console)

@@ -1,0 +1,262 @@
+"""Talks to a model, or answers prompts: tpmm sample runs/smollm2
+
+Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tpmm_jax.commands.answers import (
+    Interrupt,
+    Settings,
+    room_for,
+    standard_output,
+    stream_answer,
+)
+from tpmm_jax.commands.chat import Chat, is_terminal, say_end
+from tpmm_jax.commands.line import Parser, add_base, guarded
+from tpmm_jax.commands.prompt_file import (
+    answer_file,
+    answer_rows,
+    check_file,
+    read_prompts,
+)
+from tpmm_jax.errors import BadInput, Stopped
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.sampling import SamplingConfig
+from tpmm_jax.weights.loading import Model, load, run_workdir
+
+DESCRIPTION = """\
+Talk to a model, continue one prompt, or answer a file of prompts.
+
+MODEL is a Hugging Face directory, a .gguf file, a PEFT directory of LoRA, a hub id
+(org/name), a step of a run (runs/x/trajectory@2), or a run's workdir (runs/x): its
+newest policy. With neither --prompt nor --prompts, lines are read: typed on a terminal
+they are a conversation, piped in they are prompts, one a line.
+
+The chat template is used where the model has one; --no-chat takes texts as they are.
+"""
+EPILOG = """\
+examples:
+  tpmm sample runs/smollm2                              talk to the newest policy
+  tpmm sample runs/smollm2/trajectory@0 --prompt "Hi"   ask theta_0 one thing
+  tpmm sample org/name --prompts p.jsonl --output a.jsonl --num-samples 4
+  echo "Once upon a time" | tpmm sample model.gguf --temperature 0 --no-chat
+
+--prompts reads what data.prompts of a config reads: .jsonl, .json, .txt, .parquet, a
+saved dataset, a hub name or module:function. The same command continues an output that
+was interrupted. The same seed gives the tokens that tpmm.generate gives.
+"""
+
+DEFAULT_NEW_TOKENS = 256
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = Parser(prog="tpmm sample", description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("model", metavar="MODEL")
+    add("--revision", help="branch, tag or commit of a hub id")
+    add_base(parser)
+    add("--prompt", metavar="TEXT", help="answer this and end")
+    add("--prompts", metavar="FILE", help="answer every prompt of a file")
+    add("--prompt-field", default="prompt", help="its column (default: prompt)")
+    add("--output", metavar="FILE", help="write answers as JSONL (default: stdout)")
+    add(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="default: 256, at most half of the model's positions",
+    )
+    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    add("--top-p", type=float, default=1.0, help="default: 1, every token")
+    add("--top-k", type=int, default=0, help="default: 0, every token")
+    add("--num-samples", type=int, default=1, help="answers a prompt (default: 1)")
+    add("--batch-size", type=int, default=32, help="prompts at once (default: 32)")
+    add("--seed", type=int, default=0, help="default: 0")
+    add(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="write prompts with the chat template (default: if there is one)",
+    )
+    add("--system", metavar="TEXT", help="a system message; needs the chat template")
+    add("--dtype", default="float32", help="float32 (default) or bfloat16")
+    return parser.parse_args(argv)
+
+
+def check_args(args: argparse.Namespace) -> SamplingConfig:
+    """Returns the sampling; raises BadInput before a model is loaded."""
+    most = DEFAULT_NEW_TOKENS if args.max_new_tokens is None else args.max_new_tokens
+    config = SamplingConfig(
+        max_new_tokens=most,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+    )
+    config.validate("sample")
+    for name in ("num_samples", "batch_size"):
+        if getattr(args, name) < 1:
+            raise BadInput(f"{name} is {getattr(args, name)}; use at least 1")
+    if args.prompt is not None and args.prompts is not None:
+        raise BadInput("--prompt and --prompts are both given; give one of them")
+    if args.prompt is not None and not args.prompt.strip():
+        raise BadInput("--prompt is empty; give it a text")
+    typed = args.prompt is None and args.prompts is None and is_terminal()
+    if args.output is not None and (typed or args.prompt is not None):
+        raise BadInput("--output is for many prompts; give --prompts FILE, or pipe")
+    if typed and args.num_samples > 1:
+        raise BadInput("--num-samples is for --prompt and --prompts, not for a chat")
+    if args.system is not None and args.chat is False:
+        raise BadInput("--system needs the chat template; leave --no-chat out")
+    if args.output is not None:
+        check_file(pathlib.Path(args.output))
+    return config
+
+
+def gather(args: argparse.Namespace) -> list[Any] | None:
+    """Returns the prompts, or None where they will be typed."""
+    if args.prompt is not None:
+        return [args.prompt]
+    if args.prompts is not None:
+        return read_prompts(args.prompts, args.prompt_field)
+    if is_terminal():
+        return None
+    lines = [line.strip() for line in sys.stdin or ()]
+    found = [line for line in lines if line]
+    if not found:
+        raise BadInput(
+            "no prompt: standard input is empty; pipe one a line, or give --prompt or "
+            "--prompts"
+        )
+    return found
+
+
+def choose_chat(
+    args: argparse.Namespace, model: Model, prompts: list[Any] | None
+) -> tuple[bool, str]:
+    """Returns whether the chat template is used, and why, in words."""
+    has = getattr(model.tokenizer, "chat_template", None) is not None
+    ids = prompts is not None and all(isinstance(p, list) for p in prompts)
+    ids = ids and all(isinstance(p[0], int) for p in prompts or ())
+    if ids:
+        if args.chat or args.system:
+            raise BadInput("the prompts are token ids; --chat and --system need texts")
+        return False, "token ids, as they are"
+    if model.tokenizer is None:
+        raise BadInput(
+            f"{args.model} has no tokenizer (tokenizer.json); copy it from the model's "
+            "publisher into that directory, or give prompts as token ids"
+        )
+    if (args.chat or args.system) and not has:
+        raise BadInput(
+            f"{'--chat' if args.chat else '--system'} needs a chat template, and the "
+            f"tokenizer of {args.model} has none; use an instruction-tuned model"
+        )
+    if args.chat is not None:
+        return args.chat, "chat template" if args.chat else "no chat template (asked)"
+    if has:
+        return True, "chat template (--no-chat for the text alone)"
+    return False, "text as it is (the model has no chat template)"
+
+
+def introduce(
+    model: Model,
+    settings: Settings,
+    args: argparse.Namespace,
+    how: str,
+    console: RunConsole,
+) -> None:
+    """Says what answers, and how."""
+    source = model.origin["source"]
+    if run_workdir(pathlib.Path(args.model)) is not None:
+        source += " (the newest)"
+    size = f"{model.config.num_params:,} parameters"
+    console.note(f"model  {source}, {size}, {model.decoder.compute_dtype}")
+    s = settings.sampling
+    parts = [
+        how,
+        f"temperature {s.temperature:g}",
+        *([f"top-p {s.top_p:g}"] if s.top_p < 1 else []),
+        *([f"top-k {s.top_k}"] if s.top_k else []),
+        f"at most {s.max_new_tokens} tokens",
+        f"seed {settings.seed}",
+    ]
+    console.note(f"draws  {', '.join(parts)}")
+
+
+def run(args: argparse.Namespace, console: RunConsole) -> int:
+    """Loads the model and answers."""
+    sampling = check_args(args)
+    prompts = gather(args)
+    if sys.stderr.isatty():
+        console.note("loading the model")
+    model = load(args.model, args.revision, args.dtype, base=args.base)
+    if args.max_new_tokens is None:
+        most = min(sampling.max_new_tokens, model.config.max_positions // 2)
+        sampling = replace(sampling, max_new_tokens=most)
+    room_for(model, sampling)
+    chat, how = choose_chat(args, model, prompts)
+    settings = Settings(
+        sampling=sampling, seed=args.seed, chat=chat, system=args.system
+    )
+    introduce(model, settings, args, how, console)
+    out = standard_output()
+    counts = {"num_samples": args.num_samples, "batch_size": args.batch_size}
+    if prompts is None:
+        Chat(model, settings, console, out).run()
+    elif args.output is not None:
+        path = pathlib.Path(args.output)
+        try:
+            answer_file(model, prompts, settings, path, console, **counts)
+        except KeyboardInterrupt:
+            console.note(
+                f"stopped; {path} keeps what was done. The same command goes on"
+            )
+            return Stopped.exit_code
+    elif args.prompts is not None:
+        for rows in answer_rows(model, prompts, settings, **counts):
+            for row in rows:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
+    else:
+        return stream_all(model, prompts, settings, args.num_samples, console)
+    return 0
+
+
+def stream_all(
+    model: Model,
+    prompts: Sequence[str],
+    settings: Settings,
+    num_samples: int,
+    console: RunConsole,
+) -> int:
+    """Streams every prompt's answers, with a line of introduction if there are many."""
+    out, interrupt = standard_output(), Interrupt()
+    for number, prompt in enumerate(prompts):
+        for sample in range(num_samples):
+            if len(prompts) > 1 and sample == 0:
+                out.write(f"> {prompt}\n")
+            if num_samples > 1:
+                out.write(f"[{sample + 1} of {num_samples}]\n")
+            answer = stream_answer(
+                model, prompt, settings, interrupt, out, number=number, sample=sample
+            )
+            say_end(answer, console)
+            if answer.interrupted:
+                return Stopped.exit_code
+            if len(prompts) > 1 or num_samples > 1:
+                out.write("\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args = parse_args(argv)
+    # Answers alone go to standard output, so that they can be piped.
+    console = RunConsole(file=sys.stderr)  # type: ignore[arg-type]
+    return guarded(lambda: run(args, console), console)

@@ -1,0 +1,1 @@
+"""What a run says: on the terminal, and in the files of metrics beside it."""
