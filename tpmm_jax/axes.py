@@ -2,13 +2,15 @@
 
 An array's name ends in its axes (``logits_BTV``); einsums use the same capitals.
 
-    B  prompts (or rows)        R  responses of one prompt
-    N  2: chosen, rejected      T, S  positions (S: keys that are attended to)
-    L  layers                   K  checkpoints of a trajectory
-    D  model width              F  feed-forward width
-    V  vocabulary               H  query heads
-    G  key/value heads          E  head width
-    Z  rank of an adapter
+    B  rows of a batch, prompts    R  responses (samples) of one prompt
+    P  pairs of a set              N  2: chosen, rejected
+    T  positions                   S  positions (slots of keys) that are attended to
+    L  layers                      K  checkpoints of a trajectory
+    D  model width                 F  feed-forward width
+    V  vocabulary                  C  parts of the vocabulary, one per tensor shard
+    H  query heads                 G  key/value heads
+    M  query heads per key head    E  head width
+    Z  rank of an adapter          J  resamples of a bootstrap
 """
 
 from typing import Any, TypeAlias

@@ -97,7 +97,7 @@ def pair_token_log_probs(
     *,
     chunk_bytes: int,
     mass: bool = False,
-) -> tuple[Float[Array, "B N S"], Float[Array, "B N S"] | None]:
+) -> tuple[Float[Array, "B N _"], Float[Array, "B N _"] | None]:
     """Returns log p of every next token of a batch of pairs [B, N, T-1], nats.
 
     Args:
@@ -116,7 +116,7 @@ def pair_token_log_probs(
 class _Blocks(NamedTuple):
     """How the vocabulary is walked; static.
 
-    The head is seen as [S, V/S, D], S being the tensor axis that splits it, and a
+    The head is seen as [C, V/C, D], C being the tensor axis that splits it, and a
     block takes ``width`` rows of each part. The last block may begin early, over
     rows that were seen before: those are masked.
     """
@@ -136,22 +136,22 @@ class _Blocks(NamedTuple):
     def start(self, block: jax.Array) -> jax.Array:
         return jnp.minimum(block * self.width, self.rows - self.width)
 
-    def take(self, head_SVD: jax.Array, block: jax.Array) -> jax.Array:
+    def take(self, head_CVD: jax.Array, block: jax.Array) -> jax.Array:
         start = self.start(block)
-        return jax.lax.dynamic_slice_in_dim(head_SVD, start, self.width, axis=1)
+        return jax.lax.dynamic_slice_in_dim(head_CVD, start, self.width, axis=1)
 
     def ids_and_new(self, block: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the block's token ids [S, V] and which rows are new [V]."""
+        """Returns the block's token ids [C, V] and which rows are new [V]."""
         rows = self.start(block) + jnp.arange(self.width)
-        ids_SV = jnp.arange(self.parts)[:, None] * self.rows + rows
-        return ids_SV, rows >= block * self.width
+        ids_CV = jnp.arange(self.parts)[:, None] * self.rows + rows
+        return ids_CV, rows >= block * self.width
 
-    def logits(self, hidden_BTD: jax.Array, block_SVD: jax.Array) -> jax.Array:
-        """Returns the block's logits [B, T, S, V], float32."""
+    def logits(self, hidden_BTD: jax.Array, block_CVD: jax.Array) -> jax.Array:
+        """Returns the block's logits [B, T, C, V], float32."""
         logits = jnp.einsum(
-            "BTD,SVD->BTSV",
+            "BTD,CVD->BTCV",
             hidden_BTD.astype(self.dtype),
-            block_SVD.astype(self.dtype),
+            block_CVD.astype(self.dtype),
             precision=matmul_precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
@@ -159,8 +159,8 @@ class _Blocks(NamedTuple):
         return soft_cap(logits, self.softcap)
 
     def split(self, head_VD: jax.Array) -> jax.Array:
-        head_SVD = head_VD.reshape(self.parts, self.rows, -1)
-        return constrain(head_SVD, self.mesh, TENSOR, None, FSDP)
+        head_CVD = head_VD.reshape(self.parts, self.rows, -1)
+        return constrain(head_CVD, self.mesh, TENSOR, None, FSDP)
 
 
 def chunked_log_probs(
@@ -211,15 +211,15 @@ def _blockwise(
 def _forward(
     blocks: _Blocks, hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array
 ) -> tuple[tuple[jax.Array, ...], Any]:
-    head_SVD = blocks.split(head_VD)
+    head_CVD = blocks.split(head_VD)
 
     def one(block: jax.Array, carry: tuple) -> tuple:
         top_BT, sum_BT, picked_BT, *squares = carry
-        logits = blocks.logits(hidden_BTD, blocks.take(head_SVD, block))
-        ids_SV, new_V = blocks.ids_and_new(block)
+        logits = blocks.logits(hidden_BTD, blocks.take(head_CVD, block))
+        ids_CV, new_V = blocks.ids_and_new(block)
         logits = jnp.where(new_V, logits, -jnp.inf)
         # Compared, not gathered, so that the vocabulary may be sharded.
-        hit = targets_BT[..., None, None] == ids_SV
+        hit = targets_BT[..., None, None] == ids_CV
         picked_BT += jnp.sum(jnp.where(hit & new_V, logits, 0.0), axis=(-2, -1))
         higher_BT = jnp.maximum(top_BT, jnp.max(logits, axis=(-2, -1)))
         shrink_BT = jnp.exp(top_BT - higher_BT)
@@ -247,7 +247,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, None]:
     grad_BT = grads[0]
     hidden_BTD, head_VD, targets_BT, lse_BT = saved
-    head_SVD, dtype = blocks.split(head_VD), blocks.dtype
+    head_CVD, dtype = blocks.split(head_VD), blocks.dtype
     product = functools.partial(
         jnp.einsum,
         precision=matmul_precision(dtype),
@@ -255,35 +255,35 @@ def _backward(
     )
 
     def one(block: jax.Array, carry: tuple) -> tuple:
-        d_hidden_BTD, d_head_SVD = carry
-        block_SVD = blocks.take(head_SVD, block)
-        logits = blocks.logits(hidden_BTD, block_SVD)
-        ids_SV, new_V = blocks.ids_and_new(block)
-        hit = (targets_BT[..., None, None] == ids_SV).astype(jnp.float32)
+        d_hidden_BTD, d_head_CVD = carry
+        block_CVD = blocks.take(head_CVD, block)
+        logits = blocks.logits(hidden_BTD, block_CVD)
+        ids_CV, new_V = blocks.ids_and_new(block)
+        hit = (targets_BT[..., None, None] == ids_CV).astype(jnp.float32)
         d_logits = hit - jnp.exp(logits - lse_BT[..., None, None])
         d_logits *= grad_BT[..., None, None]
         if blocks.softcap is not None:
             d_logits *= 1.0 - (logits / blocks.softcap) ** 2
-        d_block_SVD = product(
-            "BTSV,BTD->SVD", d_logits.astype(dtype), hidden_BTD.astype(dtype)
+        d_block_CVD = product(
+            "BTCV,BTD->CVD", d_logits.astype(dtype), hidden_BTD.astype(dtype)
         )
         # A row that was seen before gets the same gradient once more.
-        d_head_SVD = jax.lax.dynamic_update_slice_in_dim(
-            d_head_SVD, d_block_SVD, blocks.start(block), axis=1
+        d_head_CVD = jax.lax.dynamic_update_slice_in_dim(
+            d_head_CVD, d_block_CVD, blocks.start(block), axis=1
         )
         d_hidden_BTD += product(
-            "BTSV,SVD->BTD",
+            "BTCV,CVD->BTD",
             jnp.where(new_V, d_logits, 0.0).astype(dtype),
-            block_SVD.astype(dtype),
+            block_CVD.astype(dtype),
         )
-        return d_hidden_BTD, d_head_SVD
+        return d_hidden_BTD, d_head_CVD
 
     start = (
         jnp.zeros(hidden_BTD.shape, jnp.float32),
         blocks.split(jnp.zeros(head_VD.shape, jnp.float32)),
     )
-    d_hidden_BTD, d_head_SVD = jax.lax.fori_loop(0, blocks.number, one, start)
-    d_head_VD = d_head_SVD.reshape(head_VD.shape).astype(head_VD.dtype)
+    d_hidden_BTD, d_head_CVD = jax.lax.fori_loop(0, blocks.number, one, start)
+    d_head_VD = d_head_CVD.reshape(head_VD.shape).astype(head_VD.dtype)
     return d_hidden_BTD.astype(hidden_BTD.dtype), d_head_VD, None
 
 

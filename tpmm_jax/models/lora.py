@@ -288,7 +288,7 @@ def row_hash(
 
 
 def drop(
-    x_BT: Float[Array, "B T ..."], key_BK: jax.Array, keep: jax.Array
+    x_BT: Float[Array, "B T ..."], keys_B: jax.Array, keep: jax.Array
 ) -> Float[Array, "B T ..."]:
     """Zeroes a share 1 - keep of each row's numbers and divides the others by keep."""
 
@@ -296,5 +296,5 @@ def drop(
         key = jax.random.wrap_key_data(data)
         return jax.random.bernoulli(key, keep, x_BT.shape[1:])
 
-    kept = jnp.where(jax.vmap(mask)(key_BK), x_BT.astype(jnp.float32) / keep, 0.0)
+    kept = jnp.where(jax.vmap(mask)(keys_B), x_BT.astype(jnp.float32) / keep, 0.0)
     return kept.astype(x_BT.dtype)
