@@ -18,12 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tpmm_jax as tpmm
-from tpmm_jax.commands import evaluate, loading
+from tpmm_jax.commands import evaluate
 from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import EvaluationConfig
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.weights import loading
 
 Text = pytest.CaptureFixture[str]
 SCORER = ("--scorer", "tiny_run:score")

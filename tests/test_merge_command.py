@@ -11,8 +11,8 @@ import pytest
 import tpmm_jax as tpmm
 from tpmm_jax.commands import export
 from tpmm_jax.commands import merge_checkpoints as command
-from tpmm_jax.commands.learning import score, split_rows
-from tpmm_jax.commands.merges import expand
+from tpmm_jax.commands._learning import score, split_rows
+from tpmm_jax.commands._merges import expand
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.merging import Deltas, group_names
 from tpmm_jax.merging.learned import fitted_scale

@@ -16,10 +16,10 @@ import command_runs
 import pytest
 
 import tpmm_jax as tpmm
-from tpmm_jax.commands import prompt_file
+from tpmm_jax.commands import _prompt_file as prompt_file
 from tpmm_jax.commands import sample as command
-from tpmm_jax.commands.answers import Interrupt, shown
-from tpmm_jax.commands.chat import Chat
+from tpmm_jax.commands._answers import Interrupt, shown
+from tpmm_jax.commands._chat import Chat
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.store import append_lines

@@ -8,7 +8,7 @@ import pytest
 
 import tpmm_jax
 from tpmm_jax.commands import dispatch
-from tpmm_jax.commands.line import guarded
+from tpmm_jax.commands._line import guarded
 from tpmm_jax.errors import CorruptCheckpoint
 from tpmm_jax.log.console import RunConsole
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpmm_jax.data import tokens
+from tpmm_jax.data._split import split_messages, split_text
 from tpmm_jax.data.boundary import text_ids
 from tpmm_jax.data.joining import Joiner
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair
-from tpmm_jax.data.split import split_messages, split_text
 
 BYTES, SPACES = small.byte_level(), small.metaspace()
 CHATML, TURNS = small.byte_level(small.CHATML), small.metaspace(small.TURNS)

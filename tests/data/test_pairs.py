@@ -8,9 +8,9 @@ import re
 
 import pytest
 
+from tpmm_jax.data._split import split_text
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import load_pairs
-from tpmm_jax.data.split import split_text
 from tpmm_jax.errors import BadInput
 
 ASSETS = os.environ.get("TPMM_ASSETS") or pathlib.Path(__file__).parents[3] / "shared"

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tpmm_jax.data import strict_json
+from tpmm_jax.data import _strict_json as strict_json
 from tpmm_jax.data.problems import Defect, Place, Problems
 from tpmm_jax.data.prompts import load_prompts
 from tpmm_jax.data.sources import read_rows

@@ -1,1 +1,11 @@
-"""What the command lines are made of: arguments, errors, chat, files, the card."""
+"""The command lines. Without an underscore: a command; with one: what it is made of.
+
+dispatch is ``tpmm`` itself: it finds the command that was asked for. Every command
+parses with ``_line.Parser`` and ends through ``_line.guarded``, which turns errors into
+exit codes. Beside them:
+
+  sample             _answers (one, streamed), _chat (many turns), _prompt_file
+  merge_checkpoints  _merges (given weights), _learning (learned ones)
+  check_data         _data_checks (one source), _data_run (a run's demands), _data_table
+  export             _card (README.md of a model), _peft (adapters)
+"""

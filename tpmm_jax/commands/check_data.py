@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from tpmm_jax.commands.data_checks import (
+from tpmm_jax.commands._data_checks import (
     Checked,
     check_labels,
     check_leaks,
@@ -22,15 +22,15 @@ from tpmm_jax.commands.data_checks import (
     check_prompts,
     summary,
 )
-from tpmm_jax.commands.data_run import (
+from tpmm_jax.commands._data_run import (
     as_run,
     check_run,
     find_scorer,
     find_tokenizer,
     read_evaluation,
 )
-from tpmm_jax.commands.data_table import data_table, prompts_view, rows_view
-from tpmm_jax.commands.line import Parser, escape_unprintable, guarded
+from tpmm_jax.commands._data_table import data_table, prompts_view, rows_view
+from tpmm_jax.commands._line import Parser, escape_unprintable, guarded
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.config import PARTS, DataConfig, check_fields
 from tpmm_jax.data.problems import SHOWN, listing, place_of

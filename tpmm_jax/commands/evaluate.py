@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tpmm_jax.commands.line import Parser, add_base, all_checked, guarded
+from tpmm_jax.commands._line import Parser, add_base, all_checked, guarded
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows

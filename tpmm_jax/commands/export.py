@@ -12,15 +12,15 @@ from typing import Any
 import jax
 
 from tpmm_jax.axes import Params
-from tpmm_jax.commands.card import (
+from tpmm_jax.commands._card import (
     RunFacts,
     local_name,
     merge_facts,
     run_facts,
     write_card,
 )
-from tpmm_jax.commands.line import Parser, add_base, guarded
-from tpmm_jax.commands.peft import read_step, save_adapter
+from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._peft import read_step, save_adapter
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions

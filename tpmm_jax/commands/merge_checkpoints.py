@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from tpmm_jax.commands.learning import Learned, Rows, split_rows
-from tpmm_jax.commands.line import Parser, add_base, guarded
-from tpmm_jax.commands.merges import (
+from tpmm_jax.commands._learning import Learned, Rows, split_rows
+from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._merges import (
     Merged,
     expand,
     merge_given,

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tpmm_jax.commands.answers import (
+from tpmm_jax.commands._answers import (
     Interrupt,
     Settings,
     room_for,
     standard_output,
     stream_answer,
 )
-from tpmm_jax.commands.chat import Chat, is_terminal, say_end
-from tpmm_jax.commands.line import Parser, add_base, guarded
-from tpmm_jax.commands.prompt_file import (
+from tpmm_jax.commands._chat import Chat, is_terminal, say_end
+from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._prompt_file import (
     answer_file,
     answer_rows,
     check_file,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-from tpmm_jax.data.strict_object import json_type
+from tpmm_jax.data._strict_object import json_type
 
 ROLES = ("system", "user", "assistant")
 # Keys that change what a chat template writes; other extra keys are left out, counted.

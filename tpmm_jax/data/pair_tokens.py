@@ -7,6 +7,11 @@ from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from tpmm_jax.data._transcripts import (
+    completion_messages,
+    is_transcript,
+    prompt_messages,
+)
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.boundary import (
     Side,
@@ -24,11 +29,6 @@ from tpmm_jax.data.joining import Joined, Joiner
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.templates import Writer
-from tpmm_jax.data.transcripts import (
-    completion_messages,
-    is_transcript,
-    prompt_messages,
-)
 from tpmm_jax.errors import BadInput
 
 _CHUNK = 4096

@@ -6,6 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tpmm_jax.data._split import split_messages, split_text
+from tpmm_jax.data._strict_object import json_type
+from tpmm_jax.data._transcripts import (
+    ASSISTANT,
+    asks,
+    is_transcript,
+    split_transcripts,
+)
 from tpmm_jax.data.config import PARTS
 from tpmm_jax.data.messages import (
     TEMPLATE_COLUMNS,
@@ -20,14 +28,6 @@ from tpmm_jax.data.messages import (
 from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.data.split import split_messages, split_text
-from tpmm_jax.data.strict_object import json_type
-from tpmm_jax.data.transcripts import (
-    ASSISTANT,
-    asks,
-    is_transcript,
-    split_transcripts,
-)
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)

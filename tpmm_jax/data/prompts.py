@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tpmm_jax.data._strict_object import json_type
 from tpmm_jax.data.messages import (
     TEMPLATE_COLUMNS,
     Content,
@@ -18,7 +19,6 @@ from tpmm_jax.data.messages import (
 )
 from tpmm_jax.data.problems import OnBadRows, Problems
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.data.strict_object import json_type
 from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)

@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tpmm_jax.data.problems import Problems
-from tpmm_jax.data.strict_json import (
+from tpmm_jax.data._strict_json import (
     Row,
     read_json_document,
     read_json_lines,
     read_text_lines,
 )
-from tpmm_jax.data.tables import is_saved, read_hub, read_parquet, read_saved
+from tpmm_jax.data._tables import is_saved, read_hub, read_parquet, read_saved
+from tpmm_jax.data.problems import Problems
 from tpmm_jax.errors import BadInput
 
 __all__ = ["Row", "read_rows"]

@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from tpmm_jax.data._transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.batches import PairRow, collate, pad_prompts
 from tpmm_jax.data.boundary import (
     Side,
@@ -31,7 +32,6 @@ from tpmm_jax.data.pair_tokens import EncodedPairs, count_table, encode_pairs
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.templates import Writer
-from tpmm_jax.data.transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
 

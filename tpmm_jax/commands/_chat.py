@@ -5,7 +5,7 @@ import io
 import sys
 from typing import Any
 
-from tpmm_jax.commands.answers import Answer, Interrupt, Settings, stream_answer
+from tpmm_jax.commands._answers import Answer, Interrupt, Settings, stream_answer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.weights.loading import Model

@@ -2,8 +2,8 @@
 
 import re
 
+from tpmm_jax.data._split import common_length
 from tpmm_jax.data.messages import Conversation, Message, order_fault
-from tpmm_jax.data.split import common_length
 from tpmm_jax.errors import BadInput
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tpmm_jax.commands.data_checks import Checked
+from tpmm_jax.commands._data_checks import Checked
 from tpmm_jax.config import Config
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.offline import prepare_prompts

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tpmm_jax.commands.data_checks import Checked, PromptRow
+from tpmm_jax.commands._data_checks import Checked, PromptRow
 from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.view import ShownToken, count_text, mark, token_texts, view_row
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpmm_jax.data._strict_json import Row
 from tpmm_jax.data.problems import Place, Problems
-from tpmm_jax.data.strict_json import Row
 from tpmm_jax.errors import BadInput
 
 # What save_to_disk writes beside the data.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tpmm_jax.data._strict_object import MAX_DEPTH, appears_twice, parse_object
 from tpmm_jax.data.problems import Place, Problems, at_line
-from tpmm_jax.data.strict_object import MAX_DEPTH, appears_twice, parse_object
 
 MAX_ROW_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 30

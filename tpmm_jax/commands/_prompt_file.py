@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tpmm_jax.commands.answers import Settings, room_for
+from tpmm_jax.commands._answers import Settings, room_for
 from tpmm_jax.config.fields import changes
 from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.data.messages import as_dicts, written

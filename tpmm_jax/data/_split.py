@@ -1,7 +1,7 @@
 """Where an implicit prompt ends: the common prefix of chosen and rejected.
 
 Text is cut at a word or line boundary, conversations between messages; for transcripts
-see ``transcripts``.
+see ``_transcripts``.
 """
 
 import unicodedata
