@@ -1,7 +1,10 @@
 """Metric rows survive a kill, a torn line, a full disk, and repeat byte for byte."""
 
+import errno
+import io
 import json
 import math
+import os
 import struct
 
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from tpmm_jax.log.metrics import (
     read_metrics,
     read_timing,
 )
+from tpmm_jax.store import files
 
 
 def log_steps(log, iteration, steps):
@@ -185,18 +189,18 @@ def test_values_that_are_no_metric_are_refused_and_leave_no_row(
 def test_a_full_disk_is_a_storage_error_and_leaves_whole_lines(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path, tensorboard=False)
     log_steps(log, 0, [1])
-    file = log._metrics._file
 
-    class Full:
-        def __getattr__(self, name):
-            return getattr(file, name)
-
+    class Full(io.FileIO):
         def write(self, data):
-            return file.write(data[:9])
+            if len(data) < 40:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data[:9])
 
-    monkeypatch.setattr(log._metrics, "_file", Full())
-    with pytest.raises(StorageError, match=r"metrics\.jsonl.*Free some space"):
-        log.log("train", iteration=0, step=2, values={"loss": 1.0})
+    with monkeypatch.context() as patch:
+        full = lambda path, mode, **_: Full(path, mode)  # noqa: E731
+        patch.setattr(files, "open", full, raising=False)
+        with pytest.raises(StorageError, match=r"metrics\.jsonl.*free some space"):
+            log.log("train", iteration=0, step=2, values={"loss": 1.0})
     assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
     assert len(read_metrics(tmp_path)) == 1
 

@@ -17,7 +17,7 @@ import pytest
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
 from tpmm_jax.store import (
     RunLock,
-    append_line,
+    append_lines,
     check_space,
     check_writable,
     disk_need,
@@ -58,7 +58,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     append = tmp_path / "lines"
     append.write_text("one\n")
     with pytest.raises(StorageError, match="lines"):
-        append_line(append, "two")
+        append_lines(append, ["two"])
     assert append.read_text() == "one\n"
     assert (tmp_path / "a.txt").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "lines"]
@@ -87,7 +87,7 @@ def test_what_is_not_json_or_would_be_pickled_is_refused(tmp_path):
 def test_a_torn_last_line_is_dropped_at_every_length(tmp_path):
     path = tmp_path / "log"
     for line in ("one", "\u4e2d\u4e2d", ""):
-        append_line(path, line)
+        append_lines(path, [line])
     whole = path.read_bytes()
     assert read_lines_repaired(path) == ["one", "\u4e2d\u4e2d", ""]
     for kept in range(len(whole) + 1):
@@ -97,7 +97,7 @@ def test_a_torn_last_line_is_dropped_at_every_length(tmp_path):
         assert path.stat().st_size == kept
         assert read_lines_repaired(path) == expected
         path.write_bytes(whole[:kept])
-        append_line(path, "next")
+        append_lines(path, ["next"])
         assert read_lines_repaired(path) == [*expected, "next"]
     assert read_lines_repaired(tmp_path / "absent") == []
 
@@ -105,7 +105,7 @@ def test_a_torn_last_line_is_dropped_at_every_length(tmp_path):
 def test_a_long_torn_line_is_dropped(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"one\n" + b"x" * 200_000)
-    append_line(path, "two")
+    append_lines(path, ["two"])
     assert path.read_bytes() == b"one\ntwo\n"
     path.write_bytes(b"\xff\n")
     with pytest.raises(CorruptCheckpoint, match="line 1"):

@@ -11,6 +11,8 @@ the step are sorted. JSON has no number for nan and the infinities: they are wri
 the strings "nan", "inf" and "-inf", which read_metrics gives back as floats.
 """
 
+import contextlib
+import json
 import os
 import pathlib
 import time
@@ -18,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, SupportsFloat
 
-from tpmm_jax.log.jsonl import Lines, Row, parsed, plain, refused, restored
+from tpmm_jax.log.jsonl import Row, parsed, plain, restored, rewrite
 from tpmm_jax.log.tensorboard import TensorBoard
+from tpmm_jax.store.files import append_lines, storage_errors, sync
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
@@ -46,14 +49,12 @@ class MetricsLog:
 
     def __init__(self, workdir: str | os.PathLike[str], *, tensorboard: bool = True):
         self._folder = pathlib.Path(workdir)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise refused(self._folder, error) from error
-        self._metrics = Lines(self._folder / METRICS)
-        self._timing = Lines(self._folder / TIMING)
         self._mirrored = tensorboard
         self._board: TensorBoard | None = None
+        self._metrics, self._timing = (self._folder / n for n in (METRICS, TIMING))
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self.rewind(lambda row: True)
 
     def log(
         self,
@@ -95,13 +96,13 @@ class MetricsLog:
         row = _row(kind, iteration, step, values, when=time.time())
         self._append(self._timing, row, "timing/")
 
-    def _append(self, lines: Lines, row: Row, prefix: str) -> None:
+    def _append(self, path: pathlib.Path, row: Row, prefix: str) -> None:
         board = self._open_board()  # before the row, which it would else hold twice
-        lines.append(row)
+        append_lines(path, [json.dumps(row, allow_nan=False)], flush=False)
         if board is not None:
-            board_row = restored(row)
-            when = row.get("time", time.time())
-            self._guarded(lambda: board.add(board_row, prefix=prefix, when=when))
+            with self._board_errors():
+                when = row.get("time", time.time())
+                board.add(restored(row), prefix=prefix, when=when)
 
     def rewind(self, keep: Callable[[Row], bool]) -> int:
         """Drop the rows for which keep(row) is false, from both files, atomically.
@@ -110,22 +111,22 @@ class MetricsLog:
             How many rows of metrics.jsonl were dropped.
         """
         self._close_board()
-        self._timing.rewrite(lambda rows: [keep(row) for row in rows])
-        return self._metrics.rewrite(lambda rows: [keep(row) for row in rows])
+        rewrite(self._timing, keep)
+        return rewrite(self._metrics, keep)
 
     def flush(self) -> None:
         """Put all rows on the disk (fsync)."""
-        self._metrics.flush()
-        self._timing.flush()
+        for path in filter(pathlib.Path.exists, (self._metrics, self._timing)):
+            with storage_errors(path):
+                sync(path)
         if self._board is not None:
-            self._guarded(self._board.flush)
+            with self._board_errors():
+                self._board.flush()
 
     def close(self) -> None:
         """Flush and close the files."""
         self.flush()
         self._close_board()
-        self._metrics.close()
-        self._timing.close()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -141,31 +142,30 @@ class MetricsLog:
     def _open_board(self) -> TensorBoard | None:
         """Start the mirror from the rows on the disk, at the first row logged."""
         if self._board is None and self._mirrored:
-            self._guarded(self._build_board)
+            with self._board_errors():
+                self._board = self._build_board()
         return self._board
 
-    def _build_board(self) -> None:
-        timing = self._timing.read()
+    def _build_board(self) -> TensorBoard:
+        timing = read_timing(self._folder)
         stamps = {_place(row): float(row["time"]) for row in timing}
         when = float(timing[0]["time"]) if timing else time.time()
         board = TensorBoard(self._folder / "tensorboard")
-        for row in self._metrics.read():
+        for row in read_metrics(self._folder):
             when = stamps.get(_place(row), when)
             board.add(row, when=when)
         for row in timing:
             board.add(row, prefix="timing/", when=row["time"])
-        self._board = board
+        return board
 
     def _close_board(self) -> None:
         if self._board is not None:
-            self._guarded(self._board.close)
+            with self._board_errors():
+                self._board.close()
             self._board = None
 
-    def _guarded(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:
-            raise refused(self._folder / "tensorboard", error) from error
+    def _board_errors(self) -> contextlib.AbstractContextManager[None]:
+        return storage_errors(self._folder / "tensorboard")
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[Row]:

@@ -11,7 +11,7 @@ import jax
 from tpmm_jax.config import Config
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.log.versions import versions
-from tpmm_jax.store.files import append_line
+from tpmm_jax.store.files import append_lines
 
 
 def log_session(
@@ -37,7 +37,7 @@ def log_session(
         "versions": versions(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
     }
-    append_line(workdir / "sessions.jsonl", json.dumps(row))
+    append_lines(workdir / "sessions.jsonl", [json.dumps(row)])
 
 
 def command_line(argv: list[str]) -> str:

@@ -3,7 +3,6 @@
 from tpmm_jax.store.adapters import Base
 from tpmm_jax.store.files import (
     RunLock,
-    append_line,
     append_lines,
     read_json,
     read_lines_repaired,
@@ -21,7 +20,6 @@ __all__ = [
     "RunLock",
     "Trajectory",
     "WorkStore",
-    "append_line",
     "append_lines",
     "check_space",
     "check_writable",

@@ -1,8 +1,8 @@
 """Files that are either whole or absent, and the lock of a run.
 
 Every write goes to a temporary name, is flushed to the disk, and is renamed; the
-folder is flushed after it. A line is appended with a flush, and taken back if the
-disk fills up half-way.
+folder is flushed after it. Lines are appended, and taken back if the disk fills up
+half-way.
 """
 
 import contextlib
@@ -48,17 +48,23 @@ def storage_errors(path: PathLike) -> Iterator[None]:
         raise StorageError(f"{path}: {reason}: {advice}") from error
 
 
-def sync_folder(folder: PathLike) -> None:
-    """Flushes a folder's entries, so that a rename in it survives a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: PathLike) -> None:
+    """Flushes a file, or a folder's entries so that a rename in it outlives power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _replace(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a whole file under a temporary name and renames it over `path`."""
+def write_file(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a whole file under a temporary name and renames it over `path`.
+
+    Every file that is written whole goes through here.
+
+    Raises:
+      StorageError: the disk refuses; names `path`, and the old file is as it was.
+    """
     path = pathlib.Path(path)
     # A name of fixed length: the final name may already be as long as allowed.
     temporary = path.parent / f".writing-{os.getpid()}.tmp"
@@ -73,7 +79,7 @@ def _replace(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def canonical_json(obj: Any) -> str:
@@ -102,7 +108,7 @@ def write_text(path: PathLike, text: str) -> None:
     Raises:
       StorageError: the disk refuses; names `path`.
     """
-    _replace(path, lambda file: file.write(text.encode("utf-8")))
+    write_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_json(path: PathLike, obj: Any) -> None:
@@ -148,18 +154,17 @@ def write_npz(path: PathLike, arrays: Mapping[str, Any]) -> None:
                 f"{path}: array {name!r} holds Python objects; wanted numbers or "
                 "text of fixed width"
             )
-    _replace(path, lambda file: np.savez(file, **plain))  # type: ignore[arg-type]
+    write_file(path, lambda file: np.savez(file, **plain))  # type: ignore[arg-type]
 
 
-def append_line(path: PathLike, line: str) -> None:
-    """Appends one line and flushes it; see ``append_lines``."""
-    append_lines(path, [line])
+def append_lines(path: PathLike, lines: Sequence[str], *, flush: bool = True) -> None:
+    """Appends lines; a torn line left by a kill is dropped first.
 
+    They are written at once, but a kill may leave only the first of them. Every line
+    that is appended to a file goes through here.
 
-def append_lines(path: PathLike, lines: Sequence[str]) -> None:
-    """Appends lines and flushes them; a torn line left by a kill is dropped first.
-
-    They are written at once, but a kill may leave only the first of them.
+    Args:
+      flush: wait for the disk; otherwise only the operating system has the lines.
 
     Raises:
       BadInput: a line holds a line break.
@@ -169,6 +174,7 @@ def append_lines(path: PathLike, lines: Sequence[str]) -> None:
         if "\n" in line or "\r" in line:
             raise BadInput(f"{path}: a line to append has a line break: {line[:80]!r}")
     path = pathlib.Path(path)
+    data = "".join(line + "\n" for line in lines).encode("utf-8")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
@@ -177,16 +183,16 @@ def append_lines(path: PathLike, lines: Sequence[str]) -> None:
         with open(path, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             try:
-                data = "".join(line + "\n" for line in lines).encode("utf-8")
                 while data:
                     data = data[file.write(data) :]
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.ftruncate(file.fileno(), size)
                 raise
-        if is_new:
-            sync_folder(path.parent)
+        if is_new and flush:
+            sync(path.parent)
 
 
 def _is_torn(path: pathlib.Path) -> bool:
@@ -198,7 +204,7 @@ def _is_torn(path: pathlib.Path) -> bool:
 
 
 def read_lines_repaired(path: PathLike, *, truncate: bool = True) -> list[str]:
-    """The whole lines of a file that `append_line` writes.
+    """The whole lines of a file that `append_lines` writes.
 
     Args:
       path: the file; a missing one has no lines.

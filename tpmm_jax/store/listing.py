@@ -2,24 +2,13 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tpmm_jax.errors import CorruptCheckpoint
-from tpmm_jax.store import manager
-from tpmm_jax.store.files import (
-    canonical_json,
-    read_lines_repaired,
-    sha256,
-    storage_errors,
-    sync_folder,
-    write_text,
-)
+from tpmm_jax.store.files import canonical_json, read_lines_repaired, sha256
 
 LIST = "trajectory.jsonl"
 ITEMS = {"policy": "tree", "meta": "json", "integrity": "json"}
-DISCARDED = ".discarded-"
-SET_ASIDE = "set-aside-"
 
 
 @dataclass(frozen=True)
@@ -87,9 +76,11 @@ def what_to_do(step: int) -> str:
     advice = "put the step back from a copy"
     if step == 0:
         return advice
+    kept = f"the first {step} lines" if step > 1 else "the first line"
     return (
-        f"{advice}, or move it and all later ones out of the way with "
-        f"Trajectory.set_aside({step}) and continue from step {step - 1}"
+        f"{advice}, or give it up with all later ones: move the folders from {step} on "
+        f"elsewhere, keep only {kept} of {LIST}, and the run continues from step "
+        f"{step - 1}"
     )
 
 
@@ -117,55 +108,3 @@ def refuse_fault(directory: pathlib.Path, entry: Entry) -> None:
             f"step {entry.step}: {directory / str(entry.step)}: {found}; "
             f"{what_to_do(entry.step)}"
         )
-
-
-def ignored(directory: pathlib.Path, entries: list[Entry]) -> list[tuple[str, str]]:
-    """(name, reason) of everything in the folder that is no committed step."""
-    return [*_faulty(directory, entries), *_strays(directory, entries)]
-
-
-def _faulty(directory: pathlib.Path, entries: list[Entry]) -> Iterator[tuple[str, str]]:
-    for entry in entries:
-        if found := fault(directory, entry):
-            yield str(entry.step), found
-
-
-def _strays(directory: pathlib.Path, entries: list[Entry]) -> Iterator[tuple[str, str]]:
-    known = {LIST, *(str(entry.step) for entry in entries)}
-    steps = manager.numbered(directory).values()
-    for path in sorted(directory.iterdir()):
-        if path.name not in known:
-            yield path.name, _reason(path, is_number=path in steps)
-
-
-def _reason(path: pathlib.Path, *, is_number: bool) -> str:
-    if path.name.startswith(SET_ASIDE):
-        return "set aside earlier"
-    if path.name.startswith(DISCARDED) or manager.UNFINISHED in path.name:
-        return "an unfinished save; the next one removes it"
-    if not is_number:
-        return "its name is not the number of a step"
-    if path.is_symlink() or not path.is_dir():
-        return "not a folder"
-    if not any(path.iterdir()):
-        return "an empty folder"
-    if not manager.looks_whole(path, ITEMS):
-        return "parts of the step are missing"
-    return f"not in {LIST}: its save did not finish"
-
-
-def move_aside(
-    directory: pathlib.Path, entries: list[Entry], step: int, aside: pathlib.Path
-) -> None:
-    """Moves `step` and all later ones, and a copy of the list, into `aside`."""
-    with storage_errors(aside):
-        aside.mkdir()
-        write_text(aside / LIST, "".join(e.line() + "\n" for e in entries))
-        # Highest first and the list last: a kill in between leaves steps that are
-        # listed and missing, which the same call then cleans up.
-        for entry in reversed(entries[step:]):
-            folder = directory / str(entry.step)
-            if folder.exists() or folder.is_symlink():
-                folder.rename(aside / folder.name)
-        sync_folder(directory)
-        write_text(directory / LIST, "".join(e.line() + "\n" for e in entries[:step]))

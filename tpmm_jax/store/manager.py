@@ -26,7 +26,7 @@ from jax.sharding import (
 from orbax.checkpoint import checkpoint_managers
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError, TpmmError
-from tpmm_jax.store.files import storage_errors, sync_folder
+from tpmm_jax.store.files import storage_errors, sync
 
 # Present in every step that Orbax finished, written before the final rename.
 STEP_FILE = "_CHECKPOINT_METADATA"
@@ -167,6 +167,20 @@ def save_errors(directory: pathlib.Path, step: int | None) -> Iterator[None]:
         ) from error
 
 
+def save(
+    writer: ocp.CheckpointManager, directory: pathlib.Path, step: int, args: Any
+) -> None:
+    """Saves a step, or starts to.
+
+    Raises:
+      StorageError: Orbax skipped it.
+    """
+    # Forced, for a stray folder with a higher number would otherwise make Orbax skip
+    # the save and say so only in its return value.
+    if not writer.save(step, args=args, force=True):
+        raise StorageError(f"{directory / str(step)}: Orbax skipped the save")
+
+
 def looks_whole(folder: pathlib.Path, items: dict[str, str]) -> bool:
     """True if Orbax finished this step: its own file and every item are there."""
     return (
@@ -198,14 +212,8 @@ def file_sizes(folder: pathlib.Path) -> dict[str, int]:
 
 def flush(folder: pathlib.Path) -> None:
     """Flushes every file and folder of a step; Orbax flushes only array data."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
-    sync_folder(folder.parent)
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        sync(path)
 
 
 def default_sharding() -> Sharding:

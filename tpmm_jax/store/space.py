@@ -9,7 +9,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, StorageError
-from tpmm_jax.store.files import PathLike, storage_errors
+from tpmm_jax.store.files import PathLike, storage_errors, write_file
 
 STORAGES = ("float32", "bfloat16_delta", "lora")
 # Compression is not counted on; what is counted on may grow by file overheads.
@@ -67,20 +67,10 @@ def check_writable(directory: PathLike) -> None:
     Raises:
       StorageError: any of these fails; names the folder.
     """
-    directory = pathlib.Path(directory)
+    probe = pathlib.Path(directory) / f".probe-{os.getpid()}"
     with storage_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe-{os.getpid()}"
-        renamed = directory / f".probe-{os.getpid()}-renamed"
-        try:
-            with open(probe, "wb") as file:
-                file.write(b"probe")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(probe, renamed)
-        finally:
-            probe.unlink(missing_ok=True)
-            renamed.unlink(missing_ok=True)
+        write_file(probe, lambda file: file.write(b"probe"))
+        probe.unlink()
 
 
 def check_space(directory: PathLike, need: int) -> None:

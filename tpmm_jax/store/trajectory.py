@@ -10,7 +10,6 @@ was saved, so that a changed bit is refused and never trained on.
 """
 
 import contextlib
-import datetime
 import json
 import pathlib
 from typing import Any, Literal
@@ -20,28 +19,23 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from tpmm_jax.axes import Params
-from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
+from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import LoraConfig
-from tpmm_jax.store import adapters, deltas, integrity, manager, trees
+from tpmm_jax.store import adapters, commit, deltas, integrity, manager, trees
 from tpmm_jax.store.adapters import Base
 from tpmm_jax.store.files import (
     PathLike,
-    append_line,
+    append_lines,
     canonical_json,
-    remove_tree,
     sha256,
     storage_errors,
 )
 from tpmm_jax.store.fingerprint import fingerprint, layout
 from tpmm_jax.store.listing import (
-    DISCARDED,
     ITEMS,
     LIST,
-    SET_ASIDE,
     Entry,
     fault,
-    ignored,
-    move_aside,
     read_list,
     refuse_fault,
     what_to_do,
@@ -64,7 +58,7 @@ class Trajectory:
         `append` takes adapters, stores them alone, and step 0 pins the base.
       lora: what the adapters are, for "lora".
       base: the weights under them; needed to append step 0 and to restore policies.
-      read_only: for evaluation; `append` and `set_aside` refuse.
+      read_only: for evaluation; `append` refuses.
 
     Raises:
       BadInput: an unknown storage; or read_only and there is no such folder.
@@ -109,10 +103,6 @@ class Trajectory:
         """Committed steps whose files are not all there, with what is wrong."""
         faults = {e.step: fault(self.directory, e) for e in self._entries()}
         return {step: why for step, why in faults.items() if why is not None}
-
-    def ignored(self) -> list[tuple[str, str]]:
-        """(name, reason) of everything in the folder that is no committed step."""
-        return ignored(self.directory, self._entries())
 
     def holds_adapters(self) -> bool:
         """True if the steps are adapters over a base that is kept elsewhere."""
@@ -186,11 +176,19 @@ class Trajectory:
             saved_layout = layout(stored)
             stored, sums = self._differences(stored)
             saved = integrity.of_policy(saved_layout, sums, self.storage)
-        self._discard(step)
-        self._save(step, trees.nest(stored), meta, saved)
-        total = integrity.step_digest(saved)
-        self._commit(step, digest=total, meta=sha256(meta), storage=saved["storage"])
-        return total
+        files = commit.save_step(self.directory, step, trees.nest(stored), meta, saved)
+        entry = Entry(
+            step=step,
+            digest=integrity.step_digest(saved),
+            meta=sha256(meta),
+            storage=saved["storage"],
+            files=files,
+            time=commit.now(),
+        )
+        if manager.is_primary():
+            append_lines(self.directory / LIST, [entry.line()])
+        manager.barrier("committed")
+        return entry.digest
 
     def _base(self) -> Base:
         if self.base is None:
@@ -234,70 +232,6 @@ class Trajectory:
             stored[name], given = deltas.split(name, leaf, first.pop(name))
             sums.update(fingerprint({name: given}))
         return stored, sums
-
-    def _discard(self, step: int) -> None:
-        """Removes what a killed save of this step left behind."""
-        if manager.is_primary():
-            with storage_errors(self.directory):
-                folder = self.directory / str(step)
-                if folder.is_symlink() or folder.is_file():
-                    folder.unlink()
-                elif folder.exists():
-                    # One rename first: a kill must not leave half a step behind.
-                    folder.rename(self.directory / f"{DISCARDED}{step}-{_now()}")
-                for path in self.directory.glob(f"{DISCARDED}*"):
-                    remove_tree(path)
-                for path in self.directory.glob(f"*{manager.UNFINISHED}*"):
-                    remove_tree(path)
-        manager.barrier("discarded")
-
-    def _save(self, step: int, stored: Params, meta: Any, integrity: Any) -> None:
-        args = ocp.args.Composite(
-            policy=ocp.args.StandardSave(stored),
-            meta=ocp.args.JsonSave(meta),
-            integrity=ocp.args.JsonSave(integrity),
-        )
-        try:
-            with (
-                manager.save_errors(self.directory, step),
-                # Not in the background: the commit waits for it anyway, and a
-                # failure is raised here.
-                manager.open_manager(
-                    self.directory, ITEMS, enable_async_checkpointing=False
-                ) as writer,
-            ):
-                # Forced, for a stray folder with a higher number would otherwise
-                # make Orbax skip the save and say so only in its return value.
-                if not writer.save(step, args=args, force=True):
-                    raise StorageError(
-                        f"{self.directory / str(step)}: Orbax skipped the save"
-                    )
-                writer.wait_until_finished()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                if manager.is_primary():
-                    for path in self.directory.glob(f"{step}{manager.UNFINISHED}*"):
-                        remove_tree(path)
-            raise
-
-    def _commit(self, step: int, **record: str) -> None:
-        folder = self.directory / str(step)
-        with manager.open_manager(
-            self.directory, ITEMS, read_only=True, create=False
-        ) as reader:
-            listed = step in reader.all_steps()
-        if not listed or not manager.looks_whole(folder, ITEMS):
-            raise StorageError(
-                f"{folder} was saved and is not there; check the file system and run "
-                "the same command again"
-            )
-        if manager.is_primary():
-            with storage_errors(folder):
-                manager.flush(folder)
-                files = manager.file_sizes(folder)
-            entry = Entry(step=step, files=files, time=_now(), **record)
-            append_line(self.directory / LIST, entry.line())
-        manager.barrier("committed")
 
     # ---- restore
 
@@ -417,24 +351,3 @@ class Trajectory:
             )
         refuse_fault(self.directory, entries[step])
         return entries[step]
-
-    def set_aside(self, step: int) -> pathlib.Path:
-        """Moves a step and all later ones out of the way; nothing is deleted.
-
-        Returns:
-          The folder that now holds them, with the old list.
-        """
-        if self.read_only:
-            raise BadInput(f"{self.directory} was opened read-only; nothing is moved")
-        entries = self._entries()
-        if not 0 <= step < len(entries):
-            raise BadInput(f"{self.directory} has no step {step} to set aside")
-        aside = self.directory / f"{SET_ASIDE}{_now()}"
-        if manager.is_primary():
-            move_aside(self.directory, entries, step, aside)
-        manager.barrier("set_aside")
-        return aside
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")

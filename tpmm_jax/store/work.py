@@ -115,10 +115,7 @@ class WorkStore:
         try:
             with manager.save_errors(self.directory, step):
                 self._pending = step
-                if not self._writer().save(step, args=args, force=True):
-                    raise StorageError(
-                        f"{self.directory / str(step)}: Orbax skipped the save"
-                    )
+                manager.save(self._writer(), self.directory, step, args)
         except BaseException:
             self._pending = None
             self._abandon_manager()
