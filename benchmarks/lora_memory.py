@@ -51,7 +51,7 @@ def main() -> None:
     train = TrainConfig(learning_rate=1e-4, batch_size=PAIRS)
     for name, lora in FORMS.items():
         decoder = Decoder(SIZES["smollm2-135m"], lora=lora)
-        state, frozen = abstract_state(decoder, train), None
+        state, frozen = abstract_state(decoder.abstract_trained(), train), None
         if lora is not None:
             key = jax.eval_shape(lambda: jax.random.key(0)) if lora.dropout else None
             frozen = Frozen(decoder.abstract_params(), key)

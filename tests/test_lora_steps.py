@@ -49,7 +49,7 @@ def one_step(base, loss, accumulation, order=slice(None)):
         learning_rate=1e-2, batch_size=B, accumulation=accumulation, eps=1e-3
     )
     adapters = init_adapters(DECODER.abstract_params(), LORA, jax.random.key(1))
-    state = init_state(DECODER, config, adapters)
+    state = init_state(adapters, config)
     step = preference_step(DECODER, loss, config, 1 << 16)
     rows = {name: x[order] for name, x in batch().items()}
     for _ in range(2):

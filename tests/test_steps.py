@@ -9,19 +9,18 @@ import pytest
 import trl_replay
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.losses import LossConfig, gradients, loss_at_zero
+from tpmm_jax.losses import LossConfig, gradients, loss_at_zero, preference_loss
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import (
     TrainConfig,
-    check_step,
     init_state,
     is_matrix,
     language_model_loss,
-    log_probs_step,
-    preference_loss,
+    make_learning_rate,
+    pair_check_step,
+    pair_log_probs_step,
     preference_step,
-    schedule,
 )
 
 
@@ -151,7 +150,7 @@ def train_config(**changes):
 def start(config):
     params = jax.tree.map(jnp.array, initial())
     step = preference_step(DECODER, LossConfig(), config, 500)
-    return init_state(DECODER, config, params), step
+    return init_state(params, config), step
 
 
 def test_the_state_is_donated_and_the_rate_is_no_constant():
@@ -196,9 +195,9 @@ def test_adamw_in_numpy():
 def test_check_step_shifts_and_swaps(loss):
     batch = jax.tree.map(jnp.asarray, pairs(6))
     params = initial()
-    batch["reference_BN"] = log_probs_step(DECODER, params, batch, chunk_bytes=500)
+    batch["reference_BN"] = pair_log_probs_step(DECODER, params, batch, chunk_bytes=500)
     for shift, swap, wanted in ((0, False, 0), (1, False, -1), (1, True, 1)):
-        margin, value = check_step(
+        margin, value = pair_check_step(
             DECODER, loss, params, batch, jnp.float32(shift), jnp.asarray(swap),
             chunk_bytes=500,
         )  # fmt: skip
@@ -225,7 +224,7 @@ def numpy_schedule(kind, step, total, warmup, peak):
 )
 def test_schedules(kind, total, fraction):
     config = train_config(schedule=kind, warmup_fraction=fraction, learning_rate=3e-4)
-    rate, warmup = schedule(config, total), round(fraction * total)
+    rate, warmup = make_learning_rate(config, total), round(fraction * total)
     for step in range(total + 2):
         wanted = numpy_schedule(kind, step, total, warmup, 3e-4)
         np.testing.assert_allclose(float(rate(step)), wanted, rtol=1e-5, atol=1e-12)

@@ -13,9 +13,9 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.steps import (
     TrainConfig,
     init_state,
-    log_probs_step,
+    make_learning_rate,
+    pair_log_probs_step,
     preference_step,
-    schedule,
 )
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
@@ -67,7 +67,7 @@ def load():
             "completion_mask_BNT": pairs(arrays["completion_mask"][i]),
             "weight_B": jnp.ones(8, jnp.float32),
         }
-        reference_BN = log_probs_step(decoder, params, batch, chunk_bytes=CHUNK)
+        reference_BN = pair_log_probs_step(decoder, params, batch, chunk_bytes=CHUNK)
         batches.append({**batch, "reference_BN": reference_BN})
     expected = json.loads((FOLDER / "expected.json").read_text())
     return decoder, jax.device_get(params), batches, expected
@@ -86,8 +86,9 @@ def replay(run):
         weight_decay=weight_decay,
         accumulation=accumulation,
     )
-    state = init_state(decoder, config, jax.tree.map(jnp.array, params))
-    step, rate = preference_step(decoder, loss, config, CHUNK), schedule(config, 20)
+    state = init_state(jax.tree.map(jnp.array, params), config)
+    step = preference_step(decoder, loss, config, CHUNK)
+    rate = make_learning_rate(config, 20)
     found = []
     for i, batch in enumerate(batches):
         state, metrics = step(state, batch, rate(i))

@@ -9,17 +9,12 @@ import pytest
 
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
-from tpmm_jax.losses import LossConfig, gradients, log_probs
+from tpmm_jax.losses import LossConfig, gradients, log_probs, preference_loss
 from tpmm_jax.merging import Deltas, group_names, weighted_sum
 from tpmm_jax.mesh import MeshConfig, fit_spec, make_mesh, put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
-from tpmm_jax.steps import (
-    TrainConfig,
-    init_state,
-    preference_loss,
-    preference_step,
-)
+from tpmm_jax.steps import TrainConfig, init_state, preference_step
 
 # Heads divide by tensor = 2 in "even"; "odd" has one key/value head of three
 # query heads, and no size that two divides.
@@ -143,7 +138,7 @@ def test_training_steps_keep_every_sharding(name):
     config = TrainConfig(learning_rate=1e-2, batch_size=4)
     found = []
     for decoder, params in both(name):
-        state = init_state(decoder, config, jax.tree.map(jnp.array, params))
+        state = init_state(jax.tree.map(jnp.array, params), config)
         before = jax.tree.map(lambda x: x.sharding, state)
         step = preference_step(decoder, LossConfig(), config, 1000)
         for seed in range(3):

@@ -33,10 +33,11 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import (
     TrainConfig,
+    abstract_state,
     init_state,
     language_model_loss,
+    make_learning_rate,
     make_train_step,
-    schedule,
 )
 from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.saving import save
@@ -171,9 +172,9 @@ def _pretrain(
     decoder: Decoder, params: Any, tokenizer: Any, steps: int, console: RunConsole
 ) -> Any:
     loss_fn = language_model_loss(decoder, _CHUNK_BYTES)
-    step_fn = make_train_step(loss_fn, _PRETRAIN, decoder)
-    state = init_state(decoder, _PRETRAIN, params)
-    rate = schedule(_PRETRAIN, steps)
+    step_fn = make_train_step(loss_fn, _PRETRAIN, abstract_state(params, _PRETRAIN))
+    state = init_state(params, _PRETRAIN)
+    rate = make_learning_rate(_PRETRAIN, steps)
     beginnings = all_prompts()
     with console.phase("pretrain a small Gemma", steps, "steps") as bar:
         for step in range(steps):

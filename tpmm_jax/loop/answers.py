@@ -21,7 +21,7 @@ from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig, generate_batches
-from tpmm_jax.steps import log_probs_step, token_log_probs_step
+from tpmm_jax.steps import pair_log_probs_step, token_log_probs_step
 from tpmm_jax.store.files import append_lines, read_lines_repaired, write_text
 
 Row = dict[str, Any]
@@ -266,7 +266,7 @@ def batched_log_probs(
     for start in range(0, rows, size):
         places = np.arange(start, min(start + size, rows))
         batch = put_batch(take(table, places, size), decoder.mesh)
-        logps_BN = log_probs_step(
+        logps_BN = pair_log_probs_step(
             decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
         )
         out.append(np.asarray(logps_BN)[: len(places)])

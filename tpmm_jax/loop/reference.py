@@ -35,7 +35,7 @@ from tpmm_jax.merging import (
     signal_to_rounding,
 )
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.steps import check_step
+from tpmm_jax.steps import pair_check_step
 from tpmm_jax.store.files import read_json, write_json, write_npz
 from tpmm_jax.store.fingerprint import tree_digest
 
@@ -287,7 +287,7 @@ def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> 
     batch = put_batch(take(table, np.arange(size), run.micro_batch), run.decoder.mesh)
 
     def look(shift: float, swap: bool) -> tuple[np.ndarray, float]:
-        margin_B, loss = check_step(
+        margin_B, loss = pair_check_step(
             run.decoder,
             config,
             params,

@@ -15,7 +15,7 @@ from tpmm_jax.loop.answers import pair_log_probs
 from tpmm_jax.loop.run import Run
 from tpmm_jax.losses import PairLogProbs, pair_loss, with_state
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.steps import Frozen, TrainState, gradient_norm_step
+from tpmm_jax.steps import Frozen, TrainState, preference_gradient_norm_step
 from tpmm_jax.store.files import read_json, write_json
 
 # What a step that was not finite leaves in its iteration's folder.
@@ -167,7 +167,9 @@ def _by_gradient(
     frozen: Frozen | None,
 ) -> dict[int, str]:
     config, found = run.config.train, {}
-    norm_of = gradient_norm_step(run.decoder, run.config.loss, config, run.chunk_bytes)
+    norm_of = preference_gradient_norm_step(
+        run.decoder, run.config.loss, config, run.chunk_bytes
+    )
     for place in places:
         batch = put_batch(take(table, np.array([place]), config.batch_size), run.mesh)
         if not np.isfinite(norm_of(state, batch, frozen)):

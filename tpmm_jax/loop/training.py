@@ -25,8 +25,8 @@ from tpmm_jax.steps import (
     TrainState,
     abstract_state,
     init_state,
+    make_learning_rate,
     preference_step,
-    schedule,
 )
 from tpmm_jax.store.fingerprint import tree_digest
 
@@ -95,7 +95,8 @@ def train(
     )
     check_tau(run.config, plan.steps, f"iteration {iteration}")
     step_fn = preference_step(run.decoder, run.config.loss, config, run.chunk_bytes)
-    rate, tau = schedule(config, plan.steps), run.config.reference.trust_region_tau
+    rate = make_learning_rate(config, plan.steps)
+    tau = run.config.reference.trust_region_tau
     alpha = run.config.reference.trust_region_alpha
     state, reference = _start(run, iteration)
     frozen = run.frozen(iteration)
@@ -159,7 +160,9 @@ def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
     moving = run.config.reference.rule == "trust_region"
     latest = run.work.latest()
     if latest is not None:
-        state = abstract_state(run.decoder, config, run.config.loss)
+        state = abstract_state(
+            run.decoder.abstract_trained(), config, init_loss_state(run.config.loss)
+        )
         target: dict[str, Any] = {"state": state}
         if moving:
             target["reference"] = run.decoder.abstract_params("float32")
@@ -170,7 +173,7 @@ def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
         run.work.clear()
     loss_state = init_loss_state(run.config.loss, [run.config.seed, iteration, 3])
     params = run.trained(iteration - 1)
-    state = init_state(run.decoder, config, params, loss_state)
+    state = init_state(params, config, loss_state)
     return state, run.policy(iteration - 1) if moving else None
 
 

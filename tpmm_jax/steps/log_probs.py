@@ -1,0 +1,82 @@
+"""Log-probabilities under a model: of pairs, of tokens, and what they must satisfy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tpmm_jax.axes import CHOSEN, REJECTED, Params
+from tpmm_jax.losses import (
+    Batch,
+    LossConfig,
+    init_loss_state,
+    log_probs,
+    loss_inputs,
+    pair_log_probs,
+    pair_loss,
+    pair_scores,
+    referenced,
+    with_state,
+)
+from tpmm_jax.models import Decoder
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes", "ld_alpha"))
+def pair_log_probs_step(
+    decoder: Decoder,
+    params: Params,
+    batch: Batch,
+    *,
+    chunk_bytes: int,
+    ld_alpha: float | None = None,
+) -> jax.Array:
+    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
+    return pair_log_probs(
+        decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
+def token_log_probs_step(
+    decoder: Decoder,
+    params: Params,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array,
+    *,
+    chunk_bytes: int,
+) -> jax.Array:
+    """Returns log p of every next token [B, T-1], nats."""
+    return log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes=chunk_bytes)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "loss", "chunk_bytes"))
+def pair_check_step(
+    decoder: Decoder,
+    loss: LossConfig,
+    params: Params,
+    batch: Batch,
+    shift: jax.Array,
+    swap: jax.Array,
+    *,
+    chunk_bytes: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns D [B] and the loss with policy = reference, for the self-check.
+
+    The loss is the batch's mean of the terms that look at the reference, without WPO's
+    weights, the reference's log-probs replaced by the policy's.
+
+    Args:
+      shift: nats added to the reference's chosen log-prob, of D only.
+      swap: bool scalar, whether chosen and rejected change places in D.
+    """
+    scores = pair_scores(decoder, params, batch, loss, chunk_bytes=chunk_bytes)
+    logps = loss_inputs(scores, batch, loss)
+    equal = logps._replace(reference_BN=logps.policy_BN, wpo_BN=None)
+    equal, *_ = with_state(equal, init_loss_state(loss), loss)
+    weight_B = batch["weight_B"]
+    value = jnp.sum(weight_B * pair_loss(equal, referenced(loss))) / jnp.sum(weight_B)
+    reference_BN = batch["reference_BN"].at[:, CHOSEN].add(shift)
+    ratios_BN = logps.policy_BN - reference_BN
+    swapped_BN = ratios_BN[:, (REJECTED, CHOSEN)]
+    ratios_BN = jnp.where(swap, swapped_BN, ratios_BN)
+    return ratios_BN[:, CHOSEN] - ratios_BN[:, REJECTED], value
