@@ -17,7 +17,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.offline import prepare_pairs
 from tpmm_jax.data.pairs import PreferencePair
-from tpmm_jax.data.tokens import PairRow
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 
 BYTES, SPACES = small.byte_level(), small.metaspace()

@@ -14,7 +14,7 @@ from tpmm_jax.data.boundary import limit_ids
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair, load_pairs
 from tpmm_jax.data.prompts import Prompt
-from tpmm_jax.data.tokens import PairRow
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 
 SHARED = pathlib.Path(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.evaluation import (
     distinct,
     judged_wins,
@@ -137,15 +138,18 @@ def test_distinct_by_hand() -> None:
     assert distinct(["a", ""], 2) == 0.0
 
 
-def rows(seed: int) -> list[dict]:
+def answers(seed: int) -> list[Rollout]:
     rng = np.random.default_rng(seed)
     return [
-        {
-            "responses": ["a b", "c"],
-            "response_ids": [[1, 2], [3]],
-            "rewards": rng.normal(size=2).tolist(),
-            "scores": {"calm": rng.normal(size=2).tolist()},
-        }
+        Rollout(
+            prompt="p",
+            responses=["a b", "c"],
+            rewards=rng.normal(size=2).tolist(),
+            scores={"calm": rng.normal(size=2).tolist()},
+            held_out=True,
+            prompt_ids=[1],
+            response_ids=[[1, 2], [3]],
+        )
         for _ in range(9)
     ]
 
@@ -153,8 +157,8 @@ def rows(seed: int) -> list[dict]:
 def test_the_keys_of_a_measure() -> None:
     won_BS = np.full((9, 2), 0.5)
     found = measure(
-        rows(0),
-        opponents={"theta_0": rows(1)},
+        answers(0),
+        opponents={"theta_0": answers(1)},
         log_ratios={"theta_0": np.random.default_rng(2).normal(size=(9, 2))},
         judged={("careful", "theta_0"): won_BS},
     )
@@ -170,7 +174,7 @@ def test_the_keys_of_a_measure() -> None:
 
 
 def test_the_table_fits_its_width() -> None:
-    row = measure(rows(0), opponents={"baseline": rows(1)})
+    row = measure(answers(0), opponents={"baseline": answers(1)})
     lines = comparison_lines([{"name": "theta_0", **row}], "theta_0", width=60)
     assert all(len(line) <= 60 for line in lines[:-1])
     assert sum(line.startswith("theta_0") for line in lines) > 1

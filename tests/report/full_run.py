@@ -73,9 +73,11 @@ def sample_rows(rng: np.random.Generator, t: int, prompts: int) -> list[dict]:
     return [
         {
             "prompt": f"Once upon a time {i}",
-            "prompt_ids": [1, i],
             "responses": [f"there was answer {i} of policy {t}", HOSTILE],
             "rewards": (0.1 * t + rng.normal(0, 0.2, 2)).tolist(),
+            "held_out": True,
+            "prompt_ids": [1, i],
+            "response_ids": [[5, 2], [6]],
         }
         for i in range(prompts)
     ]

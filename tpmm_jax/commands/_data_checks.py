@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.checks import (
     Key,
     content_key,
@@ -23,6 +22,7 @@ from tpmm_jax.data.offline import prepare_pairs, prepare_prompts
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
 from tpmm_jax.data.problems import Defect, Problems, in_order
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.raters import NamedScorer

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpmm_jax.commands._data_checks import Checked, PromptRow
-from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.view import ShownToken, count_text, mark, token_texts, view_row
 
 # Tokens of a part that are shown at each of its ends; the middle is left out.

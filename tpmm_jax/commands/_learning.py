@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.load_rows import by_prompt
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import accuracy_interval
@@ -56,14 +56,14 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Split:
     """Pairs to learn on and pairs to report on, of different prompts."""
 
     learn: list[PairRow]
     report: list[PairRow]
 
 
-def split_rows(rows: list[PairRow], share: float, seed: int) -> Rows:
+def split_rows(rows: list[PairRow], share: float, seed: int) -> Split:
     """Holds a share of the prompts out, with all their pairs.
 
     Raises:
@@ -79,13 +79,13 @@ def split_rows(rows: list[PairRow], share: float, seed: int) -> Rows:
     order = np.random.default_rng([seed, _SPLIT]).permutation(len(groups))
     report = [row for place in order[:held] for row in groups[place]]
     learning = [row for place in order[held:] for row in groups[place]]
-    return Rows(learning, report)
+    return Split(learning, report)
 
 
 def learn_weights(
     deltas: Deltas,
     decoder: Decoder,
-    rows: Rows,
+    rows: Split,
     config: ReferenceConfig,
     *,
     names: list[str],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.commands._learning import Learned, Rows, learn_weights
+from tpmm_jax.commands._learning import Learned, Split, learn_weights
 from tpmm_jax.data.tokens import pad_id
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import check_same_architecture
@@ -118,7 +118,7 @@ def merge_given(
 def merge_learned(
     sources: Sequence[Source],
     names: Sequence[str],
-    rows: Rows,
+    rows: Split,
     decoder: Decoder,
     config: ReferenceConfig,
     *,

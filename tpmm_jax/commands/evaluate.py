@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpmm_jax.commands._line import Parser, add_base, all_checked, guarded
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.load_rows import load_rows
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation.table import comparison_lines
 from tpmm_jax.log.console import RunConsole

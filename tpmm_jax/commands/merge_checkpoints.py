@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from tpmm_jax.commands._learning import Learned, Rows, split_rows
+from tpmm_jax.commands._learning import Learned, Split, split_rows
 from tpmm_jax.commands._line import Parser, add_base, guarded
 from tpmm_jax.commands._merges import (
     Merged,
@@ -163,7 +163,7 @@ def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     return config
 
 
-def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> Rows:
+def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> Split:
     """Returns the pairs of --learn as token ids, a share of the prompts held out."""
     tokenizer = first.tokenizer
     if tokenizer is None:

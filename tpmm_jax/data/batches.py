@@ -1,24 +1,14 @@
 """Rows of token ids as arrays of one shape, with masks that come from lengths."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
-
-
-@dataclass(frozen=True)
-class PairRow:
-    """One pair as token ids, from text or from sampling; EOS is part of the ids."""
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    origin: str = ""
 
 
 class Batch(TypedDict):

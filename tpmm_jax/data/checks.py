@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.messages import Content, Written, written
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Defect
+from tpmm_jax.data.records import PairRow
 
 Key: TypeAlias = object
 # How the readers' reasons end; names of columns and files stand before it.

@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.offline import prepare_pairs
 from tpmm_jax.data.pair_tokens import count_table
+from tpmm_jax.data.records import PairRow
 
 
 def load_rows(

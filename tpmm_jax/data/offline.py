@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, written
 from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.tokens import EncodedPrompt, encode_prompts
 
 

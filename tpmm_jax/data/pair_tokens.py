@@ -12,7 +12,6 @@ from tpmm_jax.data._transcripts import (
     is_transcript,
     prompt_messages,
 )
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.boundary import (
     Side,
     check_limit,
@@ -28,6 +27,7 @@ from tpmm_jax.data.boundary import (
 from tpmm_jax.data.joining import Joined, Joiner
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 

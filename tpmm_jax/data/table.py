@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tpmm_jax.data.batches import PairRow, collate
+from tpmm_jax.data.batches import collate
+from tpmm_jax.data.records import PairRow
 
 # Lengths are padded to multiples of this, so that few shapes are compiled.
 LENGTH_STEP = 32

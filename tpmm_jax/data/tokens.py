@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 from transformers import PreTrainedTokenizerBase
 
 from tpmm_jax.data._transcripts import is_transcript, prompt_messages
-from tpmm_jax.data.batches import PairRow, collate, pad_prompts
+from tpmm_jax.data.batches import collate, pad_prompts
 from tpmm_jax.data.boundary import (
     Side,
     check_limit,
@@ -38,7 +38,6 @@ from tpmm_jax.errors import BadInput
 __all__ = [
     "EncodedPairs",
     "EncodedPrompt",
-    "PairRow",
     "collate",
     "count_table",
     "describe_row",

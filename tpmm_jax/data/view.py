@@ -4,7 +4,8 @@ import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.data.batches import PairRow, collate
+from tpmm_jax.data.batches import collate
+from tpmm_jax.data.records import PairRow
 
 Part: TypeAlias = Literal["prompt", "completion", "padding"]
 SIDES = (("chosen", CHOSEN), ("rejected", REJECTED))

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 import pathlib
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.config import Config, load_config
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.evaluation import paired_interval
 from tpmm_jax.iterate import finished, iterate
@@ -23,6 +23,7 @@ from tpmm_jax.log.progress import clock_text
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.loop.theta_0 import build_model
 from tpmm_jax.report.plots import plot_reward
+from tpmm_jax.store.records import read_records
 
 RULES = ("previous", "learned")
 Rows = list[dict[str, Any]]
@@ -144,7 +145,7 @@ def verdict(workdir: pathlib.Path, iteration: int) -> str:
 def _rewards(workdir: pathlib.Path, iteration: int) -> np.ndarray:
     """Returns rewards [prompts, samples] of an evaluation, prompts in their order."""
     path = workdir / "iterations" / f"{iteration:03d}" / "evaluation.jsonl"
-    return np.array([json.loads(line)["rewards"] for line in path.open()])
+    return np.array([row.rewards for row in read_records(path, Rollout)])
 
 
 def next_steps(workdir: pathlib.Path, config: Config, plot: pathlib.Path) -> list[str]:

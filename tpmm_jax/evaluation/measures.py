@@ -1,37 +1,34 @@
 """From a policy's answers to its measures: the keys of an iteration's row."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.evaluation.diversity import distinct
 from tpmm_jax.evaluation.intervals import Interval, mean_interval, rate_interval
 from tpmm_jax.evaluation.win_rates import wins
 
-Rows = Sequence[Mapping[str, Any]]
-
 
 def measure(
-    rows: Rows,
+    answers: Sequence[Rollout],
     *,
-    opponents: Mapping[str, Rows] | None = None,
+    opponents: Mapping[str, Sequence[Rollout]] | None = None,
     log_ratios: Mapping[str, np.ndarray] | None = None,
     judged: Mapping[tuple[str, str], np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Returns {name: number} of one policy's answers to one set of prompts.
 
     Args:
-      rows: one a prompt: "responses", "response_ids", and where they were scored
-        "rewards" and "scores" (by label).
-      opponents: by name the same prompts' rows of other policies: win/NAME.
-      log_ratios: by name log p(answer) of the policy less that of another, nats,
+      answers: to each prompt.
+      opponents: by name the answers of other policies to the same prompts: win/NAME.
+      log_ratios: by name log p(answer) of the policy minus that of another, nats,
         [B, S]: kl/NAME. Their mean is the KL divergence where answers are drawn at
         temperature 1 from the whole vocabulary.
       judged: by (judge, name) our share of wins, [B, S].
     """
-    texts = [text for row in rows for text in row["responses"]]
-    lengths = [len(ids) for row in rows for ids in row["response_ids"]]
+    texts = [text for row in answers for text in row.responses]
+    lengths = [len(ids) for row in answers for ids in row.response_ids]
     values = {
         "length/mean": float(np.mean(lengths)),
         "distinct/1": distinct(texts, 1),
@@ -39,7 +36,7 @@ def measure(
     }
     for name, ratios_BS in (log_ratios or {}).items():
         values |= named(f"kl/{name}", mean_interval(ratios_BS))
-    for prefix, scores_BS in score_arrays(rows).items():
+    for prefix, scores_BS in score_arrays(answers).items():
         found = mean_interval(scores_BS)
         head = prefix or "reward/"
         values |= dict(zip((f"{head}mean", f"{head}low", f"{head}high"), found))
@@ -51,13 +48,13 @@ def measure(
     return values
 
 
-def score_arrays(rows: Rows) -> dict[str, np.ndarray]:
+def score_arrays(answers: Sequence[Rollout]) -> dict[str, np.ndarray]:
     """Returns {"": rewards_BS, "score/LABEL/": scores_BS}, those that there are."""
     found = {}
-    if "rewards" in rows[0]:
-        found[""] = np.asarray([row["rewards"] for row in rows], np.float64)
-    for label in rows[0].get("scores", {}):
-        scores = [row["scores"][label] for row in rows]
+    if answers[0].rewards is not None:
+        found[""] = np.asarray([row.rewards for row in answers], np.float64)
+    for label in answers[0].scores:
+        scores = [row.scores[label] for row in answers]
         found[f"score/{label}/"] = np.asarray(scores, np.float64)
     return found
 

@@ -1,9 +1,8 @@
-"""Answers of a policy: drawn, rated, and weighed by log-probability.
+"""Answers of a policy: drawn, rated, and their log-probabilities.
 
 Nothing here knows of a run: the loop and ``python -m tpmm_jax.evaluate`` share it.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import EncodedPrompts
@@ -22,9 +22,7 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig, generate_batches
 from tpmm_jax.steps import pair_log_probs_step, token_log_probs_step
-from tpmm_jax.store.files import append_lines, read_lines_repaired, write_text
-
-Row = dict[str, Any]
+from tpmm_jax.store.records import append_records, resume_records
 
 
 def _go_on() -> None:
@@ -75,7 +73,7 @@ class PolicyRunner:
     check: Callable[[], None] = _go_on
 
 
-def sampled_rows(
+def sample_answers(
     runner: PolicyRunner,
     path: pathlib.Path | None,
     prompts: EncodedPrompts,
@@ -85,22 +83,21 @@ def sampled_rows(
     key: jax.Array,
     num_samples: int,
     title: str,
-) -> list[Row]:
-    """Returns a row a prompt: its text, answers, their token ids and ratings.
+) -> list[Rollout]:
+    """Returns rated answers to each prompt.
 
-    Rows are appended to ``path`` a batch at a time; those that are there already are
+    They are appended to ``path`` a batch at a time; those that are there already are
     read, up to the last whole batch, and not sampled again. Without a path nothing is
     written.
     """
-    lines, size = [] if path is None else read_lines_repaired(path), runner.batch_size
-    done = len(lines) if len(lines) == len(prompts.ids) else len(lines) // size * size
-    if path is not None and done < len(lines):
-        write_text(path, "".join(line + "\n" for line in lines[:done]))
-    rows = [json.loads(line) for line in lines[:done]]
-    if done == len(prompts.ids):
-        return rows
-    with runner.console.phase(title, len(prompts.ids), "prompts") as bar:
-        bar.advance(done)
+    total, size = len(prompts.ids), runner.batch_size
+    answers = resume_records(
+        path, Rollout, lambda n: n if n == total else n // size * size
+    )
+    if len(answers) == total:
+        return answers
+    with runner.console.phase(title, total, "prompts") as bar:
+        bar.advance(len(answers))
         for batch in sample_and_rate(
             runner,
             params(),
@@ -108,20 +105,19 @@ def sampled_rows(
             raters,
             key=key,
             num_samples=num_samples,
-            start=done,
+            start=len(answers),
         ):
-            if path is not None:
-                append_lines(path, [json.dumps(row) for row in batch])
-            rows += batch
-            bar.advance(len(batch), **_mean_reward(rows))
+            append_records(path, batch)
+            answers += batch
+            bar.advance(len(batch), **_mean_reward(answers))
             runner.check()
-    return rows
+    return answers
 
 
-def _mean_reward(rows: Sequence[Row]) -> dict[str, str]:
-    if "rewards" not in rows[0]:
+def _mean_reward(answers: Sequence[Rollout]) -> dict[str, str]:
+    if answers[0].rewards is None:
         return {}
-    return {"reward": f"{np.mean([row['rewards'] for row in rows]):.3f}"}
+    return {"reward": f"{np.mean([row.rewards for row in answers]):.3f}"}
 
 
 def sample_and_rate(
@@ -133,8 +129,8 @@ def sample_and_rate(
     key: jax.Array,
     num_samples: int,
     start: int,
-) -> Iterator[list[Row]]:
-    """Yields a batch of rows: prompt, responses, rewards, scores, token ids."""
+) -> Iterator[list[Rollout]]:
+    """Yields rated answers, a batch of prompts at a time."""
     batches = generate_batches(
         runner.decoder,
         params,
@@ -155,39 +151,31 @@ def sample_and_rate(
             completion_texts(runner.tokenizer, prompts.ids[i], ids)
             for i, ids in zip(places, completions)
         ]
-        rated = _rated(raters, texts, responses)
+        scorer = raters.scorer
+        rewards = None if scorer is None else scorer(texts, responses).tolist()
+        scores = {
+            label: scorer(texts, responses).tolist()
+            for label, scorer in raters.scorers.items()
+        }
         yield [
-            {
-                "prompt": texts[b],
-                "responses": responses[b],
-                **rated[b],
-                "held_out": prompts.held_out[i],
-                "prompt_ids": prompts.ids[i],
-                "response_ids": completions[b],
-            }
+            Rollout(
+                prompt=texts[b],
+                responses=responses[b],
+                rewards=None if rewards is None else rewards[b],
+                scores={label: found[b] for label, found in scores.items()},
+                held_out=prompts.held_out[i],
+                prompt_ids=prompts.ids[i],
+                response_ids=completions[b],
+            )
             for b, i in enumerate(places)
         ]
 
 
-def _rated(
-    raters: Raters, texts: list[str], responses: list[list[str]]
-) -> list[dict[str, Any]]:
-    """Returns "rewards" and "scores" of each prompt, where there are scorers."""
-    rated: list[dict[str, Any]] = [{} for _ in texts]
-    if raters.scorer is not None:
-        for row, rewards in zip(rated, raters.scorer(texts, responses).tolist()):
-            row["rewards"] = rewards
-    for label, scorer in raters.scorers.items():
-        for row, scores in zip(rated, scorer(texts, responses).tolist()):
-            row.setdefault("scores", {})[label] = scores
-    return rated
-
-
 def answer_log_probs(
-    runner: PolicyRunner, params: Params, rows: Sequence[Row], title: str
+    runner: PolicyRunner, params: Params, answers: Sequence[Rollout], title: str
 ) -> np.ndarray:
     """Returns log p(answer | prompt), nats, of every sample of every row, [B, S]."""
-    both = [(r["prompt_ids"], ids) for r in rows for ids in r["response_ids"]]
+    both = [(r.prompt_ids, ids) for r in answers for ids in r.response_ids]
     size, out = 2 * runner.micro_batch, []
     with runner.console.phase(title, len(both), "answers") as bar:
         for first in range(0, len(both), size):
@@ -196,7 +184,7 @@ def answer_log_probs(
             out.append(logp[: len(some)])
             bar.advance(len(some))
             runner.check()
-    return np.concatenate(out).reshape(len(rows), -1)
+    return np.concatenate(out).reshape(len(answers), -1)
 
 
 def _log_probs(

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tpmm_jax.config import Config
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.load_rows import by_prompt, load_rows
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 

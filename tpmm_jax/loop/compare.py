@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.prompts import Prompt
+from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.data.tokens import encode_prompts, pad_id
 from tpmm_jax.errors import BadInput
@@ -26,10 +26,10 @@ from tpmm_jax.loop.answers import (
     PolicyRunner,
     answer_log_probs,
     pair_log_probs,
-    sampled_rows,
+    sample_answers,
 )
 from tpmm_jax.loop.evaluation import preference_accuracy, seen
-from tpmm_jax.loop.judging import Match, judge_rows, won
+from tpmm_jax.loop.judging import Match, judge_matches, judge_wins
 from tpmm_jax.loop.prompts import EncodedPrompts, encoded_prompts
 from tpmm_jax.loop.run import EVALUATION
 from tpmm_jax.losses.logprobs import CHUNK_BYTES
@@ -39,7 +39,6 @@ from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.weights.loading import Source
 
-Rows = list[dict[str, Any]]
 BASELINE = "baseline"
 # Answers of which log-probs are computed at once, and half as many pairs.
 LOG_PROB_ROWS = 16
@@ -92,7 +91,7 @@ class Settings:
 class Answered:
     """What is known of a candidate once its model has left memory."""
 
-    rows: Rows
+    rows: list[Rollout]
     own_BS: np.ndarray | None = None
     pairs_MN: np.ndarray | None = None
     log_ratios_BS: np.ndarray | None = None
@@ -209,11 +208,11 @@ def _loaded(runner: PolicyRunner, candidate: Candidate) -> Loaded:
 
 def _rows(
     settings: Settings, candidate: Candidate, runner: PolicyRunner, params: Loaded
-) -> Rows:
+) -> list[Rollout]:
     path = rows_path(settings, candidate)
     # The keys of a run's evaluation with that seed.
     key = jax.random.fold_in(jax.random.key(settings.seed), 0)
-    return sampled_rows(
+    return sample_answers(
         runner,
         path,
         candidate.prompts,
@@ -252,7 +251,7 @@ def _judge(
     if not settings.raters.judges or not others:
         return
     theirs = answered[baseline.name].rows
-    rows = judge_rows(
+    rows = judge_matches(
         None if settings.output is None else settings.output / "judgements.jsonl",
         [Match(o.name, BASELINE, answered[o.name].rows, theirs) for o in others],
         settings.raters.judges,
@@ -262,7 +261,7 @@ def _judge(
         title="judge",
     )
     for other in others:
-        found = won(rows, other.name)
+        found = judge_wins(rows, other.name)
         answered[other.name].judged = {label: x for (label, _), x in found.items()}
 
 

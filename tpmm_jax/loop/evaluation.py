@@ -5,7 +5,6 @@ Phases, each of which leaves a file and is not repeated: sampling with all score
 (log_probs.npz); judgements (judgements.jsonl); summary.json.
 """
 
-import json
 import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.records import Judgement, PairRow, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import (
     Evaluated,
@@ -26,19 +25,19 @@ from tpmm_jax.evaluation import (
 from tpmm_jax.evaluation.measures import score_arrays
 from tpmm_jax.log.jsonl import plain, restored
 from tpmm_jax.log.metrics import read_metrics
-from tpmm_jax.loop.answers import Loaded, sampled_rows
-from tpmm_jax.loop.judging import Match, judge_rows, won
+from tpmm_jax.loop.answers import Loaded, sample_answers
+from tpmm_jax.loop.judging import Match, judge_matches, judge_wins
 from tpmm_jax.loop.log_probs import (
     MAIN,
     POLICY,
     THETA_0,
-    Rows,
     compared,
     evaluation_log_probs,
 )
 from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Run
 from tpmm_jax.store.files import read_json, write_json, write_npz
+from tpmm_jax.store.records import read_records
 
 # A policy's number and a set of prompts.
 Place: TypeAlias = tuple[int, str]
@@ -104,14 +103,14 @@ def _path(run: Run, t: int, name: str) -> pathlib.Path:
     return run.folder(t) / file
 
 
-def _answers(run: Run, t: int, policy: Loaded) -> dict[str, Rows]:
+def _answers(run: Run, t: int, policy: Loaded) -> dict[str, list[Rollout]]:
     """Returns theta_t's rated answers to each set; none without prompts."""
     if run.schedule is None:
         return {}
     title = f"iteration {t}: evaluate" if t else "evaluate theta_0"
     sets = {MAIN: run.schedule.evaluation, **run.schedule.sets}
     return {
-        name: sampled_rows(
+        name: sample_answers(
             run.runner,
             _path(run, t, name),
             prompts,
@@ -155,8 +154,11 @@ def preference_accuracy(
 
 
 def _judgements(
-    run: Run, t: int, answers: Mapping[str, Rows], earlier: Mapping[Place, Rows]
-) -> Rows:
+    run: Run,
+    t: int,
+    answers: Mapping[str, list[Rollout]],
+    earlier: Mapping[Place, list[Rollout]],
+) -> list[Judgement]:
     """Returns every judge's verdict on theta_t against theta_0 and theta_{t-1}."""
     if t == 0 or not answers or not run.raters.judges:
         return []
@@ -167,7 +169,7 @@ def _judgements(
         for name, rows in answers.items()
         for against, step in others.items()
     ]
-    return judge_rows(
+    return judge_matches(
         run.folder(t) / "judgements.jsonl",
         matches,
         run.raters.judges,
@@ -178,10 +180,10 @@ def _judgements(
     )
 
 
-def _earlier(run: Run, t: int, name: str) -> Rows:
+def _earlier(run: Run, t: int, name: str) -> list[Rollout]:
     """Returns the answers of an earlier policy, as they were written then."""
     path = _path(run, t, name)
-    rows = _read_rows(path)
+    rows = read_records(path, Rollout)
     if not rows:
         raise BadInput(
             f"{path} is missing or empty: win rates against theta_{t} need it; put it "
@@ -190,25 +192,19 @@ def _earlier(run: Run, t: int, name: str) -> Rows:
     return rows
 
 
-def _read_rows(path: pathlib.Path) -> Rows:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def _measures(
     run: Run,
     t: int,
     name: str,
-    rows: Rows,
+    rows: list[Rollout],
     logps: Mapping[str, np.ndarray],
-    judgements: Rows,
-    earlier: Mapping[Place, Rows],
+    judgements: list[Judgement],
+    earlier: Mapping[Place, list[Rollout]],
 ) -> dict[str, float]:
     if t == 0:
         zero = {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         return measure(rows) | zero
-    judged = won(judgements, name)
+    judged = judge_wins(judgements, name)
     if t == 1:
         judged |= {(label, "previous"): x for (label, _), x in judged.items()}
     policy_BS = logps[f"{name}.{POLICY}_BS"]
@@ -231,16 +227,16 @@ def _history(
     run: Run,
     t: int,
     name: str,
-    rows: Rows,
-    judgements: Rows,
-    earlier: Mapping[Place, Rows],
+    rows: list[Rollout],
+    judgements: list[Judgement],
+    earlier: Mapping[Place, list[Rollout]],
     kl: float,
 ) -> list[Evaluated]:
     """Returns what the watch sees of theta_0 to theta_t on one set."""
     key = "kl/theta_0" if name == MAIN else f"{name}/kl/theta_0"
     history = []
     for s in range(t + 1):
-        judged = won(judgements if s == t else _judged_then(run, s), name)
+        judged = judge_wins(judgements if s == t else _judged_then(run, s), name)
         values = {key: kl} if s == t else _summary(run, s)
         history.append(
             seen(
@@ -262,13 +258,13 @@ def _summary(run: Run, t: int) -> dict[str, Any]:
     return restored(read_json(run.folder(t) / "summary.json"))
 
 
-def _judged_then(run: Run, t: int) -> Rows:
-    return _read_rows(run.folder(t) / "judgements.jsonl")
+def _judged_then(run: Run, t: int) -> list[Judgement]:
+    return read_records(run.folder(t) / "judgements.jsonl", Judgement)
 
 
 def seen(
     name: str,
-    rows: Rows,
+    rows: list[Rollout],
     judged: Mapping[str, np.ndarray],
     judges: Iterable[str],
     kl: float | None,
@@ -285,10 +281,10 @@ def seen(
       same_tokens: whether lengths can be compared with the first policy's.
     """
     arrays = score_arrays(rows)
-    half_BS = np.full((len(rows), len(rows[0]["responses"])), 0.5)
+    half_BS = np.full((len(rows), len(rows[0].responses)), 0.5)
     independent = {f"scorer {k.split('/')[1]}": x for k, x in arrays.items() if k}
     independent |= {f"judge {label}": judged.get(label, half_BS) for label in judges}
-    lengths = [len(ids) for row in rows for ids in row["response_ids"]]
+    lengths = [len(ids) for row in rows for ids in row.response_ids]
     length = float(np.mean(lengths)) if same_tokens else None
     return Evaluated(name, arrays.get(""), length, kl, independent)
 

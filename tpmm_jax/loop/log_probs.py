@@ -3,12 +3,11 @@
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.errors import CorruptCheckpoint
 from tpmm_jax.loop.answers import Loaded, answer_log_probs, pair_log_probs
 from tpmm_jax.loop.reference import merged_reference, pair_table
@@ -16,7 +15,6 @@ from tpmm_jax.loop.run import Run
 from tpmm_jax.merging import one_hot_index
 from tpmm_jax.store.files import read_json, sha256, write_npz
 
-Rows = list[dict[str, Any]]
 # The name of the evaluation's own prompts among the sets.
 MAIN = "evaluation"
 POLICY, THETA_0, REFERENCE = "policy", "theta_0", "reference"
@@ -31,7 +29,7 @@ def compared(run: Run) -> tuple[str, ...]:
 def evaluation_log_probs(
     run: Run,
     t: int,
-    answers: Mapping[str, Rows],
+    answers: Mapping[str, list[Rollout]],
     held_out: Sequence[PairRow],
     policy: Loaded,
 ) -> dict[str, np.ndarray]:
@@ -44,7 +42,7 @@ def evaluation_log_probs(
     weights = np.zeros((0, 0))
     if REFERENCE in models:
         weights = np.asarray(read_json(run.folder(t) / "reference.json")["weights"])
-    texts = [[r["prompt_ids"], r["response_ids"]] for a in answers.values() for r in a]
+    texts = [[r.prompt_ids, r.response_ids] for a in answers.values() for r in a]
     pairs = [[r.prompt_ids, r.chosen_ids, r.rejected_ids] for r in held_out]
     digests = [run.trajectory.digest(step) for step in range(t + 1)]
     key = sha256([texts, pairs, digests, weights.tolist(), run.tokenizer_digest])
@@ -81,7 +79,7 @@ def _of_model(
     run: Run,
     t: int,
     model: str,
-    answers: Mapping[str, Rows],
+    answers: Mapping[str, list[Rollout]],
     held_out: Sequence[PairRow],
     policy: Loaded,
 ) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import Table, make_table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.answers import pair_log_probs

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from tpmm_jax.data.batches import PairRow
 from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.records import LabelledPair, PairRow, Rollout
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loop.answers import sampled_rows
+from tpmm_jax.loop.answers import sample_answers
 from tpmm_jax.loop.run import ROLLOUT, Run
-from tpmm_jax.rewards import LabelledPair, make_pairs
-from tpmm_jax.store.files import write_text
+from tpmm_jax.rewards import make_pairs
+from tpmm_jax.store.records import read_records, write_records
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def gather_pairs(run: Run, iteration: int) -> IterationPairs:
     path = run.folder(iteration) / "pairs.jsonl"
     if not path.exists():
         if run.pair_chunks is not None:
-            rows = _offline_rows(run, iteration)
+            labelled = _flip_chunk(run, iteration)
         else:
-            rows = _labelled_rows(run, iteration, roll_out(run, iteration))
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            labelled = _label_rollouts(run, iteration, roll_out(run, iteration))
+        write_records(path, labelled)
     pairs = read_pairs(run, iteration)
     if not pairs.train:
         raise BadInput(
@@ -53,22 +53,17 @@ def read_pairs(run: Run, iteration: int) -> IterationPairs:
     path = run.folder(iteration) / "pairs.jsonl"
     train: list[PairRow] = []
     held_out: list[PairRow] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        row = json.loads(line)
-        pair = PairRow(
-            row["prompt_ids"],
-            row["chosen_ids"],
-            row["rejected_ids"],
-            f"{path}:{number}",
-        )
-        (held_out if row["held_out"] else train).append(pair)
+    for number, pair in enumerate(read_records(path, LabelledPair), start=1):
+        ids = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
+        row = PairRow(*ids, origin=f"{path}:{number}")
+        (held_out if pair.held_out else train).append(row)
     return IterationPairs(train, held_out)
 
 
-def roll_out(run: Run, iteration: int) -> list[dict[str, Any]]:
+def roll_out(run: Run, iteration: int) -> list[Rollout]:
     """Samples from theta_{t-1} on the iteration's prompts, and scores."""
     assert run.schedule is not None
-    return sampled_rows(
+    return sample_answers(
         run.runner,
         run.folder(iteration) / "rollouts.jsonl",
         run.schedule.iteration(iteration),
@@ -80,83 +75,89 @@ def roll_out(run: Run, iteration: int) -> list[dict[str, Any]]:
     )
 
 
-def _labelled_rows(
-    run: Run, iteration: int, rollouts: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    rewards_BR = np.asarray([row["rewards"] for row in rollouts])
-    seed = [run.config.seed, iteration]
-    held_out = [row["held_out"] for row in rollouts]
-    probability = run.config.pairing.flip_probability
-    pairs, tied = make_pairs(rewards_BR, held_out, probability, seed=seed)
-    pairs = [pair for pair in pairs if not _same_ids(rollouts, pair)]
-    lengths = [len(ids) for row in rollouts for ids in row["response_ids"]]
-    values = {
-        "pairs/train": sum(not pair.held_out for pair in pairs),
-        "pairs/held_out": sum(pair.held_out for pair in pairs),
-        "pairs/flipped": sum(pair.flipped for pair in pairs),
-        "pairs/tied_prompts": tied,
-        "rollout/reward_mean": float(rewards_BR.mean()),
-        "rollout/reward_std": float(rewards_BR.std()),
-        "rollout/length_mean": float(np.mean(lengths)),
-    }
-    run.rewind("pairs", iteration)
-    run.log.log("pairs", iteration=iteration, step=None, values=values)
-    rows = []
-    for pair in pairs:
-        row = rollouts[pair.prompt]
-        chosen, rejected = pair.chosen, pair.rejected
-        rows.append(
-            {
-                "prompt": row["prompt"],
-                "chosen": row["responses"][chosen],
-                "rejected": row["responses"][rejected],
-                "chosen_reward": row["rewards"][chosen],
-                "rejected_reward": row["rewards"][rejected],
-                "flipped": pair.flipped,
-                "held_out": pair.held_out,
-                "prompt_ids": row["prompt_ids"],
-                "chosen_ids": row["response_ids"][chosen],
-                "rejected_ids": row["response_ids"][rejected],
-            }
+def _label_rollouts(
+    run: Run, iteration: int, rollouts: Sequence[Rollout]
+) -> list[LabelledPair]:
+    rewards_BR = np.asarray([row.rewards for row in rollouts])
+    places, tied = make_pairs(
+        rewards_BR,
+        [row.held_out for row in rollouts],
+        run.config.pairing.flip_probability,
+        seed=[run.config.seed, iteration],
+    )
+    pairs = []
+    for place in places:
+        row, chosen, rejected = rollouts[place.prompt], place.chosen, place.rejected
+        if row.response_ids[chosen] == row.response_ids[rejected]:
+            continue
+        assert row.rewards is not None
+        pairs.append(
+            LabelledPair(
+                prompt=row.prompt,
+                chosen=row.responses[chosen],
+                rejected=row.responses[rejected],
+                chosen_reward=row.rewards[chosen],
+                rejected_reward=row.rewards[rejected],
+                flipped=place.flipped,
+                held_out=place.held_out,
+                prompt_ids=row.prompt_ids,
+                chosen_ids=row.response_ids[chosen],
+                rejected_ids=row.response_ids[rejected],
+            )
         )
-    return rows
+    lengths = [len(ids) for row in rollouts for ids in row.response_ids]
+    _log_pairs(
+        run,
+        iteration,
+        pairs,
+        {
+            "pairs/tied_prompts": tied,
+            "rollout/reward_mean": float(rewards_BR.mean()),
+            "rollout/reward_std": float(rewards_BR.std()),
+            "rollout/length_mean": float(np.mean(lengths)),
+        },
+    )
+    return pairs
 
 
-def _same_ids(rollouts: list[dict[str, Any]], pair: LabelledPair) -> bool:
-    ids = rollouts[pair.prompt]["response_ids"]
-    return ids[pair.chosen] == ids[pair.rejected]
-
-
-def _offline_rows(run: Run, iteration: int) -> list[dict[str, Any]]:
+def _flip_chunk(run: Run, iteration: int) -> list[LabelledPair]:
+    """Returns the iteration's offline pairs, some of them flipped on purpose."""
     assert run.pair_chunks is not None
     chunk = run.pair_chunks[iteration - 1]
     probability = run.config.pairing.flip_probability
     flips = np.random.default_rng([run.config.seed, iteration, 1]).random(len(chunk))
-    rows = []
+    pairs = []
     for (held_out, row), u in zip(chunk, flips):
         flipped = bool(u < probability)
         chosen, rejected = row.chosen_ids, row.rejected_ids
         if flipped:
             chosen, rejected = rejected, chosen
         text = completion_texts(run.tokenizer, row.prompt_ids, [chosen, rejected])
-        rows.append(
-            {
-                "prompt": run.tokenizer.decode(row.prompt_ids),
-                "chosen": text[0],
-                "rejected": text[1],
-                "origin": row.origin,
-                "flipped": flipped,
-                "held_out": held_out,
-                "prompt_ids": row.prompt_ids,
-                "chosen_ids": chosen,
-                "rejected_ids": rejected,
-            }
+        pairs.append(
+            LabelledPair(
+                prompt=run.tokenizer.decode(row.prompt_ids),
+                chosen=text[0],
+                rejected=text[1],
+                origin=row.origin,
+                flipped=flipped,
+                held_out=held_out,
+                prompt_ids=row.prompt_ids,
+                chosen_ids=chosen,
+                rejected_ids=rejected,
+            )
         )
-    counts = {
-        "pairs/train": sum(not r["held_out"] for r in rows),
-        "pairs/held_out": sum(r["held_out"] for r in rows),
-        "pairs/flipped": sum(r["flipped"] for r in rows),
+    _log_pairs(run, iteration, pairs, {})
+    return pairs
+
+
+def _log_pairs(
+    run: Run, iteration: int, pairs: Sequence[LabelledPair], more: dict[str, float]
+) -> None:
+    values = {
+        "pairs/train": sum(not pair.held_out for pair in pairs),
+        "pairs/held_out": sum(pair.held_out for pair in pairs),
+        "pairs/flipped": sum(pair.flipped for pair in pairs),
+        **more,
     }
     run.rewind("pairs", iteration)
-    run.log.log("pairs", iteration=iteration, step=None, values=counts)
-    return rows
+    run.log.log("pairs", iteration=iteration, step=None, values=values)

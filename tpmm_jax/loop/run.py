@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
-from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import Stopped
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import MetricsLog

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.batches import PairRow
+from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import NotFinite
 from tpmm_jax.loop.answers import pair_log_probs

@@ -69,13 +69,13 @@ def _difference(
         return Difference(*labels, problem="one of them has no samples")
     if not same_prompts(*rows):
         return Difference(*labels, problem="the evaluation prompts differ")
-    counts = [{len(row["rewards"]) for row in found} for found in rows]
+    counts = [{len(row.responses) for row in found} for found in rows]
     if any(len(count) > 1 for count in counts):
         return Difference(*labels, problem="the number of samples a prompt varies")
     scorers = [run.config.get("scorer") for run in (ours, theirs)]
     if scorers[0] != scorers[1]:
         return Difference(*labels, problem="the labelling scorers differ")
-    rewards = [np.array([row["rewards"] for row in found], float) for found in rows]
+    rewards = [np.array([row.rewards for row in found], float) for found in rows]
     if not all(np.isfinite(values).all() for values in rewards):
         return Difference(*labels, problem="a reward is not finite")
     mean, low, high = paired_interval(*rewards)

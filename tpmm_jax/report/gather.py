@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tpmm_jax.data.records import Rollout, parse_lines
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.log.jsonl import parsed
 from tpmm_jax.log.metrics import METRICS, TIMING
@@ -107,17 +108,24 @@ class RunData:
             if name.startswith(prefix) and name.endswith(end)
         ]
 
-    def samples(self, iteration: int, of_set: str = "") -> list[Row]:
-        """Rows of the evaluation's samples; [] if there are none.
+    def samples(self, iteration: int, of_set: str = "") -> list[Rollout]:
+        """The evaluation's answers, which all have rewards; [] if there are none.
 
         Raises:
-          BadInput: a line that is no such row; names the file, line and field.
+          CorruptCheckpoint: a line without them; names the file, line and field.
         """
         if "/" in of_set or os.sep in of_set:
             return []  # a metric of another meaning, or of another's hand
         name = f"evaluation-{of_set}.jsonl" if of_set else "evaluation.jsonl"
         path = self.workdir / "iterations" / f"{iteration:03d}" / name
-        return list(_sample_rows(path))
+        answers = parse_lines(Rollout, read_lines_repaired(path, truncate=False), path)
+        for number, row in enumerate(answers, start=1):
+            if row.rewards is None:
+                raise CorruptCheckpoint(
+                    f"{path}, line {number}: rewards is missing; put the file back "
+                    "from a copy"
+                )
+        return answers
 
     def held_out(self, iteration: int) -> dict[str, np.ndarray]:
         """Arrays of held_out.npz, [M, 2] nats; {} if there is none.
@@ -236,23 +244,6 @@ def _json_lines(path: pathlib.Path) -> Iterator[Row]:
             raise _no_row(path, number, f"is not JSON ({error})") from None
         if not isinstance(row, dict):
             raise _no_row(path, number, "is no JSON object")
-        yield row
-
-
-def _sample_rows(path: pathlib.Path) -> Iterator[Row]:
-    for number, row in enumerate(_json_lines(path), start=1):
-        responses, rewards = row.get("responses"), row.get("rewards")
-        if not isinstance(row.get("prompt"), str):
-            raise _no_row(path, number, f"has the prompt {row.get('prompt')!r}")
-        if not isinstance(responses, list) or not responses:
-            raise _no_row(path, number, f"has the responses {responses!r}")
-        if not all(isinstance(text, str) for text in responses):
-            raise _no_row(path, number, "has a response that is no text")
-        numbers = isinstance(rewards, list) and all(
-            isinstance(r, (int, float)) and not isinstance(r, bool) for r in rewards
-        )
-        if not numbers or len(rewards or ()) != len(responses):
-            raise _no_row(path, number, f"has the rewards {rewards!r}")
         yield row
 
 

@@ -5,15 +5,13 @@ reward of the first answer rose and fell most, from theta_0 to the last policy. 
 is chosen by its text.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
 
-Row = dict[str, Any]
 FIRST, EXTREMES = 3, 2
 # Longer texts are cut on the page, and say so.
 MOST = 2_000
@@ -85,17 +83,14 @@ def common_samples(runs: Sequence[RunData], iteration: int) -> list[Samples]:
     return [samples] if samples.samples else []
 
 
-def same_prompts(first: Sequence[Row], second: Sequence[Row]) -> bool:
+def same_prompts(first: Sequence[Rollout], second: Sequence[Rollout]) -> bool:
     """Whether two evaluations asked the same, row by row."""
-    return [prompt_of(row) for row in first] == [prompt_of(row) for row in second]
+    return [(row.prompt, row.prompt_ids) for row in first] == [
+        (row.prompt, row.prompt_ids) for row in second
+    ]
 
 
-def prompt_of(row: Row) -> str:
-    """Returns what identifies a prompt: its text and, if known, its ids."""
-    return json.dumps([row["prompt"], row.get("prompt_ids")])
-
-
-def _chosen(of_set: str, columns: Sequence[tuple[str, list[Row]]]) -> Samples:
+def _chosen(of_set: str, columns: Sequence[tuple[str, list[Rollout]]]) -> Samples:
     columns = [(who, rows) for who, rows in columns if rows]
     if not columns:
         return Samples(of_set, "", [])
@@ -106,8 +101,7 @@ def _chosen(of_set: str, columns: Sequence[tuple[str, list[Row]]]) -> Samples:
     rule = f"The first {len(why)} of {size:,} evaluation prompts"
     if len(columns) > 1 and size > FIRST:
         changes = [
-            ours["rewards"][0] - theirs["rewards"][0]
-            for theirs, ours in zip(base, last[1])
+            _reward(ours) - _reward(theirs) for theirs, ours in zip(base, last[1])
         ]
         rest = sorted(range(len(why), size), key=lambda i: changes[i])
         falls = [i for i in rest[:EXTREMES] if changes[i] < 0]
@@ -122,13 +116,21 @@ def _chosen(of_set: str, columns: Sequence[tuple[str, list[Row]]]) -> Samples:
     return Samples(of_set, rule, [_sample(i, why[i], columns) for i in why])
 
 
-def _sample(place: int, why: str, columns: Sequence[tuple[str, list[Row]]]) -> Sample:
+def _sample(
+    place: int, why: str, columns: Sequence[tuple[str, list[Rollout]]]
+) -> Sample:
     base = columns[0][1][place]
     answers = []
     for who, rows in columns:
-        text, reward = rows[place]["responses"][0], rows[place]["rewards"][0]
-        change = reward - base["rewards"][0]
+        text, reward = rows[place].responses[0], _reward(rows[place])
+        change = reward - _reward(base)
         better = None if change == 0 else change > 0
         cut = max(0, len(text) - MOST)
         answers.append(Answer(who, text[:MOST], cut, reward, better))
-    return Sample(why, place, base["prompt"], answers)
+    return Sample(why, place, base.prompt, answers)
+
+
+def _reward(row: Rollout) -> float:
+    """Of the first answer; ``RunData.samples`` returns rows with rewards only."""
+    assert row.rewards is not None
+    return row.rewards[0]

@@ -1,7 +1,7 @@
 """What labels the rollouts, what judges answers, and how labels become pairs."""
 
 from tpmm_jax.rewards.judges import Judge, NamedJudge
-from tpmm_jax.rewards.pairing import LabelledPair, PairingConfig, make_pairs
+from tpmm_jax.rewards.pairing import PairingConfig, PairPlaces, make_pairs
 from tpmm_jax.rewards.raters import NamedScorer, Raters, check_label, load_raters
 from tpmm_jax.rewards.scorer import (
     Scorer,
@@ -14,9 +14,9 @@ from tpmm_jax.rewards.scorer import (
 
 __all__ = [
     "Judge",
-    "LabelledPair",
     "NamedJudge",
     "NamedScorer",
+    "PairPlaces",
     "PairingConfig",
     "Raters",
     "Scorer",

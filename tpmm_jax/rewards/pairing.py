@@ -35,8 +35,8 @@ class PairingConfig:
 
 
 @dataclass(frozen=True)
-class LabelledPair:
-    """One pair: places in an iteration's rollouts, and how it was labelled."""
+class PairPlaces:
+    """One pair: its places in an iteration's rollouts, and how it was labelled."""
 
     prompt: int
     chosen: int
@@ -51,7 +51,7 @@ def make_pairs(
     flip_probability: float,
     *,
     seed: list[int],
-) -> tuple[list[LabelledPair], int]:
+) -> tuple[list[PairPlaces], int]:
     """Returns pairs, and how many prompts gave none because all rewards tie.
 
     A training prompt gives its best against its worst response; a held-out one
@@ -65,7 +65,7 @@ def make_pairs(
       seed: of the label flips.
     """
     R = rewards_BR.shape[1]
-    pairs: list[LabelledPair] = []
+    pairs: list[PairPlaces] = []
     tied = 0
     for b, held_out in enumerate(held_out_B):
         r = rewards_BR[b]
@@ -86,5 +86,5 @@ def make_pairs(
             flipped = bool(u < flip_probability)
             if flipped:
                 chosen, rejected = rejected, chosen
-            pairs.append(LabelledPair(b, chosen, rejected, flipped, bool(held_out)))
+            pairs.append(PairPlaces(b, chosen, rejected, flipped, bool(held_out)))
     return pairs, tied
