@@ -13,7 +13,7 @@ import pytest
 
 from tpmm_jax.commands import check_data
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.offline import prepare_pairs
+from tpmm_jax.data.prepare import prepare_pairs
 from tpmm_jax.errors import BadInput
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent / name) for name in ("data", "loop")]
@@ -102,11 +102,11 @@ def test_a_run_refuses_or_drops_the_very_rows_that_are_named(tmp_path, run):
     path.write_bytes(content)
     named = {e["line"] for e in json.loads(run(path, "--json")[1])["errors"]}
     assert named == set(wanted)
-    tokenizer = small.byte_level()
+    codec = small.codec(small.byte_level())
     with pytest.raises(BadInput, match=f"in {len(wanted)} rows; nothing was used"):
-        prepare_pairs(str(path), DataConfig(), tokenizer).problems.settle()
+        prepare_pairs(str(path), DataConfig(), codec).problems.settle()
     dropping = DataConfig(on_bad_rows="drop")
-    found = prepare_pairs(str(path), dropping, tokenizer)
+    found = prepare_pairs(str(path), dropping, codec)
     assert found.problems.settle() == len(wanted)
     kept = {int(row.origin.rsplit(":", 1)[1]) for row in found.rows}
     assert kept == set(range(1, 402)) - set(wanted)

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from tpmm_jax import losses
 from tpmm_jax.axes import Params
-from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.codec import TextCodec, make_codec
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prompts import parse_prompt
-from tpmm_jax.data.tokens import encode_prompts, pad_id
+from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.merging import signal_to_rounding, weighted_sum
 from tpmm_jax.mesh import put_batch
@@ -28,8 +29,7 @@ from tpmm_jax.sampling import (
     stream_tokens,
     text_pieces,
 )
-from tpmm_jax.weights.description import end_ids
-from tpmm_jax.weights.loading import Model, load
+from tpmm_jax.weights.loading import Model, Source, load
 
 BATCH_SIZE = 32
 
@@ -133,16 +133,15 @@ def generate(
     config.validate("generate")
     if not prompts:
         return []
-    ids = encode(model, prompts, chat)
+    codec = codec_of(model, chat=chat)
+    ids = encode(codec, prompts)
     found: dict[int, list[Any]] = {}
     for places, completions in completion_batches(
         model, ids, config, seed=seed, num_samples=num_samples
     ):
         for i, some in zip(places, completions):
             plain = _token_ids(i, prompts[i]) is not None
-            found[i] = (
-                some if plain else completion_texts(model.tokenizer, ids[i], some)
-            )
+            found[i] = some if plain else codec.completion_texts(ids[i], some)
     return [found[i] for i in range(len(prompts))]
 
 
@@ -184,10 +183,11 @@ def stream(
             "the model has no tokenizer, so there is no text to stream; use generate "
             "with a list of token ids, or load it from a directory with tokenizer.json"
         )
-    (ids,) = encode(model, [prompt], chat)
+    codec = codec_of(model, chat=chat)
+    (ids,) = encode(codec, [prompt])
     check_prompt(0, ids, model.decoder, config)
     tokens = token_stream(model, ids, config, seed=seed, number=number, sample=sample)
-    return text_pieces(model.tokenizer, ids, tokens)
+    return text_pieces(codec, ids, tokens)
 
 
 def completion_batches(
@@ -205,18 +205,18 @@ def completion_batches(
     Args:
       start: place of the first prompt, a multiple of batch_size.
     """
-    eos_ids, pad = _end_and_pad(model)
+    codec = codec_of(model)
     return generate_batches(
         model.decoder,
         model.params,
         ids,
         key=jax.random.key(seed),
         config=config,
-        eos_ids=eos_ids,
+        eos_ids=codec.eos_ids,
         num_samples=num_samples,
         batch_size=batch_size,
         start=start,
-        pad_id=pad,
+        pad_id=codec.pad_id,
     )
 
 
@@ -230,42 +230,45 @@ def token_stream(
     sample: int = 0,
 ) -> Iterator[int]:
     """Yields the ids of one completion of ``completion_batches`` as they are drawn."""
-    eos_ids, pad = _end_and_pad(model)
+    codec = codec_of(model)
     return stream_tokens(
         model.decoder,
         model.params,
         ids,
         key=jax.random.key(seed),
         config=config,
-        eos_ids=eos_ids,
-        pad_id=pad,
+        eos_ids=codec.eos_ids,
+        pad_id=codec.pad_id,
         number=number,
         sample=sample,
     )
 
 
-def _end_and_pad(model: Model) -> tuple[tuple[int, ...], int]:
-    return end_ids(model.config, model.tokenizer), (
-        0 if model.tokenizer is None else pad_id(model.tokenizer)
-    )
+def codec_of(model: Model | Source, *, chat: bool = False) -> TextCodec:
+    """Returns a model's codec that cuts nothing.
+
+    What is too long is refused later, with its true length.
+    """
+    data = DataConfig(chat=chat, max_prompt_length=sys.maxsize)
+    return make_codec(model.config, model.tokenizer, data)
 
 
-def encode(model: Model, prompts: Sequence[Any], chat: bool) -> list[list[int]]:
-    """Returns the ids of each prompt, whole.
+def encode(codec: TextCodec, prompts: Sequence[Any]) -> list[list[int]]:
+    """Returns the ids of each prompt.
 
     Args:
-      prompts: texts, message lists (with chat) or lists of token ids.
+      prompts: texts, message lists (if the codec has chat) or lists of token ids.
 
     Raises:
       BadInput: names the prompt and what is wrong with it.
     """
     plain = [_token_ids(i, prompt) for i, prompt in enumerate(prompts)]
-    ids = _encode(model, prompts, plain, chat)
+    ids = _encode(codec, prompts, plain)
     for i, row in enumerate(ids):
-        if row and not 0 <= min(row) <= max(row) < model.config.vocab_size:
+        if row and not 0 <= min(row) <= max(row) < codec.num_embeddings:
             raise BadInput(
                 f"prompt {i} has token ids from {min(row)} to {max(row)}; the "
-                f"vocabulary has {model.config.vocab_size}"
+                f"vocabulary has {codec.num_embeddings}"
             )
     return ids
 
@@ -286,10 +289,7 @@ def _token_ids(number: int, prompt: Any) -> list[int] | None:
 
 
 def _encode(
-    model: Model,
-    prompts: Sequence[Any],
-    plain: Sequence[list[int] | None],
-    chat: bool,
+    codec: TextCodec, prompts: Sequence[Any], plain: Sequence[list[int] | None]
 ) -> list[list[int]]:
     texts = [i for i, ids in enumerate(plain) if ids is None]
     for i in texts:
@@ -300,7 +300,7 @@ def _encode(
                 prompts[i].encode()
             except UnicodeEncodeError:
                 raise BadInput(f"prompt {i} is not UTF-8: {prompts[i]!r:.80}") from None
-    if texts and model.tokenizer is None:
+    if texts and codec.tokenizer is None:
         raise BadInput(
             "the model has no tokenizer: give prompts as lists of token ids, or load "
             "it from a directory that holds tokenizer.json"
@@ -313,11 +313,7 @@ def _encode(
             if faults or content is None:
                 raise BadInput(f"prompt {i}: {'; '.join(faults)}")
             contents.append(content)
-        # Never cut: what is too long is refused with its true length.
-        encoded = encode_prompts(
-            model.tokenizer, contents, chat=chat, max_length=sys.maxsize
-        )
-        for i, prompt in zip(texts, encoded):
+        for i, prompt in zip(texts, encode_prompts(codec, contents)):
             ids[i] = prompt.ids
     return [list(x or []) for x in ids]
 

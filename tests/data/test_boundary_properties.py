@@ -8,12 +8,13 @@ import tokenizers_for_tests as small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpmm_jax.data import tokens
+from tpmm_jax.data._joining import Joiner
 from tpmm_jax.data._split import split_messages, split_text
 from tpmm_jax.data.boundary import text_ids
-from tpmm_jax.data.joining import Joiner
 from tpmm_jax.data.messages import Message
+from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
+from tpmm_jax.data.tokens import encode_prompts
 
 BYTES, SPACES = small.byte_level(), small.metaspace()
 CHATML, TURNS = small.byte_level(small.CHATML), small.metaspace(small.TURNS)
@@ -27,6 +28,7 @@ HARD = st.sampled_from(
 )  # fmt: skip
 TEXT = st.lists(HARD, max_size=12).map("".join)
 CONTENT = TEXT.filter(str.strip)
+LONG = {"max_prompt_length": 999, "max_completion_length": 999}
 quick = settings(max_examples=100, deadline=None)
 
 
@@ -54,13 +56,10 @@ def test_rows_keep_their_text_their_prompt_and_their_ends(tokenizer, front, one,
     pair = PreferencePair(front, one, other, "f:1")
     if one == other:
         return
-    encoded = tokens.encode_pairs(
-        tokenizer, [pair] * 2 + [PreferencePair("a", " b", " c", "f:2")],
-        chat=False, max_prompt_length=999, max_completion_length=999,
-    )  # fmt: skip
-    front_ids = tokens.encode_prompts(tokenizer, [front], chat=False, max_length=999)[
-        0
-    ].ids
+    codec = small.codec(tokenizer, **LONG)
+    last = PreferencePair("a", " b", " c", "f:2")
+    encoded = encode_pairs(codec, [pair, pair, last])
+    front_ids = encode_prompts(codec, [front])[0].ids
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for row in encoded.rows[:-1]:
         assert row.prompt_ids == front_ids
@@ -108,13 +107,8 @@ def test_templates_write_each_row_as_the_whole_conversation(
     if one.strip() == other.strip():
         return
     pairs = [PreferencePair(front, one, other, "f:1")]
-    row = tokens.encode_pairs(
-        tokenizer,
-        [*pairs, PreferencePair("a", "world", "answer", "f:2")],
-        chat=True,
-        max_prompt_length=999,
-        max_completion_length=999,
-    ).rows[0]
+    pairs.append(PreferencePair("a", "world", "answer", "f:2"))
+    row = encode_pairs(small.codec(tokenizer, chat=True, **LONG), pairs).rows[0]
     if row.origin != "f:1":
         return  # two letters that the vocabulary lacks are one token
     turns = [{"role": "user", "content": front}, {"role": "assistant", "content": one}]

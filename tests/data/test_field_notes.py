@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import tokenizers_for_tests as small
 
-from tpmm_jax.data import tokens
+from tpmm_jax.data.batches import collate
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message
-from tpmm_jax.data.offline import prepare_pairs
+from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
+from tpmm_jax.data.prepare import prepare_pairs
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 
@@ -32,7 +33,8 @@ def prepare(tmp_path):
         path = tmp_path / "pairs.jsonl"
         lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
         path.write_text("".join(line + "\n" for line in lines))
-        return prepare_pairs(str(path), DataConfig(**options), tokenizer)
+        codec = small.codec(tokenizer, **options)
+        return prepare_pairs(str(path), DataConfig(**options), codec)
 
     return run
 
@@ -171,7 +173,7 @@ def test_masks_come_from_lengths_where_pad_is_missing_or_eos(prepare, pad):
     row = prepare(_pair(" blue", " green and", prompt="the"), tokenizer=tokenizer).rows[
         0
     ]
-    batch = tokens.collate([row], length=40, pad_id=tokens.pad_id(tokenizer))
+    batch = collate([row], length=40, pad_id=small.codec(tokenizer).pad_id)
     for n, ids in enumerate((row.chosen_ids, row.rejected_ids)):
         size = len(row.prompt_ids)
         assert batch["mask_BNT"][0, n].sum() == size + len(ids)
@@ -190,11 +192,11 @@ def test_a_template_that_writes_bos_is_not_doubled(prepare):
 def test_a_completion_ends_at_the_end_of_turn_where_sampling_does():
     end = TURNS.convert_tokens_to_ids("</turn>")
     made = [PreferencePair("hello", "world", "answer", "f:1")]
-    limits = {"max_prompt_length": 64, "max_completion_length": 64}
-    row = tokens.encode_pairs(TURNS, made, chat=True, eos_ids=(end,), **limits).rows[0]
+    codec = small.codec(TURNS, chat=True, eos_ids=(end,))
+    row = encode_pairs(codec, made).rows[0]
     assert row.chosen_ids[-1] == row.rejected_ids[-1] == end
     assert TURNS.eos_token_id not in row.chosen_ids
-    row = tokens.encode_pairs(TURNS, made, chat=True, **limits).rows[0]
+    row = encode_pairs(small.codec(TURNS, chat=True), made).rows[0]
     assert row.chosen_ids[-2:] == [end, TURNS.eos_token_id]
 
 
@@ -206,10 +208,8 @@ def test_a_template_that_always_opens_a_turn_ends_no_completion_with_it():
         small.TURNS.removesuffix(header) + "{{ '<turn>assistant\n' }}"
     )
     made = [PreferencePair("hello", "world", "answer", "f:1")]
-    limits = {"max_prompt_length": 64, "max_completion_length": 64}
     rows = [
-        tokens.encode_pairs(t, made, chat=True, **limits).rows[0]
-        for t in (TURNS, always)
+        encode_pairs(small.codec(t, chat=True), made).rows[0] for t in (TURNS, always)
     ]
     assert rows[0] == rows[1]
 

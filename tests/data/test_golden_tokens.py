@@ -10,12 +10,15 @@ import os
 import pathlib
 
 import pytest
+import tokenizers_for_tests as small
 from transformers import AutoTokenizer
 
-from tpmm_jax.data import tokens
 from tpmm_jax.data.boundary import text_ids
 from tpmm_jax.data.messages import Message
+from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
+from tpmm_jax.data.tokens import encode_prompts
+from tpmm_jax.data.view import describe_row
 from tpmm_jax.weights.gguf import GGUFFile
 
 FOLDER = pathlib.Path(os.environ.get("TPMM_TOKENIZERS") or "no/such/folder")
@@ -39,14 +42,8 @@ def load(name):
 
 
 def _encode(name, *pairs, chat):
-    return tokens.encode_pairs(
-        load(name),
-        pairs,
-        chat=chat,
-        max_prompt_length=500,
-        max_completion_length=500,
-        eos_ids=ENDS.get(name, ()),
-    )
+    codec = small.codec(load(name), chat=chat, eos_ids=ENDS.get(name, ()))
+    return encode_pairs(codec, pairs)
 
 
 @every
@@ -59,7 +56,7 @@ def test_special_tokens(name):
 @every
 def test_texts(name):
     tokenizer, golden = load(name), GOLDEN[name]["texts"]
-    encoded = tokens.encode_prompts(tokenizer, list(golden), chat=False, max_length=99)
+    encoded = encode_prompts(small.codec(tokenizer), list(golden))
     assert [list(e.ids) for e in encoded] == list(golden.values())
     plain = tokenizer(list(golden), add_special_tokens=False)["input_ids"]
     assert text_ids(tokenizer, list(golden)) == plain
@@ -104,7 +101,7 @@ def test_conversations(name):
 @every
 def test_the_printed_view_shows_ends_and_masks(name):
     pair = PreferencePair("Hi", "café 日本", "no", "f:1")
-    shown = tokens.describe_row(load(name), _encode(name, pair, chat=True).rows[0])
+    shown = describe_row(load(name), _encode(name, pair, chat=True).rows[0])
     end = load(name).convert_ids_to_tokens(
         GOLDEN[name]["eos"] if name != "llama3" else 128009
     )

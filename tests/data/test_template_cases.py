@@ -6,17 +6,18 @@ import json
 import pytest
 import tokenizers_for_tests as small
 
-from tpmm_jax.data import templates, tokens
+from tpmm_jax.data import codec
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message
+from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair, load_pairs
 from tpmm_jax.data.templates import Writer
+from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 
 
 def _encode(tokenizer, *pairs, **options):
-    limits = {"max_prompt_length": 99, "max_completion_length": 99}
-    options = {"chat": True} | limits | options
-    return tokens.encode_pairs(tokenizer, pairs, **options)
+    return encode_pairs(small.codec(tokenizer, **{"chat": True} | options), pairs)
 
 
 def _turn(role, content):
@@ -66,7 +67,7 @@ def test_lost_messages_and_typed_special_tokens_are_counted():
         assert counts["special_in_message"] == 1
 
 
-def test_a_template_that_writes_the_day_writes_the_pinned_one(monkeypatch, tmp_path):
+def test_a_template_that_writes_the_day_writes_the_codecs(monkeypatch):
     clock = (
         "\n  {% if strftime_now is defined %}{% macro day() %}"
         '{{ strftime_now("%A %d %b %Y, %-d.%m. 100%% %H:%M") }}{% endmacro %}'
@@ -76,28 +77,24 @@ def test_a_template_that_writes_the_day_writes_the_pinned_one(monkeypatch, tmp_p
     says = "\n[Monday 05 Jan 2026, 5.01. 100% 00:00]<|im_start|>user\n"
     pair = PreferencePair("the sky", "is blue", "is green", "f:1")
 
-    def rendered():
-        prompt = Writer(tokenizer, chat=True).prompt("the sky")
-        return prompt, _encode(tokenizer, pair).rows
+    def rendered(date=None):
+        made = codec.make_codec(None, tokenizer, DataConfig(chat=True), date)
+        return Writer(made).prompt("the sky"), encode_pairs(made, [pair]).rows
 
-    monkeypatch.setattr(templates, "today", lambda: datetime.date(2026, 1, 5))
-    unpinned = rendered()
-    assert unpinned[0].startswith(says)
-    templates.pin_date(tokenizer, datetime.date(2026, 1, 5))
-    monkeypatch.setattr(templates, "today", lambda: datetime.date(2027, 2, 6))
-    assert rendered() == unpinned
-    tokenizer.save_pretrained(tmp_path)
-    files = [path.read_text() for path in tmp_path.iterdir() if path.is_file()]
-    assert not any("_pinned_date" in text for text in files)
+    monkeypatch.setattr(codec, "today", lambda: datetime.date(2026, 1, 5))
+    without = rendered()
+    assert without[0].startswith(says)
+    monkeypatch.setattr(codec, "today", lambda: datetime.date(2027, 2, 6))
+    assert rendered(datetime.date(2026, 1, 5)) == without != rendered()
 
 
-def test_a_pinned_day_leaves_all_else_as_transformers_writes_it():
+def test_a_codecs_day_leaves_all_else_as_transformers_writes_it():
     clock = '  {%- if x %}{% endif %}\n  {% if strftime_now %}{{ "a" }}{% endif %}\n'
     tokenizer = small.byte_level("\n" + clock + small.CHATML)
     wanted = tokenizer.apply_chat_template(
         [_turn("user", "hi")], tokenize=False, add_generation_prompt=True
     )
-    assert Writer(tokenizer, chat=True).prompt("hi") == wanted
+    assert Writer(small.codec(tokenizer, chat=True)).prompt("hi") == wanted
 
 
 def _decoded(tokenizer, rows):
@@ -134,7 +131,7 @@ def test_transcripts_are_messages_to_a_template(tmp_path, explicit):
         last = [(prompt, f"ok{asks} green.{end}", f"ok{asks} blue.{end}")]
     assert _decoded(tokenizer, found.rows) == wanted + last
     assert found.counts["message_left_out"] == found.counts["eos_inside"] == 0
-    (prompted,) = tokens.encode_prompts(tokenizer, [HI], chat=True, max_length=99)
+    (prompted,) = encode_prompts(small.codec(tokenizer, chat=True), [HI])
     assert tokenizer.decode(prompted.ids) == prompt
     plain = _encode(tokenizer, *pairs, chat=False).rows[0]
     assert tokenizer.decode(plain.prompt_ids) == HI

@@ -1,6 +1,7 @@
 """Token ids and masks: BOS and EOS once, no gained space, masks from lengths."""
 
 import copy
+import dataclasses
 import os
 import pathlib
 
@@ -9,12 +10,14 @@ import pytest
 import tokenizers_for_tests as small
 from transformers import AddedToken, AutoTokenizer
 
-from tpmm_jax.data import tokens
-from tpmm_jax.data.boundary import limit_ids
+from tpmm_jax.data.batches import collate, pad_prompts
 from tpmm_jax.data.messages import Message
+from tpmm_jax.data.pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.pairs import PreferencePair, load_pairs
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow
+from tpmm_jax.data.tokens import encode_prompts
+from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
 
 SHARED = pathlib.Path(
@@ -34,21 +37,14 @@ def _pair(prompt, chosen, rejected, origin="f:1"):
     return PreferencePair(prompt, chosen, rejected, origin)
 
 
-def _encode(tokenizer, *pairs, chat=False, prompt=64, completion=64, **options):
-    return tokens.encode_pairs(
-        tokenizer,
-        pairs,
-        chat=chat,
-        max_prompt_length=prompt,
-        max_completion_length=completion,
-        **options,
-    )
+def _encode(tokenizer, *pairs, prompt=64, completion=64, **options):
+    limits = {"max_prompt_length": prompt, "max_completion_length": completion}
+    return encode_pairs(small.codec(tokenizer, **limits, **options), pairs)
 
 
-def _encode_prompt(tokenizer, prompt, *, chat=False, max_length=64, **options):
-    return tokens.encode_prompts(
-        tokenizer, [prompt], chat=chat, max_length=max_length, **options
-    )[0]
+def _encode_prompt(tokenizer, prompt, *, max_length=64, **options):
+    codec = small.codec(tokenizer, max_prompt_length=max_length, **options)
+    return encode_prompts(codec, [prompt])[0]
 
 
 def test_ids_without_an_embedding_are_refused_by_name():
@@ -56,16 +52,19 @@ def test_ids_without_an_embedding_are_refused_by_name():
     known = len(tokenizer)
     tokenizer.add_tokens([AddedToken("<image>", special=True)])
     tokenizer.pad_token = "<image>"
-    limit_ids(tokenizer, known)
-    assert tokens.pad_id(tokenizer) == tokenizer.eos_token_id
+    before = dict(vars(tokenizer))
+    codec = dataclasses.replace(small.codec(tokenizer), num_embeddings=known)
+    assert codec.pad_id == tokenizer.eos_token_id
     good, bad = _pair("a", "b", "c"), _pair("a", "b", "c <image>", "f:2")
-    assert len(_encode(tokenizer, good).rows) == 1
+    assert len(encode_pairs(codec, [good]).rows) == 1
     with pytest.raises(BadInput, match=rf"f:2.*no embedding for <image> \(id {known}"):
-        _encode(tokenizer, good, bad)
-    with pytest.raises(BadInput, match="no embedding for <image>"):
-        _encode_prompt(tokenizer, "say <image>")
-    with pytest.raises(BadInput, match="no embedding for <image>"):
-        _encode_prompt(tokenizer, (known,))
+        encode_pairs(codec, [good, bad])
+    for prompt in ("say <image>", (known,)):
+        with pytest.raises(BadInput, match="no embedding for <image>"):
+            encode_prompts(codec, [prompt])
+    # Of a model that embeds all of them it is a token like others.
+    assert len(_encode(tokenizer, good, bad).rows) == 2
+    assert vars(tokenizer) == before
 
 
 def _text(tokenizer, ids):
@@ -139,13 +138,13 @@ def test_prompts_are_cut_on_the_documented_side(tokenizer):
     left = _encode_prompt(tokenizer, text, max_length=5)
     assert left.truncated and len(left.ids) == 5
     assert left.ids == (full[-5:] if bos is None else [bos, *full[-4:]])
-    right = _encode_prompt(tokenizer, text, max_length=5, truncate="right")
+    right = _encode_prompt(tokenizer, text, max_length=5, truncate_prompt="right")
     assert right.truncated and right.ids == full[:5]
     exact = _encode_prompt(tokenizer, text, max_length=len(full))
     assert exact.ids == full and not exact.truncated
     for cut, side in ((left, "left"), (right, "right")):
         pair = _pair(text, " ran", " sat")
-        result = _encode(tokenizer, pair, prompt=5, truncate=side)
+        result = _encode(tokenizer, pair, prompt=5, truncate_prompt=side)
         assert result.counts["boundary_merged"] == 0
         assert result.rows[0].prompt_ids == cut.ids
         assert _text(tokenizer, result.rows[0].chosen_ids[:-1]) == " ran"
@@ -251,7 +250,7 @@ def test_what_cannot_be_encoded_is_named_all_at_once():
         _encode(BYTES, _pair("a", "b", "c"), prompt=0)
     prompts = [Prompt((7,), "f:1"), Prompt((9999,), "f:2"), Prompt("", "f:3")]
     with pytest.raises(BadInput, match=r"(?s)f:2: .*f:3: "):
-        tokens.encode_prompts(BYTES, prompts, chat=False, max_length=9)
+        encode_prompts(small.codec(BYTES), prompts)
     no_eos = small.byte_level()
     no_eos.eos_token = None
     with pytest.raises(BadInput, match="no EOS"):
@@ -265,11 +264,11 @@ def test_token_id_prompts_stay_as_they_are():
 
 
 def test_pad_ids_fall_back():
-    assert tokens.pad_id(SPACES) == SPACES.eos_token_id
-    assert tokens.pad_id(BYTES) == BYTES.pad_token_id == BYTES.eos_token_id
+    assert small.codec(SPACES).pad_id == SPACES.eos_token_id
+    assert small.codec(BYTES).pad_id == BYTES.pad_token_id == BYTES.eos_token_id
     bare = small.metaspace()
     bare.eos_token = None
-    assert tokens.pad_id(bare) == 0
+    assert small.codec(bare).pad_id == 0
 
 
 ROWS = [
@@ -281,7 +280,7 @@ ROWS = [
 
 @pytest.mark.parametrize("pad", [0, 2, 77])
 def test_masks_come_from_lengths_whatever_the_pad_id(pad):
-    batch = tokens.collate(
+    batch = collate(
         ROWS, length=7, pad_id=pad, weights=[1.0, 0.5, 2.0], index=[4, 9, 1], size=5
     )
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
@@ -307,29 +306,29 @@ def test_masks_come_from_lengths_whatever_the_pad_id(pad):
 
 def test_collate_refuses_what_does_not_fit():
     with pytest.raises(BadInput, match="row 4: 2 prompt and 3 completion tokens"):
-        tokens.collate(ROWS, length=4, pad_id=0, index=[4, 5, 6])
+        collate(ROWS, length=4, pad_id=0, index=[4, 5, 6])
     with pytest.raises(BadInput, match=r"row 0 \(f:1\): the prompt and both"):
-        tokens.collate([PairRow([1], [], [2], "f:1")], length=4, pad_id=0)
+        collate([PairRow([1], [], [2], "f:1")], length=4, pad_id=0)
     for options in ({"size": 2}, {"index": [1]}, {"weights": [1.0]}):
         with pytest.raises(BadInput, match="collate"):
-            tokens.collate(ROWS, length=9, pad_id=0, **options)
+            collate(ROWS, length=9, pad_id=0, **options)
     with pytest.raises(BadInput, match="collate: 0 rows"):
-        tokens.collate([], length=9, pad_id=0, size=2)
+        collate([], length=9, pad_id=0, size=2)
 
 
 def test_prompts_are_padded_on_the_left():
-    tokens_BT, mask_BT = tokens.pad_prompts([[1, 0, 3], [2]], length=4, pad_id=0)
+    tokens_BT, mask_BT = pad_prompts([[1, 0, 3], [2]], length=4, pad_id=0)
     np.testing.assert_array_equal(tokens_BT, [[0, 1, 0, 3], [0, 0, 0, 2]])
     np.testing.assert_array_equal(mask_BT, [[0, 1, 1, 1], [0, 0, 0, 1]])
     assert tokens_BT.dtype == mask_BT.dtype == np.int32
     for prompts in ([[1], []], [[1], [1] * 5]):
         with pytest.raises(BadInput, match="prompt 1: "):
-            tokens.pad_prompts(prompts, length=4, pad_id=0)
+            pad_prompts(prompts, length=4, pad_id=0)
 
 
 def test_a_row_is_shown_with_its_masks():
     row = _encode(SPACES, _pair("the sky\n", " is", " is blue", "f:7")).rows[0]
-    shown = tokens.describe_row(SPACES, row)
+    shown = describe_row(SPACES, row)
     assert shown.startswith("row f:7\nchosen (")
     chosen = shown.splitlines()[1]
     assert "<s> " in chosen and chosen.endswith("[▁is] [</s>] · · ·")
@@ -337,11 +336,11 @@ def test_a_row_is_shown_with_its_masks():
 
 
 def test_counts_are_printed_in_words():
-    table = tokens.count_table({"rows": 3, "identical": 0, "new": 1})
+    table = count_table({"rows": 3, "identical": 0, "new": 1})
     assert ("pairs kept", 3) in table and table[-1] == ("new", 1)
     assert len(table) == 3
     counts = _encode(BYTES, _pair("a", "b", "c")).counts
-    assert all(what not in counts for what, _ in tokens.count_table(counts))
+    assert all(what not in counts for what, _ in count_table(counts))
 
 
 @pytest.mark.skipif(len(ALL) < 3, reason="no ../shared/models")

@@ -1,5 +1,9 @@
 """Small tokenizers: byte-level BPE without BOS, and SentencePiece-like with BOS."""
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -11,6 +15,9 @@ from tokenizers import (
     trainers,
 )
 from transformers import PreTrainedTokenizerFast
+
+from tpmm_jax.data.codec import TextCodec, make_codec
+from tpmm_jax.data.config import DataConfig
 
 TEXT = [
     "the sky is blue and the grass is green",
@@ -80,3 +87,14 @@ def metaspace(chat_template: str | None = None) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         chat_template=chat_template,
     )
+
+
+def codec(tokenizer: Any, *, eos_ids: Sequence[int] = (), **data: Any) -> TextCodec:
+    """A tokenizer's codec where there is no model.
+
+    Args:
+      eos_ids: further ids that end a completion.
+      data: fields of DataConfig.
+    """
+    made = make_codec(None, tokenizer, DataConfig(**data))
+    return dataclasses.replace(made, eos_ids=(*made.eos_ids, *eos_ids))

@@ -7,10 +7,15 @@ import pathlib
 import pytest
 import tiny_run
 
+from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
+
+
+def codec_of(data: DataConfig) -> TextCodec:
+    return make_codec(None, tiny_run.tokenizer(), data)
 
 
 def schedule(
@@ -21,7 +26,7 @@ def schedule(
     data = DataConfig(prompts=str(path), eval_prompts=eval_prompts)
     config = tiny_run.get_config(data=data)
     console = RunConsole(io.StringIO(), io.StringIO())
-    return make_schedule(config, tiny_run.tokenizer(), folder, console)
+    return make_schedule(config, codec_of(data), folder, console)
 
 
 def test_held_out_prompts_never_train(tmp_path: pathlib.Path) -> None:
@@ -64,7 +69,7 @@ def test_prompts_that_cannot_be_encoded_are_refused_or_dropped_with_a_count(
         data = DataConfig(prompts=str(path), eval_prompts=str(path), **fields)  # type: ignore[arg-type]
         config = tiny_run.get_config(data=data)
         console = RunConsole(said, io.StringIO(), width=200)
-        return make_schedule(config, tiny_run.tokenizer(), tmp_path, console)
+        return make_schedule(config, codec_of(data), tmp_path, console)
 
     with pytest.raises(BadInput, match=r"2 problems in 2 rows(.|\n)*on_bad_rows=drop"):
         make()

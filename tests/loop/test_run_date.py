@@ -36,7 +36,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     def on_day(day: int, config: Config, workdir: pathlib.Path) -> list[list[int]]:
         date = datetime.date(2026, 11, day)
         monkeypatch.setattr(setup, "today", lambda: date)
-        monkeypatch.setattr("tpmm_jax.data.templates.today", lambda: date)
         out = io.StringIO()
         with setup.open_run(config, workdir, RunConsole(out, out)) as run:
             if run.schedule is not None:

@@ -7,7 +7,7 @@ import pytest
 from tokenizers_for_stream import TEXTS, byte_level, metaspace
 
 import tpmm_jax as tpmm
-from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
@@ -16,6 +16,10 @@ from tpmm_jax.sampling.stream import padded_length, settled
 from tpmm_jax.weights.loading import Model
 
 TOKENIZERS = {"byte_level": byte_level, "metaspace": metaspace}
+
+
+def codec_of(tokenizer):
+    return TextCodec(tokenizer=tokenizer, num_embeddings=len(tokenizer), eos_ids=())
 
 
 def model_of(tokenizer, eos=()):
@@ -106,13 +110,14 @@ def test_pieces_join_to_the_text_and_split_no_character(name, text):
     tokenizer = TOKENIZERS[name]()
     prompt = tokenizer("Once upon", add_special_tokens=False)["input_ids"]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = list(text_pieces(tokenizer, prompt, ids))
-    assert "".join(pieces) == completion_texts(tokenizer, prompt, [ids])[0]
+    codec = codec_of(tokenizer)
+    pieces = list(text_pieces(codec, prompt, ids))
+    assert "".join(pieces) == codec.completion_texts(prompt, [ids])[0]
     assert not any("\ufffd" in piece for piece in pieces)
     seen = ""
     for piece in pieces[:-1]:
         seen += piece
-        rest = completion_texts(tokenizer, prompt, [ids])[0][len(seen) :]
+        rest = codec.completion_texts(prompt, [ids])[0][len(seen) :]
         # A piece ends where a word ends, but in a script without spaces or a long word.
         wide = any(ord(c) > 0x2E80 for c in text) or len(seen.split()[-1]) > 24
         assert wide or not rest or rest[0].isspace() or seen[-1].isspace()
@@ -121,15 +126,16 @@ def test_pieces_join_to_the_text_and_split_no_character(name, text):
 def test_bytes_that_are_no_character_come_at_the_end():
     tokenizer = byte_level()
     half = tokenizer("é", add_special_tokens=False)["input_ids"][:1]
-    pieces = list(text_pieces(tokenizer, [], [*half]))
-    assert "".join(pieces) == completion_texts(tokenizer, [], [half])[0] == "\ufffd"
+    codec = codec_of(tokenizer)
+    pieces = list(text_pieces(codec, [], [*half]))
+    assert "".join(pieces) == codec.completion_texts([], [half])[0] == "\ufffd"
 
 
 def test_special_tokens_are_not_shown():
     tokenizer = byte_level()
     ids = tokenizer("a dog", add_special_tokens=False)["input_ids"]
     ids = [*ids, tokenizer.eos_token_id]
-    assert "".join(text_pieces(tokenizer, [], ids)) == "a dog"
+    assert "".join(text_pieces(codec_of(tokenizer), [], ids)) == "a dog"
 
 
 @pytest.mark.parametrize(

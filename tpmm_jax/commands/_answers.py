@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, cast
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade import encode, token_stream
+from tpmm_jax.facade import codec_of, encode, token_stream
 from tpmm_jax.sampling import SamplingConfig, text_pieces
 from tpmm_jax.weights.loading import Model
 
@@ -107,7 +107,8 @@ def stream_answer(
       BadInput: the prompt cannot be encoded, or is too long.
     """
     config = room_for(model, settings.sampling)
-    (ids,) = encode(model, [settings.conversation(prompt)], settings.chat)
+    codec = codec_of(model, chat=settings.chat)
+    (ids,) = encode(codec, [settings.conversation(prompt)])
     drawn: list[int] = []
 
     def tokens() -> Iterator[int]:
@@ -121,7 +122,7 @@ def stream_answer(
 
     said = []
     with interrupt.watching():
-        for piece in text_pieces(model.tokenizer, ids, tokens()):
+        for piece in text_pieces(codec, ids, tokens()):
             said.append(piece)
             out.write(shown(piece, out))
             out.flush()

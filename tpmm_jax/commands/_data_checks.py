@@ -16,10 +16,11 @@ from tpmm_jax.data.checks import (
     repeat_counts,
     text_lengths,
 )
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, as_dicts, written
-from tpmm_jax.data.offline import prepare_pairs, prepare_prompts
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
+from tpmm_jax.data.prepare import prepare_pairs, prepare_prompts
 from tpmm_jax.data.problems import Defect, Problems, in_order
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.records import PairRow
@@ -82,8 +83,7 @@ class Checked:
 def check_pairs(
     files: Sequence[str],
     data: DataConfig,
-    tokenizer: Any,
-    eos_ids: tuple[int, ...] = (),
+    codec: TextCodec | None,
     *,
     auto_chat: bool = False,
 ) -> Checked:
@@ -91,17 +91,14 @@ def check_pairs(
 
     Args:
       files: sources like data.pairs.
-      data: columns, limits and the chat template.
-      tokenizer: None: what needs one is skipped.
-      eos_ids: further ids that end a completion.
+      data: columns, and what becomes of bad rows.
+      codec: made of the same ``data``; None: what needs a tokenizer is skipped.
       auto_chat: switch the chat template on for files whose rows are messages.
     """
     found = Checked()
     for file in files:
         try:
-            one = prepare_pairs(
-                file, data, tokenizer, eos_ids=eos_ids, auto_chat=auto_chat
-            )
+            one = prepare_pairs(file, data, codec, auto_chat=auto_chat)
         except BadInput as error:
             found.refuse(file, error)
             continue
@@ -120,23 +117,21 @@ def check_pairs(
     for name in ("duplicate_prompts", "duplicate_pairs"):
         found.counts.pop(name, None)
     found.counts.update(repeat_counts(found.pairs))
-    if tokenizer is None:
+    if codec is None:
         del found.counts["rows_kept"]
         found.skipped.append(("tokens, masks, BOS and EOS, cuts", "--model"))
         found.counts.update(length_counts(text_lengths(found.pairs)))
         return found
     sides = ((len(row.chosen_ids), len(row.rejected_ids)) for row in found.encoded)
     found.counts.update(length_counts(sides))
-    ends = {tokenizer.eos_token_id, *eos_ids}
-    found.counts.update(
-        end_counts(found.encoded, bos=tokenizer.bos_token_id, ends=ends)
-    )
+    ends = set(codec.eos_ids)
+    found.counts.update(end_counts(found.encoded, bos=codec.bos_id, ends=ends))
     return found
 
 
 def check_prompts(
     sources: Sequence[tuple[str, DataConfig]],
-    tokenizer: Any,
+    codec: TextCodec | None,
     *,
     auto_chat: bool = False,
 ) -> Checked:
@@ -144,12 +139,12 @@ def check_prompts(
 
     Args:
       sources: files, and how each is read.
-      tokenizer, auto_chat: as of ``check_pairs``.
+      codec, auto_chat: as of ``check_pairs``.
     """
     found = Checked()
     for file, data in sources:
         try:
-            one = prepare_prompts(file, data, tokenizer, auto_chat=auto_chat)
+            one = prepare_prompts(file, data, codec, auto_chat=auto_chat)
         except BadInput as error:
             found.refuse(file, error)
             continue
@@ -167,12 +162,12 @@ def check_prompts(
     found.counts.update(dict.fromkeys(("malformed", "prompts"), 0))
     keys = [content_key(prompt.content) for prompt in found.prompts]
     found.counts["duplicate_prompts"] = len(keys) - len(set(keys))
-    if tokenizer is None:
+    if codec is None:
         found.skipped.append(("tokens, BOS, cuts", "--model"))
         return found
     found.counts["prompts_kept"] = len(found.usable)
     ids = [row.ids for row in found.encoded_prompts]
-    found.counts["bos_first"] = sum(i[0] == tokenizer.bos_token_id for i in ids)
+    found.counts["bos_first"] = sum(i[0] == codec.bos_id for i in ids)
     found.counts["tokens"] = sum(map(len, ids))
     return found
 

@@ -1,25 +1,26 @@
-"""What a data check takes from a run: its tokenizer, scorer, prompts and demands."""
+"""What a data check takes from a run: its codec, scorer, prompts and demands."""
 
 import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tpmm_jax.commands._data_checks import Checked
 from tpmm_jax.config import Config
+from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.offline import prepare_prompts
+from tpmm_jax.data.prepare import prepare_prompts
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.chunks import split_chunks
 from tpmm_jax.loop.prompts import plan_schedule, prompt_file, prompt_sources
 from tpmm_jax.loop.setup import check_steps, run_lengths
-from tpmm_jax.loop.theta_0 import check_tokenizer
+from tpmm_jax.loop.theta_0 import check_codec
 from tpmm_jax.rewards.raters import NamedScorer
 from tpmm_jax.rewards.scorer import import_object, load_scorer
-from tpmm_jax.weights.description import end_ids, read_tokenizer
+from tpmm_jax.weights.description import read_tokenizer
 from tpmm_jax.weights.loading import resolve
 
 T = TypeVar("T")
@@ -38,16 +39,13 @@ def as_run(
     return replace(config, data=replace(data, pairs=files[0]))
 
 
-def find_tokenizer(
-    model: str | None, config: Config | None, console: RunConsole, *, chat: bool
-) -> tuple[Any, tuple[int, ...], int | None]:
-    """Returns the tokenizer, the ids that end a completion, the model's positions.
+def find_codec(
+    model: str | None, config: Config | None, data: DataConfig, console: RunConsole
+) -> tuple[TextCodec | None, int | None]:
+    """Returns the codec and the model's positions; None of what is not known.
 
     Weights are not read; a directory that is named for the check may hold a tokenizer
-    alone. What is not known is None.
-
-    Args:
-      chat: whether the run of ``config`` writes with the chat template.
+    alone.
     """
     revision = base = None
     alone = model is not None
@@ -59,27 +57,21 @@ def find_tokenizer(
                 f"model.source = {model} is a function that builds a model; give "
                 "--model its directory to check tokens (WORKDIR/model of a run)"
             )
-            return None, (), None
+            return None, None
     if model is None:
-        return None, (), None
+        return None, None
     folder = pathlib.Path(model)
     if alone and folder.is_dir() and not (folder / "config.json").exists():
         tokenizer = read_tokenizer(folder)
         if tokenizer is not None:
-            return tokenizer, end_ids_of(tokenizer), None
+            return make_codec(None, tokenizer, data), None
     found = resolve(model, revision, base)
     if found.tokenizer is None:
         raise BadInput(f"{model} has no tokenizer (tokenizer.json)")
-    if config is None:
-        ends = end_ids(found.config, found.tokenizer)
-    else:
-        ends = check_tokenizer(found, model, chat=chat)
-    return found.tokenizer, ends, found.config.max_positions
-
-
-def end_ids_of(tokenizer: Any) -> tuple[int, ...]:
-    """Returns EOS alone, where there is no model's config to name further ends."""
-    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    codec = make_codec(found.config, found.tokenizer, data)
+    if config is not None:
+        check_codec(codec, model)
+    return codec, found.config.max_positions
 
 
 def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
@@ -92,7 +84,7 @@ def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
 
 
 def read_evaluation(
-    config: Config, tokenizer: Any, folder: pathlib.Path, found: Checked
+    config: Config, codec: TextCodec | None, folder: pathlib.Path, found: Checked
 ) -> dict[str, list[Prompt]]:
     """Returns the evaluation's prompts by option, read and encoded as a run does.
 
@@ -106,7 +98,7 @@ def read_evaluation(
             continue
         try:
             file, data = prompt_file(source, option, config.data, folder / cache)
-            one = prepare_prompts(file, data, tokenizer)
+            one = prepare_prompts(file, data, codec)
         except BadInput as error:
             found.refuse(source, error)
             prompts[option] = []
@@ -118,7 +110,7 @@ def read_evaluation(
 
 def check_run(
     config: Config,
-    tokenizer: Any,
+    codec: TextCodec,
     max_positions: int | None,
     evaluation: Mapping[str, Sequence[Prompt]],
     found: Checked,
@@ -144,7 +136,7 @@ def check_run(
     if data.prompts is not None or data.eval_prompts is not None:
         prompts = {**evaluation, "data.prompts": found.usable}
         schedule = tried(
-            lambda: plan_schedule(config, tokenizer, prompts, quiet),
+            lambda: plan_schedule(config, codec, prompts, quiet),
             data.prompts or data.eval_prompts,
         )
     if data.pairs is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tpmm_jax.data.load_rows import by_prompt
+from tpmm_jax.data.prepare import by_prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import make_table, pair_length, round_up
 from tpmm_jax.errors import BadInput

@@ -10,9 +10,8 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.commands._learning import Learned, Split, learn_weights
-from tpmm_jax.data.tokens import pad_id
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade import check_same_architecture
+from tpmm_jax.facade import check_same_architecture, codec_of
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.merging import (
     Deltas,
@@ -153,7 +152,7 @@ def merge_learned(
                 rows,
                 config,
                 names=list(names),
-                pad=pad_id(sources[0].tokenizer),
+                pad=codec_of(sources[0]).pad_id,
                 seed=seed,
                 console=console,
             )

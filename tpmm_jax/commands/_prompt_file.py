@@ -13,11 +13,11 @@ from typing import Any
 
 from tpmm_jax.commands._answers import Settings, room_for
 from tpmm_jax.config.fields import changes
-from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import as_dicts, written
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade import completion_batches, encode
+from tpmm_jax.facade import codec_of, completion_batches, encode
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop import prompts
 from tpmm_jax.store.files import (
@@ -51,7 +51,7 @@ def plain(prompt: Prompt) -> Any:
     return as_dicts(prompt.content)  # type: ignore[arg-type]
 
 
-def prepare(model: Model, prompts: Sequence[Any], settings: Settings) -> list[Any]:
+def prepare(codec: TextCodec, prompts: Sequence[Any], settings: Settings) -> list[Any]:
     """Returns the prompts' token ids, all of them checked."""
     whole = []
     for number, prompt in enumerate(prompts):
@@ -59,7 +59,7 @@ def prepare(model: Model, prompts: Sequence[Any], settings: Settings) -> list[An
             whole.append(settings.conversation(prompt))
         except BadInput as error:
             raise BadInput(f"prompt {number}: {error}") from None
-    return encode(model, whole, settings.chat)
+    return encode(codec, whole)
 
 
 def answer_rows(
@@ -73,7 +73,8 @@ def answer_rows(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yields a batch of rows: prompt, responses (texts), response_ids."""
     config = room_for(model, settings.sampling)
-    ids = prepare(model, prompts, settings)
+    codec = codec_of(model, chat=settings.chat)
+    ids = prepare(codec, prompts, settings)
     for places, completions in completion_batches(
         model,
         ids,
@@ -86,8 +87,8 @@ def answer_rows(
         rows = []
         for place, some in zip(places, completions):
             row = {"prompt": prompts[place]}
-            if model.tokenizer is not None:
-                row["responses"] = completion_texts(model.tokenizer, ids[place], some)
+            if codec.tokenizer is not None:
+                row["responses"] = codec.completion_texts(ids[place], some)
             rows.append({**row, "response_ids": some})
         yield rows
 

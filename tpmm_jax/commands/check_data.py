@@ -25,13 +25,14 @@ from tpmm_jax.commands._data_checks import (
 from tpmm_jax.commands._data_run import (
     as_run,
     check_run,
+    find_codec,
     find_scorer,
-    find_tokenizer,
     read_evaluation,
 )
 from tpmm_jax.commands._data_table import data_table, prompts_view, rows_view
 from tpmm_jax.commands._line import Parser, escape_unprintable, guarded
 from tpmm_jax.config import Config, load_config
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import PARTS, DataConfig, check_fields
 from tpmm_jax.data.problems import SHOWN, listing, place_of
 from tpmm_jax.data.prompts import Prompt
@@ -207,7 +208,7 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         config, data, files = settings(args)
         scorer = None if args.prompts else find_scorer(args.scorer, config)
-        found, tokenizer = checked(args, config, data, files, console)
+        found, codec = checked(args, config, data, files, console)
         if not args.prompts:
             try:
                 check_labels(scorer, found)
@@ -217,7 +218,7 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
         # Escaped, so that any encoding of the output will do.
         print(json.dumps(summary(found)))
     else:
-        show(args, files, data, found, tokenizer, console)
+        show(args, files, data, found, codec, console)
     if failed is not None:
         console.error(f"the labels were not compared: {failed}")
         return failed.exit_code
@@ -230,9 +231,9 @@ def checked(
     data: DataConfig,
     files: list[str],
     console: RunConsole,
-) -> tuple[Checked, Any]:
-    """Returns what was found, scorers aside, and the tokenizer."""
-    tokenizer, ends, limit = find_tokenizer(args.model, config, console, chat=data.chat)
+) -> tuple[Checked, TextCodec | None]:
+    """Returns what was found, scorers aside, and how it was encoded."""
+    codec, limit = find_codec(args.model, config, data, console)
     run = as_run(config, data, files, prompts=args.prompts)
     auto_chat = args.chat is None and config is None
     evaluation: dict[str, list[Prompt]] = {}
@@ -245,21 +246,21 @@ def checked(
 
         if args.prompts:
             read = held_by(files, "FILE")
-            found = check_prompts(read, tokenizer, auto_chat=auto_chat)
+            found = check_prompts(read, codec, auto_chat=auto_chat)
         else:
-            found = check_pairs(files, data, tokenizer, ends, auto_chat=auto_chat)
+            found = check_pairs(files, data, codec, auto_chat=auto_chat)
         if config is not None:
             own = config if run is None else run
-            evaluation = read_evaluation(own, tokenizer, folder, found)
+            evaluation = read_evaluation(own, codec, folder, found)
         some = [prompt for prompts in evaluation.values() for prompt in prompts]
         held = held_by(args.eval, "--eval")
         check_leaks(held, found, some if evaluation else None)
-    if run is not None and tokenizer is not None and not found.refused:
-        check_run(run, tokenizer, limit, evaluation, found)
+    if run is not None and codec is not None and not found.refused:
+        check_run(run, codec, limit, evaluation, found)
     elif config is not None and not found.refused:
-        needs = "--model" if tokenizer is None else "one FILE such as the config's"
+        needs = "--model" if codec is None else "one FILE such as the config's"
         found.skipped.append(("counts and lengths as of a run", needs))
-    return found, tokenizer
+    return found, codec
 
 
 def show(
@@ -267,21 +268,21 @@ def show(
     files: list[str],
     data: DataConfig,
     found: Checked,
-    tokenizer: Any,
+    codec: TextCodec | None,
     console: RunConsole,
 ) -> None:
     """Prints the table, some rows, and what is wrong."""
     rows = [("files", ", ".join(files))]
-    if tokenizer is not None:
+    if codec is not None:
         rows += [("tokens", tokens_text(args, data, chat=found.chat))]
     console.header(f"tpmm check_data: {found.rows:,} rows", rows)
     console.show(data_table(found, data.on_bad_rows == "drop"))
     some = shown_rows(args, found)
-    if tokenizer is not None and some:
+    if codec is not None and some:
         console.note("")
         view = prompts_view if args.prompts else rows_view
-        console.show(view(tokenizer, some, whole=bool(args.line)))
-    elif args.line and tokenizer is None:
+        console.show(view(codec.tokenizer, some, whole=bool(args.line)))
+    elif args.line and codec is None:
         console.note("\nno tokens to show for --line: give --model")
     elif args.line:
         what = "prompt that can be used" if args.prompts else "pair that trains"

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -13,21 +14,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpmm_jax.commands._line import Parser, add_base, all_checked, guarded
+from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.load_rows import load_rows
+from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation.table import comparison_lines
+from tpmm_jax.facade import codec_of
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.jsonl import plain
 from tpmm_jax.log.versions import versions
 from tpmm_jax.loop.compare import Candidate, Settings, compare, encode_for
 from tpmm_jax.loop.prompts import read_prompts
-from tpmm_jax.loop.theta_0 import check_tokenizer
+from tpmm_jax.loop.theta_0 import check_codec
 from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.store.files import write_json
-from tpmm_jax.weights.loading import Source, committed_steps, resolve_all, run_workdir
+from tpmm_jax.weights.loading import committed_steps, resolve_all, run_workdir
 from tpmm_jax.weights.saving import check_output
 
 DESCRIPTION = """\
@@ -194,27 +197,24 @@ def find_candidates(
     prompts = read_prompts(
         args.prompts, "--prompts", column=args.prompt_field, split=args.split
     )[: args.limit]
-    found: list[tuple[str, str, Source, tuple[int, ...]]] = []
     named = named_sources(args.models, args.baseline)
     models = resolve_all([source for _, source in named], args.base)
-    for (name, source), model in zip(named, models):
-        found.append(
-            (name, source, model, check_tokenizer(model, source, chat=args.chat))
-        )
-    limit = min(model.config.max_positions for _, _, model, _ in found) - room
+    codecs = [codec_of(model, chat=args.chat) for model in models]
+    for (_, source), codec in zip(named, codecs):
+        check_codec(codec, source)
+    limit = min(model.config.max_positions for model in models) - room
     if limit < 1:
         raise BadInput(
             f"--max-new-tokens is {room}; the models have {limit + room} positions: "
             "give fewer"
         )
-    first, candidates = found[0][2], list[Candidate]()
-    for name, source, model, eos_ids in found:
-        encoded = encode_for(
-            model, prompts, chat=args.chat, max_length=limit, console=console
-        )
+    vocabulary, candidates = codecs[0].tokenizer.get_vocab(), list[Candidate]()
+    for (name, source), model, codec in zip(named, models, codecs):
+        codec = dataclasses.replace(codec, max_prompt_length=limit)
+        encoded = encode_for(codec, prompts, console)
         same = not candidates or (
             encoded.ids == candidates[0].prompts.ids
-            and model.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+            and codec.tokenizer.get_vocab() == vocabulary
         )
         if not same:
             console.warn(
@@ -223,9 +223,7 @@ def find_candidates(
                 "on pairs"
             )
         number = len(candidates)
-        candidates.append(
-            Candidate(number, name, source, model, eos_ids, encoded, same)
-        )
+        candidates.append(Candidate(number, name, source, model, codec, encoded, same))
     return candidates
 
 
@@ -235,7 +233,8 @@ def read_pairs(
     """Returns preference pairs in the baseline's tokens; cut as a run's would be."""
     if args.pairs is None:
         return []
-    half = min(512, baseline.found.config.max_positions // 2)
+    model = baseline.found
+    half = min(512, model.config.max_positions // 2)
     data = DataConfig(
         split=args.split,
         chat=args.chat,
@@ -243,14 +242,8 @@ def read_pairs(
         max_completion_length=half,
         on_bad_rows="drop" if args.drop_bad_rows else "refuse",
     )
-    return load_rows(
-        args.pairs,
-        data,
-        baseline.found.tokenizer,
-        eos_ids=baseline.eos_ids,
-        note=console.note,
-        warn=console.warn,
-    )
+    codec = make_codec(model.config, model.tokenizer, data)
+    return load_rows(args.pairs, data, codec, note=console.note, warn=console.warn)
 
 
 def evaluate(args: argparse.Namespace, console: RunConsole) -> int:

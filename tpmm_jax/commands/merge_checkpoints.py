@@ -22,8 +22,9 @@ from tpmm_jax.commands._merges import (
     merge_learned,
     open_sources,
 )
+from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.load_rows import load_rows
+from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
@@ -37,7 +38,6 @@ from tpmm_jax.merging import (
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
-from tpmm_jax.weights.description import end_ids
 from tpmm_jax.weights.loading import Model, Source, check_dtype
 from tpmm_jax.weights.saving import check_output, save
 
@@ -180,14 +180,8 @@ def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> S
         max_completion_length=args.max_completion_length,
         on_bad_rows="drop" if args.drop_bad_rows else "refuse",
     )
-    rows = load_rows(
-        args.learn,
-        data,
-        tokenizer,
-        eos_ids=end_ids(first.config, tokenizer),
-        note=console.note,
-        warn=console.warn,
-    )
+    codec = make_codec(first.config, tokenizer, data)
+    rows = load_rows(args.learn, data, codec, note=console.note, warn=console.warn)
     return split_rows(rows, args.holdout, args.seed)
 
 

@@ -1,76 +1,31 @@
 """Token ids at the two ends of prompts and completions: BOS, the join, EOS, cuts."""
 
-from collections.abc import Collection, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.templates import require_template
 from tpmm_jax.errors import BadInput
 
-Side: TypeAlias = Literal["left", "right"]
 # Contexts in which a text is tokenised apart from its prompt; the first that does not
 # merge with it serves.
 _ANCHORS = ("\n", "a", ".", "0", "\u4e00")
 _CHUNK = 2048
 
 
-def require_eos(tokenizer: PreTrainedTokenizerBase) -> int:
+def require_eos(codec: TextCodec) -> int:
     """The id of EOS.
 
     Raises:
       BadInput: the tokenizer has none, so no completion could be taught to end.
     """
-    if tokenizer.eos_token_id is None:
+    if codec.eos_id is None:
         raise BadInput(
             "the tokenizer has no EOS token, so completions would never end; set "
             "eos_token in its tokenizer_config.json"
         )
-    return tokenizer.eos_token_id
-
-
-def limit_ids(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
-    """Tell a tokenizer for how many ids its model has an embedding.
-
-    Tokenizers may hold more: all of Gemma 3's know an image token that the text models
-    have no row for, and padding is often added without one. save_pretrained does not
-    store it.
-    """
-    tokenizer._embeddings = embeddings
-
-
-def known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of ids, from 0, that the tokenizer gives and its model embeds."""
-    return min(len(tokenizer), getattr(tokenizer, "_embeddings", len(tokenizer)))
-
-
-def without_embedding(tokenizer: PreTrainedTokenizerBase, *parts: list[int]) -> str:
-    """What is wrong with ids of which the model does not embed one; else ""."""
-    known = known_ids(tokenizer)
-    if known == len(tokenizer):
-        return ""
-    first = next((i for ids in parts for i in ids if i >= known), None)
-    if first is None:
-        return ""
-    return (
-        f"the model has no embedding for {tokenizer.convert_ids_to_tokens(first)} "
-        f"(id {first}; its embeddings end at {known - 1}): take it out of the text"
-    )
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill with: PAD, else EOS, else 0. No mask is ever derived from it."""
-    known = known_ids(tokenizer)
-    for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if value is not None and value < known:
-            return value
-    return 0
-
-
-def check_limit(name: str, value: int) -> None:
-    """Refuse a length that leaves no room for a token."""
-    if value < 1:
-        raise BadInput(f"{name} is {value}; wanted 1 token or more")
+    return codec.eos_id
 
 
 def text_ids(
@@ -95,17 +50,18 @@ def text_ids(
     return ids
 
 
-def leading_ids(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
+def leading_ids(codec: TextCodec) -> list[int]:
     """What is put before a prompt's ids: BOS or nothing.
 
-    With ``chat`` nothing, as the template writes BOS itself. Otherwise it is found by
+    With a chat template nothing, as it writes BOS itself. Otherwise it is found by
     trying, since tokenizers say it in several ways that can disagree. What is put
     behind a text (EOS) is not wanted at the end of a prompt.
 
     Raises:
-      BadInput: ``chat`` without a chat template, or no telling.
+      BadInput: the codec's ``chat`` without a chat template, or no telling.
     """
-    if chat:
+    tokenizer = codec.tokenizer
+    if codec.chat:
         require_template(tokenizer)
         return []
     plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
@@ -124,16 +80,15 @@ def with_leading(ids: list[int], leading: list[int]) -> list[int]:
     return ids if ids[: len(leading)] == leading else leading + ids
 
 
-def cut_prompt(
-    ids: list[int], max_length: int, side: Side, bos: int | None
-) -> list[int]:
-    """At most max_length ids; a cut on the left keeps BOS and the end."""
-    if len(ids) <= max_length:
+def cut_prompt(codec: TextCodec, ids: list[int]) -> list[int]:
+    """A prompt's ids within the limit; a cut on the left keeps BOS and the end."""
+    limit, bos = codec.max_prompt_length, codec.bos_id
+    if len(ids) <= limit:
         return ids
-    if side == "right":
-        return ids[:max_length]
-    keep = [] if bos is None or ids[0] != bos or max_length < 2 else [bos]
-    return keep + ids[len(ids) - max_length + len(keep) :]
+    if codec.truncate_prompt == "right":
+        return ids[:limit]
+    keep = [] if bos is None or ids[0] != bos or limit < 2 else [bos]
+    return keep + ids[len(ids) - limit + len(keep) :]
 
 
 def ids_apart(
@@ -158,31 +113,29 @@ def ids_apart(
     return [result[text] for text in texts]
 
 
-def without_bos(ids: list[int], bos: int | None, eos: int) -> list[int]:
+def without_bos(codec: TextCodec, ids: list[int]) -> list[int]:
     """The ids without BOS at their front; some data and templates write it there."""
-    start = 0
+    bos, start = codec.bos_id, 0
     # Where BOS is EOS, one at the front may be all there is.
-    while bos is not None and bos != eos and ids[start : start + 1] == [bos]:
+    if bos is None or bos == codec.eos_id:
+        return ids
+    while ids[start : start + 1] == [bos]:
         start += 1
     return ids[start:]
 
 
-def end_completion(
-    ids: list[int], eos: int, ends: Collection[int], max_length: int
-) -> tuple[list[int], bool]:
-    """The ids with their end once, or cut on the right and without it.
+def end_completion(codec: TextCodec, ids: list[int]) -> tuple[list[int], bool]:
+    """The ids of a completion's text with their end once, or cut and without it.
 
-    Args:
-      ids: of the completion's text.
-      eos: what is put behind ids that have no end yet.
-      ends: every id that ends a completion: EOS, an end of turn.
-      max_length: the limit in tokens, the end included.
+    Behind an id that ends a completion, such as an end of turn at which sampling
+    stops, no EOS is put.
 
     Returns:
-      The ids, and whether they were cut.
+      The ids, at most max_completion_length with their end, and whether they were cut.
     """
-    end = len(ids)
+    eos, limit, end = require_eos(codec), codec.max_completion_length, len(ids)
     while end and ids[end - 1] == eos:
         end -= 1
-    ids = ids[:end] if end and ids[end - 1] in ends else [*ids[:end], eos]
-    return ids[:max_length], len(ids) > max_length
+    ended = end and ids[end - 1] in codec.eos_ids
+    ids = ids[:end] if ended else [*ids[:end], eos]
+    return ids[:limit], len(ids) > limit

@@ -1,20 +1,17 @@
 """Preference pairs as rows of token ids, with what was cut and dropped counted."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
-from transformers import PreTrainedTokenizerBase
-
+from tpmm_jax.data._joining import Joined, Joiner
 from tpmm_jax.data._transcripts import (
     completion_messages,
     is_transcript,
     prompt_messages,
 )
 from tpmm_jax.data.boundary import (
-    Side,
-    check_limit,
     cut_prompt,
     end_completion,
     leading_ids,
@@ -22,9 +19,8 @@ from tpmm_jax.data.boundary import (
     text_ids,
     with_leading,
     without_bos,
-    without_embedding,
 )
-from tpmm_jax.data.joining import Joined, Joiner
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.records import PairRow
@@ -84,8 +80,20 @@ class _Texts(NamedTuple):
 
 
 class _Side(NamedTuple):
+    """A completion's ids, and what is counted of it."""
+
     ids: list[int]
     truncated: bool
+    counts: dict[str, int]
+
+
+class _Tokens(NamedTuple):
+    """What a pair is in tokens, its prompt not cut yet."""
+
+    texts: _Texts
+    prompt: list[int]
+    chosen: _Side
+    rejected: _Side
 
 
 def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
@@ -96,14 +104,8 @@ def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase,
+    codec: TextCodec,
     pairs: Sequence[PreferencePair],
-    *,
-    chat: bool,
-    max_prompt_length: int,
-    max_completion_length: int,
-    truncate: Side = "left",
-    eos_ids: Collection[int] = (),
     problems: Problems | None = None,
 ) -> EncodedPairs:
     """Encode preference pairs, dropping those that teach nothing.
@@ -112,14 +114,8 @@ def encode_pairs(
     cut to equality or differ only in ways the tokenizer does not see.
 
     Args:
-      tokenizer: a Hugging Face tokenizer that has EOS.
+      codec: of a tokenizer that has EOS.
       pairs: texts or conversations; pairs of sampled ids are ``PairRow`` already.
-      chat: write prompts and completions with the chat template.
-      max_prompt_length: the limit in tokens, BOS included.
-      max_completion_length: the limit in tokens, EOS included; cut on the right.
-      truncate: the side on which prompts are cut.
-      eos_ids: further ids that end a completion, such as an end of turn at which
-        sampling stops: behind one of them no EOS is put.
       problems: where pairs that cannot be encoded are noted; the caller then settles
         them. Without it they are raised here.
 
@@ -127,57 +123,99 @@ def encode_pairs(
       The rows in order, and the counts.
 
     Raises:
-      BadInput: a limit below 1, no EOS, no chat template; or, without ``problems``,
-        pairs that cannot be encoded, all of them named, or no pair is left.
+      BadInput: no EOS, no chat template; or, without ``problems``, pairs that cannot be
+        encoded, all of them named, or no pair is left.
     """
-    check_limit("max_prompt_length", max_prompt_length)
-    check_limit("max_completion_length", max_completion_length)
-    ends = {require_eos(tokenizer), *eos_ids}
-    leading = leading_ids(tokenizer, chat=chat)
+    require_eos(codec)
+    leading = leading_ids(codec)
+    joiner, writer = Joiner(codec.tokenizer), Writer(codec)
     counts = Counter[str](dict.fromkeys(_PAIR_COUNTS, 0))
     noted = Problems("pairs") if problems is None else problems
-    joiner, writer = Joiner(tokenizer), Writer(tokenizer, chat=chat)
     rows: list[PairRow] = []
     for start in range(0, len(pairs), _CHUNK):
-        texts = _write(writer, pairs[start : start + _CHUNK], noted, chat=chat)
-        prompts = text_ids(tokenizer, [t.prompt for t in texts])
-        fronts = joiner.fronts([t.prompt for t in texts], prompts)
-        sides = [
-            _sides(
-                tokenizer,
-                name,
-                texts,
-                joiner.completions(fronts, [getattr(t, name) for t in texts]),
-                ends,
-                max_completion_length,
-                counts,
-            )
-            for name in ("chosen", "rejected")
-        ]
-        for text, ids, chosen, rejected in zip(texts, prompts, *sides):
-            whole = with_leading(ids, leading)
-            if not whole:
-                noted.add(text.pair.origin, "the prompt has no tokens", field="prompt")
+        texts = _write(codec, writer, pairs[start : start + _CHUNK], noted)
+        for pair in _tokenise(codec, joiner, leading, texts):
+            counts.update(pair.chosen.counts)
+            counts.update(pair.rejected.counts)
+            if _has_fault(codec, pair, noted):
                 continue
-            fault = without_embedding(tokenizer, whole, chosen.ids, rejected.ids)
-            if fault:
-                noted.add(text.pair.origin, fault)
-                continue
-            cut = cut_prompt(whole, max_prompt_length, truncate, tokenizer.bos_token_id)
-            counts["prompt_truncated"] += len(cut) < len(whole)
-            counts["template_rewrote_prompt"] += text.rewritten
-            if chat:
-                counts["message_left_out"] += _leaves_out(text)
-                counts["special_in_message"] += joiner.holds_special(_said(text.pair))
-            if _differ(chosen, rejected, counts):
-                origin = text.pair.origin
-                rows.append(PairRow(cut, chosen.ids, rejected.ids, origin))
+            row = _row(codec, pair)
+            counts.update(_row_counts(codec, joiner, pair, row))
+            if row.chosen_ids != row.rejected_ids:
+                rows.append(row)
     counts.update(pairs=len(pairs), rows=len(rows))
     if problems is None:
         noted.settle()
         if not rows:
             raise BadInput(f"no pair is left to train on: {dict(counts)}")
     return EncodedPairs(rows, dict(counts))
+
+
+def _tokenise(
+    codec: TextCodec, joiner: Joiner, leading: list[int], texts: list[_Texts]
+) -> Iterator[_Tokens]:
+    prompts = text_ids(codec.tokenizer, [t.prompt for t in texts])
+    fronts = joiner.fronts([t.prompt for t in texts], prompts)
+    chosen = joiner.completions(fronts, [t.chosen for t in texts])
+    rejected = joiner.completions(fronts, [t.rejected for t in texts])
+    for text, ids, one, other in zip(texts, prompts, chosen, rejected):
+        yield _Tokens(
+            text,
+            with_leading(ids, leading),
+            _side(codec, "chosen", text.pair, one),
+            _side(codec, "rejected", text.pair, other),
+        )
+
+
+def _side(codec: TextCodec, name: str, pair: PreferencePair, joined: Joined) -> _Side:
+    """The chosen or the rejected completion of a pair."""
+    clean = without_bos(codec, joined.ids)
+    ids, truncated = end_completion(codec, clean)
+    turns = getattr(pair, name)
+    # Between the turns of one completion an end is in its place.
+    one_turn = isinstance(turns, str) or len(turns) == 1
+    counts: dict[str, int] = {
+        "boundary_merged": joined.merged,
+        f"{name}_truncated": truncated,
+        "bos_removed": len(clean) < len(joined.ids),
+        "eos_inside": one_turn and not set(codec.eos_ids).isdisjoint(ids[:-1]),
+        "unknown_tokens": codec.unknown_id is not None and codec.unknown_id in ids,
+    }
+    return _Side(ids, truncated, counts)
+
+
+def _has_fault(codec: TextCodec, pair: _Tokens, problems: Problems) -> bool:
+    origin = pair.texts.pair.origin
+    if not pair.prompt:
+        problems.add(origin, "the prompt has no tokens", field="prompt")
+        return True
+    parts = (pair.prompt, pair.chosen.ids, pair.rejected.ids)
+    fault = codec.embedding_fault(*parts)
+    if fault:
+        problems.add(origin, fault)
+    return bool(fault)
+
+
+def _row(codec: TextCodec, pair: _Tokens) -> PairRow:
+    prompt = cut_prompt(codec, pair.prompt)
+    return PairRow(prompt, pair.chosen.ids, pair.rejected.ids, pair.texts.pair.origin)
+
+
+def _row_counts(
+    codec: TextCodec, joiner: Joiner, pair: _Tokens, row: PairRow
+) -> dict[str, int]:
+    counts = {
+        "prompt_truncated": len(row.prompt_ids) < len(pair.prompt),
+        "template_rewrote_prompt": pair.texts.rewritten,
+    }
+    if codec.chat:
+        said = _said(pair.texts.pair)
+        counts["message_left_out"] = _leaves_out(pair.texts, said)
+        counts["special_in_message"] = joiner.holds_special(said)
+    if row.chosen_ids == row.rejected_ids:
+        cut = pair.chosen.truncated or pair.rejected.truncated
+        counts["identical_after_truncation" if cut else "identical_tokens"] = 1
+    return counts
 
 
 def _said(pair: PreferencePair) -> list[str]:
@@ -190,31 +228,22 @@ def _said(pair: PreferencePair) -> list[str]:
     ]
 
 
-def _leaves_out(text: _Texts) -> bool:
-    written = text.prompt + text.chosen + text.rejected
-    return any(said.strip() not in written for said in _said(text.pair))
-
-
-def _differ(chosen: _Side, rejected: _Side, counts: Counter[str]) -> bool:
-    if chosen.ids != rejected.ids:
-        return True
-    cut = chosen.truncated or rejected.truncated
-    counts["identical_after_truncation" if cut else "identical_tokens"] += 1
-    return False
+def _leaves_out(texts: _Texts, said: list[str]) -> bool:
+    written = texts.prompt + texts.chosen + texts.rejected
+    return any(text.strip() not in written for text in said)
 
 
 def _write(
+    codec: TextCodec,
     writer: Writer,
     pairs: Sequence[PreferencePair],
     problems: Problems,
-    *,
-    chat: bool,
 ) -> list[_Texts]:
     """The texts of each pair; those that cannot be written are noted instead."""
     texts = []
     for given in pairs:
         try:
-            pair = _for_template(given) if chat else _for_text(given)
+            pair = _for_template(given) if codec.chat else _for_text(given)
             prompt = writer.prompt(pair.prompt)
             sides = [
                 writer.completion(pair.prompt, prompt, side)
@@ -249,33 +278,3 @@ def _for_template(pair: PreferencePair) -> PreferencePair:
         # The space at which an implicit prompt was cut opens no turn.
         texts = (texts[0].lstrip(" \t"), texts[1].lstrip(" \t"))
     return replace(pair, chosen=texts[0], rejected=texts[1])
-
-
-def _sides(
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    texts: list[_Texts],
-    found: list[Joined],
-    ends: set[int],
-    max_length: int,
-    counts: Counter[str],
-) -> list[_Side]:
-    """The chosen or the rejected completions of a chunk."""
-    eos, bos = require_eos(tokenizer), tokenizer.bos_token_id
-    unknown = tokenizer.unk_token_id
-    # Some tokenizers name EOS as the unknown token too; it says nothing there.
-    named = unknown not in (None, eos, bos, tokenizer.pad_token_id)
-    sides = []
-    for text, (raw, merged) in zip(texts, found):
-        clean = without_bos(raw, bos, eos)
-        ids, truncated = end_completion(clean, eos, ends, max_length)
-        # Between the turns of one completion an end is in its place.
-        turns = getattr(text.pair, name)
-        one_turn = isinstance(turns, str) or len(turns) == 1
-        counts["boundary_merged"] += merged
-        counts[f"{name}_truncated"] += truncated
-        counts["bos_removed"] += len(clean) < len(raw)
-        counts["eos_inside"] += one_turn and not ends.isdisjoint(ids[:-1])
-        counts["unknown_tokens"] += named and unknown in ids
-        sides.append(_Side(ids, truncated))
-    return sides

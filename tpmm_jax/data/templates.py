@@ -4,15 +4,16 @@ With ``chat`` a text prompt is one user message and a text completion one assist
 message. The template alone decides about BOS and headers. Without ``chat`` texts are
 taken to the letter and conversations are refused.
 
-A template that writes the day (``strftime_now``) is given the run's day, so that a run
+A template that writes the day (``strftime_now``) is given the codec's, so that a run
 that is continued later reads the same prompts.
 """
 
-import datetime
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tpmm_jax.data._split import common_length
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import (
     Conversation,
     Message,
@@ -39,19 +40,6 @@ _DATE_CODES = (
 )
 
 
-def today() -> datetime.date:
-    """The day that a run which begins now is pinned to."""
-    return datetime.date.today()
-
-
-def pin_date(tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> None:
-    """Let the tokenizer's chat template write this day from now on, at midnight.
-
-    save_pretrained does not store it.
-    """
-    tokenizer._pinned_date = date
-
-
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that cannot write conversations."""
     if not getattr(tokenizer, "chat_template", None):
@@ -65,15 +53,15 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
 class Writer:
     """Writes prompts and completions as the text that is tokenised."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> None:
-        self._tokenizer = tokenizer
-        self._chat = chat
+    def __init__(self, codec: TextCodec) -> None:
+        self._tokenizer = codec.tokenizer
+        self._chat = codec.chat
         # End markers are among them.
-        self._added = tuple(tokenizer.get_added_vocab())
+        self._added = tuple(codec.tokenizer.get_added_vocab())
         self._stray = ""
-        if chat:
-            require_template(tokenizer)
-            self._dated = _dated(tokenizer)
+        if codec.chat:
+            require_template(codec.tokenizer)
+            self._dated = _dated(codec)
             self._stray = self._stray_header()
 
     def prompt(self, content: Written) -> str:
@@ -96,7 +84,7 @@ class Writer:
     ) -> tuple[str, bool]:
         """The text that follows the prompt's text, its end marker included.
 
-        It is the written conversation less the written prompt. Where the template
+        It is the written conversation minus the written prompt. Where the template
         writes an answered prompt differently from an open one (a reasoning header),
         the open prompt stays as it is and the text from the answer on follows it.
 
@@ -145,29 +133,26 @@ class Writer:
         """What a template that always opens the assistant's turn writes at the end.
 
         Such a template (Llama 3's first one) ignores add_generation_prompt; a
-        completion must not end with the header of a further answer.
+        completion must not end with the header of a further answer. Opened or not, it
+        writes one question as (line breaks left out)
+
+            <|begin|><|start|>user<|end|>question<|eot|><|start|>assistant<|end|>
+
+        The question's header, given the other role, and what follows the question both
+        end with "|><|start|>assistant<|end|>". The stray header is that from its first
+        whole marker on.
         """
-        mark = "question"
+        asked = (Message("user", "question"),)
         try:
-            texts = [
-                self._render((Message("user", mark),), opens=opens)
-                for opens in (False, True)
-            ]
+            closed, opened = (self._render(asked, opens=o) for o in (False, True))
         except BadInput:
             return ""
-        before, _, after = texts[0].rpartition(mark)
-        if texts[0] != texts[1]:
+        if closed != opened:
             return ""
-        # The assistant's header is the user's with another role.
+        before, _, after = closed.rpartition("question")
         header = before.replace("user", "assistant")
-        size = 0
-        while size < min(len(header), len(after)) and header.endswith(
-            after[len(after) - size - 1 :]
-        ):
-            size += 1
-        stray = after[len(after) - size :]
-        # The end of a marker may be common too: the header begins with a whole one.
-        starts = (i for i in range(size) if stray.startswith(self._added, i))
+        stray = after[len(after) - common_length(header[::-1], after[::-1]) :]
+        starts = (i for i in range(len(stray)) if stray.startswith(self._added, i))
         stray = stray[next(starts, 0) :]
         return stray if "assistant" in stray else ""
 
@@ -177,15 +162,14 @@ class Writer:
         return stripped if stripped.endswith(self._added) else text
 
 
-def _dated(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What apply_chat_template takes so that the template sees the pinned day."""
-    template = tokenizer.chat_template
+def _dated(codec: TextCodec) -> dict[str, Any]:
+    """What apply_chat_template takes so that the template sees the codec's day."""
+    template = codec.tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default", "")
     if _CLOCK not in template:
         return {}
-    date = getattr(tokenizer, "_pinned_date", None) or today()
-    calendar = [(code, date.strftime(code)) for code in _DATE_CODES]
+    calendar = [(code, codec.date.strftime(code)) for code in _DATE_CODES]
     calendar = [("%%", "\0"), *calendar, ("\0", "%")]
     return {"chat_template": _CALENDAR + template, "calendar": calendar}
 

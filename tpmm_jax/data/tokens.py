@@ -11,42 +11,14 @@ gaining a leading space; this is counted as boundary_merged.
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from transformers import PreTrainedTokenizerBase
-
 from tpmm_jax.data._transcripts import is_transcript, prompt_messages
-from tpmm_jax.data.batches import collate, pad_prompts
-from tpmm_jax.data.boundary import (
-    Side,
-    check_limit,
-    cut_prompt,
-    known_ids,
-    leading_ids,
-    pad_id,
-    require_eos,
-    text_ids,
-    with_leading,
-    without_embedding,
-)
+from tpmm_jax.data.boundary import cut_prompt, leading_ids, text_ids, with_leading
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import Content, written
-from tpmm_jax.data.pair_tokens import EncodedPairs, count_table, encode_pairs
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.templates import Writer
-from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
-
-__all__ = [
-    "EncodedPairs",
-    "EncodedPrompt",
-    "collate",
-    "count_table",
-    "describe_row",
-    "encode_pairs",
-    "encode_prompts",
-    "pad_id",
-    "pad_prompts",
-    "require_eos",
-]
 
 
 class EncodedPrompt(NamedTuple):
@@ -57,67 +29,70 @@ class EncodedPrompt(NamedTuple):
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase,
+    codec: TextCodec,
     prompts: Sequence[Prompt | Content],
-    *,
-    chat: bool,
-    max_length: int,
-    truncate: Side = "left",
     problems: Problems | None = None,
 ) -> list[EncodedPrompt]:
     """Encode prompts for sampling.
 
     Args:
-      tokenizer: a Hugging Face tokenizer.
+      codec: of a model with a tokenizer.
       prompts: texts, conversations or token ids (kept as they are, only cut).
-      chat: write texts and conversations with the chat template.
-      max_length: the limit in tokens, BOS included.
-      truncate: the side that is cut; "left" keeps BOS and the end of the prompt.
       problems: where prompts that cannot be encoded are noted, and left out; without
         it they are raised here.
 
     Returns:
-      One result a prompt, in order.
+      One result per prompt, in order.
 
     Raises:
-      BadInput: a limit below 1, no chat template; or, without ``problems``, prompts
-        that cannot be encoded, all of them named.
+      BadInput: no chat template; or, without ``problems``, prompts that cannot be
+        encoded, all of them named.
     """
-    check_limit("max_length", max_length)
-    leading = leading_ids(tokenizer, chat=chat)
+    leading = leading_ids(codec)
     noted = Problems("prompts") if problems is None else problems
-    writer = Writer(tokenizer, chat=chat)
-    named: list[Prompt] = []
+    kept, texts = _write(codec, prompts, noted)
+    if problems is None:
+        noted.settle()
+    results = []
+    for prompt, ids in zip(kept, text_ids(codec.tokenizer, texts)):
+        own = _given_ids(prompt.content)
+        whole = with_leading(ids, leading) if own is None else own
+        if fault := _fault(codec, whole):
+            noted.add(prompt.origin, fault)
+            continue
+        cut = cut_prompt(codec, whole)
+        results.append(EncodedPrompt(cut, len(cut) < len(whole)))
+    if problems is None:
+        noted.settle()
+    return results
+
+
+def _write(
+    codec: TextCodec, prompts: Sequence[Prompt | Content], problems: Problems
+) -> tuple[list[Prompt], list[str]]:
+    """The prompts that can be written, and the text of each; "" of token ids."""
+    writer = Writer(codec)
+    kept: list[Prompt] = []
     texts: list[str] = []
     for number, given in enumerate(prompts):
         prompt = _named(given, number)
         text = written(prompt.content)
         try:
-            if chat and isinstance(text, str) and is_transcript(text):
+            if codec.chat and isinstance(text, str) and is_transcript(text):
                 text = prompt_messages(text)
             texts.append("" if text is None else writer.prompt(text))
         except BadInput as error:
-            noted.add(prompt.origin, str(error))
+            problems.add(prompt.origin, str(error))
             continue
-        named.append(prompt)
-    if problems is None:
-        noted.settle()
-    results = []
-    for prompt, ids in zip(named, text_ids(tokenizer, texts)):
-        own = _given_ids(prompt.content)
-        whole = with_leading(ids, leading) if own is None else own
-        if not whole or max(whole) >= len(tokenizer):
-            wanted = f"wanted one or more from 0 to {known_ids(tokenizer) - 1}"
-            noted.add(prompt.origin, f"token ids {whole[:8]}; {wanted}")
-            continue
-        if fault := without_embedding(tokenizer, whole):
-            noted.add(prompt.origin, fault)
-            continue
-        cut = cut_prompt(whole, max_length, truncate, tokenizer.bos_token_id)
-        results.append(EncodedPrompt(cut, len(cut) < len(whole)))
-    if problems is None:
-        noted.settle()
-    return results
+        kept.append(prompt)
+    return kept, texts
+
+
+def _fault(codec: TextCodec, ids: list[int]) -> str:
+    """What is wrong with a prompt's ids; else ""."""
+    if not ids or max(ids) >= len(codec.tokenizer):
+        return f"token ids {ids[:8]}; wanted one or more from 0 to {codec.num_ids - 1}"
+    return codec.embedding_fault(ids)
 
 
 def _named(prompt: Prompt | Content, number: int) -> Prompt:

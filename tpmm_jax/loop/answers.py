@@ -6,13 +6,12 @@ Nothing here knows of a run: the loop and ``python -m tpmm_jax.evaluate`` share 
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import Rollout
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.log.console import RunConsole
@@ -60,9 +59,7 @@ class PolicyRunner:
     """
 
     decoder: Decoder
-    tokenizer: Any
-    eos_ids: tuple[int, ...]
-    pad_id: int
+    codec: TextCodec
     sampling: SamplingConfig
     batch_size: int
     micro_batch: int
@@ -137,18 +134,18 @@ def sample_and_rate(
         prompts.ids,
         key=key,
         config=runner.sampling,
-        eos_ids=runner.eos_ids,
+        eos_ids=runner.codec.eos_ids,
         num_samples=num_samples,
         batch_size=runner.batch_size,
         numbers=prompts.numbers,
         start=start,
         length=runner.prompt_length,
-        pad_id=runner.pad_id,
+        pad_id=runner.codec.pad_id,
     )
     for places, completions in batches:
         texts = [prompts.texts[i] for i in places]
         responses = [
-            completion_texts(runner.tokenizer, prompts.ids[i], ids)
+            runner.codec.completion_texts(prompts.ids[i], ids)
             for i, ids in zip(places, completions)
         ]
         scorer = raters.scorer
@@ -190,7 +187,7 @@ def answer_log_probs(
 def _log_probs(
     runner: PolicyRunner, params: Params, some: Sequence[tuple], size: int
 ) -> np.ndarray:
-    tokens_BT = np.full((size, runner.pair_length), runner.pad_id, np.int32)
+    tokens_BT = np.full((size, runner.pair_length), runner.codec.pad_id, np.int32)
     mask_BT, of_answer_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
     for b, (prompt, ids) in enumerate(some):
         end = len(prompt) + len(ids)

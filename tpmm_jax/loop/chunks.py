@@ -1,12 +1,12 @@
 """Offline: a preference set as chunks, one an iteration."""
 
-from collections.abc import Collection
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from tpmm_jax.config import Config
-from tpmm_jax.data.load_rows import by_prompt, load_rows
+from tpmm_jax.data.codec import TextCodec
+from tpmm_jax.data.prepare import by_prompt, load_rows
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -14,9 +14,7 @@ from tpmm_jax.log.console import RunConsole
 PairChunks: TypeAlias = list[list[tuple[bool, PairRow]]]
 
 
-def load_chunks(
-    config: Config, tokenizer: Any, eos_ids: Collection[int], console: RunConsole
-) -> PairChunks:
+def load_chunks(config: Config, codec: TextCodec, console: RunConsole) -> PairChunks:
     """Returns T chunks of the pair set; whole prompts are held out.
 
     Raises:
@@ -24,14 +22,7 @@ def load_chunks(
     """
     source = config.data.pairs
     assert source is not None
-    rows = load_rows(
-        source,
-        config.data,
-        tokenizer,
-        eos_ids=eos_ids,
-        note=console.note,
-        warn=console.warn,
-    )
+    rows = load_rows(source, config.data, codec, note=console.note, warn=console.warn)
     return split_chunks(config, rows)
 
 

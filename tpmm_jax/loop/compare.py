@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from tpmm_jax.axes import Params
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.data.table import make_table, pair_length, round_up
-from tpmm_jax.data.tokens import encode_prompts, pad_id
+from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO, measure, watch
 from tpmm_jax.log.console import RunConsole
@@ -60,7 +61,7 @@ class Candidate:
     name: str
     source: str
     found: Source
-    eos_ids: tuple[int, ...]
+    codec: TextCodec
     prompts: EncodedPrompts
     same_tokens: bool
 
@@ -99,20 +100,14 @@ class Answered:
 
 
 def encode_for(
-    source: Source,
-    prompts: Sequence[Prompt],
-    *,
-    chat: bool,
-    max_length: int,
-    console: RunConsole,
+    codec: TextCodec, prompts: Sequence[Prompt], console: RunConsole
 ) -> EncodedPrompts:
     """Returns prompts in a model's tokens; says how many had to be cut."""
-    encoded = encode_prompts(
-        source.tokenizer, prompts, chat=chat, max_length=max_length
-    )
+    encoded = encode_prompts(codec, prompts)
     if cut := sum(prompt.truncated for prompt in encoded):
-        console.warn(f"{cut} of {len(prompts)} prompts were cut to {max_length} tokens")
-    return encoded_prompts(source.tokenizer, prompts, [p.ids for p in encoded])
+        limit = codec.max_prompt_length
+        console.warn(f"{cut} of {len(prompts)} prompts were cut to {limit} tokens")
+    return encoded_prompts(codec, prompts, [p.ids for p in encoded])
 
 
 def compare(
@@ -183,9 +178,7 @@ def _runner(
         )
     return PolicyRunner(
         decoder=Decoder(config, mesh=make_mesh(MeshConfig())),
-        tokenizer=candidate.found.tokenizer,
-        eos_ids=candidate.eos_ids,
-        pad_id=pad_id(candidate.found.tokenizer),
+        codec=candidate.codec,
         sampling=settings.sampling,
         batch_size=settings.batch_size,
         micro_batch=LOG_PROB_ROWS // 2,
@@ -237,7 +230,9 @@ def _pair_log_probs(
 ) -> np.ndarray | None:
     if not settings.pairs:
         return None
-    table = make_table(settings.pairs, length=runner.pair_length, pad_id=runner.pad_id)
+    table = make_table(
+        settings.pairs, length=runner.pair_length, pad_id=runner.codec.pad_id
+    )
     return pair_log_probs(runner, params, table, f"{candidate.name}: held-out pairs")
 
 

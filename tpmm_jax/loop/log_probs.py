@@ -45,7 +45,7 @@ def evaluation_log_probs(
     texts = [[r.prompt_ids, r.response_ids] for a in answers.values() for r in a]
     pairs = [[r.prompt_ids, r.chosen_ids, r.rejected_ids] for r in held_out]
     digests = [run.trajectory.digest(step) for step in range(t + 1)]
-    key = sha256([texts, pairs, digests, weights.tolist(), run.tokenizer_digest])
+    key = sha256([texts, pairs, digests, weights.tolist(), run.codec.digest])
     known = _read_npz(path, key)
     for model in models:
         if any(f".{model}_" in name for name in known):

@@ -1,6 +1,5 @@
 """Which prompts an iteration samples from: its own, drawn once from the seed."""
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.config import Config
-from tpmm_jax.data.boundary import Side
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import as_dicts, written
-from tpmm_jax.data.offline import prepare_prompts
+from tpmm_jax.data.prepare import prepare_prompts
 from tpmm_jax.data.prompts import (
     Prompt,
     duplicate_prompts,
@@ -68,8 +67,7 @@ class PromptSchedule:
     held_out: np.ndarray
     per_iteration: tuple[int, int]
     evaluation: EncodedPrompts
-    encode: Callable[[Sequence[Prompt]], list[list[int]]]
-    text: Callable[[Prompt, list[int]], str]
+    codec: TextCodec
     seed: int
     digest: str
     sets: Mapping[str, EncodedPrompts] = field(default_factory=dict)
@@ -82,10 +80,10 @@ class PromptSchedule:
             for place in range((iteration - 1) * count, iteration * count):
                 drawn.append((*self._at(stream, place), bool(held)))
         prompts = [self.pool[place] for _, place, _ in drawn]
-        ids = self.encode(prompts)
+        ids = [prompt.ids for prompt in encode_prompts(self.codec, prompts)]
         return EncodedPrompts(
             [epoch * len(self.pool) + place for epoch, place, _ in drawn],
-            [self.text(prompt, i) for prompt, i in zip(prompts, ids)],
+            [_text(self.codec, prompt, i) for prompt, i in zip(prompts, ids)],
             ids,
             [held for _, _, held in drawn],
         )
@@ -176,7 +174,7 @@ def _plain(item: Any, name: str) -> Any:
 
 
 def make_schedule(
-    config: Config, tokenizer: Any, workdir: pathlib.Path, console: RunConsole
+    config: Config, codec: TextCodec, workdir: pathlib.Path, console: RunConsole
 ) -> PromptSchedule:
     """Returns the schedule of a run.
 
@@ -186,12 +184,12 @@ def make_schedule(
     prompts = {}
     for option, source, cache in prompt_sources(config):
         found = prepare_prompts(
-            *prompt_file(source, option, config.data, workdir / cache), tokenizer
+            *prompt_file(source, option, config.data, workdir / cache), codec
         )
         if found.problems.settle():
             console.warn(found.problems.left_out())
         prompts[option] = found.usable
-    return plan_schedule(config, tokenizer, prompts, console)
+    return plan_schedule(config, codec, prompts, console)
 
 
 def prompt_sources(config: Config) -> list[tuple[str, str, str]]:
@@ -207,7 +205,7 @@ def prompt_sources(config: Config) -> list[tuple[str, str, str]]:
 
 def plan_schedule(
     config: Config,
-    tokenizer: Any,
+    codec: TextCodec,
     prompts: Mapping[str, Sequence[Prompt]],
     console: RunConsole,
 ) -> PromptSchedule:
@@ -239,16 +237,10 @@ def plan_schedule(
     per_held = round(
         config.pairing.holdout_fraction * config.rollout.prompts_per_iteration
     )
-    encode = functools.partial(
-        prompt_ids,
-        tokenizer,
-        chat=data.chat,
-        max_length=data.max_prompt_length,
-        truncate=data.truncate_prompt,
-    )
     sets, first = {}, 0
     for name, some in {"evaluation": aside, **further}.items():
-        sets[name] = encoded_prompts(tokenizer, some, encode(some), first)
+        ids = [prompt.ids for prompt in encode_prompts(codec, some)]
+        sets[name] = encoded_prompts(codec, some, ids, first)
         first += len(some)
     return PromptSchedule(
         pool=pool,
@@ -256,34 +248,18 @@ def plan_schedule(
         held_out=held_out,
         per_iteration=(config.rollout.prompts_per_iteration - per_held, per_held),
         evaluation=sets.pop("evaluation"),
-        encode=encode,
-        text=functools.partial(_text, tokenizer),
+        codec=codec,
         seed=config.seed,
         digest=_digest(pool, aside, further),
         sets=sets,
     )
 
 
-def prompt_ids(
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    chat: bool,
-    max_length: int,
-    truncate: Side,
-) -> list[list[int]]:
-    """Returns the token ids of prompts, cut to a length."""
-    encoded = encode_prompts(
-        tokenizer, prompts, chat=chat, max_length=max_length, truncate=truncate
-    )
-    return [prompt.ids for prompt in encoded]
-
-
 def encoded_prompts(
-    tokenizer: Any, prompts: Sequence[Prompt], ids: list[list[int]], first: int = 0
+    codec: TextCodec, prompts: Sequence[Prompt], ids: list[list[int]], first: int = 0
 ) -> EncodedPrompts:
     """Returns prompts to evaluate on, numbered from ``first``."""
-    texts = [_text(tokenizer, prompt, i) for prompt, i in zip(prompts, ids)]
+    texts = [_text(codec, prompt, i) for prompt, i in zip(prompts, ids)]
     numbers = list(range(first, first + len(ids)))
     return EncodedPrompts(numbers, texts, ids, [True] * len(ids))
 
@@ -353,11 +329,11 @@ def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) 
         )
 
 
-def _text(tokenizer: Any, prompt: Prompt, ids: list[int]) -> str:
+def _text(codec: TextCodec, prompt: Prompt, ids: list[int]) -> str:
     """A text as it is; of messages, one line a turn; of ids, their text."""
     content = written(prompt.content)
     if isinstance(content, str):
         return content
     if content is None:
-        return tokenizer.decode(ids, skip_special_tokens=True)
+        return codec.decode(ids)
     return "\n".join(f"{m['role']}: {m['content']}" for m in as_dicts(content))

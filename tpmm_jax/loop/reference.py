@@ -50,7 +50,7 @@ PROGRESS = "merge_progress.json"
 
 def pair_table(run: Run, rows: list[PairRow]) -> Table:
     """Returns the arrays of pairs, padded to the run's length."""
-    return make_table(rows, length=run.pair_length, pad_id=run.pad_id)
+    return make_table(rows, length=run.pair_length, pad_id=run.codec.pad_id)
 
 
 def reference_log_probs(
@@ -92,7 +92,7 @@ def cache_key(run: Run, pairs: IterationPairs, digest: str) -> str:
     parts = {
         "reference": digest,
         "pairs": pairs.digest(),
-        "tokenizer": run.tokenizer_digest,
+        "tokenizer": run.codec.digest,
         "compute_dtype": run.decoder.compute_dtype,
         "ld_alpha": run.config.loss.ld_alpha,
     }

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpmm_jax.data.decoding import completion_texts
 from tpmm_jax.data.records import LabelledPair, PairRow, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.answers import sample_answers
@@ -132,10 +131,10 @@ def _flip_chunk(run: Run, iteration: int) -> list[LabelledPair]:
         chosen, rejected = row.chosen_ids, row.rejected_ids
         if flipped:
             chosen, rejected = rejected, chosen
-        text = completion_texts(run.tokenizer, row.prompt_ids, [chosen, rejected])
+        text = run.codec.completion_texts(row.prompt_ids, [chosen, rejected])
         pairs.append(
             LabelledPair(
-                prompt=run.tokenizer.decode(row.prompt_ids),
+                prompt=run.codec.tokenizer.decode(row.prompt_ids),
                 chosen=text[0],
                 rejected=text[1],
                 origin=row.origin,

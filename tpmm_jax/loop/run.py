@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import Stopped
 from tpmm_jax.log.console import RunConsole
@@ -70,10 +71,9 @@ class Run:
     Attributes:
       workdir: everything the run writes lies here.
       decoder: the policy's architecture with training numerics.
-      eos_ids: ids that end a completion.
+      codec: how its texts become tokens; its digest is part of cache keys.
       pair_length, prompt_length: tokens that every pair and every prompt of the run
         is padded to, so that one program is compiled for all iterations.
-      tokenizer_digest: of vocabulary and chat template, part of cache keys.
       raters: scorers and judges; its scorer is None offline without one.
       schedule: prompts of each iteration and of the evaluation; None without.
       pair_chunks: offline pairs of each iteration, as (held out, row); None online.
@@ -82,12 +82,9 @@ class Run:
     config: Config
     workdir: pathlib.Path
     decoder: Decoder
-    tokenizer: Any
-    eos_ids: tuple[int, ...]
-    pad_id: int
+    codec: TextCodec
     pair_length: int
     prompt_length: int
-    tokenizer_digest: str
     trajectory: Trajectory
     work: WorkStore
     log: MetricsLog
@@ -112,9 +109,7 @@ class Run:
         rollout = self.config.rollout
         return PolicyRunner(
             decoder=self.decoder,
-            tokenizer=self.tokenizer,
-            eos_ids=self.eos_ids,
-            pad_id=self.pad_id,
+            codec=self.codec,
             sampling=rollout.sampling(),
             batch_size=rollout.batch_size,
             micro_batch=self.micro_batch,

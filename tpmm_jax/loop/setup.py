@@ -7,15 +7,13 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.config.fields import changes
+from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.table import pair_length, round_up
-from tpmm_jax.data.templates import pin_date, today
-from tpmm_jax.data.tokens import pad_id
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import MetricsLog
@@ -27,7 +25,7 @@ from tpmm_jax.loop.run import ADAPTERS, Run
 from tpmm_jax.loop.theta_0 import (
     base_record,
     check_adapter,
-    check_tokenizer,
+    check_codec,
     find_model,
 )
 from tpmm_jax.loop.training import check_tau
@@ -79,12 +77,10 @@ def open_run(
         )
         source = find_model(config, workdir, console, started)
         check_adapter(config, source)
-        eos_ids = check_tokenizer(source, config.model.source, chat=config.data.chat)
         date = start_date(workdir, started)
-        pin_date(source.tokenizer, date)
-        schedule, chunks = load_data(
-            config, source.tokenizer, eos_ids, workdir, console
-        )
+        codec = make_codec(source.config, source.tokenizer, config.data, date)
+        check_codec(codec, config.model.source)
+        schedule, chunks = load_data(config, codec, workdir, console)
         if started:
             check_data(workdir, schedule, chunks)
         probe(config, raters, schedule)
@@ -114,12 +110,9 @@ def open_run(
             config=config,
             workdir=workdir,
             decoder=decoder,
-            tokenizer=source.tokenizer,
-            eos_ids=eos_ids,
-            pad_id=pad_id(source.tokenizer),
+            codec=codec,
             prompt_length=lengths[0],
             pair_length=lengths[1],
-            tokenizer_digest=tokenizer_digest(source.tokenizer),
             trajectory=trajectory,
             work=stack.enter_context(WorkStore(workdir / "work")),
             log=stack.enter_context(MetricsLog(workdir)),
@@ -193,15 +186,14 @@ def check_data(
 
 def load_data(
     config: Config,
-    tokenizer: Any,
-    eos_ids: tuple[int, ...],
+    codec: TextCodec,
     workdir: pathlib.Path,
     console: RunConsole,
 ) -> tuple[PromptSchedule | None, PairChunks | None]:
     """Returns the prompts and the offline pairs that the run uses, either or both."""
     schedule, chunks = None, None
     if config.data.prompts is not None or config.data.eval_prompts is not None:
-        schedule = make_schedule(config, tokenizer, workdir, console)
+        schedule = make_schedule(config, codec, workdir, console)
         uses = schedule.uses(config.iterations)
         if config.data.prompts is not None and uses > 1:
             console.warn(
@@ -209,7 +201,7 @@ def load_data(
                 "iterations; give more for iterations of their own prompts"
             )
     if config.data.pairs is not None:
-        chunks = load_chunks(config, tokenizer, eos_ids, console)
+        chunks = load_chunks(config, codec, console)
     return schedule, chunks
 
 
@@ -302,9 +294,3 @@ def store_first(
             trajectory.append(0, params, meta)
             trajectory.base = adapters_base(workdir, decoder)
         bar.advance(1)
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Returns a SHA-256 of the vocabulary and the chat template."""
-    content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

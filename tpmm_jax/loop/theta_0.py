@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpmm_jax.config import Config
-from tpmm_jax.data.tokens import require_eos
+from tpmm_jax.data.boundary import require_eos
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import made_from
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import targets
 from tpmm_jax.rewards import import_object
-from tpmm_jax.weights.description import end_ids, read_config, read_tokenizer
+from tpmm_jax.weights.description import read_config, read_tokenizer
 from tpmm_jax.weights.loading import Source, resolve
 
 
@@ -92,34 +93,33 @@ def check_adapter(config: Config, source: Source) -> None:
         )
 
 
-def check_tokenizer(source: Source, name: str, *, chat: bool) -> tuple[int, ...]:
-    """Returns the ids that end a completion.
+def check_codec(codec: TextCodec, name: str) -> None:
+    """Refuses a model whose texts cannot be trained on or compared.
 
     Args:
       name: the model's, for messages.
-      chat: whether prompts are written with the chat template.
 
     Raises:
       BadInput: no tokenizer, no EOS, no chat template, or another model's tokenizer.
     """
-    if source.tokenizer is None:
+    tokenizer = codec.tokenizer
+    if tokenizer is None:
         raise BadInput(
             f"{name} has no tokenizer (tokenizer.json), and one is needed: copy it "
             "from the model's publisher into that directory"
         )
-    require_eos(source.tokenizer)
-    if chat and not source.tokenizer.chat_template:
+    require_eos(codec)
+    if codec.chat and not tokenizer.chat_template:
         raise BadInput(
             f"chat is on, but the tokenizer of {name} has no chat template; use an "
             "instruction-tuned model, put a chat_template.jinja into a copy of its "
             "directory, or switch chat off"
         )
-    size, rows = len(source.tokenizer), source.config.vocab_size
+    size, rows = len(tokenizer), codec.num_embeddings
     # Special tokens that stand in a text are refused there, row by row.
-    added = source.tokenizer.added_tokens_decoder
+    added = tokenizer.added_tokens_decoder
     if not all(i in added and added[i].special for i in range(rows, size)):
         raise BadInput(
             f"{name}: the tokenizer has {size} tokens, the model only {rows} "
             "embeddings; they do not belong together"
         )
-    return end_ids(source.config, source.tokenizer)

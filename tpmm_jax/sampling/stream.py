@@ -8,7 +8,6 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import pad_prompts
-from tpmm_jax.data.decoding import completion_texts
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder, DecodeState
 from tpmm_jax.sampling.decode import check_prompt, draw_next, prompt_limit, row_keys
@@ -114,38 +113,38 @@ def stream_tokens(
 
 
 def text_pieces(
-    tokenizer: Any, prompt_ids: Sequence[int], tokens: Iterable[int]
+    codec: TextCodec, prompt_ids: Sequence[int], tokens: Iterable[int]
 ) -> Iterator[str]:
     """Yields the text of a completion as far as later tokens cannot change it.
 
     Held back are bytes that do not make a character yet, and the last word. Joined,
-    the pieces are ``data.decoding.completion_texts`` of all tokens.
+    the pieces are ``codec.completion_texts`` of all tokens.
     """
     ids: list[int] = []
     said, text = "", ""
     for token in tokens:
         ids.append(token)
-        if _leaves_open(tokenizer, token):
+        if _leaves_open(codec, token):
             continue
-        text = completion_texts(tokenizer, prompt_ids, [ids])[0]
+        text = codec.completion_texts(prompt_ids, [ids])[0]
         end = settled(text)
         if end > len(said) and text.startswith(said):
             yield text[len(said) : end]
             said = text[:end]
-    text = completion_texts(tokenizer, prompt_ids, [ids])[0]
+    text = codec.completion_texts(prompt_ids, [ids])[0]
     if text.startswith(said) and len(text) > len(said):
         yield text[len(said) :]
 
 
-def _leaves_open(tokenizer: Any, token: int) -> bool:
+def _leaves_open(codec: TextCodec, token: int) -> bool:
     """Whether a later token may change the text of this one.
 
     SentencePiece writes letters that it lacks as byte tokens; a run of them is text if
     all of it is, and else replacement characters, from its first byte on.
     """
-    if token in tokenizer.all_special_ids:
+    if token in codec.tokenizer.all_special_ids:
         return True
-    piece = tokenizer.convert_ids_to_tokens(token)
+    piece = codec.tokenizer.convert_ids_to_tokens(token)
     return piece is not None and BYTE_TOKEN.fullmatch(piece) is not None
 
 

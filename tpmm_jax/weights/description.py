@@ -5,6 +5,7 @@ import pathlib
 from dataclasses import replace
 from typing import Any
 
+from tpmm_jax.data.codec import find_eos_ids
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import ModelConfig
 from tpmm_jax.weights.hf_config import as_ids, parse_config, write_config
@@ -52,14 +53,6 @@ def read_tokenizer(directory: pathlib.Path) -> Any:
         raise BadInput(f"{directory}: its tokenizer cannot be read: {error}") from None
 
 
-def end_ids(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
-    """Returns every id that ends a completion: the config's and the tokenizer's."""
-    ids = set(config.eos_ids)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return tuple(sorted(ids))
-
-
 def write_description(
     config: ModelConfig, tokenizer: Any, dtype: str, directory: pathlib.Path
 ) -> None:
@@ -68,7 +61,7 @@ def write_description(
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     # Where the tokenizer ends what the config does not: generation ends there as well.
-    ends = list(end_ids(config, tokenizer))
+    ends = list(find_eos_ids(config, tokenizer))
     ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
     ids = {key: value for key, value in ids.items() if value is not None}
     text = json.dumps(ids, indent=2) + "\n"

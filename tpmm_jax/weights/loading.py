@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.boundary import limit_ids
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
 from tpmm_jax.models.lora import dense
@@ -76,10 +75,6 @@ class Source:
     origin: dict[str, Any]
     read: Callable[[Decoder, str], Params]
     adapter: "AdapterSource | None" = None
-
-    def __post_init__(self) -> None:
-        if self.tokenizer is not None:
-            limit_ids(self.tokenizer, self.config.vocab_size)
 
 
 @dataclass(frozen=True)

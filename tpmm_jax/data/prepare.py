@@ -1,0 +1,154 @@
+"""A source of pairs or prompts, read and encoded: what a run takes, a check reads."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tpmm_jax.data.codec import TextCodec
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.messages import Content, written
+from tpmm_jax.data.pair_tokens import count_table, encode_pairs
+from tpmm_jax.data.pairs import PreferencePair, read_pair_set
+from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.prompts import Prompt, read_prompt_set
+from tpmm_jax.data.records import PairRow
+from tpmm_jax.data.tokens import EncodedPrompt, encode_prompts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source that was read and, with a codec, encoded.
+
+    Attributes:
+      pairs: those that can be read; some of them may not be encoded.
+      rows: those that train, in order.
+      counts: of the reader and of the encoder; see ``pair_tokens.count_table``.
+      problems: what is wrong; ``settle`` refuses it, or counts what is left out.
+      chat: whether the rows were written with the chat template.
+    """
+
+    pairs: list[PreferencePair]
+    rows: list[PairRow]
+    counts: dict[str, int]
+    problems: Problems = field(repr=False)
+    chat: bool
+
+
+def prepare_pairs(
+    source: str,
+    data: DataConfig,
+    codec: TextCodec | None,
+    *,
+    auto_chat: bool = False,
+) -> Prepared:
+    """Read and encode preference pairs as ``data`` says.
+
+    Args:
+      source: see ``sources.read_rows``.
+      data: columns, and what becomes of bad rows.
+      codec: made of the same ``data``; None: the pairs are read only.
+      auto_chat: switch the chat template on where the rows are messages.
+
+    Raises:
+      BadInput: no source of this name or kind. What is wrong with rows is in
+        ``problems``.
+    """
+    problems = Problems(source, on_bad_rows=data.on_bad_rows)
+    found = read_pair_set(source, problems, split=data.split, fields=data.fields)
+    counts, rows = dict(found.counts), list[PairRow]()
+    if codec is None:
+        return Prepared(found.pairs, rows, counts, problems, chat=False)
+    if auto_chat and found.pairs:
+        codec = _suited(codec, found.pairs[0].prompt)
+    before = len(problems.origins())
+    rows, encoded = encode_pairs(codec, found.pairs, problems)
+    counts |= encoded
+    counts["not_encoded"] = len(problems.origins()) - before
+    return Prepared(found.pairs, rows, counts, problems, codec.chat)
+
+
+@dataclass(frozen=True)
+class PreparedPrompts:
+    """A source of prompts that was read and, with a codec, encoded.
+
+    Attributes:
+      prompts: those that can be read; some of them may not be encoded.
+      usable: those that can be sampled from, in order; without a codec all.
+      encoded: the token ids of these; empty without a codec.
+      counts: rows_read, malformed, prompts, prompt_truncated, not_encoded.
+      problems, chat: see ``Prepared``.
+    """
+
+    prompts: list[Prompt]
+    usable: list[Prompt]
+    encoded: list[EncodedPrompt] = field(repr=False)
+    counts: dict[str, int]
+    problems: Problems = field(repr=False)
+    chat: bool
+
+
+def prepare_prompts(
+    source: str,
+    data: DataConfig,
+    codec: TextCodec | None,
+    *,
+    auto_chat: bool = False,
+) -> PreparedPrompts:
+    """Read and encode prompts as ``data`` says; arguments as of ``prepare_pairs``."""
+    problems = Problems(source, on_bad_rows=data.on_bad_rows)
+    prompts, rows_read = read_prompt_set(
+        source, problems, field=data.prompt_field, split=data.split
+    )
+    counts = {"rows_read": rows_read, "malformed": len(problems.bad_rows())}
+    counts["prompts"] = len(prompts)
+    if codec is None:
+        return PreparedPrompts(prompts, prompts, [], counts, problems, chat=False)
+    if auto_chat and prompts:
+        codec = _suited(codec, prompts[0].content)
+    encoded = encode_prompts(codec, prompts, problems)
+    bad = problems.origins()
+    usable = [prompt for prompt in prompts if prompt.origin not in bad]
+    counts["prompt_truncated"] = sum(prompt.truncated for prompt in encoded)
+    counts["not_encoded"] = len(prompts) - len(usable)
+    return PreparedPrompts(prompts, usable, encoded, counts, problems, codec.chat)
+
+
+def _suited(codec: TextCodec, content: Content) -> TextCodec:
+    """With the chat template for messages, if the tokenizer can write them."""
+    has = getattr(codec.tokenizer, "chat_template", None) is not None
+    messages = isinstance(written(content), tuple)
+    return replace(codec, chat=codec.chat or (has and messages))
+
+
+def load_rows(
+    source: str,
+    data: DataConfig,
+    codec: TextCodec,
+    *,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> list[PairRow]:
+    """Returns a preference set's pairs as token ids.
+
+    Args:
+      source, data, codec: see ``prepare_pairs``.
+      note, warn: called with the counts of what was read, cut and dropped, and with
+        the rows that were left out.
+
+    Raises:
+      BadInput: as that does, or rows that are to be refused, all of them listed.
+    """
+    found = prepare_pairs(source, data, codec)
+    if found.problems.settle():
+        warn(found.problems.left_out())
+    for what, count in count_table(found.counts):
+        if count:
+            note(f"{count:>8,} {what}")
+    return found.rows
+
+
+def by_prompt(rows: Sequence[PairRow]) -> list[list[PairRow]]:
+    """Returns the rows of each prompt, in the order of their first."""
+    groups: dict[tuple[int, ...], list[PairRow]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.prompt_ids), []).append(row)
+    return list(groups.values())
