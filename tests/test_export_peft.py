@@ -108,7 +108,7 @@ def test_a_base_that_peft_would_not_read_as_one(capsys, run, tmp_path):
     for wrong in (over, both, run, run / "trajectory", run / "model" / "config.json"):
         assert export.main([*command, "--base-model", str(wrong)]) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert "no Hugging Face directory of a whole model" in said
+        assert "not a Hugging Face directory of a whole model" in said
         assert f"tpmm export {run.parent}/base --output BASE" in said
     assert not (tmp_path / "a").exists()
 

@@ -106,12 +106,13 @@ def test_strings_that_share_the_beginning_of_a_word_split_before_it(prepare):
 def test_a_string_prompt_with_messages_is_one_user_message_in_every_process():
     code = (
         "import json, sys, tempfile, pathlib\n"
-        "from tpmm_jax.data.pairs import load_pairs\n"
+        "from tpmm_jax.data.pairs import read_pair_set\n"
+        "from tpmm_jax.data.problems import Problems\n"
         "turn = lambda t: [{'role': 'assistant', 'content': t}]\n"
         "row = dict(prompt='hi', chosen=turn('a'), rejected=turn('b'))\n"
         "path = pathlib.Path(tempfile.mkdtemp()) / 'p.jsonl'\n"
         "path.write_text(json.dumps(row) + '\\n')\n"
-        "pair = load_pairs(str(path)).pairs[0]\n"
+        "pair = read_pair_set(str(path), Problems('p')).pairs[0]\n"
         "print(pair.prompt, pair.chosen, pair.rejected)\n"
     )
     said = {

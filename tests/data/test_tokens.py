@@ -8,14 +8,16 @@ import pathlib
 import numpy as np
 import pytest
 import tokenizers_for_tests as small
+from reading import load_pairs
 from transformers import AddedToken, AutoTokenizer
 
 from tpmm_jax.data.batches import collate, pad_prompts
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pair_tokens import count_table, encode_pairs
-from tpmm_jax.data.pairs import PreferencePair, load_pairs
+from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow
+from tpmm_jax.data.table import take
 from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
@@ -280,9 +282,8 @@ ROWS = [
 
 @pytest.mark.parametrize("pad", [0, 2, 77])
 def test_masks_come_from_lengths_whatever_the_pad_id(pad):
-    batch = collate(
-        ROWS, length=7, pad_id=pad, weights=[1.0, 0.5, 2.0], index=[4, 9, 1], size=5
-    )
+    table = collate(ROWS, length=7, pad_id=pad)
+    batch = take(table, np.arange(3), 5)
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "tokens_BNT": ((5, 2, 7), "int32"),
         "mask_BNT": ((5, 2, 7), "int32"),
@@ -295,9 +296,9 @@ def test_masks_come_from_lengths_whatever_the_pad_id(pad):
     np.testing.assert_array_equal(
         batch["completion_mask_BNT"][1], [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0]]
     )
-    np.testing.assert_array_equal(batch["index_B"], [4, 9, 1, 4, 4])
-    np.testing.assert_array_equal(batch["weight_B"], [1, 0.5, 2, 0, 0])
-    np.testing.assert_array_equal(batch["tokens_BNT"][3:], batch["tokens_BNT"][[0, 0]])
+    np.testing.assert_array_equal(batch["index_B"], [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(batch["weight_B"], [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(batch["tokens_BNT"][3:], batch["tokens_BNT"][:2])
     for b, row in enumerate(ROWS):
         for n, ids in enumerate((row.chosen_ids, row.rejected_ids)):
             at = batch["completion_mask_BNT"][b, n] == 1
@@ -305,15 +306,12 @@ def test_masks_come_from_lengths_whatever_the_pad_id(pad):
 
 
 def test_collate_refuses_what_does_not_fit():
-    with pytest.raises(BadInput, match="row 4: 2 prompt and 3 completion tokens"):
-        collate(ROWS, length=4, pad_id=0, index=[4, 5, 6])
+    with pytest.raises(BadInput, match="row 0: 2 prompt and 3 completion tokens"):
+        collate(ROWS, length=4, pad_id=0)
     with pytest.raises(BadInput, match=r"row 0 \(f:1\): the prompt and both"):
         collate([PairRow([1], [], [2], "f:1")], length=4, pad_id=0)
-    for options in ({"size": 2}, {"index": [1]}, {"weights": [1.0]}):
-        with pytest.raises(BadInput, match="collate"):
-            collate(ROWS, length=9, pad_id=0, **options)
     with pytest.raises(BadInput, match="collate: 0 rows"):
-        collate([], length=9, pad_id=0, size=2)
+        collate([], length=9, pad_id=0)
 
 
 def test_prompts_are_padded_on_the_left():

@@ -171,7 +171,7 @@ def not_numbers(prompts: Any, responses: Any) -> Any:
         ("raises", "RuntimeError: no such judge"),
         ("wrong_shape", "returned shape (2,); wanted (2, 3)"),
         ("not_finite", "every reward must be finite"),
-        ("not_numbers", "no array of numbers"),
+        ("not_numbers", "not an array of numbers"),
         ("absent", "has no function absent"),
     ],
 )

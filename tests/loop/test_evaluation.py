@@ -283,7 +283,7 @@ def fails(prompts: Any, first: Any, second: Any) -> Any:
         ("one_number", r"careful \(test_evaluation:one_number\) returned shape \(\)"),
         ("too_much", "returned 1.5 for prompt"),
         ("not_a_number", "returned nan for prompt"),
-        ("words", "no array of numbers"),
+        ("words", "not an array of numbers"),
         ("fails", "raised TimeoutError: no answer"),
         ("absent", "evaluation.judges.careful = .* has no function absent"),
     ],

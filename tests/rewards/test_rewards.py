@@ -7,12 +7,11 @@ import pytest
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards import (
+    NamedScorer,
     ScorerConfig,
     import_object,
     load_scorer,
     make_pairs,
-    probe,
-    score,
 )
 from tpmm_jax.rewards.vader import sentiment
 
@@ -20,7 +19,7 @@ PROMPTS, RESPONSES = ["first prompt", "second prompt"], [["a", "bb", ""], ["c"] 
 
 
 def run(function):
-    return score(function, PROMPTS, RESPONSES, name="mine:scorer")
+    return NamedScorer("mine:scorer", function)(PROMPTS, RESPONSES)
 
 
 def returning(value):
@@ -57,9 +56,9 @@ def test_the_scorer_gets_prompts_and_responses():
         (np.zeros((2, 3, 1)), r"shape \(2, 3, 1\)"),
         (0.5, r"shape \(\)"),
         (None, r"shape|finite|NoneType"),
-        ([[1, 2, 3], [4, 5]], "list that is no array"),
-        ([["good", "bad", "good"]] * 2, "no array of numbers"),
-        ({"rewards": 1}, "dict that is no array"),
+        ([[1, 2, 3], [4, 5]], "list that is not an array"),
+        ([["good", "bad", "good"]] * 2, "not an array of numbers"),
+        ({"rewards": 1}, "dict that is not an array"),
         ([[0, 1, float("nan")], [0, 0, 0]], "nan for response 2 of prompt 'first"),
         ([[0, 1, 2], [0, float("-inf"), 0]], "-inf for response 1 of prompt 'second"),
         ([[None, 1, 2], [0, 1, 0]], "nan for response 0"),
@@ -103,10 +102,10 @@ def test_probe_calls_with_the_right_number_of_responses():
         seen.append((len(prompts), [len(r) for r in responses]))
         return np.zeros((len(prompts), len(responses[0])))
 
-    probe(scorer, "x:y", "a prompt", 5)
+    NamedScorer("x:y", scorer).probe("a prompt", 5)
     assert seen == [(2, [5, 5])]
     with pytest.raises(BadInput, match="x:y returned shape"):
-        probe(returning(np.zeros((2, 4))), "x:y", "a prompt", 5)
+        NamedScorer("x:y", returning(np.zeros((2, 4)))).probe("a prompt", 5)
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def test_options_are_bound(module):
     assert scorer(["p"], [["r"]]) == [[7]]
     wrong = load_scorer(ScorerConfig(name=f"{name}:f", options={"scael": 7}))
     with pytest.raises(BadInput, match="scael"):
-        score(wrong, ["p"], [["r"]], name=f"{name}:f")
+        wrong(["p"], [["r"]])
 
 
 @pytest.mark.parametrize("name", ["nocolon", ":f", "module:", ""])
@@ -167,7 +166,7 @@ def test_no_scorer_is_an_error():
 
 def test_vader_tells_praise_from_blame():
     texts = [["I love this, wonderful!", "I hate this, terrible.", ""]]
-    good, bad, empty = score(sentiment, ["It was "], texts, name="vader")[0]
+    good, bad, empty = NamedScorer("vader", sentiment)(["It was "], texts)[0]
     assert good > 0.5 > -0.5 > bad and empty == 0
 
 

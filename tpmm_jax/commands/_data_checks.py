@@ -26,7 +26,7 @@ from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
-from tpmm_jax.rewards.raters import NamedScorer
+from tpmm_jax.rewards import NamedScorer
 
 _SCORED_AT_ONCE = 256
 
@@ -183,7 +183,7 @@ def check_leaks(
       sources: files of pairs or prompts, of which the prompts matter, and how each
         is read.
       found: what is trained on; what is found is noted there.
-      evaluation: prompts that were read already; None: there are no such.
+      evaluation: prompts that were read already; None: there are none.
     """
     prompts: list[Key] = [content_key(p.content) for p in evaluation or ()]
     pairs: list[Key] = []
@@ -251,7 +251,7 @@ def check_labels(scorer: NamedScorer | None, found: Checked) -> None:
 
 
 def plain_text(content: Content) -> str:
-    """A text as it is; one message's content; of several messages one line a turn."""
+    """A text as it is; one message's content; of several messages one line per turn."""
     text = written(content)
     if isinstance(text, str) or text is None:
         return text or ""

@@ -18,8 +18,7 @@ from tpmm_jax.loop.chunks import split_chunks
 from tpmm_jax.loop.prompts import plan_schedule, prompt_file, prompt_sources
 from tpmm_jax.loop.setup import check_steps, run_lengths
 from tpmm_jax.loop.theta_0 import check_codec
-from tpmm_jax.rewards.raters import NamedScorer
-from tpmm_jax.rewards.scorer import import_object, load_scorer
+from tpmm_jax.rewards import NamedScorer, import_object, load_scorer
 from tpmm_jax.weights.description import read_tokenizer
 from tpmm_jax.weights.loading import resolve
 
@@ -80,7 +79,7 @@ def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
         return NamedScorer(name, import_object(name, "--scorer"))
     if config is None or config.scorer.name is None:
         return None
-    return NamedScorer(config.scorer.name, load_scorer(config.scorer))
+    return load_scorer(config.scorer)
 
 
 def read_evaluation(

@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from tpmm_jax.data.batches import collate
 from tpmm_jax.data.prepare import by_prompt
 from tpmm_jax.data.records import PairRow
-from tpmm_jax.data.table import make_table, pair_length, round_up
+from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.answers import batched_log_probs
+from tpmm_jax.losses import CHUNK_BYTES
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
 from tpmm_jax.merging.learned import fitted_scale, learn, softmax
 from tpmm_jax.models import Decoder
 
-CHUNK_BYTES = 32 * 2**20
 MICRO_BATCH = 8
 _SPLIT = 11
 
@@ -99,34 +100,9 @@ def learn_weights(
       names: of the models, for the scores.
       pad: the id to fill with.
     """
-    longest = pair_length([*rows.learn, *rows.report])
-    if longest > decoder.config.max_positions:
-        raise BadInput(
-            f"prompts with completions reach {longest} tokens, the model has "
-            f"{decoder.config.max_positions} positions; lower --max-prompt-length or "
-            "--max-completion-length"
-        )
-    length = round_up(longest, decoder.config.max_positions)
-    count = deltas.count
-    anchor = deltas.merge(_one_hot(deltas, 0))
-    sets = []
-    with console.phase(
-        "anchor", len(rows.learn) + len(rows.report), "pairs"
-    ) as anchor_bar:
-        for some in (rows.learn, rows.report):
-            table = make_table(some, length=length, pad_id=pad)
-            micro = min(MICRO_BATCH, len(some))
-            table["reference_BN"] = batched_log_probs(
-                decoder,
-                anchor,
-                table,
-                size=micro,
-                chunk_bytes=CHUNK_BYTES,
-                advance=anchor_bar.advance,
-            )
-            sets.append(HeldOut(decoder, config, table, micro, CHUNK_BYTES, seed))
-    del anchor
-    learning, report = sets
+    learning, report = _held_out(
+        deltas, decoder, rows, config, pad=pad, seed=seed, console=console
+    )
     with console.phase("learn", config.steps, "steps") as bar:
 
         def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
@@ -135,7 +111,7 @@ def learn_weights(
         logits_GK, scale = learn(deltas, learning, on_step=on_step)
     weights_GK = softmax(logits_GK)
     tried = [(name, _one_hot(deltas, k)) for k, name in enumerate(names)]
-    tried.append(("uniform", np.full((len(deltas.names), count), 1 / count)))
+    tried.append(("uniform", np.full(weights_GK.shape, 1 / deltas.count)))
     tried.append(("learned", weights_GK))
     prompts = [tuple(row.prompt_ids) for row in rows.report]
     scores = []
@@ -154,6 +130,44 @@ def learn_weights(
         "held_out_prompts": len(set(prompts)),
     }
     return Learned(weights_GK, scale, scores, counts)
+
+
+def _held_out(
+    deltas: Deltas,
+    decoder: Decoder,
+    rows: Split,
+    config: ReferenceConfig,
+    *,
+    pad: int,
+    seed: int,
+    console: RunConsole,
+) -> list[HeldOut]:
+    """Returns the pairs to learn on and to report on, scored by the anchor."""
+    limit = decoder.config.max_positions
+    longest = pair_length([*rows.learn, *rows.report])
+    if longest > limit:
+        raise BadInput(
+            f"prompts with completions reach {longest} tokens, the model has {limit} "
+            "positions; lower --max-prompt-length or --max-completion-length"
+        )
+    anchor = deltas.merge(_one_hot(deltas, 0))
+    sets = []
+    with console.phase(
+        "anchor", len(rows.learn) + len(rows.report), "pairs"
+    ) as anchor_bar:
+        for some in (rows.learn, rows.report):
+            table = collate(some, length=round_up(longest, limit), pad_id=pad)
+            micro = min(MICRO_BATCH, len(some))
+            table["reference_BN"] = batched_log_probs(
+                decoder,
+                anchor,
+                table,
+                size=micro,
+                chunk_bytes=CHUNK_BYTES,
+                advance=anchor_bar.advance,
+            )
+            sets.append(HeldOut(decoder, config, table, micro, CHUNK_BYTES, seed))
+    return sets
 
 
 def score(

@@ -40,7 +40,7 @@ class Merged:
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Returns one name a model: workdirs and ranges are written out.
+    """Returns one name per model: workdirs and ranges are written out.
 
     Raises:
       BadInput: a range that holds steps the run has not, or fewer than two models.

@@ -49,14 +49,14 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
       base: a hub id or directory that goes before what the run remembers.
 
     Raises:
-      BadInput: no step of a LoRA run, or a base that PEFT cannot find or that has
+      BadInput: not a step of a LoRA run, or a base that PEFT cannot find or that has
         other weights.
     """
     match = TRAJECTORY_STEP.fullmatch(source.origin["source"])
     workdir = pathlib.Path(match["workdir"] or ".") if match else pathlib.Path()
     if match is None or not _holds_adapters(workdir):
         raise BadInput(
-            f"--peft: {model} is no step of a run with model.lora.rank, so there is "
+            f"--peft: {model} is not a step of a run with model.lora.rank, so there is "
             "no adapter; export without --peft"
         )
     step, decoder = int(match["step"]), Decoder(source.config)
@@ -110,7 +110,7 @@ def _base_for_peft(
     is_model = (path / "config.json").is_file() and run_workdir(path) is None
     if not is_model or is_adapter(path):
         raise BadInput(
-            f"--peft: PEFT cannot load {path} as a base: it is no Hugging Face "
+            f"--peft: PEFT cannot load {path} as a base: it is not a Hugging Face "
             "directory of a whole model. Write the run's base as one: "
             f"tpmm export {own} --output BASE; then add --base-model BASE"
         )

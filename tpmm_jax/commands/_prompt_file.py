@@ -1,6 +1,6 @@
 """Answering a file of prompts, a batch at a time, into a JSONL that can be continued.
 
-FILE.jsonl holds a row a prompt; FILE.jsonl.source what they were made from, so that
+FILE.jsonl holds one row per prompt; FILE.jsonl.source what they were made from, so that
 rows of two models or two seeds never meet in one file.
 """
 
@@ -103,7 +103,7 @@ def answer_file(
     num_samples: int,
     batch_size: int,
 ) -> None:
-    """Writes a row a prompt; rows of an interrupted run are kept and not drawn again.
+    """Writes one row per prompt; those of an interrupted run are kept.
 
     Raises:
       BadInput: the file is there and was made from something else.

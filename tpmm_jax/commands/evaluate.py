@@ -96,7 +96,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, help="default: 1")
     add("--top-p", type=float, default=1.0, help="default: 1, every token")
     add("--top-k", type=int, default=0, help="default: 0, every token")
-    add("--num-samples", type=int, default=1, help="answers a prompt (default: 1)")
+    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
     add("--seed", type=int, default=0, help="default: 0")
     add("--chat", action="store_true", help="write prompts with the chat template")
     add("--batch-size", type=int, default=32, help="prompts at once (default: 32)")

@@ -76,7 +76,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="tpmm merge_checkpoints", description=DESCRIPTION, epilog=EPILOG
     )
-    defaults, add = ReferenceConfig(), parser.add_argument
+    add = parser.add_argument
     add("models", nargs="+", metavar="MODEL")
     add_base(parser)
     how = parser.add_mutually_exclusive_group(required=True)
@@ -86,47 +86,61 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", required=True, metavar="DIR", help="new, or empty")
     add("--dtype", default="float32", help="of the output: float32 or bfloat16")
     add("--fsdp", type=int, default=1, help="devices to split weights over; -1: all")
-    some = parser.add_argument_group("with --learn")
-    add = some.add_argument
-    add("--granularity", choices=("model", "layer"), help="weights a model or a layer")
-    add(
-        "--objective",
-        choices=("calibrated", "fixed"),
-        help="fit D's scale, or not",
-    )
-    add("--steps", type=int, help=f"of Adam (default: {defaults.steps})")
-    add("--beta", type=float, help=f"scale of D, or its start ({defaults.beta})")
-    add("--learning-rate", type=float, help=f"default: {defaults.learning_rate}")
-    add("--batch-size", type=int, help=f"pairs a step (default: {defaults.batch_size})")
-    usual = LEARNING_DEFAULTS
-    add(
-        "--holdout",
-        type=float,
-        help=f"share of prompts to report on (default: {usual['holdout']})",
-    )
-    add("--seed", type=int, help="of the split and the batches (default: 0)")
-    add(
-        "--drop-bad-rows",
-        action="store_const",
-        const=True,
-        help="of PAIRS, instead of an error",
-    )
-    for name in ("max_prompt_length", "max_completion_length"):
-        option = f"--{name.replace('_', '-')}"
-        add(option, type=int, help=f"tokens (default: {usual[name]})")
-    add(
-        "--chat",
-        action=argparse.BooleanOptionalAction,
-        help="write pairs with the chat template (default: if there is one)",
-    )
+    learning = add_learning(parser)
     args = parser.parse_args(argv)
-    given = [a for a in some._group_actions if getattr(args, a.dest) is not None]
+    given = [a for a in learning if getattr(args, a.dest) is not None]
     if given and args.learn is None:
         parser.error(f"{given[0].option_strings[0]} needs --learn")
-    for name, value in usual.items():
+    for name, value in LEARNING_DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
+
+
+def add_learning(parser: Parser) -> list[argparse.Action]:
+    """Adds the options that mean something with --learn alone; None where not given."""
+    usual, defaults = LEARNING_DEFAULTS, ReferenceConfig()
+    add = parser.add_argument_group("with --learn").add_argument
+    batch_size = defaults.batch_size
+    return [
+        add(
+            "--granularity",
+            choices=("model", "layer"),
+            help="weights per model or per layer",
+        ),
+        add(
+            "--objective", choices=("calibrated", "fixed"), help="fit D's scale, or not"
+        ),
+        add("--steps", type=int, help=f"of Adam (default: {defaults.steps})"),
+        add("--beta", type=float, help=f"scale of D, or its start ({defaults.beta})"),
+        add("--learning-rate", type=float, help=f"default: {defaults.learning_rate}"),
+        add("--batch-size", type=int, help=f"pairs per step (default: {batch_size})"),
+        add(
+            "--holdout",
+            type=float,
+            help=f"share of prompts to report on (default: {usual['holdout']})",
+        ),
+        add("--seed", type=int, help="of the split and the batches (default: 0)"),
+        add(
+            "--drop-bad-rows",
+            action="store_const",
+            const=True,
+            help="of PAIRS, instead of an error",
+        ),
+        *(
+            add(
+                f"--max-{part}-length",
+                type=int,
+                help=f"tokens (default: {usual[f'max_{part}_length']})",
+            )
+            for part in ("prompt", "completion")
+        ),
+        add(
+            "--chat",
+            action=argparse.BooleanOptionalAction,
+            help="write pairs with the chat template (default: if there is one)",
+        ),
+    ]
 
 
 def given_weights(args: argparse.Namespace, names: Sequence[str]) -> list[float]:

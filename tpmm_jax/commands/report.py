@@ -7,27 +7,27 @@ import argparse
 import webbrowser
 from collections.abc import Sequence
 
-from tpmm_jax.errors import TpmmError
+from tpmm_jax.commands._line import Parser, guarded
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.report.page import NAME, write_report
+
+DESCRIPTION = """\
+Makes one HTML file of a run: rewards, win rates, KL, merge weights, sample answers,
+configuration. It opens without a network. A run that is still going may be reported
+too. Of several runs it makes a comparison, with paired differences where they were
+evaluated on the same prompts.
+"""
+EPILOG = f"""\
+examples:
+  tpmm report runs/smollm2            runs/smollm2/{NAME}
+  tpmm report runs/learned runs/sft   {NAME}, a comparison
+  tpmm report runs/a runs/b --output a-and-b.html --open yes
+"""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
-    parser = argparse.ArgumentParser(
-        prog="tpmm report",
-        description="Makes one HTML file of a run: rewards, win rates, KL, merge "
-        "weights, sample answers,\nconfiguration. It opens without a network. A run "
-        "that is still going may be reported too.\nOf several runs it makes a "
-        "comparison, with paired differences where they were\nevaluated on the same "
-        "prompts.",
-        epilog="examples:\n"
-        f"  tpmm report runs/smollm2            runs/smollm2/{NAME}\n"
-        f"  tpmm report runs/learned runs/sft   {NAME}, a comparison\n"
-        "  tpmm report runs/a runs/b --output a-and-b.html --open yes",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="tpmm report", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "workdirs", nargs="+", metavar="WORKDIR", help="a run's folder; several compare"
     )
@@ -45,16 +45,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole()
-    try:
-        path = write_report(args.workdirs, args.output)
-    except TpmmError as error:
-        console.error(str(error))
-        return error.exit_code
+def report(args: argparse.Namespace, console: RunConsole) -> None:
+    """Writes the page, and shows it if asked to."""
+    path = write_report(args.workdirs, args.output)
     console.note(f"wrote {path}")
     if args.open == "yes" and not webbrowser.open(path.resolve().as_uri()):
         console.warn(f"no browser could be started; open {path} yourself")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args, console = parse_args(argv), RunConsole()
+    return guarded(lambda: report(args, console), console)

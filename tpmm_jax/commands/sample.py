@@ -37,7 +37,7 @@ Talk to a model, continue one prompt, or answer a file of prompts.
 MODEL is a Hugging Face directory, a .gguf file, a PEFT directory of LoRA, a hub id
 (org/name), a step of a run (runs/x/trajectory@2), or a run's workdir (runs/x): its
 newest policy. With neither --prompt nor --prompts, lines are read: typed on a terminal
-they are a conversation, piped in they are prompts, one a line.
+they are a conversation, piped in they are prompts, one per line.
 
 The chat template is used where the model has one; --no-chat takes texts as they are.
 """
@@ -76,7 +76,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
     add("--top-p", type=float, default=1.0, help="default: 1, every token")
     add("--top-k", type=int, default=0, help="default: 0, every token")
-    add("--num-samples", type=int, default=1, help="answers a prompt (default: 1)")
+    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
     add("--batch-size", type=int, default=32, help="prompts at once (default: 32)")
     add("--seed", type=int, default=0, help="default: 0")
     add(
@@ -130,8 +130,8 @@ def gather(args: argparse.Namespace) -> list[Any] | None:
     found = [line for line in lines if line]
     if not found:
         raise BadInput(
-            "no prompt: standard input is empty; pipe one a line, or give --prompt or "
-            "--prompts"
+            "no prompt: standard input is empty; pipe one per line, or give --prompt "
+            "or --prompts"
         )
     return found
 

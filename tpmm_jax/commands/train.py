@@ -10,21 +10,28 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from tpmm_jax.commands._line import Parser, guarded
 from tpmm_jax.config import Config, load_config
-from tpmm_jax.errors import Stopped, TpmmError
+from tpmm_jax.errors import Stopped
 from tpmm_jax.iterate import iterate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
 
+DESCRIPTION = """\
+Iterative DPO against a reference merged from all earlier policies. The same command
+again continues a run.
+"""
+EPILOG = """\
+example:
+  python -m tpmm_jax.train --config configs/smollm2.py --workdir runs/smollm2 \\
+      --set loss.beta=0.2 --set iterations=3
+"""
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tpmm_jax.train",
-        description="Iterative DPO against a reference merged from all earlier "
-        "policies. The same command again continues a run.",
-        epilog="example: python -m tpmm_jax.train --config configs/smollm2.py "
-        "--workdir runs/smollm2 --set loss.beta=0.2 --set iterations=3",
+    parser = Parser(
+        prog="python -m tpmm_jax.train", description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config()"
@@ -58,22 +65,27 @@ def run(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole()
+def train(args: argparse.Namespace, command: Sequence[str], console: RunConsole) -> int:
+    """Runs one command line; a run that is stopped says how it goes on.
+
+    Args:
+      command: the arguments as they were given.
+    """
     workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
     try:
         run(load_config(args.config, args.overrides), workdir, console)
     except Stopped as error:
-        given = sys.argv[1:] if argv is None else argv
-        command = shlex.join(["python", "-m", "tpmm_jax.train", *given])
-        console.note(f"{error}; its state is saved. To continue: {command}")
+        again = shlex.join(["python", "-m", "tpmm_jax.train", *command])
+        console.note(f"{error}; its state is saved. To continue: {again}")
         return error.exit_code
     except KeyboardInterrupt:
         console.note("stopped; what was finished is kept. The same command continues")
         return Stopped.exit_code
-    except TpmmError as error:
-        console.error(str(error))
-        return error.exit_code
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args, console = parse_args(argv), RunConsole()
+    command = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: train(args, command, console), console)

@@ -38,7 +38,7 @@ def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 def split_messages(
     chosen: Conversation, rejected: Conversation
 ) -> tuple[Conversation, Conversation, Conversation]:
-    """Split after the last common message; a system message alone is no prompt.
+    """Split after the last common message; a system message alone is not a prompt.
 
     Where the conversations part at a user's message the prompt ends with the
     assistant's, so that nothing shared stands in both completions.

@@ -32,26 +32,20 @@ class Row:
     """One row of a source and where it stood, such as "pairs.jsonl:12"."""
 
     data: dict[str, Any]
-    origin: str
+    origin: Place
 
 
 def read_json_lines(path: Path, name: str, problems: Problems) -> list[Row]:
-    """One JSON object a line; ``name`` is the file as the user wrote it."""
-    rows = []
-    for origin, text, clean in _text_lines(path, name, problems):
-        data = _parse_row(text, origin, problems)
-        if data is not None and clean:
-            rows.append(Row(data, origin))
-    return rows
+    """One JSON object per line; ``name`` is the file as the user wrote it."""
+    lines = _text_lines(path, name, problems)
+    rows = [_parse_row(text, origin, problems) for origin, text in lines]
+    return [row for row in rows if row is not None]
 
 
 def read_text_lines(path: Path, name: str, problems: Problems) -> list[Row]:
-    """One prompt a line, as the field "prompt"."""
-    return [
-        Row({"prompt": text}, origin)
-        for origin, text, clean in _text_lines(path, name, problems)
-        if clean
-    ]
+    """One prompt per line, as the field "prompt"."""
+    lines = _text_lines(path, name, problems)
+    return [Row({"prompt": text}, origin) for origin, text in lines]
 
 
 def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
@@ -66,7 +60,7 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
     try:
         if _is_row(json.loads(text, parse_int=str)):
             text = f"[{text}]"
-        at = _array_start(text)
+        start = _rows_start(text)
     except RecursionError:
         problems.add(name, f"nested deeper than {MAX_DEPTH} levels", fatal=True)
         return []
@@ -78,58 +72,38 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
     except ValueError as error:
         problems.add(name, str(error), fatal=True)
         return []
-    return _document_rows(text, at, name, problems)
-
-
-def _document_rows(text: str, at: int, name: str, problems: Problems) -> list[Row]:
-    rows: list[Row] = []
-    line, counted, number, last = 1, 0, 0, 0
-    at = _skip_space(text, at)
-    while text[at] != "]":
+    rows, line, counted, last = [], 1, 0, 0
+    for number, (at, end) in enumerate(_items(text, start)):
         line += text.count("\n", counted, at)
-        counted = at
         # Several rows may stand on one line; each origin names one row.
         shown = f"{name}:{line}" + (f" row {number}" if line == last else "")
-        origin = Place(shown, name, line, number)
-        last, number = line, number + 1
-        _, end = _DECODER.raw_decode(text, at)
-        data = _parse_row(text[at:end], origin, problems)
-        if data is not None:
-            rows.append(Row(data, origin))
-        at = _skip_space(text, end)
-        if text[at] == ",":
-            at = _skip_space(text, at + 1)
-    return rows
+        rows.append(
+            _parse_row(text[at:end], Place(shown, name, line, number), problems)
+        )
+        counted, last = at, line
+    return [row for row in rows if row is not None]
 
 
-def _array_start(text: str) -> int:
-    """The position after the "[" that opens the rows of a valid document."""
-    at = _skip_space(text, 0)
-    if text[at] == "[":
-        return at + 1
+def _rows_start(text: str) -> int:
+    """The position behind the "[" that opens the rows of a valid document."""
+    front = _skip_space(text, 0)
+    if text[front] == "[":
+        return front + 1
     keys: list[str] = []
-    found: dict[str, int] = {}
-    if text[at] == "{":
-        at = _skip_space(text, at + 1)
-        while text[at] == '"':
-            key, at = _DECODER.raw_decode(text, at)
-            keys.append(key)
-            at = _skip_space(text, _skip_space(text, at) + 1)
-            if key in ("data", "rows") and text[at] == "[":
-                if found:
-                    raise ValueError(
-                        f"holds two lists of rows, {next(iter(found))!r} and "
-                        f"{key!r}; leave one of them"
-                    )
-                found[key] = at + 1
-            if keys.count(key) > 1:
-                raise ValueError(appears_twice(key))
-            _, at = _DECODER.raw_decode(text, at)
-            at = _skip_space(text, at)
-            if text[at] == ",":
-                at = _skip_space(text, at + 1)
-    if found:
-        return next(iter(found.values()))
+    starts: dict[str, int] = {}
+    for key, at in _members(text, front):
+        if key in ("data", "rows") and text[at] == "[":
+            if starts:
+                raise ValueError(
+                    f"holds two lists of rows, {next(iter(starts))!r} and {key!r}; "
+                    "leave one of them"
+                )
+            starts[key] = at + 1
+        if key in keys:
+            raise ValueError(appears_twice(key))
+        keys.append(key)
+    if starts:
+        return next(iter(starts.values()))
     came = f"an object with the keys {', '.join(keys[:8])}" if keys else "another value"
     raise ValueError(
         f'holds {came}; wanted a list of objects, or {{"data": [...]}} or '
@@ -137,9 +111,37 @@ def _array_start(text: str) -> int:
     )
 
 
+def _members(text: str, at: int) -> Iterator[tuple[str, int]]:
+    """(key, position of its value) of the object at ``at``; none of another value."""
+    if text[at] != "{":
+        return
+    at = _skip_space(text, at + 1)
+    while text[at] == '"':
+        key, end = _DECODER.raw_decode(text, at)
+        at = _skip_space(text, _skip_space(text, end) + 1)
+        yield key, at
+        _, end = _DECODER.raw_decode(text, at)
+        at = _skip_comma(text, end)
+
+
+def _items(text: str, at: int) -> Iterator[tuple[int, int]]:
+    """(beginning, end) of each value from ``at`` to the "]"."""
+    at = _skip_space(text, at)
+    while text[at] != "]":
+        _, end = _DECODER.raw_decode(text, at)
+        yield at, end
+        at = _skip_comma(text, end)
+
+
 def _skip_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
+
+
+def _skip_comma(text: str, at: int) -> int:
+    """The position of what follows a value: the next one, or a closing bracket."""
+    at = _skip_space(text, at)
+    return _skip_space(text, at + 1) if text[at] == "," else at
 
 
 def _is_row(value: Any) -> bool:
@@ -155,7 +157,7 @@ def _is_row(value: Any) -> bool:
 
 
 def _looks_like_lines(text: str) -> bool:
-    """Whether a file that is no document has an object a line, some of them broken."""
+    """Whether a file that is not a document holds one object per line, some broken."""
     lines = text.lstrip().split("\n", _LINES_TRIED)[:_LINES_TRIED]
     some = [line for line in lines if line.strip()]
     if len(some) < 2 or some[0].startswith("[") or some[0].rstrip()[-1] in "[{,:":
@@ -171,11 +173,11 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _parse_row(text: str, origin: str, problems: Problems) -> dict[str, Any] | None:
+def _parse_row(text: str, origin: Place, problems: Problems) -> Row | None:
     try:
         if len(text.encode()) > MAX_ROW_BYTES:
             raise ValueError(_too_long())
-        return parse_object(text)
+        return Row(parse_object(text), origin)
     except RecursionError:
         problems.add(origin, f"nested deeper than {MAX_DEPTH} levels")
     except json.JSONDecodeError as error:
@@ -221,20 +223,20 @@ def _damaged(error: BaseException) -> str:
 
 def _text_lines(
     path: Path, name: str, problems: Problems
-) -> Iterator[tuple[str, str, bool]]:
-    """(origin, text, whether the bytes were in order) of each line that can be read.
+) -> Iterator[tuple[Place, str]]:
+    """(origin, text) of each line that can be read.
 
     Blank lines at the end of a file are layout; one inside is a lost row.
     """
     blank: list[int] = []
     for number, raw in _raw_lines(path, name, problems):
-        origin, clean = at_line(name, number), True
+        origin = at_line(name, number)
         if number == 1 and raw.startswith(_UTF16):
             problems.add(origin, "the file is UTF-16; save it as UTF-8", fatal=True)
             return
         if number == 1 and raw.startswith(codecs.BOM_UTF8):
             problems.add(origin, "begins with a byte order mark; save without BOM")
-            raw, clean = raw[len(codecs.BOM_UTF8) :], False
+            raw = raw.removeprefix(codecs.BOM_UTF8)
         if not raw.strip():
             blank.append(number)
             continue
@@ -245,7 +247,7 @@ def _text_lines(
             problems.add(origin, f"holds a NUL byte at column {raw.index(0) + 1}")
             continue
         try:
-            yield origin, raw.decode().rstrip("\r\n"), clean
+            yield origin, raw.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             problems.add(origin, _not_utf8(raw, error))
 
@@ -265,27 +267,26 @@ def _read_document(path: Path, name: str, problems: Problems) -> str | None:
     except _GZIP_ERRORS as error:
         problems.add(name, _damaged(error), fatal=True)
         return None
-    fault = None
-    if len(raw) > MAX_DOCUMENT_BYTES:
-        fault = f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB; convert it to JSON Lines"
-    elif raw.startswith(_UTF16):
-        fault = "the file is UTF-16; save it as UTF-8"
-    elif raw.startswith(codecs.BOM_UTF8):
-        fault = "begins with a byte order mark; save without BOM"
-    elif b"\0" in raw:
-        fault = "holds a NUL byte"
-        name = _at_line(name, raw, raw.index(0))
-    elif not raw.strip():
-        fault = "the file is empty"
-    if fault is None:
+    fault, at = _document_fault(raw)
+    if not fault:
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            fault = _not_utf8(raw, error)
-            name = _at_line(name, raw, error.start)
-    problems.add(name, fault, fatal=True)
+            fault, at = _not_utf8(raw, error), error.start
+    place = name if at is None else at_line(name, raw.count(b"\n", 0, at) + 1)
+    problems.add(place, fault, fatal=True)
     return None
 
 
-def _at_line(name: str, raw: bytes, at: int) -> str:
-    return at_line(name, raw.count(b"\n", 0, at) + 1)
+def _document_fault(raw: bytes) -> tuple[str, int | None]:
+    """What is wrong with a document's bytes, and at which of them; "" if nothing."""
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        size = MAX_DOCUMENT_BYTES >> 20
+        return f"larger than {size} MiB; convert it to JSON Lines", None
+    if raw.startswith(_UTF16):
+        return "the file is UTF-16; save it as UTF-8", None
+    if raw.startswith(codecs.BOM_UTF8):
+        return "begins with a byte order mark; save without BOM", None
+    if b"\0" in raw:
+        return "holds a NUL byte", raw.index(0)
+    return ("" if raw.strip() else "the file is empty"), None

@@ -22,14 +22,8 @@ def parse_object(text: str) -> dict[str, Any]:
     """
     _check_depth(text)
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-            parse_int=_small_int,
-        )
-    except _BadValue as fault:
+        value = json.loads(text, **_CHECKS)
+    except RowFault as fault:
         raise _with_column(text, fault) from None
     if not isinstance(value, dict):
         raise ValueError(f"the row is {json_type(value)}; wanted an object {{...}}")
@@ -62,51 +56,40 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-class _BadValue(ValueError):
-    """What is wrong with a value; ``key`` is what an object holds twice."""
-
-    def __init__(self, text: str, key: str | None = None) -> None:
-        super().__init__(text)
-        self.key = key
-
-
-def _with_column(text: str, fault: _BadValue) -> RowFault:
+def _with_column(text: str, fault: RowFault) -> RowFault:
     """The fault with the column that holds it; json's hooks do not know where they are.
 
     So the row is parsed again, each faulty value standing for itself.
     """
-
-    def kept(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def checked(value: Any) -> Any:
-            try:
-                return check(value)
-            except _BadValue as found:
-                return found
-
-        return checked
-
-    row = json.loads(
-        text,
-        object_pairs_hook=kept(_unique_keys),
-        parse_constant=kept(_refuse_constant),
-        parse_float=kept(_finite_float),
-        parse_int=kept(_small_int),
-    )
-    if isinstance(row, _BadValue):
-        return RowFault(str(row), row.key)
+    keeping: dict[str, Any] = {name: _keeping(check) for name, check in _CHECKS.items()}
+    row = json.loads(text, **keeping)
+    if isinstance(row, RowFault):
+        return row
     for column, value in row.items() if isinstance(row, dict) else ():
-        if found := _first_bad(value):
+        if found := _first_fault(value):
             return RowFault(f"field {column!r}: {found}", column)
     return RowFault(str(fault))
 
 
-def _first_bad(value: Any) -> _BadValue | None:
-    if isinstance(value, _BadValue):
+def _keeping(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The check, which returns the fault that it would raise."""
+
+    def kept(value: Any) -> Any:
+        try:
+            return check(value)
+        except RowFault as fault:
+            return fault
+
+    return kept
+
+
+def _first_fault(value: Any) -> RowFault | None:
+    if isinstance(value, RowFault):
         return value
     inner = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return None
-    return next((bad for item in inner if (bad := _first_bad(item))), None)
+    return next((found for item in inner if (found := _first_fault(item))), None)
 
 
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -114,7 +97,7 @@ def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(items):
         keys = [key for key, _ in items]
         twice = min(key for key in keys if keys.count(key) > 1)
-        raise _BadValue(appears_twice(twice), twice)
+        raise RowFault(appears_twice(twice), twice)
     return result
 
 
@@ -124,20 +107,29 @@ def appears_twice(key: str) -> str:
 
 
 def _refuse_constant(text: str) -> float:
-    raise _BadValue(f"{text} is not JSON; write null or leave the field out")
+    raise RowFault(f"{text} is not JSON; write null or leave the field out")
 
 
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _BadValue(f"the number {text[:24]} does not fit a float")
+        raise RowFault(f"the number {text[:24]} does not fit a float")
     return value
 
 
 def _small_int(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise _BadValue(f"the integer {text[:24]}... does not fit 64 bits")
+        raise RowFault(f"the integer {text[:24]}... does not fit 64 bits")
     return int(text)
+
+
+# What json.loads calls on each object and number.
+_CHECKS: dict[str, Any] = {
+    "object_pairs_hook": _unique_keys,
+    "parse_constant": _refuse_constant,
+    "parse_float": _finite_float,
+    "parse_int": _small_int,
+}
 
 
 def _check_texts(value: object, path: str, field: str) -> None:

@@ -27,7 +27,11 @@ def read_parquet(
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
-            _refuse_repeated(names, columns, source)
+            if twice := [name for name in columns if names.count(name) > 1]:
+                raise BadInput(
+                    f"{source}: the column {twice[0]!r} is there twice; rename or drop "
+                    "one"
+                )
             table = file.read(columns=[name for name in names if name in columns])
     except pyarrow.ArrowException as error:
         raise BadInput(f"{source}: not a readable parquet file: {error}") from error
@@ -106,16 +110,6 @@ def _dataset_rows(
     return _rows(names, len(dataset), columns, read, source, title, problems)
 
 
-def _refuse_repeated(
-    names: Sequence[str], columns: Collection[str], source: str
-) -> None:
-    twice = [n for n in columns if list(names).count(n) > 1]
-    if twice:
-        raise BadInput(
-            f"{source}: the column {twice[0]!r} is there twice; rename or drop one"
-        )
-
-
 def _rows(
     names: Sequence[str],
     count: int,
@@ -134,22 +128,18 @@ def _rows(
         out.
     """
 
-    def place(row: int) -> Place:
-        return Place(f"{title} row {row}", source, row=row)
-
+    places = [Place(f"{title} row {row}", source, row=row) for row in range(count)]
     values, bad = {}, set[int]()
-    for name in names:
+    for name in (name for name in names if name in columns and count):
         faults: dict[int, Exception] = {}
-        if name not in columns or not count:
-            continue
         values[name] = _converted(read, name, 0, count, faults)
         for row, error in faults.items():
             text = f"field {name!r} cannot be read: {error}"
-            problems.add(place(row), text, field=name)
+            problems.add(places[row], text, field=name)
         bad |= faults.keys()
     empty = dict.fromkeys(names)
     return [
-        Row(empty | {name: found[n] for name, found in values.items()}, place(n))
+        Row(empty | {name: found[n] for name, found in values.items()}, places[n])
         for n in range(count)
         if n not in bad
     ]

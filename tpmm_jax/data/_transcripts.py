@@ -17,7 +17,7 @@ def is_transcript(text: str) -> bool:
 
 
 def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
-    """Split two transcripts into (prompt, chosen, rejected); None if one is no such.
+    """Split two transcripts into (prompt, chosen, rejected); None if one is not.
 
     The prompt ends with the last common "\\n\\nAssistant:", or with the reply that
     follows it where that is common too: as of conversations, nothing shared stands in
@@ -79,7 +79,7 @@ def _turns(text: str) -> Conversation:
 
 
 def _opened(prompt: str) -> Conversation:
-    """The turns of a prompt less the one that is to be written."""
+    """The turns of a prompt without the one that is to be written."""
     turns = _turns(prompt)
     is_open = turns[-1].role == "assistant" and not turns[-1].content
     return turns[:-1] if is_open else turns

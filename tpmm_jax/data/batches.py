@@ -1,87 +1,54 @@
 """Rows of token ids as arrays of one shape, with masks that come from lengths."""
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 
 
-class Batch(TypedDict):
-    """The arrays of a batch of pairs; see ``collate``."""
-
-    tokens_BNT: Int32[np.ndarray, "B N T"]
-    mask_BNT: Int32[np.ndarray, "B N T"]
-    completion_mask_BNT: Int32[np.ndarray, "B N T"]
-    index_B: Int32[np.ndarray, " B"]
-    weight_B: Float32[np.ndarray, " B"]
-
-
 def collate(
-    rows: Sequence[PairRow],
-    *,
-    length: int,
-    pad_id: int,
-    weights: Sequence[float] | None = None,
-    index: Sequence[int] | None = None,
-    size: int | None = None,
+    rows: Sequence[PairRow], *, length: int, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """Pad pairs on the right to one length, and the batch to one size.
-
-    Rows added to reach ``size`` repeat the first row, its index too, with weight 0:
-    they can be gathered, scattered and averaged by weight without harm.
+    """Pad pairs on the right to one length.
 
     Args:
-      rows: the pairs, one or more.
+      rows: B pairs, one or more.
       length: T in tokens; no prompt with its completion may be longer.
       pad_id: the id to fill with; no mask depends on it.
-      weights: the weight of each row; 1 by default.
-      index: each row's number in its set; 0, 1, ... by default.
-      size: B, the number of rows of the batch; by default as many as there are.
 
     Returns:
       tokens_BNT int32; mask_BNT int32, 1 for a real token; completion_mask_BNT int32,
-      1 for a completion's token, EOS included; index_B int32; weight_B float32.
+      1 for a completion's token, EOS included; index_B int32, 0 to B - 1; weight_B
+      float32, 1 each.
 
     Raises:
-      BadInput: no row, a row longer than ``length``, or counts that do not agree.
+      BadInput: no row, or a row longer than ``length``.
     """
-    size = len(rows) if size is None else size
-    numbers = list(range(len(rows)) if index is None else index)
-    weight_B = np.zeros(size, np.float32)
-    if not rows or size < len(rows) or len(numbers) != len(rows):
-        raise BadInput(
-            f"collate: {len(rows)} rows with {len(numbers)} indices for a batch of "
-            f"{size}; wanted 1 to {size} rows and one index each"
-        )
-    if weights is not None and len(weights) != len(rows):
-        raise BadInput(f"collate: {len(weights)} weights for {len(rows)} rows")
-    weight_B[: len(rows)] = 1.0 if weights is None else weights
-    tokens_BNT = np.full((size, 2, length), pad_id, np.int32)
-    mask_BNT = np.zeros((size, 2, length), np.int32)
-    completion_mask_BNT = np.zeros((size, 2, length), np.int32)
+    if not rows:
+        raise BadInput("collate: 0 rows; wanted one or more")
+    shape = (len(rows), 2, length)
+    tokens_BNT = np.full(shape, pad_id, np.int32)
+    mask_BNT = np.zeros(shape, np.int32)
+    completion_mask_BNT = np.zeros(shape, np.int32)
     for b, row in enumerate(rows):
         start = len(row.prompt_ids)
         for n, ids in ((CHOSEN, row.chosen_ids), (REJECTED, row.rejected_ids)):
             end = start + len(ids)
-            _check_row(row, numbers[b], start, end, length)
+            _check_row(row, b, start, end, length)
             tokens_BNT[b, n, :start] = row.prompt_ids
             tokens_BNT[b, n, start:end] = ids
             mask_BNT[b, n, :end] = 1
             completion_mask_BNT[b, n, start:end] = 1
-    for array in (tokens_BNT, mask_BNT, completion_mask_BNT):
-        array[len(rows) :] = array[0]
-    numbers += numbers[:1] * (size - len(rows))
     return {
         "tokens_BNT": tokens_BNT,
         "mask_BNT": mask_BNT,
         "completion_mask_BNT": completion_mask_BNT,
-        "index_B": np.asarray(numbers, np.int32),
-        "weight_B": weight_B,
+        "index_B": np.arange(len(rows), dtype=np.int32),
+        "weight_B": np.ones(len(rows), np.float32),
     }
 
 
@@ -103,7 +70,7 @@ def pad_prompts(
     """Pad prompts on the left to one length, so that all end in the last column.
 
     Args:
-      prompts: token ids, one or more a prompt.
+      prompts: token ids, one or more per prompt.
       length: T in tokens.
       pad_id: the id to fill with; the mask does not depend on it.
 

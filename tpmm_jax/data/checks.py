@@ -32,7 +32,7 @@ def content_key(content: Content) -> Key:
 
 
 def folded(key: Key) -> Key:
-    """A key of content less case, white space and Unicode's two ways of accents."""
+    """A content's key without case, white space and Unicode's two ways of accents."""
     if isinstance(key, str):
         return " ".join(unicodedata.normalize("NFC", key).casefold().split())
     if isinstance(key, tuple | frozenset):

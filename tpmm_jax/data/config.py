@@ -83,7 +83,7 @@ def check_fields(fields: Mapping[str, str], option: str) -> None:
     for part, column in fields.items():
         if part not in PARTS:
             raise BadInput(
-                f"{option}: {part!r} is no part of a pair{nearest(part, PARTS)}"
+                f"{option}: {part!r} is not a part of a pair{nearest(part, PARTS)}"
             )
         if not column:
             raise BadInput(f"{option}: the column of {part!r} has no name")

@@ -1,10 +1,9 @@
 """Preference pairs: a prompt, a chosen and a rejected completion."""
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tpmm_jax.data._split import split_messages, split_text
 from tpmm_jax.data._strict_object import json_type
@@ -25,12 +24,10 @@ from tpmm_jax.data.messages import (
     template_faults,
     unread_keys,
 )
-from tpmm_jax.data.problems import OnBadRows, Problems
+from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.errors import BadInput
 
-_log = logging.getLogger(__name__)
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 _NO_MORE = "is all of it the beginning of the other one"
 # Read beside those of PARTS.
@@ -87,44 +84,7 @@ class _Layout(NamedTuple):
 
 
 class _Fault(Exception):
-    """What is wrong with a row, (column, text) each; becomes part of a BadInput."""
-
-
-def load_pairs(
-    source: str,
-    *,
-    split: str = "train",
-    fields: Mapping[str, str] | None = None,
-    on_bad_rows: OnBadRows = "refuse",
-) -> PairSet:
-    """Read preference pairs.
-
-    Rows hold chosen and rejected with a prompt (explicit), without one (implicit:
-    their common beginning) or with an instruction and perhaps an input. Texts and
-    message lists are accepted; a text prompt before conversational completions is
-    one user message.
-
-    Args:
-      source: see ``sources.read_rows``.
-      split: the split of a dataset.
-      fields: the column of "prompt", "chosen" or "rejected" where it has another name.
-      on_bad_rows: whether malformed rows, and pairs whose sides are equal, are refused
-        or left out with a warning.
-
-    Returns:
-      The pairs in order.
-
-    Raises:
-      BadInput: rows are malformed, one side is empty, both are equal, or formats are
-        mixed; all are listed. Or no pair is left.
-    """
-    problems = Problems(source, on_bad_rows=on_bad_rows)
-    result = read_pair_set(source, problems, split=split, fields=fields)
-    if problems.settle():
-        _log.warning("%s", problems.left_out())
-    if not result.pairs:
-        raise BadInput(f"{source}: no pair is left of {result.counts['rows_read']}")
-    return result
+    """What is wrong with a row, (column, text) each; is noted as its defects."""
 
 
 def read_pair_set(
@@ -134,22 +94,27 @@ def read_pair_set(
     split: str = "train",
     fields: Mapping[str, str] | None = None,
 ) -> PairSet:
-    """Read preference pairs as ``load_pairs`` does, and note what is wrong."""
+    """Read preference pairs, and note what is wrong.
+
+    Rows hold chosen and rejected with a prompt (explicit), without one (implicit:
+    their common beginning) or with an instruction and perhaps an input. Texts and
+    message lists are accepted; a text prompt before conversational completions is
+    one user message.
+
+    Args:
+      source: see ``sources.read_rows``.
+      problems: where malformed rows, empty or equal sides and mixed formats are noted;
+        the caller settles them.
+      split: the split of a dataset.
+      fields: the column of "prompt", "chosen" or "rejected" where it has another name.
+
+    Returns:
+      The pairs in order, without those of which something is noted.
+    """
     names = {part: part for part in PARTS} | dict(fields or {})
     columns = (*names.values(), *_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    found: list[tuple[_Layout, PreferencePair, list[str]]] = []
-    for row in rows:
-        try:
-            layout, pair, note = _parse(row, names)
-        except _Fault as fault:
-            for field, text in fault.args:
-                problems.add(row.origin, text, field=field)
-            continue
-        said = [note, *_stated_scores(row.data)]
-        if unread_keys(*(row.data.get(name) for name in names.values())):
-            said.append("keys_left_out")
-        found.append((layout, pair, said))
+    found = [one for row in rows if (one := _noted(row, names, problems))]
     refuse_mixed(
         [(pair.origin, layout) for layout, pair, _ in found],
         problems,
@@ -158,45 +123,51 @@ def read_pair_set(
         ],
     )
     malformed, bad_rows = problems.origins(), len(problems.bad_rows())
-    pairs, identical, notes = [], 0, Counter[str]()
-    for _, pair, said in found:
-        if pair.origin in malformed:
-            continue
-        if pair.chosen == pair.rejected:
-            identical += 1
-            text = f"field {names['rejected']!r} equals {names['chosen']!r}"
-            problems.add(pair.origin, text, field=names["rejected"])
-        else:
-            pairs.append(pair)
-            notes.update(said)
-    counts = _counts(pairs) | {
+    good = [(pair, notes) for _, pair, notes in found if pair.origin not in malformed]
+    equal = [pair for pair, _ in good if pair.chosen == pair.rejected]
+    for pair in equal:
+        text = f"field {names['rejected']!r} equals {names['chosen']!r}"
+        problems.add(pair.origin, text, field=names["rejected"])
+    kept = [(pair, notes) for pair, notes in good if pair.chosen != pair.rejected]
+    pairs = [pair for pair, _ in kept]
+    counts = {
         "rows_read": count_rows(rows, problems),
         "malformed": bad_rows,
-        "identical": identical,
-        "prompt_repeated": notes["prompt_repeated"],
-        "keys_left_out": notes["keys_left_out"],
-        "tied": notes["tied"],
-        "scored_otherwise": notes["scored_otherwise"],
+        "identical": len(equal),
+        **_counts(pairs, Counter(note for _, notes in kept for note in notes)),
     }
     return PairSet(pairs, counts)
 
 
-def _counts(pairs: list[PreferencePair]) -> dict[str, int]:
+def _noted(
+    row: Row, names: dict[str, str], problems: Problems
+) -> tuple[_Layout, PreferencePair, list[str]] | None:
+    """(layout, pair, what is counted of it); None where problems were noted."""
+    try:
+        layout, pair, note = _parse(row, names)
+    except _Fault as fault:
+        for field, text in fault.args:
+            problems.add(row.origin, text, field=field)
+        return None
+    notes = [note, *_stated_scores(row)]
+    if unread_keys(*(row.data.get(name) for name in names.values())):
+        notes.append("keys_left_out")
+    return layout, pair, notes
+
+
+def _counts(pairs: list[PreferencePair], notes: Counter[str]) -> dict[str, int]:
     contents = {(p.prompt, p.chosen, p.rejected) for p in pairs}
     return {
-        "rows_read": 0,
-        "malformed": 0,
-        "identical": 0,
         "pairs": len(pairs),
         "ends_early": sum(not (p.chosen and p.rejected) for p in pairs),
-        "prompt_repeated": 0,
+        "prompt_repeated": notes["prompt_repeated"],
         "begins_with_prompt": sum(_begin_with_prompt(p) for p in pairs),
         "several_turns": sum(map(_several_turns, pairs)),
         "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
         "duplicate_pairs": len(pairs) - len(contents),
-        "keys_left_out": 0,
-        "tied": 0,
-        "scored_otherwise": 0,
+        "keys_left_out": notes["keys_left_out"],
+        "tied": notes["tied"],
+        "scored_otherwise": notes["scored_otherwise"],
     }
 
 
@@ -209,10 +180,10 @@ def _several_turns(pair: PreferencePair) -> bool:
     return max(len(chosen), len(rejected)) > 1
 
 
-def _stated_scores(data: dict[str, Any]) -> list[str]:
+def _stated_scores(row: Row) -> list[str]:
     """What the scores that some sets state say against the labels."""
     for names in _SCORES:
-        chosen, rejected = (data.get(name) for name in names)
+        chosen, rejected = (row.data.get(name) for name in names)
         if isinstance(chosen, int | float) and isinstance(rejected, int | float):
             if chosen == rejected:
                 return ["tied"]
@@ -230,17 +201,17 @@ def _begin_with_prompt(pair: PreferencePair) -> bool:
 def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, str]:
     """(layout, pair, note) of a row; raises _Fault with all that is wrong."""
     faults: list[tuple[str, str]] = []
-    chosen = _side(row.data, names["chosen"], faults)
-    rejected = _side(row.data, names["rejected"], faults)
+    chosen = _side(row, names["chosen"], faults)
+    rejected = _side(row, names["rejected"], faults)
     prompt: Written | None = None
     name = None
     # A column that was named must be there; otherwise the prompt may be implicit.
     if names["prompt"] in row.data or names["prompt"] != "prompt":
         name = names["prompt"]
-        prompt = _side(row.data, name, faults)
+        prompt = _side(row, name, faults)
     elif "instruction" in row.data:
         name = "instruction"
-        prompt = _instruction(row.data, faults)
+        prompt = _instruction(row, faults)
     if faults or chosen is None or rejected is None:
         raise _Fault(*faults)
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -272,13 +243,11 @@ def _format(content: Written) -> str:
     return "text" if isinstance(content, str) else "message"
 
 
-def _side(
-    data: dict[str, Any], name: str, faults: list[tuple[str, str]]
-) -> Written | None:
-    if name not in data:
-        faults.append((name, missing_field(name, data)))
+def _side(row: Row, name: str, faults: list[tuple[str, str]]) -> Written | None:
+    if name not in row.data:
+        faults.append((name, missing_field(name, row.data)))
         return None
-    value = data[name]
+    value = row.data[name]
     if isinstance(value, str):
         if not value.strip():
             faults.append((name, f"field {name!r} is empty"))
@@ -292,7 +261,7 @@ def _side(
     return None
 
 
-def _instruction(data: dict[str, Any], faults: list[tuple[str, str]]) -> str:
+def _instruction(row: Row, faults: list[tuple[str, str]]) -> str:
     """The instruction and its input below it.
 
     Without a chat template a line break follows. One break, not two: before a word many
@@ -301,7 +270,7 @@ def _instruction(data: dict[str, Any], faults: list[tuple[str, str]]) -> str:
     """
     texts = []
     for name in ("instruction", "input"):
-        value = data.get(name)
+        value = row.data.get(name)
         if not isinstance(value, str) and not (name == "input" and value is None):
             text = f"field {name!r} is {json_type(value)}; wanted a text"
             faults.append((name, text))

@@ -161,7 +161,7 @@ def in_order(defects: Sequence[Defect]) -> list[Defect]:
 
 
 def listing(defects: Sequence[Defect], limit: int = SHOWN) -> str:
-    """A line a defect, in order; of many the first, and how many more there are."""
+    """One line per defect, in order; of many the first, and how many more there are."""
     some = in_order(defects)[:limit]
     shown = [f"  {defect.origin}: {defect.reason}" for defect in some]
     if len(defects) > limit:

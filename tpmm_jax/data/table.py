@@ -1,10 +1,9 @@
-"""A set of pairs as host arrays, and batches of one size taken from it."""
+"""Batches of one size taken from a set of pairs, which ``batches.collate`` made."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
-from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow
 
 # Lengths are padded to multiples of this, so that few shapes are compiled.
@@ -24,11 +23,6 @@ def pair_length(rows: Iterable[PairRow]) -> int:
 def round_up(length: int, limit: int) -> int:
     """Returns the next multiple of LENGTH_STEP, at most ``limit``."""
     return max(length, min(-(-length // LENGTH_STEP) * LENGTH_STEP, limit))
-
-
-def make_table(rows: Sequence[PairRow], *, length: int, pad_id: int) -> Table:
-    """Returns the arrays of ``collate`` for all rows, each with weight 1."""
-    return collate(rows, length=length, pad_id=pad_id)
 
 
 def take(table: Table, places: np.ndarray, size: int) -> Table:

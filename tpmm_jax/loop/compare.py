@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from tpmm_jax.axes import Params
+from tpmm_jax.data.batches import collate
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow, Rollout
-from tpmm_jax.data.table import make_table, pair_length, round_up
+from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO, measure, watch
@@ -230,7 +231,7 @@ def _pair_log_probs(
 ) -> np.ndarray | None:
     if not settings.pairs:
         return None
-    table = make_table(
+    table = collate(
         settings.pairs, length=runner.pair_length, pad_id=runner.codec.pad_id
     )
     return pair_log_probs(runner, params, table, f"{candidate.name}: held-out pairs")

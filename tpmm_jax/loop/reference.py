@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
+from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow
-from tpmm_jax.data.table import Table, make_table, take
+from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.answers import pair_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
@@ -50,7 +51,7 @@ PROGRESS = "merge_progress.json"
 
 def pair_table(run: Run, rows: list[PairRow]) -> Table:
     """Returns the arrays of pairs, padded to the run's length."""
-    return make_table(rows, length=run.pair_length, pad_id=run.codec.pad_id)
+    return collate(rows, length=run.pair_length, pad_id=run.codec.pad_id)
 
 
 def reference_log_probs(

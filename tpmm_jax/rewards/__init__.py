@@ -2,14 +2,13 @@
 
 from tpmm_jax.rewards.judges import Judge, NamedJudge
 from tpmm_jax.rewards.pairing import PairingConfig, PairPlaces, make_pairs
-from tpmm_jax.rewards.raters import NamedScorer, Raters, check_label, load_raters
+from tpmm_jax.rewards.raters import Raters, check_label, load_raters
 from tpmm_jax.rewards.scorer import (
+    NamedScorer,
     Scorer,
     ScorerConfig,
     import_object,
     load_scorer,
-    probe,
-    score,
 )
 
 __all__ = [
@@ -26,6 +25,4 @@ __all__ = [
     "load_raters",
     "load_scorer",
     "make_pairs",
-    "probe",
-    "score",
 ]

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.rewards.scorer import called, import_object
+from tpmm_jax.rewards.scorer import call_checked
 
 
 @runtime_checkable
@@ -21,6 +21,12 @@ class Judge(Protocol):
     Returns:
       B numbers in [0, 1], the share for the first answer: 1 where it is better, 0
       where the second is, 0.5 for a tie.
+
+    Example:
+      >>> def longer(prompts, first, second):
+      ...     return [float(len(a) > len(b)) for a, b in zip(first, second)]
+      >>> NamedJudge("longer", longer)(["Hi"], ["Good morning!"], ["Hello!"])
+      array([1.])
     """
 
     def __call__(
@@ -48,12 +54,12 @@ class NamedJudge:
           BadInput: the judge raised, or returned another shape or a number outside
             [0, 1]; the message names the judge.
         """
-        share_B = called(
+        share_B = call_checked(
             f"judge {self.name}",
             lambda: self.function(prompts, first, second),
             prompts,
             shape=(len(prompts),),
-            meaning="one number a prompt, the share for the first answer",
+            meaning="one number per prompt, the share for the first answer",
         )
         # Written so that nan is caught too.
         wrong = ~((share_B >= 0) & (share_B <= 1))
@@ -70,8 +76,3 @@ class NamedJudge:
         """Calls the judge once on made-up answers, before anything expensive."""
         first = ["This is one answer.", "This is another answer.", ""]
         self([prompt] * 3, first, first[::-1])
-
-
-def load_judge(label: str, name: str, field_name: str) -> NamedJudge:
-    """Returns the judge that "module:function" names."""
-    return NamedJudge(f"{label} ({name})", import_object(name, field_name))

@@ -1,41 +1,19 @@
 """All that rates answers: the scorer that labels, further scorers, judges."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from tpmm_jax.errors import BadInput
-from tpmm_jax.rewards.judges import NamedJudge, load_judge
+from tpmm_jax.rewards.judges import NamedJudge
 from tpmm_jax.rewards.scorer import (
-    Scorer,
+    NamedScorer,
     ScorerConfig,
     import_object,
     load_scorer,
-    probe,
-    score,
 )
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-@dataclass(frozen=True)
-class NamedScorer:
-    """A scorer whose every answer is checked (see ``scorer.score``).
-
-    Attributes:
-      name: as messages give it.
-    """
-
-    name: str
-    function: Scorer
-
-    def __call__(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
-    ) -> np.ndarray:
-        """Returns rewards_BR, float64."""
-        return score(self.function, prompts, responses, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -60,7 +38,7 @@ class Raters:
         """Calls each once on made-up answers, before anything expensive."""
         scorers = [] if self.scorer is None else [self.scorer]
         for one in (*scorers, *self.scorers.values()):
-            probe(one.function, one.name, prompt, num_responses)
+            one.probe(prompt, num_responses)
         for judge in self.judges.values():
             judge.probe(prompt)
 
@@ -78,11 +56,8 @@ def load_raters(
     Raises:
       BadInput: names the field, and what cannot be imported.
     """
-    labelling = None
-    if scorer.name is not None:
-        labelling = NamedScorer(scorer.name, load_scorer(scorer))
     return Raters(
-        labelling,
+        None if scorer.name is None else load_scorer(scorer),
         {
             label: NamedScorer(
                 f"{label} ({name})", import_object(name, f"{scorers_field}.{label}")
@@ -90,7 +65,9 @@ def load_raters(
             for label, name in sorted(scorers.items())
         },
         {
-            label: load_judge(label, name, f"{judges_field}.{label}")
+            label: NamedJudge(
+                f"{label} ({name})", import_object(name, f"{judges_field}.{label}")
+            )
             for label, name in sorted(judges.items())
         },
     )

@@ -21,6 +21,12 @@ class Scorer(Protocol):
 
     Returns:
       rewards_BR, finite numbers.
+
+    Example:
+      >>> def brevity(prompts, responses):
+      ...     return [[-len(text) for text in some] for some in responses]
+      >>> NamedScorer("brevity", brevity)(["Hi"], [["Hello!", "Good morning!"]])
+      array([[ -6., -13.]])
     """
 
     def __call__(
@@ -75,44 +81,56 @@ def import_object(name: str, field_name: str) -> Any:
     return getattr(module, attribute)
 
 
-def load_scorer(config: ScorerConfig) -> Scorer:
+@dataclass(frozen=True)
+class NamedScorer:
+    """A scorer whose every answer is checked.
+
+    Attributes:
+      name: as messages give it.
+    """
+
+    name: str
+    function: Scorer
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+    ) -> np.ndarray:
+        """Returns rewards_BR, float64.
+
+        Raises:
+          BadInput: the scorer raised, or returned another shape or a number that is
+            not finite; the message names the scorer and the first prompt concerned.
+        """
+        rewards_BR = call_checked(
+            f"scorer {self.name}",
+            lambda: self.function(prompts, responses),
+            prompts,
+            shape=(len(prompts), len(responses[0])),
+            meaning="one number for each prompt and response",
+        )
+        if not np.isfinite(rewards_BR).all():
+            b, r = np.argwhere(~np.isfinite(rewards_BR))[0]
+            raise BadInput(
+                f"scorer {self.name} returned {rewards_BR[b, r]} for response {r} of "
+                f"prompt {prompts[b][:60]!r}; every reward must be finite"
+            )
+        return rewards_BR
+
+    def probe(self, prompt: str, num_responses: int) -> None:
+        """Calls the scorer once on made-up responses, before anything expensive."""
+        responses = [f"This is response number {r}." for r in range(num_responses)]
+        self([prompt, prompt], [responses] * 2)
+
+
+def load_scorer(config: ScorerConfig) -> NamedScorer:
     """Returns the configured function with its options bound."""
     if config.name is None:
         raise BadInput("scorer.name is not set")
     function = import_object(config.name, "scorer.name")
-    return functools.partial(function, **dict(config.options))
+    return NamedScorer(config.name, functools.partial(function, **config.options))
 
 
-def score(
-    scorer: Scorer,
-    prompts: Sequence[str],
-    responses: Sequence[Sequence[str]],
-    *,
-    name: str,
-) -> np.ndarray:
-    """Returns rewards_BR, float64, after checking what the scorer did.
-
-    Raises:
-      BadInput: the scorer raised, or returned another shape or a number that is
-        not finite; the message names the scorer and the first prompt concerned.
-    """
-    rewards_BR = called(
-        f"scorer {name}",
-        lambda: scorer(prompts, responses),
-        prompts,
-        shape=(len(prompts), len(responses[0])),
-        meaning="one number for each prompt and response",
-    )
-    if not np.isfinite(rewards_BR).all():
-        b, r = np.argwhere(~np.isfinite(rewards_BR))[0]
-        raise BadInput(
-            f"scorer {name} returned {rewards_BR[b, r]} for response {r} of prompt "
-            f"{prompts[b][:60]!r}; every reward must be finite"
-        )
-    return rewards_BR
-
-
-def called(
+def call_checked(
     name: str,
     call: Callable[[], Any],
     prompts: Sequence[str],
@@ -128,7 +146,7 @@ def called(
       meaning: of the shape, for messages.
 
     Raises:
-      BadInput: it raised, or returned no numbers or another shape.
+      BadInput: it raised, or returned another shape or values that are not numbers.
     """
     try:
         raw = call()
@@ -143,7 +161,7 @@ def called(
         found = np.asarray(raw, np.float64)
     except (TypeError, ValueError):
         raise BadInput(
-            f"{name} returned a {type(raw).__name__} that is no array of numbers; "
+            f"{name} returned a {type(raw).__name__} that is not an array of numbers; "
             f"wanted shape {shape}"
         ) from None
     if found.shape != shape:
@@ -151,9 +169,3 @@ def called(
             f"{name} returned shape {found.shape}; wanted {shape}: {meaning}"
         )
     return found
-
-
-def probe(scorer: Scorer, name: str, prompt: str, num_responses: int) -> None:
-    """Calls the scorer once on made-up responses, before anything expensive."""
-    responses = [[f"This is response number {r}." for r in range(num_responses)]] * 2
-    score(scorer, [prompt, prompt], responses, name=name)
