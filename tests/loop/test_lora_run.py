@@ -21,7 +21,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.models import Decoder, LoraConfig
-from tpmm_jax.models.lora import abstract_adapters, dense
+from tpmm_jax.models.lora import abstract_adapters, merge_adapters
 from tpmm_jax.store import Trajectory, tree_digest
 from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.peft import adapter_config, write_adapters
@@ -104,7 +104,7 @@ def test_the_policies_moved_and_the_base_did_not(finished):
         lora = trajectory.lora_of(2)
         target = abstract_adapters(Decoder(last.config).abstract_params(), lora)
         adapters = trajectory.restore_adapters(2, target)
-    assert tree_digest(dense(base, adapters, lora)) == tree_digest(last.params)
+    assert tree_digest(merge_adapters(base, adapters, lora)) == tree_digest(last.params)
 
 
 def test_a_merge_of_steps_is_the_merge_of_dense_policies(finished, tmp_path):

@@ -17,10 +17,10 @@ from tpmm_jax.models import Adapted, Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import (
     TARGETS,
-    dense,
     drop,
     get,
     init_adapters,
+    merge_adapters,
     placed,
     scaling,
     targets,
@@ -77,7 +77,7 @@ def as_matrix(w, inputs):
 def test_dense_is_the_formula(rslora):
     lora = dataclasses.replace(LORA, rslora=rslora)
     _, base, adapters = parts()
-    found = jax.device_get(dense(base, adapters, lora))
+    found = jax.device_get(merge_adapters(base, adapters, lora))
     base = jax.device_get(base)
     scale = 7.0 / (math.sqrt(3) if rslora else 3)
     for target in TARGETS.values():
@@ -101,7 +101,9 @@ def test_adapters_in_the_layers_are_the_dense_policy(only):
             pair["b"] = pair["b"] * (target == TARGETS[only])
     tokens, mask = rows()
     inside = token_log_probs(decoder, Adapted(base, adapters), tokens, mask)
-    outside = token_log_probs(decoder, dense(base, adapters, LORA), tokens, mask)
+    outside = token_log_probs(
+        decoder, merge_adapters(base, adapters, LORA), tokens, mask
+    )
     np.testing.assert_allclose(inside, outside, rtol=0, atol=1e-5)
     without = token_log_probs(decoder, base, tokens, mask)
     assert np.abs(np.asarray(inside - without)).max() > 1e-2
@@ -121,7 +123,7 @@ def test_some_targets_alone():
     ]
     adapters, (tokens, mask) = moved(adapters, 4), rows()
     inside = token_log_probs(decoder, Adapted(base, adapters), tokens, mask)
-    policy = dense(base, adapters, lora)
+    policy = merge_adapters(base, adapters, lora)
     outside = token_log_probs(parts()[0], policy, tokens, mask)
     np.testing.assert_allclose(inside, outside, rtol=0, atol=1e-5)
 
@@ -135,7 +137,7 @@ def test_a_zero_product_is_the_base_bit_for_bit():
         assert 0.9 * bound < np.abs(pair["a"]).max() <= bound
         assert not np.any(pair["b"])
     for x, y in zip(
-        jax.tree.leaves(dense(base, adapters, LORA)), jax.tree.leaves(base)
+        jax.tree.leaves(merge_adapters(base, adapters, LORA)), jax.tree.leaves(base)
     ):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
     tokens, mask = rows()
@@ -178,9 +180,9 @@ def test_a_merge_merges_products_and_not_their_factors():
     _, base, first = parts()
     steps = [first, moved(first, 11), moved(first, 12)]
     weights = [0.5, 0.2, 0.3]
-    merged, _ = weighted_sum((dense(base, x, LORA) for x in steps), weights)
+    merged, _ = weighted_sum((merge_adapters(base, x, LORA) for x in steps), weights)
     apart = jax.tree.map(lambda *x: sum(w * y for w, y in zip(weights, x)), *steps)
-    wrong = dense(base, apart, LORA)
+    wrong = merge_adapters(base, apart, LORA)
     for target in TARGETS.values():
         w = np.float64(as_matrix(np.asarray(get(base, target.path)), target.inputs))
         expected = w.copy()
@@ -203,7 +205,10 @@ def test_sharded_is_unsharded():
     adapters_s = put(adapters, many.abstract_trained())
     split = [x.sharding.spec for x in jax.tree.leaves(adapters_s)]
     assert any(any(axes) for axes in split)
-    one, other = dense(base, adapters, LORA), dense(base_s, adapters_s, LORA)
+    one, other = (
+        merge_adapters(base, adapters, LORA),
+        merge_adapters(base_s, adapters_s, LORA),
+    )
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
     where = jax.tree.map(lambda x: x.sharding, many.abstract_params())
@@ -250,7 +255,9 @@ def test_dropout_is_a_rows_own_and_comes_again():
     np.testing.assert_allclose(run(0, remat=False), first, atol=1e-5)
     assert np.abs(run(1) - first).max() > 1e-3
     plain = token_log_probs(decoder, Adapted(base, adapters), tokens, mask)
-    off = token_log_probs(parts()[0], dense(base, adapters, LORA), tokens, mask)
+    off = token_log_probs(
+        parts()[0], merge_adapters(base, adapters, LORA), tokens, mask
+    )
     np.testing.assert_allclose(plain, off, rtol=0, atol=1e-5)
     assert np.abs(plain - first).max() > 1e-3
 

@@ -12,7 +12,7 @@ from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
-from tpmm_jax.models.lora import abstract_adapters, dense, init_adapters
+from tpmm_jax.models.lora import abstract_adapters, init_adapters, merge_adapters
 from tpmm_jax.store import Base, Trajectory, tree_digest
 
 LORA = LoraConfig(rank=2, alpha=5.0, targets="q_proj,o_proj,down_proj")
@@ -74,7 +74,7 @@ def test_a_restore_is_the_dense_policy(three, base, same_bits):
     assert same_bits(trajectory.restore(0, target), base)
     for k in (1, 2):
         found = trajectory.restore(k, target)
-        assert same_bits(found, dense(base, adapters(k), LORA))
+        assert same_bits(found, merge_adapters(base, adapters(k), LORA))
         assert not same_bits(found, base)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), trajectory.abstract(2))
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), target)
@@ -87,7 +87,7 @@ def test_a_restore_on_a_mesh_has_the_same_bits(three, base, same_bits):
     split = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), base, target)
     trajectory = reader(three[0], split)
     found = trajectory.restore(2, target)
-    assert same_bits(found, dense(base, adapters(2), LORA))
+    assert same_bits(found, merge_adapters(base, adapters(2), LORA))
     where = jax.tree.map(lambda x: x.sharding, found)
     assert where == jax.tree.map(lambda x: x.sharding, target)
     own = trajectory.restore_adapters(2, many.abstract_trained())

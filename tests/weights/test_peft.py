@@ -14,7 +14,7 @@ import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
-from tpmm_jax.models.lora import TARGETS, abstract_adapters, dense, get
+from tpmm_jax.models.lora import TARGETS, abstract_adapters, get, merge_adapters
 from tpmm_jax.weights.loading import Model, resolve
 from tpmm_jax.weights.peft import adapter_config, write_adapters
 from tpmm_jax.weights.saving import save, whole_directory
@@ -59,7 +59,7 @@ def test_a_round_trip(tmp_path, base, lora):
     found = resolve(tmp_path / "a")
     assert found.adapter.lora == lora
     jax.tree.map(np.testing.assert_array_equal, found.adapter.read(DECODER), adapters)
-    expected = dense(tpmm.load(base).params, adapters, lora)
+    expected = merge_adapters(tpmm.load(base).params, adapters, lora)
     model = tpmm.load(tmp_path / "a")
     jax.tree.map(np.testing.assert_array_equal, model.params, expected)
     assert model.origin == {"source": str(tmp_path / "a")}
@@ -300,7 +300,7 @@ def test_a_base_that_cannot_be_used(tmp_path, base):
     with pytest.raises(BadInput, match=r"base .*-4bit, which[^~]*full precision"):
         tpmm.load(tmp_path / "qlora")
     given = tpmm.load(tmp_path / "qlora", base=base).params
-    expected = dense(tpmm.load(base).params, adapters, LORA)
+    expected = merge_adapters(tpmm.load(base).params, adapters, LORA)
     jax.tree.map(np.testing.assert_array_equal, given, expected)
     with pytest.raises(BadInput, match=r"no-base was given as the base of .*qlora"):
         tpmm.load(tmp_path / "qlora", base=tmp_path / "no-base")

@@ -19,7 +19,7 @@ from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.prompts import PromptSchedule
 from tpmm_jax.models import Decoder
-from tpmm_jax.models.lora import dense
+from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.rewards import Raters
 from tpmm_jax.steps import Frozen
 from tpmm_jax.store import Trajectory, WorkStore
@@ -158,7 +158,7 @@ class Run:
         lora = self.decoder.lora
         if lora is None or frozen is None:
             return trained
-        return dense(frozen.base, trained, lora)
+        return merge_adapters(frozen.base, trained, lora)
 
     def rewind(self, kind: str, iteration: int, step: int = 0) -> None:
         """Drops metric rows from (kind, iteration, step) on: they come again."""

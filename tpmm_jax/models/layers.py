@@ -120,7 +120,7 @@ class RMSNorm(nn.Module):
         return (x32 * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
-def dense(fan_in: int, axes: tuple[Any, ...]) -> Any:
+def scaled_normal(fan_in: int, axes: tuple[Any, ...]) -> Any:
     """Normal initialiser with standard deviation fan_in^-1/2, and the axes."""
     return nn.with_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
 
@@ -174,7 +174,9 @@ class Attention(nn.Module):
         q_BTHE = self._project("query", x_BTD, c.num_heads)
         k_BTGE = self._project("key", x_BTD, c.num_kv_heads)
         v_BTGE = self._project("value", x_BTD, c.num_kv_heads)
-        w_o = self.param("output", dense(H * E, (TENSOR, None, FSDP)), (H, E, D))
+        w_o = self.param(
+            "output", scaled_normal(H * E, (TENSOR, None, FSDP)), (H, E, D)
+        )
         b_o: Any = None
         if c.output_bias:
             b_o = self.param("output_bias", zeros((None,)), (D,))
@@ -202,7 +204,7 @@ class Attention(nn.Module):
     def _project(self, name: str, x_BTD: jax.Array, heads: int) -> jax.Array:
         """Returns the queries, keys or values [B, T, heads, E], not rotated yet."""
         D, E = self.config.width, self.config.head_dim
-        w: Any = self.param(name, dense(D, (FSDP, TENSOR, None)), (D, heads, E))
+        w: Any = self.param(name, scaled_normal(D, (FSDP, TENSOR, None)), (D, heads, E))
         b: Any = None
         if self.config.qkv_bias:
             b = self.param(f"{name}_bias", zeros((TENSOR, None)), (heads, E))
@@ -272,9 +274,9 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         D, F = self.config.width, self.config.mlp_width
-        w_gate = self.param("gate", dense(D, (FSDP, TENSOR)), (D, F))
-        w_up = self.param("up", dense(D, (FSDP, TENSOR)), (D, F))
-        w_down = self.param("down", dense(F, (TENSOR, FSDP)), (F, D))
+        w_gate = self.param("gate", scaled_normal(D, (FSDP, TENSOR)), (D, F))
+        w_up = self.param("up", scaled_normal(D, (FSDP, TENSOR)), (D, F))
+        w_down = self.param("down", scaled_normal(F, (TENSOR, FSDP)), (F, D))
         b_gate: Any = None
         b_up: Any = None
         b_down: Any = None

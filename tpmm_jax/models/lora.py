@@ -206,7 +206,7 @@ def init_adapters(base: Params, config: LoraConfig, key: jax.Array) -> Params:
     return jax.jit(make, out_shardings=where)(key)
 
 
-def dense(base: Params, adapters: Params, config: LoraConfig) -> Params:
+def merge_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params:
     """Returns W + s A B in float32, on W's shardings; other leaves are base's own.
 
     The sum over the rank is in a fixed order and elementwise else, so that the bits
@@ -215,7 +215,7 @@ def dense(base: Params, adapters: Params, config: LoraConfig) -> Params:
     merged = jax.tree.map(lambda x: x, base)
     for target, pair in placed(adapters):
         leaf = get(base, target.path)
-        out = _dense_leaf(leaf, pair["a"], pair["b"], target.inputs, scaling(config))
+        out = _merge_leaf(leaf, pair["a"], pair["b"], target.inputs, scaling(config))
         put(merged, target.path, jax.device_put(out, leaf.sharding))
     return merged
 
@@ -225,7 +225,7 @@ _UNROLL = 8
 
 
 @functools.partial(jax.jit, static_argnames=("inputs", "scale"))
-def _dense_leaf(
+def _merge_leaf(
     w: jax.Array, a: jax.Array, b: jax.Array, inputs: int, scale: float
 ) -> Float[Array, "..."]:
     outputs = w.ndim - 1 - inputs

@@ -15,8 +15,8 @@ from tpmm_jax.models.layers import (
     GatedMLP,
     PerLayer,
     RMSNorm,
-    dense,
     per_layer,
+    scaled_normal,
 )
 
 
@@ -116,10 +116,10 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, jax.Array, Cache | None]:
         c = self.config
         V, D = c.vocab_size, c.width
-        embedding_VD = self.param("embedding", dense(D, (TENSOR, FSDP)), (V, D))
+        embedding_VD = self.param("embedding", scaled_normal(D, (TENSOR, FSDP)), (V, D))
         x_BTD, head_VD = look_up(embedding_VD, tokens_BT)
         if not c.tie_embeddings:
-            head_VD = self.param("head", dense(D, (TENSOR, FSDP)), (V, D))
+            head_VD = self.param("head", scaled_normal(D, (TENSOR, FSDP)), (V, D))
         x_BTD = x_BTD.astype(self.dtype)
         if c.embed_scale:
             x_BTD = x_BTD * jnp.asarray(D**0.5, self.dtype)

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import LoraConfig
-from tpmm_jax.models.lora import dense
+from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import manager, trees
 from tpmm_jax.store.fingerprint import changed_leaf, digest, fingerprint, layout
 
@@ -147,4 +147,4 @@ def place(policy: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
 def join(base: Params, flat: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """Returns the policy by the names of its leaves."""
     config = LoraConfig(**saved["lora"])
-    return trees.flatten_params(dense(base, trees.nest(flat), config))
+    return trees.flatten_params(merge_adapters(base, trees.nest(flat), config))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.weights.gguf_config import ROPE_FREQS, Metadata, make_config
+from tpmm_jax.weights.gguf_config import ROPE_FREQS, Metadata, make_config_json
 from tpmm_jax.weights.gguf_tokenizer import build_tokenizer
 
 MODEL_NAMES = {
@@ -77,7 +77,7 @@ class GGUFFile:
         embedding = self._tensors.get("model.embed_tokens.weight")
         if embedding is None:
             raise BadInput(f"{self.path} lacks token_embd.weight")
-        self.config = make_config(
+        self.config = make_config_json(
             self._metadata,
             # The file's order of axes is the reverse of NumPy's.
             vocab_size=int(embedding.shape[-1]),

@@ -186,7 +186,7 @@ class Metadata:
         return value
 
 
-def make_config(
+def make_config_json(
     metadata: Metadata,
     *,
     vocab_size: int,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
-from tpmm_jax.models.lora import dense
+from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import Base, Trajectory
 from tpmm_jax.weights.description import read_config, read_json, read_tokenizer
 from tpmm_jax.weights.gguf import GGUFFile
@@ -234,7 +234,7 @@ def _read_merged(
     dtype: str,
 ) -> Params:
     added = adapters(decoder)
-    params = dense(under.read(decoder, "float32"), added, lora)
+    params = merge_adapters(under.read(decoder, "float32"), added, lora)
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
