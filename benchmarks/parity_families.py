@@ -24,6 +24,7 @@ from measure import versions
 
 import tpmm_jax as tpmm
 from tpmm_jax.losses import log_probs
+from tpmm_jax.models import from_mask
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "tests" / "fixtures"
 COLUMNS = (
@@ -49,13 +50,12 @@ def cache_error(model: tpmm.Model, ids: np.ndarray) -> float:
     decoder, params = model.decoder, model.params
     tokens = jnp.asarray(ids[None], jnp.int32)
     first = tokens.shape[1] // 3
-    hidden = decoder.hidden(params, tokens, jnp.ones_like(tokens))
+    hidden = decoder.hidden(params, from_mask(tokens, jnp.ones_like(tokens)))
     full = jax.nn.log_softmax(decoder.logits(params, hidden))[0]
     decode = jax.jit(decoder.decode)
     one, state = decoder.prefill(
         params,
-        tokens[:, :first],
-        jnp.ones_like(tokens[:, :first]),
+        from_mask(tokens[:, :first], jnp.ones_like(tokens[:, :first])),
         new_tokens=tokens.shape[1] - first,
     )
     errors = []
@@ -75,7 +75,8 @@ def greedy_agreement(model: tpmm.Model, golden: dict[str, np.ndarray]) -> str:
         for name in ("gen_input_ids", "gen_attention_mask")
     )
     wanted = golden["greedy"]
-    hidden, state = decoder.prefill(params, tokens, mask, new_tokens=wanted.shape[1])
+    prompts = from_mask(tokens, mask)
+    hidden, state = decoder.prefill(params, prompts, new_tokens=wanted.shape[1])
     equal = 0
     for step in range(wanted.shape[1]):
         logits = decoder.logits(params, hidden[:, None])[:, 0]
@@ -92,10 +93,11 @@ def padding_error(model: tpmm.Model, ids: np.ndarray) -> float:
     mask = np.zeros_like(tokens)
     for row, left in enumerate(lefts):
         tokens[row, left : left + T], mask[row, left : left + T] = ids, 1
-    logp = np.asarray(run(model.params, jnp.asarray(tokens), jnp.asarray(mask)))
-    plain = run(model.params, jnp.asarray(ids[None]), jnp.ones((1, T), jnp.int32))
-    rows = [logp[row, left : left + T - 1] for row, left in enumerate(lefts)]
-    return float(np.abs(np.stack(rows) - np.asarray(plain)).max())
+    rows = from_mask(jnp.asarray(tokens), jnp.asarray(mask))
+    alone = from_mask(jnp.asarray(ids[None]), jnp.ones((1, T), jnp.int32))
+    logp, plain = np.asarray(run(model.params, rows)), run(model.params, alone)
+    shifted = [logp[row, left : left + T - 1] for row, left in enumerate(lefts)]
+    return float(np.abs(np.stack(shifted) - np.asarray(plain)).max())
 
 
 def round_trip(model: tpmm.Model, golden: dict[str, np.ndarray]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.mesh import MeshConfig, make_mesh
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import SIZES
 from tpmm_jax.steps import abstract_state
 
@@ -75,5 +75,7 @@ def test_gemma2b_on_its_meshes(mesh: str) -> None:
     np.testing.assert_allclose(whole, 12 * PARAMS["gemma-2b"], rtol=1e-6)
     assert local <= whole / jax.device_count() * 1.01
     tokens = jax.ShapeDtypeStruct((8, 96), np.int32)
-    hidden = jax.eval_shape(decoder.hidden, state.params, tokens, tokens)
+    hidden = jax.eval_shape(
+        lambda p, t: decoder.hidden(p, from_mask(t, t)), state.params, tokens
+    )
     assert hidden.shape == (8, 96, 2048) and hidden.dtype == "bfloat16"

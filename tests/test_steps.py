@@ -10,7 +10,7 @@ import trl_replay
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import LossConfig, gradients, loss_at_zero, preference_loss
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import (
     TrainConfig,
@@ -267,9 +267,9 @@ def test_language_model_loss_is_the_mean_a_token():
     loss_fn = language_model_loss(DECODER, 500)
     run = jax.jit(gradients, static_argnums=(0, 3, 4))
     _, loss, _ = run(loss_fn, params, batch, 2, None)
-    logits = jax.jit(lambda p: DECODER.logits(p, DECODER.hidden(p, tokens, mask)))(
-        params
-    )
+    logits = jax.jit(
+        lambda p: DECODER.logits(p, DECODER.hidden(p, from_mask(tokens, mask)))
+    )(params)
     logp = np.asarray(jax.nn.log_softmax(logits))[:, :-1]
     picked = np.take_along_axis(logp, np.asarray(tokens)[:, 1:, None], -1)[..., 0]
     wanted = -(picked * np.asarray(mask)[:, 1:]).sum() / 12

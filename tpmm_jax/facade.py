@@ -21,7 +21,7 @@ from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.merging import signal_to_rounding, weighted_sum
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.models import Decoder, ModelConfig, from_mask
 from tpmm_jax.sampling import (
     SamplingConfig,
     check_prompt,
@@ -64,12 +64,12 @@ def log_probs(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B _"]
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(decoder: Decoder, params: Params, tokens: Any, mask: Any) -> jax.Array:
-    return decoder.logits(params, decoder.hidden(params, tokens, mask))
+    return decoder.logits(params, decoder.hidden(params, from_mask(tokens, mask)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_probs(decoder: Decoder, params: Params, tokens: Any, mask: Any) -> jax.Array:
-    return losses.log_probs(decoder, params, tokens, mask)
+    return losses.log_probs(decoder, params, from_mask(tokens, mask))
 
 
 def check_tokens(model: Model, tokens_BT: Any, mask_BT: Any) -> Any:

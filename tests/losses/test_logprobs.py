@@ -11,7 +11,7 @@ import pytest
 
 from tpmm_jax.losses import log_probs, logprobs, sequence_log_probs
 from tpmm_jax.losses.logprobs import chunked_log_probs
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
 
 B, T, D, V = 3, 7, 5, 31
@@ -132,7 +132,7 @@ def model_arrays(T=12):
 
 
 def run_log_probs(params, tokens, mask):
-    return jax.jit(lambda p: log_probs(decoder(), p, tokens, mask))(params)
+    return jax.jit(lambda p: log_probs(decoder(), p, from_mask(tokens, mask)))(params)
 
 
 def test_log_probs_are_zero_at_padding_and_count_real_tokens():
@@ -148,7 +148,7 @@ def test_sequence_log_probs_sum_completion_tokens():
     completion = mask * (jnp.arange(12) >= 3)
     logp = np.asarray(run_log_probs(params, tokens, mask), np.float64)
     found = jax.jit(sequence_log_probs, static_argnums=0)(
-        decoder(), params, tokens, mask, completion
+        decoder(), params, from_mask(tokens, mask), completion
     )
     wanted = (logp * np.asarray(completion)[:, 1:]).sum(1)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5)
@@ -160,9 +160,9 @@ def test_an_all_padding_row_has_finite_gradients():
 
     @jax.jit
     def grads(params, tokens, mask):
-        return jax.grad(lambda p: jnp.sum(log_probs(decoder(), p, tokens, mask)))(
-            params
-        )
+        return jax.grad(
+            lambda p: jnp.sum(log_probs(decoder(), p, from_mask(tokens, mask)))
+        )(params)
 
     found, alone = grads(params, tokens, mask), grads(params, tokens[:1], mask[:1])
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(alone)):
@@ -172,7 +172,9 @@ def test_an_all_padding_row_has_finite_gradients():
 
 def test_one_position_has_no_log_prob():
     params, tokens, mask = model_arrays()
-    assert log_probs(decoder(), params, tokens[:, :1], mask[:, :1]).shape == (B, 0)
+    assert log_probs(
+        decoder(), params, from_mask(tokens[:, :1], mask[:, :1])
+    ).shape == (B, 0)
 
 
 def largest_buffer(text):
@@ -190,7 +192,9 @@ def test_whole_logits_never_exist_in_forward_and_backward():
     chunk_bytes = 4 * rows * (length - 1) * width
 
     def total(params, tokens, mask, bound):
-        return jnp.sum(log_probs(model, params, tokens, mask, chunk_bytes=bound))
+        return jnp.sum(
+            log_probs(model, params, from_mask(tokens, mask), chunk_bytes=bound)
+        )
 
     def program(bound):
         step = jax.value_and_grad(lambda p, t, m: total(p, t, m, bound))

@@ -18,7 +18,7 @@ from tpmm_jax.losses import (
     preference_loss,
 )
 from tpmm_jax.mesh import MeshConfig, make_mesh, put_batch
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import shardings
 
@@ -49,7 +49,9 @@ def runner(chunk_bytes, sizes):
 
     @jax.jit
     def run(params, tokens, mask):
-        return log_probs(decoder, params, tokens, mask, chunk_bytes=chunk_bytes)
+        return log_probs(
+            decoder, params, from_mask(tokens, mask), chunk_bytes=chunk_bytes
+        )
 
     return run
 

@@ -12,7 +12,7 @@ import pytest
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import log_probs
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import SIZES
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
@@ -50,7 +50,7 @@ def ints(x):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def prefill(decoder, params, tokens, mask, new_tokens):
-    return decoder.prefill(params, tokens, mask, new_tokens=new_tokens)
+    return decoder.prefill(params, from_mask(tokens, mask), new_tokens=new_tokens)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -67,9 +67,8 @@ def one_logits(decoder, params, hidden):
 def test_logits_agree_with_transformers(fixtures, family):
     decoder, params, golden = read(fixtures, family)
     tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
-    logits = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, tokens, mask)))(
-        params
-    )
+    rows = from_mask(tokens, mask)
+    logits = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, rows)))(params)
     error = np.abs(np.asarray(logits) - golden["logits"])[np.asarray(mask) > 0]
     assert error.max() <= 1e-4
 
@@ -78,11 +77,10 @@ def test_logits_agree_with_transformers(fixtures, family):
 def test_token_log_probs_agree_with_transformers(fixtures, family):
     decoder, params, golden = read(fixtures, family)
     tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
+    rows = from_mask(tokens, mask)
     # Five positions a chunk: the last chunk is partly filling.
     chunk = 5 * 4 * len(tokens) * decoder.config.vocab_size
-    logp = jax.jit(lambda p: log_probs(decoder, p, tokens, mask, chunk_bytes=chunk))(
-        params
-    )
+    logp = jax.jit(lambda p: log_probs(decoder, p, rows, chunk_bytes=chunk))(params)
     np.testing.assert_allclose(logp, golden["logps"], rtol=0, atol=1e-4)
 
 
@@ -147,7 +145,8 @@ def test_cached_decoding_is_the_full_forward(fixtures, family):
     ids = golden["input_ids"][0, :T]
     tokens = ints([ids, np.concatenate([[0] * 3, ids[:-3]])])
     mask = ints([[1] * T, [0] * 3 + [1] * (T - 3)])
-    full = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, tokens, mask)))(params)
+    rows = from_mask(tokens, mask)
+    full = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, rows)))(params)
     # A last-bit change of the weights moves Gemma's logits (up to 16) by 3e-5.
     tolerance = 2e-6 * max(float(jnp.abs(full).max()), 5.0)
     hidden, state = prefill(
@@ -170,7 +169,7 @@ def test_padding_on_either_side_changes_no_log_prob(fixtures, family):
     mask = np.zeros((4, 30))
     for row, left in enumerate(lefts):
         tokens[row, left : left + 17], mask[row, left : left + 17] = ids, 1
-    run = jax.jit(lambda t, m: log_probs(decoder, params, t, m))
+    run = jax.jit(lambda t, m: log_probs(decoder, params, from_mask(t, m)))
     logp = np.array(run(ints(tokens), ints(mask)))
     plain = golden["logps"][0, :16]
     for row, left in enumerate(lefts):
@@ -184,7 +183,7 @@ def test_padding_on_either_side_changes_no_log_prob(fixtures, family):
 def test_rows_do_not_see_each_other(fixtures, family="qwen3"):
     decoder, params, golden = read(fixtures, family)
     tokens, mask = ints(golden["input_ids"]), ints(golden["attention_mask"])
-    run = jax.jit(lambda t, m: log_probs(decoder, params, t, m))
+    run = jax.jit(lambda t, m: log_probs(decoder, params, from_mask(t, m)))
     together, alone = run(tokens, mask), run(tokens[1:2], mask[1:2])
     np.testing.assert_allclose(together[1], alone[0], rtol=0, atol=1e-5)
 
@@ -222,7 +221,7 @@ def test_gemma_in_bfloat16_stays_finite_with_padding(fixtures, family):
     @jax.jit
     def run(params):
         def loss(params):
-            return log_probs(decoder, params, tokens, mask).sum()
+            return log_probs(decoder, params, from_mask(tokens, mask)).sum()
 
         return jax.value_and_grad(loss)(params)
 

@@ -13,7 +13,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import log_probs
 from tpmm_jax.merging import weighted_sum
 from tpmm_jax.mesh import MeshConfig, make_mesh
-from tpmm_jax.models import Adapted, Decoder, LoraConfig
+from tpmm_jax.models import Adapted, Decoder, LoraConfig, from_mask
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import (
     TARGETS,
@@ -65,7 +65,7 @@ def rows(seed=0):
 
 @functools.partial(jax.jit, static_argnums=0)
 def token_log_probs(decoder, params, tokens, mask):
-    return log_probs(decoder, params, tokens, mask)
+    return log_probs(decoder, params, from_mask(tokens, mask))
 
 
 def as_matrix(w, inputs):
@@ -143,17 +143,17 @@ def test_a_zero_product_is_the_base_bit_for_bit():
     tokens, mask = rows()
     with jax.disable_jit():
         # Operation by operation: two compiled programs may fuse, and round, otherwise.
-        inside = decoder.hidden(Adapted(base, adapters), tokens, mask)
-        without = decoder.hidden(base, tokens, mask)
+        inside = decoder.hidden(Adapted(base, adapters), from_mask(tokens, mask))
+        without = decoder.hidden(base, from_mask(tokens, mask))
     np.testing.assert_array_equal(inside, without)
 
 
 def test_gradients_of_a_and_b_are_those_through_the_dense_product():
     decoder, base, adapters = parts()
-    tokens, mask = rows()
+    sequences = from_mask(*rows())
 
     def through_layers(adapters):
-        return jnp.sum(log_probs(decoder, Adapted(base, adapters), tokens, mask))
+        return jnp.sum(log_probs(decoder, Adapted(base, adapters), sequences))
 
     def through_product(adapters):
         policy = jax.tree.map(lambda x: x, base)
@@ -165,7 +165,7 @@ def test_gradients_of_a_and_b_are_those_through_the_dense_product():
             get(policy, target.path[:-1])[target.path[-1]] = w + scaling(
                 LORA
             ) * product.reshape(w.shape)
-        return jnp.sum(log_probs(decoder, policy, tokens, mask))
+        return jnp.sum(log_probs(decoder, policy, sequences))
 
     found = jax.jit(jax.grad(through_layers))(adapters)
     expected = jax.jit(jax.grad(through_product))(adapters)

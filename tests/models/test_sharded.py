@@ -12,7 +12,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import LossConfig, gradients, log_probs, preference_loss
 from tpmm_jax.merging import Deltas, group_names, weighted_sum
 from tpmm_jax.mesh import MeshConfig, fit_spec, make_mesh, put_batch
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import TrainConfig, init_state, preference_step
 
@@ -99,8 +99,8 @@ def test_forward(name, B):
         batch = put_batch((tokens, mask), decoder.mesh)
         run = jax.jit(
             lambda p, t, m, d=decoder: (
-                d.logits(p, d.hidden(p, t, m)),
-                log_probs(d, p, t, m, chunk_bytes=400),
+                d.logits(p, d.hidden(p, from_mask(t, m))),
+                log_probs(d, p, from_mask(t, m), chunk_bytes=400),
             )
         )
         found.append(jax.device_get(run(params, *batch)))

@@ -9,7 +9,7 @@ import pytest
 
 import tpmm_jax as tpmm
 from tpmm_jax.losses import log_probs
-from tpmm_jax.models import Decoder, RopeConfig
+from tpmm_jax.models import Decoder, RopeConfig, from_mask
 from tpmm_jax.models.families import FAMILIES, make_config
 from tpmm_jax.models.layers import (
     Attention,
@@ -18,7 +18,7 @@ from tpmm_jax.models.layers import (
     inverse_wavelengths,
     per_layer,
 )
-from tpmm_jax.models.transformer import Block, window_mask
+from tpmm_jax.models.transformer import Block
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.names import names
 
@@ -214,13 +214,12 @@ def test_layer_by_layer(pair):
     x = model.params["embedding"][jnp.asarray(tokens)]
     x = x * jnp.float32(c.width**0.5) if c.embed_scale else x
     near(x, theirs.hidden_states[0])
-    causal = jnp.tril(jnp.ones((1, T, T), bool))
-    near_TS = window_mask(T, T, None, c.window)
+    row = from_mask(jnp.asarray(tokens[:1]), jnp.ones((1, T), jnp.int32))
     for layer in range(c.num_layers):
         told = jax.tree.map(lambda a, i=layer: a[i], per_layer(c))
         (x, _), _ = Block(c, jnp.float32, None).apply(
             {"params": layer_params(model, layer)},
-            (x, None), told, jnp.arange(T)[None], causal, near_TS, None,
+            (x, None), told, row, row, None,
         )  # fmt: skip
         if layer < c.num_layers - 1:
             near(x, theirs.hidden_states[layer + 1])
@@ -262,7 +261,7 @@ def test_gradients(pair):
     tokens, mask = padded(left=False)
     ours = jax.grad(
         lambda p: log_probs(
-            model.decoder, p, jnp.asarray(tokens), jnp.asarray(mask)
+            model.decoder, p, from_mask(jnp.asarray(tokens), jnp.asarray(mask))
         ).sum()
     )(model.params)
     ids, real = torch.tensor(tokens), torch.tensor(mask)

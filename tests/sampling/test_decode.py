@@ -9,7 +9,7 @@ import pytest
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import MeshConfig, make_mesh
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
 from tpmm_jax.sampling import SamplingConfig, generate_batches
 from tpmm_jax.sampling.rules import draw, kept
@@ -107,7 +107,7 @@ def test_shorter_limits_give_prefixes():
 def forward(weights, tokens):
     decoder = Decoder(CONFIG)
     return decoder.logits(
-        weights, decoder.hidden(weights, tokens, jnp.ones_like(tokens))
+        weights, decoder.hidden(weights, from_mask(tokens, jnp.ones_like(tokens)))
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tpmm_jax as tpmm
+from tpmm_jax.models import from_mask
 
 LAST = 24
 
@@ -32,7 +33,7 @@ def model(tmp_path_factory):
 def test_logits(model, golden, number):
     """Text 2 has 640 tokens, more than the window's 512; its logits reach 47."""
     ids = jnp.asarray(golden[f"tokens_{number}"][None])
-    hidden = model.decoder.hidden(model.params, ids, jnp.ones_like(ids))
+    hidden = model.decoder.hidden(model.params, from_mask(ids, jnp.ones_like(ids)))
     logits = model.decoder.logits(model.params, hidden[:, -LAST:])[0]
     top = np.take_along_axis(np.asarray(logits), golden[f"top_{number}"], axis=-1)
     assert np.abs(top - golden[f"logits_{number}"]).max() <= 5e-4

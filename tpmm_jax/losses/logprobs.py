@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
-from tpmm_jax.models import Adapted, Decoder, soft_cap
+from tpmm_jax.models import Adapted, Decoder, Sequences, soft_cap
 from tpmm_jax.models.layers import matmul_precision
 
 # Size of one block of float32 logits on a device. Larger blocks are faster on
@@ -29,33 +29,39 @@ MIN_BLOCK = 128
 def log_probs(
     decoder: Decoder,
     params: Params | Adapted,
-    tokens_BT: Int[Array, "B T"],
-    mask_BT: Int[Array, "B T"],
+    sequences: Sequences,
     *,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Float[Array, "B T-1"]:
-    """Returns log p(token t+1 | tokens up to t) in nats, float32.
+) -> Float[Array, "B _"]:
+    """Returns log p(token t+1 | its sequence up to t) in nats, float32.
 
     Args:
-      tokens_BT: token ids.
-      mask_BT: 1 = token, 0 = padding on either side.
+      sequences: [B, T].
       chunk_bytes: size of one block of logits on a device.
 
     Returns:
-      Entry t is 0 unless both mask_BT[t] and mask_BT[t + 1] are 1.
+      [B, T - 1]; entry t is 0 unless tokens t and t + 1 are of one sequence.
     """
-    return _log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes, False)[0]
+    return log_probs_and_mass(
+        decoder, params, sequences, chunk_bytes=chunk_bytes, mass=False
+    )[0]
 
 
-def _log_probs(
+def log_probs_and_mass(
     decoder: Decoder,
     params: Params | Adapted,
-    tokens_BT: jax.Array,
-    mask_BT: jax.Array,
+    sequences: Sequences,
+    *,
     chunk_bytes: int,
     mass: bool,
-) -> tuple[jax.Array, jax.Array | None]:
-    hidden_BTD, head_VD = decoder.hidden_and_head(params, tokens_BT, mask_BT)
+) -> tuple[Float[Array, "B _"], Float[Array, "B _"] | None]:
+    """Returns ``log_probs`` and log sum_v p(v)^2 of each token's distribution.
+
+    Args:
+      mass: whether to return the latter, which has no gradient; else it is None.
+    """
+    tokens_BT, _, segments_BT = sequences
+    hidden_BTD, head_VD = decoder.hidden_and_head(params, sequences)
     found = chunked_log_probs(
         hidden_BTD[:, :-1],
         head_VD,
@@ -64,7 +70,8 @@ def _log_probs(
         chunk_bytes=chunk_bytes,
         mass=mass,
     )
-    real_BT = (mask_BT[:, :-1] > 0) & (mask_BT[:, 1:] > 0)
+    here_BT, next_BT = segments_BT[:, :-1], segments_BT[:, 1:]
+    real_BT = (here_BT == next_BT) & (next_BT > 0)
     logp_BT, mass_BT = (
         None if x is None else jnp.where(real_BT, x, 0.0) for x in found
     )
@@ -75,8 +82,7 @@ def _log_probs(
 def sequence_log_probs(
     decoder: Decoder,
     params: Params | Adapted,
-    tokens_BT: Int[Array, "B T"],
-    mask_BT: Int[Array, "B T"],
+    sequences: Sequences,
     completion_mask_BT: Int[Array, "B T"],
     *,
     chunk_bytes: int = CHUNK_BYTES,
@@ -84,33 +90,11 @@ def sequence_log_probs(
     """Returns log p(completion | prompt): the sum over completion tokens, nats.
 
     Args:
+      sequences: one per row.
       completion_mask_BT: 1 at completion tokens (those that are predicted).
     """
-    logp = log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes=chunk_bytes)
+    logp = log_probs(decoder, params, sequences, chunk_bytes=chunk_bytes)
     return jnp.sum(logp * (completion_mask_BT[:, 1:] > 0), axis=1)
-
-
-def pair_token_log_probs(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: dict[str, jax.Array],
-    *,
-    chunk_bytes: int,
-    mass: bool = False,
-) -> tuple[Float[Array, "B N _"], Float[Array, "B N _"] | None]:
-    """Returns log p of every next token of a batch of pairs [B, N, T-1], nats.
-
-    Args:
-      batch: tokens_BNT, mask_BNT, int32.
-      mass: whether to return log sum_v p(v)^2 of each token's distribution as well,
-        without a gradient.
-    """
-    B, N, T = batch["tokens_BNT"].shape
-    rows = [batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT")]
-    tokens_BT, mask_BT = (constrain(x, decoder.mesh, BATCH) for x in rows)
-    logp, masses = _log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes, mass)
-    shape = (B, N, T - 1)
-    return logp.reshape(shape), None if masses is None else masses.reshape(shape)
 
 
 class _Blocks(NamedTuple):

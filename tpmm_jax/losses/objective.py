@@ -16,9 +16,10 @@ from tpmm_jax.losses.inputs import (
     completion_sums,
     wpo_log_weights,
 )
-from tpmm_jax.losses.logprobs import pair_token_log_probs
+from tpmm_jax.losses.logprobs import log_probs_and_mass
 from tpmm_jax.losses.registry import pair_loss, pair_metrics
-from tpmm_jax.models import Adapted, Decoder
+from tpmm_jax.mesh import BATCH, constrain
+from tpmm_jax.models import Adapted, Decoder, from_mask
 
 # beta-DPO's statistics, or nothing.
 LossState = Moving | tuple[()]
@@ -30,6 +31,25 @@ class PairScores(NamedTuple):
     policy_BN: jax.Array
     plain_BN: jax.Array
     wpo_BN: jax.Array | None
+
+
+def _token_log_probs(
+    decoder: Decoder,
+    params: Params | Adapted,
+    batch: Batch,
+    *,
+    chunk_bytes: int,
+    mass: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns ``log_probs_and_mass`` of a batch of pairs [B, N, T - 1], nats."""
+    B, N, T = batch["tokens_BNT"].shape
+    rows = (batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT"))
+    sequences = from_mask(*(constrain(x, decoder.mesh, BATCH) for x in rows))
+    logp, masses = log_probs_and_mass(
+        decoder, params, sequences, chunk_bytes=chunk_bytes, mass=mass
+    )
+    shape = (B, N, T - 1)
+    return logp.reshape(shape), None if masses is None else masses.reshape(shape)
 
 
 def pair_log_probs(
@@ -46,7 +66,7 @@ def pair_log_probs(
       batch: tokens_BNT, mask_BNT, completion_mask_BNT, int32.
       ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
     """
-    logp_BNT, _ = pair_token_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    logp_BNT, _ = _token_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
     return completion_sums(logp_BNT, batch["completion_mask_BNT"], ld_alpha)
 
 
@@ -59,7 +79,7 @@ def pair_scores(
     chunk_bytes: int,
 ) -> PairScores:
     """Returns the policy's part of a loss's inputs; differentiable."""
-    logp_BNT, mass_BNT = pair_token_log_probs(
+    logp_BNT, mass_BNT = _token_log_probs(
         decoder, params, batch, chunk_bytes=chunk_bytes, mass=config.use_weighting
     )
     completion_BNT = batch["completion_mask_BNT"]

@@ -20,6 +20,7 @@ from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
 from tpmm_jax.models.config import ModelConfig, RopeConfig
 from tpmm_jax.models.layers import Cache, matmul_precision, soft_cap
 from tpmm_jax.models.lora import Adapted, LoraConfig, abstract_adapters, variables
+from tpmm_jax.models.sequences import Sequences, from_mask
 from tpmm_jax.models.transformer import Transformer
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "RopeConfig",
+    "Sequences",
+    "from_mask",
     "soft_cap",
 ]
 
@@ -38,14 +41,12 @@ class DecodeState(NamedTuple):
 
     Attributes:
       cache: keys and values [L, B, S, G, E].
-      valid_BS: 1 where a slot holds a real token.
-      next_position_B: position of the next token of each row.
+      slots: the tokens of the cache's slots [B, S]; padding where nothing is yet.
       next_slot: where all rows write next, int32 scalar.
     """
 
     cache: Cache
-    valid_BS: jax.Array
-    next_position_B: jax.Array
+    slots: Sequences
     next_slot: jax.Array
 
 
@@ -76,9 +77,8 @@ class Decoder:
         """Returns random parameters, each on its sharding."""
 
         def make(key: jax.Array) -> Params:
-            tokens = jnp.zeros((1, 1), jnp.int32)
-            allowed = jnp.ones((1, 1, 1), bool)
-            params = nn.unbox(self.module().init(key, tokens, tokens, allowed))
+            one = jnp.zeros((1, 1), jnp.int32)
+            params = nn.unbox(self.module().init(key, Sequences(one, one, one)))
             return jax.tree.map(lambda x: x.astype(dtype), params["params"])
 
         if self.mesh is None:
@@ -99,39 +99,29 @@ class Decoder:
     def hidden(
         self,
         params: Params | Adapted,
-        tokens_BT: Int[Array, "B T"],
-        mask_BT: Int[Array, "B T"],
+        sequences: Sequences,
     ) -> Float[Array, "B T D"]:
-        """Returns the final hidden states, after the last norm, in compute_dtype.
-
-        Args:
-          tokens_BT: token ids; what stands at padding does not matter.
-          mask_BT: 1 = token; padding may be on either side.
-        """
-        return self.hidden_and_head(params, tokens_BT, mask_BT)[0]
+        """Returns the final hidden states, after the last norm, in compute_dtype."""
+        return self.hidden_and_head(params, sequences)[0]
 
     def hidden_and_head(
         self,
         params: Params | Adapted,
-        tokens_BT: Int[Array, "B T"],
-        mask_BT: Int[Array, "B T"],
+        sequences: Sequences,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
         """Returns the hidden states and the output embedding, for a loss of both.
 
         Where embeddings are tied, taking the head from here halves the memory of
         their gradient.
         """
-        allowed_BTS = causal(tokens_BT.shape[1]) & (mask_BT > 0)[:, None, :]
         collections: dict[str, Params]
         if isinstance(params, Adapted):
             assert self.lora is not None
-            low_rank = variables(params, self.lora, tokens_BT, mask_BT)
+            low_rank = variables(params, self.lora, sequences)
             collections = {"params": params.base, "lora": low_rank}
         else:
             collections = {"params": params}
-        hidden_BTD, head_VD, _ = self.module().apply(
-            collections, tokens_BT, positions(mask_BT), allowed_BTS
-        )
+        hidden_BTD, head_VD, _ = self.module().apply(collections, sequences)
         return hidden_BTD, head_VD
 
     def head(self, params: Params) -> Float[Array, "V D"]:
@@ -162,17 +152,17 @@ class Decoder:
     def prefill(
         self,
         params: Params,
-        tokens_BT: Int[Array, "B T"],
-        mask_BT: Int[Array, "B T"],
+        sequences: Sequences,
         *,
         new_tokens: int,
     ) -> tuple[Float[Array, "B D"], DecodeState]:
-        """Reads left-padded prompts; returns the last hidden state and a cache.
+        """Reads prompts; returns each row's last hidden state and a cache.
 
         Args:
+          sequences: one prompt per row, left-padded.
           new_tokens: how many more tokens the cache must have room for.
         """
-        c, (B, T) = self.config, tokens_BT.shape
+        c, (B, T) = self.config, sequences.tokens_BT.shape
         shape = (c.num_layers, B, T + new_tokens, c.num_kv_heads, c.head_dim)
         cache = tuple(
             constrain(
@@ -185,36 +175,42 @@ class Decoder:
             )
             for _ in range(2)
         )
-        valid_BS = jnp.pad(mask_BT, ((0, 0), (0, new_tokens)))
-        allowed = jnp.pad(causal(T), ((0, 0), (0, 0), (0, new_tokens)))
-        hidden_BTD, _, cache = self.module().apply(
-            {"params": params},
-            tokens_BT,
-            positions(mask_BT),
-            allowed & (valid_BS > 0)[:, None, :],
-            cache,
-            jnp.int32(0),
-        )
-        state = DecodeState(cache, valid_BS, mask_BT.sum(axis=1), jnp.int32(T))
-        return hidden_BTD[:, -1], state
+        empty = jnp.zeros((B, T + new_tokens), jnp.int32)
+        state = DecodeState(cache, Sequences(empty, empty, empty), jnp.int32(0))
+        return self._read(params, sequences, state)
 
     def decode(
         self, params: Params, tokens_B: Int[Array, " B"], state: DecodeState
     ) -> tuple[Float[Array, "B D"], DecodeState]:
-        """Reads one more token a row; returns its hidden state and the new cache."""
-        valid_BS = state.valid_BS.at[:, state.next_slot].set(1)
-        hidden_BTD, _, cache = self.module().apply(
-            {"params": params},
+        """Reads one more token per row; returns its hidden state and the new cache."""
+        take_last = functools.partial(
+            jax.lax.dynamic_slice_in_dim,
+            start_index=state.next_slot - 1,
+            slice_size=1,
+            axis=1,
+        )
+        token = Sequences(
             tokens_B[:, None],
-            state.next_position_B[:, None],
-            (valid_BS > 0)[:, None, :],
-            state.cache,
-            state.next_slot,
+            take_last(state.slots.positions_BT) + 1,
+            take_last(state.slots.segments_BT),
         )
-        state = DecodeState(
-            cache, valid_BS, state.next_position_B + 1, state.next_slot + 1
+        return self._read(params, token, state)
+
+    def _read(
+        self, params: Params, sequences: Sequences, state: DecodeState
+    ) -> tuple[Float[Array, "B D"], DecodeState]:
+        """Reads tokens into the next slots; returns the last one's hidden state."""
+        slots = Sequences(
+            *(
+                jax.lax.dynamic_update_slice_in_dim(old, new, state.next_slot, axis=1)
+                for old, new in zip(state.slots, sequences)
+            )
         )
-        return hidden_BTD[:, 0], state
+        hidden_BTD, _, cache = self.module().apply(
+            {"params": params}, sequences, slots, state.cache, state.next_slot
+        )
+        next_slot = state.next_slot + sequences.tokens_BT.shape[1]
+        return hidden_BTD[:, -1], DecodeState(cache, slots, next_slot)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -227,10 +223,9 @@ def _cast_matrices(params: Params, dtype: str) -> Params:
 
 @functools.cache
 def _abstract_params(decoder: Decoder, dtype: str) -> Params:
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    allowed = jax.ShapeDtypeStruct((1, 1, 1), bool)
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(decoder.module().init, key, tokens, tokens, allowed)
+    boxed = jax.eval_shape(decoder.module().init, key, Sequences(one, one, one))
     specs = nn.get_partition_spec(boxed)["params"]
 
     def place(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> Any:
@@ -238,13 +233,3 @@ def _abstract_params(decoder: Decoder, dtype: str) -> Params:
         return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=where)
 
     return jax.tree.map(place, nn.unbox(boxed)["params"], specs)
-
-
-def causal(length: int) -> jax.Array:
-    """Returns bool [1, T, S], true where a query may look."""
-    return jnp.tril(jnp.ones((1, length, length), bool))
-
-
-def positions(mask_BT: jax.Array) -> jax.Array:
-    """Returns each token's number among its row's tokens, from 0."""
-    return jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)

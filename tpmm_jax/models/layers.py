@@ -22,17 +22,19 @@ class PerLayer(NamedTuple):
 
     Attributes:
       number: int32 [L], from 0.
-      windowed: whether it sees only the window's tokens, bool [L].
+      reach: how many tokens it sees, the query's own included: int32 [L].
       inverse_E: its rotary frequencies, float32 [L, E/2], radians a position.
     """
 
     number: jax.Array
-    windowed: jax.Array
+    reach: jax.Array
     inverse_E: jax.Array
 
 
 # Large but finite: a row with nothing to attend to stays finite, forward and backward.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+# The reach of a layer without a window.
+EVERYTHING = int(jnp.iinfo(jnp.int32).max)
 
 
 def matmul_precision(dtype: Any) -> jax.lax.Precision | None:
@@ -87,7 +89,8 @@ def per_layer(config: ModelConfig) -> PerLayer:
     everywhere_E = inverse_wavelengths(c.rope, c.head_dim)
     local_E = inverse_wavelengths(c.local_rope or c.rope, c.head_dim)
     inverse_LE = jnp.where(windowed[:, None], local_E, everywhere_E)
-    return PerLayer(jnp.arange(c.num_layers), windowed, inverse_LE)
+    reach = jnp.where(windowed, c.window or EVERYTHING, EVERYTHING)
+    return PerLayer(jnp.arange(c.num_layers), reach, inverse_LE)
 
 
 def rotate(

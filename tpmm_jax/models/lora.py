@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, UInt32
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.models.sequences import Sequences
 
 ALL_LINEAR = "all-linear"
 
@@ -251,8 +252,7 @@ def _merge_leaf(
 def variables(
     params: Adapted,
     config: LoraConfig,
-    tokens_BT: Int[Array, "B T"],
-    mask_BT: Int[Array, "B T"],
+    sequences: Sequences,
 ) -> Params:
     """Returns the collection that the layers read: A, s B and, for dropout, keys.
 
@@ -262,7 +262,7 @@ def variables(
     keys_B = None
     if params.dropout_key is not None and config.dropout > 0:
         fold = jax.vmap(jax.random.fold_in, (None, 0))
-        keys_B = fold(params.dropout_key, row_hash(tokens_BT, mask_BT))
+        keys_B = fold(params.dropout_key, row_hash(sequences))
     collection: Params = {}
     for number, (target, pair) in enumerate(placed(params.adapters)):
         entry = {"a": pair["a"], "b": scaling(config) * pair["b"]}
@@ -276,14 +276,13 @@ def variables(
     return collection
 
 
-def row_hash(
-    tokens_BT: Int[Array, "B T"], mask_BT: Int[Array, "B T"]
-) -> UInt32[Array, " B"]:
+def row_hash(sequences: Sequences) -> UInt32[Array, " B"]:
     """Returns a number for each row's tokens and their places, mod 2^32."""
+    tokens_BT, _, segments_BT = sequences
     place_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.uint32)
     odd_T = (place_T * np.uint32(0x9E3779B1)) ^ np.uint32(0x85EBCA6B)
     odd_T = (odd_T ^ (odd_T >> np.uint32(15))) | np.uint32(1)
-    real_BT = (tokens_BT.astype(jnp.uint32) + 1) * (mask_BT > 0).astype(jnp.uint32)
+    real_BT = (tokens_BT.astype(jnp.uint32) + 1) * (segments_BT > 0).astype(jnp.uint32)
     return jnp.sum(real_BT * odd_T, axis=1, dtype=jnp.uint32)
 
 

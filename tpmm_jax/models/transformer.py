@@ -18,6 +18,7 @@ from tpmm_jax.models.layers import (
     per_layer,
     scaled_normal,
 )
+from tpmm_jax.models.sequences import Sequences, may_attend
 
 
 class Block(nn.Module):
@@ -32,18 +33,16 @@ class Block(nn.Module):
         self,
         carry: tuple[jax.Array, Cache | None],
         layer: PerLayer,
-        positions_BT: jax.Array,
-        allowed_BTS: jax.Array,
-        near_TS: jax.Array | None,
+        queries: Sequences,
+        keys: Sequences,
         slot: jax.Array | None,
     ) -> tuple[tuple[jax.Array, Cache | None], None]:
         x_BTD, cache = carry
         c = self.config
-        if near_TS is not None:
-            allowed_BTS = allowed_BTS & (near_TS | ~layer.windowed)
+        allowed_BTS = may_attend(queries, keys, layer.reach)
         h = self._norm("attention_norm", x_BTD)
         h, cache = Attention(c, self.dtype, self.mesh, name="attention")(
-            h, positions_BT, allowed_BTS, cache, slot, layer
+            h, queries.positions_BT, allowed_BTS, cache, slot, layer
         )
         if c.post_norms:
             h = self._norm("attention_post_norm", h)
@@ -57,20 +56,6 @@ class Block(nn.Module):
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)(x)
-
-
-def window_mask(
-    length: int, slots: int, slot: jax.Array | None, window: int | None
-) -> jax.Array | None:
-    """Returns bool [T, S], true within the window; None where all of it is.
-
-    A window of W tokens is the query's own and the W - 1 before it. Slots stand for
-    positions: a row's tokens lie side by side.
-    """
-    if window is None or slots <= window:
-        return None
-    queries_T = jnp.arange(length) + (0 if slot is None else slot)
-    return queries_T[:, None] - jnp.arange(slots) < window
 
 
 @jax.custom_vjp
@@ -108,16 +93,21 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array,
-        allowed_BTS: jax.Array,
+        sequences: Sequences,
+        slots: Sequences | None = None,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, Cache | None]:
+        """Runs all layers.
+
+        Args:
+          slots: what the cache holds, these tokens included; None: no cache.
+          slot: where in the cache these tokens begin.
+        """
         c = self.config
         V, D = c.vocab_size, c.width
         embedding_VD = self.param("embedding", scaled_normal(D, (TENSOR, FSDP)), (V, D))
-        x_BTD, head_VD = look_up(embedding_VD, tokens_BT)
+        x_BTD, head_VD = look_up(embedding_VD, sequences.tokens_BT)
         if not c.tie_embeddings:
             head_VD = self.param("head", scaled_normal(D, (TENSOR, FSDP)), (V, D))
         x_BTD = x_BTD.astype(self.dtype)
@@ -130,14 +120,11 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 4),
+            in_axes=(0, *[nn.broadcast] * 3),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: None},
         )(c, self.dtype, self.mesh, name="layers")
-        _, T, S = allowed_BTS.shape
-        near_TS = window_mask(T, S, slot, c.window)
-        (x_BTD, cache), _ = layers(
-            (x_BTD, cache), per_layer(c), positions_BT, allowed_BTS, near_TS, slot
-        )
+        keys = sequences if slots is None else slots
+        (x_BTD, cache), _ = layers((x_BTD, cache), per_layer(c), sequences, keys, slot)
         x_BTD = RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x_BTD)
         return x_BTD, head_VD, cache

@@ -18,7 +18,7 @@ from tpmm_jax.data.batches import pad_prompts
 from tpmm_jax.data.table import round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, put_batch
-from tpmm_jax.models import Decoder, DecodeState
+from tpmm_jax.models import Decoder, DecodeState, from_mask
 from tpmm_jax.sampling.rules import SamplingConfig, draw
 
 
@@ -52,7 +52,8 @@ def sample(
     """
     (B, _), R, new = tokens_BT.shape, num_samples, config.max_new_tokens
     keys = row_keys(key, prompt_B, jnp.arange(R)).reshape(B * R)
-    hidden, state = decoder.prefill(params, tokens_BT, mask_BT, new_tokens=new)
+    prompts = from_mask(tokens_BT, mask_BT)
+    hidden, state = decoder.prefill(params, prompts, new_tokens=new)
     hidden, state = _repeat(decoder, hidden, state, R)
     eos = jnp.asarray(eos_ids, jnp.int32)
 
@@ -113,12 +114,9 @@ def _repeat(
         constrain(jnp.repeat(x, count, axis=1), decoder.mesh, None, BATCH, None, TENSOR)
         for x in state.cache
     )
-    return jnp.repeat(hidden, count, axis=0), DecodeState(
-        (keys, values),
-        jnp.repeat(state.valid_BS, count, axis=0),
-        jnp.repeat(state.next_position_B, count),
-        state.next_slot,
-    )
+    slots = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), state.slots)
+    state = DecodeState((keys, values), slots, state.next_slot)
+    return jnp.repeat(hidden, count, axis=0), state
 
 
 def prompt_limit(decoder: Decoder, config: SamplingConfig) -> int:

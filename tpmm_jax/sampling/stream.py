@@ -17,7 +17,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import pad_prompts
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.models import Decoder, DecodeState
+from tpmm_jax.models import Decoder, DecodeState, from_mask
 from tpmm_jax.sampling.decode import check_prompt, draw_next, prompt_limit, row_keys
 from tpmm_jax.sampling.rules import SamplingConfig
 
@@ -49,7 +49,7 @@ def start(
     new_tokens: int,
 ) -> tuple[jax.Array, DecodeState]:
     """Reads left-padded prompts; returns ``Decoder.prefill``'s result."""
-    return decoder.prefill(params, tokens_BT, mask_BT, new_tokens=new_tokens)
+    return decoder.prefill(params, from_mask(tokens_BT, mask_BT), new_tokens=new_tokens)
 
 
 # The cache is donated, so that a token is written into it and not into a copy.

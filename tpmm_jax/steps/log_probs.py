@@ -18,7 +18,7 @@ from tpmm_jax.losses import (
     referenced,
     with_state,
 )
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, from_mask
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes", "ld_alpha"))
@@ -46,7 +46,8 @@ def token_log_probs_step(
     chunk_bytes: int,
 ) -> jax.Array:
     """Returns log p of every next token [B, T-1], nats."""
-    return log_probs(decoder, params, tokens_BT, mask_BT, chunk_bytes=chunk_bytes)
+    sequences = from_mask(tokens_BT, mask_BT)
+    return log_probs(decoder, params, sequences, chunk_bytes=chunk_bytes)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "loss", "chunk_bytes"))

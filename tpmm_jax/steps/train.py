@@ -19,7 +19,7 @@ from tpmm_jax.losses import (
     gradients,
     log_probs,
 )
-from tpmm_jax.models import Adapted, Decoder
+from tpmm_jax.models import Adapted, Decoder, from_mask
 from tpmm_jax.steps.config import TrainConfig
 from tpmm_jax.steps.optimizer import make_optimizer
 from tpmm_jax.steps.state import Frozen, TrainState, mesh_of, shardings
@@ -38,13 +38,8 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
     def loss_fn(
         params: Params | Adapted, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        logp = log_probs(
-            decoder,
-            params,
-            batch["tokens_BT"],
-            batch["mask_BT"],
-            chunk_bytes=chunk_bytes,
-        )
+        sequences = from_mask(batch["tokens_BT"], batch["mask_BT"])
+        logp = log_probs(decoder, params, sequences, chunk_bytes=chunk_bytes)
         logp *= (batch["weight_B"] > 0)[:, None]
         return -jnp.sum(logp) / total_weight, {}
 
