@@ -71,7 +71,7 @@ def one(count: int) -> None:
         json.dumps(
             {
                 "checkpoints": count,
-                "parameters": model.config.num_params,
+                "parameters": model.num_params,
                 "compiled_temp": analysis.temp_size_in_bytes,
                 "compiled_arguments": analysis.argument_size_in_bytes,
                 "compiled_output": analysis.output_size_in_bytes,

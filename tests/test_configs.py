@@ -46,9 +46,7 @@ PARAMS = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_full_size_shapes(name: str) -> None:
-    params = Decoder(SIZES[name]).abstract_params()
-    total = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-    assert total == SIZES[name].num_params == PARAMS[name]
+    assert Decoder(SIZES[name]).num_params == PARAMS[name]
 
 
 @pytest.mark.parametrize("mesh", ["GPU_NODE", "TPU_POD"])

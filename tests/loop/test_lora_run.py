@@ -178,7 +178,7 @@ def test_a_source_that_is_not_finite_is_refused_at_once(tmp_path, monkeypatch, r
         config, model=dataclasses.replace(config.model, source=str(source), lora=lora)
     )
     with (
-        pytest.raises(BadInput, match=r"model\.norm\.weight has numbers that are inf"),
+        pytest.raises(BadInput, match=r"model\.norm\.weight has weights that are NaN"),
         opened(config, tmp_path / "run"),
     ):
         pass

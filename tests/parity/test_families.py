@@ -11,13 +11,14 @@ import tpmm_jax as tpmm
 from tpmm_jax.losses import log_probs
 from tpmm_jax.models import Decoder, RopeConfig, from_mask
 from tpmm_jax.models.families import FAMILIES, make_config
+from tpmm_jax.models.feed_forward import Gated
 from tpmm_jax.models.layers import (
     Attention,
-    GatedMLP,
     RMSNorm,
     inverse_wavelengths,
     per_layer,
 )
+from tpmm_jax.models.lora import get
 from tpmm_jax.models.transformer import Block
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.names import names
@@ -200,7 +201,7 @@ def test_mlp(pair):
     model, hf = pair
     x, x_hf = inputs((2, T, model.config.width))
     params = {"params": layer_params(model, 2)["mlp"]}
-    ours = GatedMLP(model.config, jnp.float32, None).apply(params, x)
+    ours = Gated(model.config, jnp.float32, None).apply(params, x)[0]
     near(ours, hf.model.layers[2].mlp(x_hf))
 
 
@@ -271,13 +272,10 @@ def test_gradients(pair):
     (logp * real[:, 1:] * real[:, :-1]).sum().backward()
     theirs = dict(hf.named_parameters())
     for name in names(model.config):
-        leaf = ours
-        for key in name.path:
-            leaf = leaf[key]
-        for layer in range(model.config.num_layers if name.stacked else 1):
-            value = leaf[layer] if name.stacked else leaf
-            value = name.to_theirs(np.asarray(value), model.config)
-            near(value, theirs[name.theirs.format(layer)].grad, 3e-5)
+        leaf = get(ours, name.path)
+        for index, tensor in name.tensors(model.config):
+            value = name.to_theirs(np.asarray(leaf[index]), model.config)
+            near(value, theirs[tensor].grad, 3e-5)
 
 
 def test_greedy_decoding(pair):

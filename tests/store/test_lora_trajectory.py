@@ -99,7 +99,7 @@ def test_the_base_is_not_stored(three):
         path.stat().st_size for path in three[0].glob("*/policy/**/*") if path.is_file()
     )
     numbers = sum(x.size for x in jax.tree.leaves(adapters(0)))
-    assert numbers < CONFIG.num_params / 3
+    assert numbers < Decoder(CONFIG).num_params / 3
     integrity = [
         json.loads((three[0] / str(k) / "integrity" / "metadata").read_text())
         for k in range(STEPS)

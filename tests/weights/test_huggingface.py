@@ -167,7 +167,7 @@ def test_weights_that_are_not_finite_are_named(copy, name, value):
         tensors[f"model.{name}.weight"].flat[-1] = value
 
     edit_weights(folder, damage)
-    with pytest.raises(BadInput, match=rf"^model\.{name}\.weight has numbers"):
+    with pytest.raises(BadInput, match=rf"^model\.{name}\.weight has weights"):
         tpmm.load(folder)
 
 

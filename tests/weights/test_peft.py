@@ -252,7 +252,7 @@ def test_an_alpha_that_is_not_finite(tmp_path, base, alpha):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: np.full_like(x, np.nan), r"lora_A\.weight has numbers that are inf"),
+        (lambda x: np.full_like(x, np.nan), r"lora_A\.weight has weights that are NaN"),
         (lambda x: x.astype(jnp.float8_e4m3fn), r"lora_A\.weight holds F8_E4M3"),
     ],
 )

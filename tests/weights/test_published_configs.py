@@ -2,6 +2,7 @@
 
 import pytest
 
+from tpmm_jax.models import Decoder
 from tpmm_jax.weights.hf_config import parse_config
 
 COMMON = {"initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16"}
@@ -140,5 +141,5 @@ PUBLISHED = {
 def test_published_config(name):
     content, parameters, window, windowed = PUBLISHED[name]
     config = parse_config(content, "config.json")
-    assert config.num_params == parameters
+    assert Decoder(config).num_params == parameters
     assert (config.window, sum(config.windowed_layers)) == (window, windowed)

@@ -163,7 +163,7 @@ def card(
         base_model=base,
         lora=lora,
         license=args.license,
-        parameters=f"{source.config.num_params:,}",
+        parameters=f"{Decoder(source.config).num_params:,}",
         family=source.config.family,
         dtype=check_dtype(args.dtype),
         chat=bool(getattr(source.tokenizer, "chat_template", None)),
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
         run_peft(args, source, console)
         return
     each = 2 if dtype == "bfloat16" else 4
-    check_output(args.output, each * source.config.num_params)
+    check_output(args.output, each * Decoder(source.config).num_params)
     facts = run_facts(source.origin["source"])
     merge = merge_facts(pathlib.Path(args.model))
     base = base_model(args, source, facts)

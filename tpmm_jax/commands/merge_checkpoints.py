@@ -294,7 +294,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     sources = open_sources(names, args.base, console)
     config, output = sources[0].config, pathlib.Path(args.output)
     copies = len(names) + 1 if args.learn else 1
-    check_output(output, 4 * copies * config.num_params)
+    check_output(output, 4 * copies * Decoder(config).num_params)
     mesh = None if args.fsdp == 1 else make_mesh(MeshConfig(fsdp=args.fsdp))
     decoder = Decoder(config, mesh=mesh)
     if learning is not None:

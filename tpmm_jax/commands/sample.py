@@ -175,7 +175,7 @@ def introduce(
     source = model.origin["source"]
     if run_workdir(pathlib.Path(args.model)) is not None:
         source += " (the newest)"
-    size = f"{model.config.num_params:,} parameters"
+    size = f"{model.decoder.num_params:,} parameters"
     console.note(f"model  {source}, {size}, {model.decoder.compute_dtype}")
     s = settings.sampling
     parts = [

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.config import Config
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.models import Decoder
 from tpmm_jax.weights.loading import Source
 
 
@@ -31,7 +32,7 @@ def show_header(
     if rule == "learned":
         rule += f", {config.reference.granularity} weights, "
         rule += config.reference.objective
-    size = f"{model.num_params / 1e6:,.1f} M parameters"
+    size = f"{Decoder(model).num_params / 1e6:,.1f} M parameters"
     rows = [
         ("model", f"{origin}: {model.family}, {size}"),
         (

@@ -257,7 +257,7 @@ def space_needed(config: Config, decoder: Decoder) -> int:
         structure, iterations=config.iterations, storage=config.store.storage
     )
     if config.reference.rule in ("learned", "best", "greedy_soup", "uniform", "ema"):
-        need += config.iterations * 4 * decoder.config.num_params
+        need += config.iterations * 4 * decoder.num_params
     return need
 
 

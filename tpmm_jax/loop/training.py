@@ -249,10 +249,6 @@ def _log_speed(run: Run, iteration: int, tokens: int, seconds: float) -> None:
     if peak is not None:
         # FLOP a parameter and token: 2 forward, 2 for the gradient of what enters, 2
         # for that of the weight, which LoRA leaves out; remat is not counted.
-        flops = (
-            (6 if run.decoder.lora is None else 4)
-            * run.decoder.config.num_params
-            * tokens
-        )
+        flops = (6 if run.decoder.lora is None else 4) * run.decoder.num_params * tokens
         values["mfu"] = flops / seconds / (peak * devices.size)
     run.log.log_timing("train", iteration=iteration, step=None, values=values)

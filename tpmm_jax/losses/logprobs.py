@@ -61,10 +61,10 @@ def log_probs_and_mass(
       mass: whether to return the latter, which has no gradient; else it is None.
     """
     tokens_BT, _, segments_BT = sequences
-    hidden_BTD, head_VD = decoder.hidden_and_head(params, sequences)
+    forward = decoder.forward(params, sequences)
     found = chunked_log_probs(
-        hidden_BTD[:, :-1],
-        head_VD,
+        forward.hidden[:, :-1],
+        forward.head,
         tokens_BT[:, 1:],
         decoder=decoder,
         chunk_bytes=chunk_bytes,

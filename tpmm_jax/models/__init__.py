@@ -21,12 +21,13 @@ from tpmm_jax.models.config import ModelConfig, RopeConfig
 from tpmm_jax.models.layers import Cache, matmul_precision, soft_cap
 from tpmm_jax.models.lora import Adapted, LoraConfig, abstract_adapters, variables
 from tpmm_jax.models.sequences import Sequences, from_mask
-from tpmm_jax.models.transformer import Transformer
+from tpmm_jax.models.transformer import Forward, Transformer
 
 __all__ = [
     "Adapted",
     "DecodeState",
     "Decoder",
+    "Forward",
     "LoraConfig",
     "ModelConfig",
     "RopeConfig",
@@ -96,24 +97,19 @@ class Decoder:
         params = self.abstract_params("float32")
         return params if self.lora is None else abstract_adapters(params, self.lora)
 
+    @property
+    def num_params(self) -> int:
+        """Number of weights."""
+        return sum(x.size for x in jax.tree.leaves(self.abstract_params()))
+
     def hidden(
-        self,
-        params: Params | Adapted,
-        sequences: Sequences,
+        self, params: Params | Adapted, sequences: Sequences
     ) -> Float[Array, "B T D"]:
         """Returns the final hidden states, after the last norm, in compute_dtype."""
-        return self.hidden_and_head(params, sequences)[0]
+        return self.forward(params, sequences).hidden
 
-    def hidden_and_head(
-        self,
-        params: Params | Adapted,
-        sequences: Sequences,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
-        """Returns the hidden states and the output embedding, for a loss of both.
-
-        Where embeddings are tied, taking the head from here halves the memory of
-        their gradient.
-        """
+    def forward(self, params: Params | Adapted, sequences: Sequences) -> Forward:
+        """Returns all that a forward pass returns."""
         collections: dict[str, Params]
         if isinstance(params, Adapted):
             assert self.lora is not None
@@ -121,8 +117,8 @@ class Decoder:
             collections = {"params": params.base, "lora": low_rank}
         else:
             collections = {"params": params}
-        hidden_BTD, head_VD, _ = self.module().apply(collections, sequences)
-        return hidden_BTD, head_VD
+        result: Any = self.module().apply(collections, sequences)
+        return result[0]
 
     def head(self, params: Params) -> Float[Array, "V D"]:
         """Returns the output embedding, the input's where they are tied."""
@@ -164,19 +160,13 @@ class Decoder:
         """
         c, (B, T) = self.config, sequences.tokens_BT.shape
         shape = (c.num_layers, B, T + new_tokens, c.num_kv_heads, c.head_dim)
-        cache = tuple(
-            constrain(
-                jnp.zeros(shape, self.compute_dtype),
-                self.mesh,
-                None,
-                BATCH,
-                None,
-                TENSOR,
-            )
-            for _ in range(2)
+        zeros = constrain(
+            jnp.zeros(shape, self.compute_dtype), self.mesh, None, BATCH, None, TENSOR
         )
         empty = jnp.zeros((B, T + new_tokens), jnp.int32)
-        state = DecodeState(cache, Sequences(empty, empty, empty), jnp.int32(0))
+        state = DecodeState(
+            (zeros, zeros), Sequences(empty, empty, empty), jnp.int32(0)
+        )
         return self._read(params, sequences, state)
 
     def decode(
@@ -206,11 +196,12 @@ class Decoder:
                 for old, new in zip(state.slots, sequences)
             )
         )
-        hidden_BTD, _, cache = self.module().apply(
+        result: Any = self.module().apply(
             {"params": params}, sequences, slots, state.cache, state.next_slot
         )
+        forward, cache = result
         next_slot = state.next_slot + sequences.tokens_BT.shape[1]
-        return hidden_BTD[:, -1], DecodeState(cache, slots, next_slot)
+        return forward.hidden[:, -1], DecodeState(cache, slots, next_slot)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -223,7 +214,7 @@ def _cast_matrices(params: Params, dtype: str) -> Params:
 
 @functools.cache
 def _abstract_params(decoder: Decoder, dtype: str) -> Params:
-    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    one: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(decoder.module().init, key, Sequences(one, one, one))
     specs = nn.get_partition_spec(boxed)["params"]

@@ -77,14 +77,6 @@ class ModelConfig:
     pad_id: int | None = None
 
     @property
-    def num_params(self) -> int:
-        """Number of weights."""
-        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = 2 * self.width * (heads + kv) + 3 * self.width * self.mlp_width
-        layer += (4 if self.post_norms else 2) * self.width
-        layer += 2 * self.head_dim if self.qk_norm else 0
-        layer += heads + 2 * kv if self.qkv_bias else 0
-        layer += self.width if self.output_bias else 0
-        layer += 2 * self.mlp_width + self.width if self.mlp_bias else 0
-        embeddings = self.vocab_size * self.width * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.width
+    def feed_forward(self) -> str:
+        """Name in ``feed_forward.FEED_FORWARD``."""
+        return "gated"

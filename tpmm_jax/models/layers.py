@@ -1,4 +1,4 @@
-"""Pieces of a transformer layer: norms, rotary embedding, attention, gated MLP."""
+"""Pieces of a transformer layer: norms, rotary embedding, attention."""
 
 import math
 import re
@@ -265,47 +265,3 @@ def attend(
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     """cap * tanh(x / cap), or x itself (2408.00118)."""
     return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-class GatedMLP(nn.Module):
-    """down(activation(gate(x)) * up(x)) (2002.05202)."""
-
-    config: ModelConfig
-    dtype: Any
-    mesh: Mesh | None
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        D, F = self.config.width, self.config.mlp_width
-        w_gate = self.param("gate", scaled_normal(D, (FSDP, TENSOR)), (D, F))
-        w_up = self.param("up", scaled_normal(D, (FSDP, TENSOR)), (D, F))
-        w_down = self.param("down", scaled_normal(F, (TENSOR, FSDP)), (F, D))
-        b_gate: Any = None
-        b_up: Any = None
-        b_down: Any = None
-        if self.config.mlp_bias:
-            b_gate = self.param("gate_bias", zeros((TENSOR,)), (F,))
-            b_up = self.param("up_bias", zeros((TENSOR,)), (F,))
-            b_down = self.param("down_bias", zeros((None,)), (D,))
-        gate = project(
-            self, "gate", "BTD,DF->BTF", x_BTD, w_gate, dtype=self.dtype, bias=b_gate
-        )
-        up = project(
-            self, "up", "BTD,DF->BTF", x_BTD, w_up, dtype=self.dtype, bias=b_up
-        )
-        hidden = constrain(
-            ACTIVATIONS[self.config.activation](gate) * up,
-            self.mesh,
-            BATCH,
-            None,
-            TENSOR,
-        )
-        return project(
-            self, "down", "BTF,FD->BTD", hidden, w_down, dtype=self.dtype, bias=b_down
-        )
-
-
-ACTIVATIONS = {
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "silu": jax.nn.silu,
-}

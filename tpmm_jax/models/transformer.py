@@ -1,6 +1,6 @@
 """The decoder: embedding, a scan over layers, final norm; with or without a cache."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
 from tpmm_jax.models.config import ModelConfig
+from tpmm_jax.models.feed_forward import FEED_FORWARD, Aux
 from tpmm_jax.models.layers import (
     Attention,
     Cache,
-    GatedMLP,
     PerLayer,
     RMSNorm,
     per_layer,
@@ -36,7 +36,7 @@ class Block(nn.Module):
         queries: Sequences,
         keys: Sequences,
         slot: jax.Array | None,
-    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+    ) -> tuple[tuple[jax.Array, Cache | None], Aux]:
         x_BTD, cache = carry
         c = self.config
         allowed_BTS = may_attend(queries, keys, layer.reach)
@@ -48,11 +48,12 @@ class Block(nn.Module):
             h = self._norm("attention_post_norm", h)
         x_BTD = x_BTD + h
         h = self._norm("mlp_norm", x_BTD)
-        h = GatedMLP(c, self.dtype, self.mesh, name="mlp")(h)
+        feed_forward = FEED_FORWARD[c.feed_forward]
+        h, aux = feed_forward(c, self.dtype, self.mesh, name="mlp")(h)
         if c.post_norms:
             h = self._norm("mlp_post_norm", h)
         x_BTD = x_BTD + h
-        return (constrain(x_BTD, self.mesh, BATCH), cache), None
+        return (constrain(x_BTD, self.mesh, BATCH), cache), aux
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)(x)
@@ -82,8 +83,23 @@ def _look_up_backward(tokens_BT: jax.Array, gradients: Any) -> Any:
 look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
+class Forward(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+      hidden: final hidden states [B, T, D], after the last norm, in compute_dtype.
+      head: output embedding [V, D]. Where embeddings are tied, a loss that takes it
+        from here halves the memory of their gradient.
+      aux: what each layer reports beside its output, by name, [L, ...] each.
+    """
+
+    hidden: jax.Array
+    head: jax.Array
+    aux: Aux
+
+
 class Transformer(nn.Module):
-    """Token ids to final hidden states, the output embedding, and the new cache."""
+    """Sequences to final hidden states."""
 
     config: ModelConfig
     dtype: Any
@@ -97,8 +113,8 @@ class Transformer(nn.Module):
         slots: Sequences | None = None,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, Cache | None]:
-        """Runs all layers.
+    ) -> tuple[Forward, Cache | None]:
+        """Runs all layers; returns what they make of the tokens, and the new cache.
 
         Args:
           slots: what the cache holds, these tokens included; None: no cache.
@@ -125,6 +141,8 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: None},
         )(c, self.dtype, self.mesh, name="layers")
         keys = sequences if slots is None else slots
-        (x_BTD, cache), _ = layers((x_BTD, cache), per_layer(c), sequences, keys, slot)
+        (x_BTD, cache), aux = layers(
+            (x_BTD, cache), per_layer(c), sequences, keys, slot
+        )
         x_BTD = RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x_BTD)
-        return x_BTD, head_VD, cache
+        return Forward(x_BTD, head_VD, aux), cache

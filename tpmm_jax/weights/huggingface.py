@@ -1,5 +1,6 @@
 """Hugging Face directories: safetensors in and out, one tensor at a time."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.models.lora import get, put
 from tpmm_jax.weights.names import Name, names
 
 # Tensors that some checkpoints carry and no model needs.
@@ -120,22 +122,14 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     target = decoder.abstract_params(dtype)
     params: Params = {}
     for name in table:
-        node, leaf = params, target
-        for key in name.path[:-1]:
-            node = node.setdefault(key, {})
-        for key in name.path:
-            leaf = leaf[key]
-        node[name.path[-1]] = _read_leaf(source, name, leaf, config)
+        leaf = get(target, name.path)
+        put(params, name.path, _read_leaf(source, name, leaf, config))
     return params
 
 
 def check_names(source: TensorSource, table: list[Name], config: ModelConfig) -> None:
     """Raises BadInput unless the checkpoint holds exactly what the model needs."""
-    wanted = {
-        name.theirs.format(layer)
-        for name in table
-        for layer in range(config.num_layers if name.stacked else 1)
-    }
+    wanted = {tensor for name in table for _, tensor in name.tensors(config)}
     found = {name for name in source.names() if not name.endswith(DERIVED)}
     if config.tie_embeddings:
         found.discard(HEAD)
@@ -167,46 +161,49 @@ def _check_tied_head(source: TensorSource, config: ModelConfig) -> None:
 def _read_leaf(
     source: TensorSource, name: Name, leaf: Any, config: ModelConfig
 ) -> jax.Array:
-    shape = leaf.shape[1:] if name.stacked else leaf.shape
+    """Returns a parameter, read one tensor after the other into each shard."""
+    lead = len(name.axes)
 
-    wanted = name.to_theirs(np.empty(shape, np.bool_), config).shape
-
-    def one(theirs: str) -> np.ndarray:
-        tensor = source.tensor(theirs)
-        # Checked before the reshape, which a transposed tensor would survive.
-        if tensor.shape != wanted:
-            raise BadInput(
-                f"{theirs} has shape {tensor.shape}; config.json asks for {wanted}"
-            )
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise BadInput(
-                f"{theirs} holds {tensor.dtype}; wanted floating-point weights "
-                "(quantised checkpoints are not read)"
-            )
-        return name.to_ours(tensor, config)
-
-    def part(theirs: str, index: Index) -> np.ndarray:
-        block = one(theirs)[index].astype(leaf.dtype, order="C", copy=False)
-        if not np.isfinite(block).all():
-            raise BadInput(
-                f"{theirs} has numbers that are infinite or no numbers; "
-                "the training that wrote it went wrong: take an earlier checkpoint"
-            )
-        return block
-
-    def shard(index: Index) -> np.ndarray:
-        if not name.stacked:
-            return part(name.theirs, index)
-        layers = range(*index[0].indices(leaf.shape[0]))
-        sizes = [len(range(*s.indices(n))) for s, n in zip(index, leaf.shape)]
-        out = np.empty(sizes, leaf.dtype)
-        for i, layer in enumerate(layers):
-            out[i] = part(name.theirs.format(layer), index[1:])
-        return out
+    def read_shard(index: Index) -> np.ndarray:
+        places = [range(*s.indices(n)) for s, n in zip(index, leaf.shape)]
+        shard = np.empty([len(x) for x in places], leaf.dtype)
+        # Where a tensor belongs in the shard, and which one it is.
+        slots = np.ndindex(*shard.shape[:lead])
+        for slot, place in zip(slots, itertools.product(*places[:lead])):
+            theirs = name.tensor(*place)
+            tensor = _checked(source.tensor(theirs), theirs, name, leaf, config)
+            shard[slot] = name.to_ours(tensor, config)[index[lead:]]
+            if not np.isfinite(shard[slot]).all():
+                raise BadInput(
+                    f"{theirs} has weights that are NaN or infinite; the training that "
+                    "wrote it went wrong: take an earlier checkpoint"
+                )
+        return shard
 
     if leaf.sharding is None:
-        return jnp.asarray(shard(tuple(slice(None) for _ in leaf.shape)))
-    return _put_shards(leaf, shard)
+        return jnp.asarray(read_shard(tuple(slice(None) for _ in leaf.shape)))
+    return _put_shards(leaf, read_shard)
+
+
+def _checked(
+    tensor: np.ndarray, theirs: str, name: Name, leaf: Any, config: ModelConfig
+) -> np.ndarray:
+    """Returns a tensor as it is; raises BadInput for another shape or kind of number.
+
+    Checked before the reshape, which a transposed tensor would survive.
+    """
+    ours = np.empty(leaf.shape[len(name.axes) :], np.bool_)
+    wanted = name.to_theirs(ours, config).shape
+    if tensor.shape != wanted:
+        raise BadInput(
+            f"{theirs} has shape {tensor.shape}; config.json asks for {wanted}"
+        )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise BadInput(
+            f"{theirs} holds {tensor.dtype}; wanted floating-point weights "
+            "(quantised checkpoints are not read)"
+        )
+    return tensor
 
 
 def _put_shards(leaf: Any, shard: Callable[[Index], np.ndarray]) -> jax.Array:
@@ -232,15 +229,11 @@ def _put_shards(leaf: Any, shard: Callable[[Index], np.ndarray]) -> jax.Array:
 def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Yields Hugging Face names and tensors, fetched from the devices one by one."""
     for name in names(config):
-        leaf: Any = params
-        for key in name.path:
-            leaf = leaf[key]
-        if not name.stacked:
-            yield name.theirs, name.to_theirs(np.asarray(leaf), config)
-            continue
-        for layer in range(config.num_layers):
-            tensor = name.to_theirs(np.asarray(leaf[layer]), config)
-            yield name.theirs.format(layer), tensor
+        leaf = get(params, name.path)
+        for index, theirs in name.tensors(config):
+            # An empty index would copy the leaf on its device.
+            part = np.asarray(leaf[index] if index else leaf)
+            yield theirs, name.to_theirs(part, config)
 
 
 def write_params(

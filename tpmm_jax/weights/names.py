@@ -1,10 +1,11 @@
 """One table of names: our parameters and Hugging Face's tensors, and their layouts.
 
 Ours are stacked over layers and shaped by meaning ([L, D, H, E]); theirs are
-one matrix a layer, [out, in].
+one matrix per layer, [out, in].
 """
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,12 @@ Reshape = Callable[[np.ndarray, ModelConfig], np.ndarray]
 
 @dataclass(frozen=True)
 class Name:
-    """A parameter: its path, its tensor's name ({} is the layer), both layouts."""
+    """A parameter: its path, the names of its tensors, both layouts.
+
+    Attributes:
+      theirs: a tensor's name; {layer} and {expert} stand for the axes, in this order,
+        that ours has in front of theirs.
+    """
 
     path: tuple[str, ...]
     theirs: str
@@ -24,8 +30,19 @@ class Name:
     to_theirs: Reshape
 
     @property
-    def stacked(self) -> bool:
-        return "{}" in self.theirs
+    def axes(self) -> list[str]:
+        """The leading axes of ours that theirs is split over."""
+        return [x for _, x, _, _ in string.Formatter().parse(self.theirs) if x]
+
+    def tensor(self, *index: int) -> str:
+        """Returns the name of the tensor that holds ours[index]."""
+        return self.theirs.format(**dict(zip(self.axes, index, strict=True)))
+
+    def tensors(self, config: ModelConfig) -> Iterator[tuple[tuple[int, ...], str]]:
+        """Yields each index into the leading axes and its tensor's name."""
+        sizes = {"layer": config.num_layers}
+        for index in np.ndindex(*(sizes[axis] for axis in self.axes)):
+            yield index, self.tensor(*index)
 
 
 def _keep(x: np.ndarray, c: ModelConfig) -> np.ndarray:
@@ -68,10 +85,10 @@ def names(config: ModelConfig) -> list[Name]:
     ]
     if not config.tie_embeddings:
         table.append(Name(("head",), "lm_head.weight", _keep, _keep))
-    return table + _attention(config) + _mlp(config) + _norms(config)
+    return table + _attention(config) + _gated(config) + _norms(config)
 
 
-LAYER = "model.layers.{}."
+LAYER = "model.layers.{layer}."
 
 
 def _attention(config: ModelConfig) -> list[Name]:
@@ -95,7 +112,7 @@ def _attention(config: ModelConfig) -> list[Name]:
     return table
 
 
-def _mlp(config: ModelConfig) -> list[Name]:
+def _gated(config: ModelConfig) -> list[Name]:
     table = []
     for part in ("gate", "up", "down"):
         path, theirs = ("layers", "mlp", part), f"{LAYER}mlp.{part}_proj"

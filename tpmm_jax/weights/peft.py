@@ -154,7 +154,7 @@ def _fill(into: np.ndarray, tensor: np.ndarray, part: str, name: str) -> None:
     into[...] = tensor.astype(np.float32).T.reshape(into.shape)
     if not np.isfinite(into).all():
         raise BadInput(
-            f"{name} has numbers that are infinite or no numbers; the training that "
+            f"{name} has weights that are NaN or infinite; the training that "
             "wrote it went wrong: take an earlier checkpoint"
         )
 
@@ -197,15 +197,14 @@ def write_adapters(
       content: of ``adapter_config``.
     """
     directory = pathlib.Path(directory)
-    table = {name.path: name.theirs for name in names(config)}
+    table = {name.path: name for name in names(config)}
     tensors: dict[str, np.ndarray] = {}
     for target, pair in placed(adapters):
         a, b = np.asarray(pair["a"], np.float32), np.asarray(pair["b"], np.float32)
-        module = PREFIX + table[target.path].removesuffix(".weight")
-        for layer in range(config.num_layers):
+        for index, theirs in table[target.path].tensors(config):
             rank = b.shape[1]
-            a_layer, b_layer = a[layer].reshape(-1, rank), b[layer].reshape(rank, -1)
-            name = module.format(layer)
+            a_layer, b_layer = a[index].reshape(-1, rank), b[index].reshape(rank, -1)
+            name = PREFIX + theirs.removesuffix(".weight")
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a_layer.T)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b_layer.T)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})

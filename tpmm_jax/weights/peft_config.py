@@ -95,11 +95,11 @@ def _alpha(value: Any, name: str, path: str) -> float:
 
 def modules(config: ModelConfig) -> dict[str, tuple[str, int]]:
     """Returns "model.layers.0.self_attn.q_proj" -> ("q_proj", 0) of every target."""
-    table = {name.path: name.theirs for name in names(config)}
+    table = {name.path: name for name in names(config)}
     return {
-        table[target.path].format(layer).removesuffix(".weight"): (short, layer)
+        tensor.removesuffix(".weight"): (short, layer)
         for short, target in TARGETS.items()
-        for layer in range(config.num_layers)
+        for (layer,), tensor in table[target.path].tensors(config)
     }
 
 
