@@ -87,38 +87,38 @@ def _rope(
     if not is_positive(theta):
         problems.append(f"{what}: rope_theta = {theta!r}: wanted a positive number")
         theta = 1.0
-    theta = float(theta)
-    old = scaling.pop("type", None)
-    kind = scaling.pop("rope_type", None) or old or "default"
+    older = scaling.pop("type", None)
+    kind = scaling.pop("rope_type", None) or older or "default"
     if scaling.pop("partial_rotary_factor", 1) != 1:
         problems.append(f"{what}: partial_rotary_factor other than 1 is not supported")
     if kind == "llama3" and is_positive(hf.get("max_position_embeddings")):
         scaling.setdefault(
             "original_max_position_embeddings", hf["max_position_embeddings"]
         )
+    problem = _scaling_problem(kind, scaling)
+    if problem is not None:
+        problems.append(f"{what} of type {kind!r} with {problem}")
+        return RopeConfig(theta=float(theta))
+    values = {ours: scaling[theirs] for theirs, ours in SCALINGS[kind].items()}
+    values["scaling"] = "none" if kind == "default" else kind
+    return RopeConfig(theta=float(theta), **values)
+
+
+def _scaling_problem(kind: Any, scaling: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with the fields of a scaling of some kind, if anything."""
     names = SCALINGS.get(kind) if isinstance(kind, str) else None
     if names is None or set(scaling) != set(names):
         wanted = "; ".join(f"{kind!r} with {list(x)}" for kind, x in SCALINGS.items())
-        problems.append(
-            f"{what} of type {kind!r} with {sorted(scaling)} is not supported (only "
-            f"{wanted})"
-        )
-        return RopeConfig(theta=theta)
+        return f"{sorted(scaling)} is not supported (only {wanted})"
     wrong = {name: x for name, x in scaling.items() if not is_positive(x)}
     if wrong:
-        problems.append(f"{what} of type {kind!r} with {wrong}: wanted numbers > 0")
-        return RopeConfig(theta=theta)
-    if kind == "default":
-        return RopeConfig(theta=theta)
+        return f"{wrong}: wanted numbers > 0"
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-        problems.append(
-            f"{what} of type 'llama3' with low_freq_factor = "
-            f"{scaling['low_freq_factor']}: wanted less than high_freq_factor = "
-            f"{scaling['high_freq_factor']}"
+        return (
+            f"low_freq_factor = {scaling['low_freq_factor']}: wanted less than "
+            f"high_freq_factor = {scaling['high_freq_factor']}"
         )
-        return RopeConfig(theta=theta)
-    values: dict[str, Any] = {ours: scaling[x] for x, ours in names.items()}
-    return RopeConfig(theta=theta, **values | {"scaling": kind})
+    return None
 
 
 def write_ropes(config: ModelConfig) -> dict[str, Any]:
