@@ -1,9 +1,14 @@
 """Token log-probabilities from hidden states; [B, T, V] never exists.
 
-The vocabulary is walked in blocks: the head's product, a running log-sum-exp and,
-backward, the gradients of one block at a time, in float32. The backward pass
-recomputes a block's logits from the saved log-sum-exp. Blocks are of the vocabulary
-and not of positions, so that each row of the head's gradient is written once.
+With the logits z_v = cap(h . w_v) of a position and y the token that comes next,
+
+    log p(y) = z_y - lse,    lse = log sum_v exp z_v
+    d log p(y) / d (h . w_v) = ([v = y] - exp(z_v - lse)) (1 - (z_v / cap)^2)
+
+The vocabulary is walked in blocks, in float32. The forward pass keeps running sums;
+the backward pass computes a block's logits again, with the forward pass's lse. Blocks
+are of the vocabulary and not of positions, so that each row of the head's gradient is
+written once.
 """
 
 import functools
@@ -18,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
 from tpmm_jax.models import Adapted, Decoder, Sequences, soft_cap
-from tpmm_jax.models.layers import matmul_precision
+from tpmm_jax.models.layers import einsum
 
 # Size of one block of float32 logits on a device. Larger blocks are faster on
 # accelerators, smaller ones leaner.
@@ -72,11 +77,7 @@ def log_probs_and_mass(
     )
     here_BT, next_BT = segments_BT[:, :-1], segments_BT[:, 1:]
     real_BT = (here_BT == next_BT) & (next_BT > 0)
-    logp_BT, mass_BT = (
-        None if x is None else jnp.where(real_BT, x, 0.0) for x in found
-    )
-    assert logp_BT is not None
-    return logp_BT, mass_BT
+    return jax.tree.map(lambda x: jnp.where(real_BT, x, 0.0), found)
 
 
 def sequence_log_probs(
@@ -132,13 +133,7 @@ class _Blocks(NamedTuple):
 
     def logits(self, hidden_BTD: jax.Array, block_CVD: jax.Array) -> jax.Array:
         """Returns the block's logits [B, T, C, V], float32."""
-        logits = jnp.einsum(
-            "BTD,CVD->BTCV",
-            hidden_BTD.astype(self.dtype),
-            block_CVD.astype(self.dtype),
-            precision=matmul_precision(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits = einsum("BTD,CVD->BTCV", hidden_BTD, block_CVD, dtype=self.dtype)
         logits = constrain(logits, self.mesh, BATCH, None, TENSOR)
         return soft_cap(logits, self.softcap)
 
@@ -181,92 +176,126 @@ def chunked_log_probs(
         rows,
         mass,
     )
-    logp_BT, *masses = _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
-    return logp_BT, jax.lax.stop_gradient(masses[0]) if masses else None
+    logp_BT, mass_BT = _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
+    return logp_BT, None if mass_BT is None else jax.lax.stop_gradient(mass_BT)
+
+
+class _Sums(NamedTuple):
+    """Sums over the vocabulary's blocks so far, [B, T] each.
+
+    Attributes:
+      top: the largest logit z.
+      powers: of exp(z - top).
+      squares: of exp(z - top)^2; None: not asked for.
+      target: the target's logit, 0 before its block.
+    """
+
+    top: jax.Array
+    powers: jax.Array
+    squares: jax.Array | None
+    target: jax.Array
+
+    def add(self, logits: jax.Array, hit: jax.Array) -> "_Sums":
+        """Adds a block of logits [B, T, C, V]; ``hit`` is true at the targets."""
+        top = jnp.maximum(self.top, jnp.max(logits, axis=(-2, -1)))
+        shrink = jnp.exp(self.top - top)
+        powers = jnp.exp(logits - top[..., None, None])
+        squares = self.squares
+        if squares is not None:
+            squares = squares * shrink**2 + jnp.sum(powers**2, axis=(-2, -1))
+        return _Sums(
+            top,
+            self.powers * shrink + jnp.sum(powers, axis=(-2, -1)),
+            squares,
+            self.target + jnp.sum(jnp.where(hit, logits, 0.0), axis=(-2, -1)),
+        )
+
+
+# log p and log sum_v p(v)^2, if that is asked for.
+_Found = tuple[jax.Array, jax.Array | None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _blockwise(
     blocks: _Blocks, hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array
-) -> tuple[jax.Array, ...]:
+) -> _Found:
     return _forward(blocks, hidden_BTD, head_VD, targets_BT)[0]
 
 
 def _forward(
     blocks: _Blocks, hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array
-) -> tuple[tuple[jax.Array, ...], Any]:
+) -> tuple[_Found, Any]:
     head_CVD = blocks.split(head_VD)
 
-    def one(block: jax.Array, carry: tuple) -> tuple:
-        top_BT, sum_BT, picked_BT, *squares = carry
+    def add_block(block: jax.Array, sums: _Sums) -> _Sums:
         logits = blocks.logits(hidden_BTD, blocks.take(head_CVD, block))
         ids_CV, new_V = blocks.ids_and_new(block)
-        logits = jnp.where(new_V, logits, -jnp.inf)
         # Compared, not gathered, so that the vocabulary may be sharded.
-        hit = targets_BT[..., None, None] == ids_CV
-        picked_BT += jnp.sum(jnp.where(hit & new_V, logits, 0.0), axis=(-2, -1))
-        higher_BT = jnp.maximum(top_BT, jnp.max(logits, axis=(-2, -1)))
-        shrink_BT = jnp.exp(top_BT - higher_BT)
-        powers = jnp.exp(logits - higher_BT[..., None, None])
-        sum_BT = sum_BT * shrink_BT + jnp.sum(powers, axis=(-2, -1))
-        squares = [
-            x * shrink_BT**2 + jnp.sum(powers**2, axis=(-2, -1)) for x in squares
-        ]
-        return higher_BT, sum_BT, picked_BT, *squares
+        hit = (targets_BT[..., None, None] == ids_CV) & new_V
+        return sums.add(jnp.where(new_V, logits, -jnp.inf), hit)
 
     zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
-    squares = (zeros_BT,) if blocks.mass else ()
-    start = (jnp.full_like(zeros_BT, -jnp.inf), zeros_BT, zeros_BT, *squares)
-    found = jax.lax.fori_loop(0, blocks.number, one, start)
-    top_BT, sum_BT, picked_BT, *squares = found  # type: ignore[assignment]
-    lse_BT = top_BT + jnp.log(sum_BT)
-    # Relative to the largest probability 1 / sum: no square underflows.
-    masses = [jnp.log(x) - 2 * jnp.log(sum_BT) for x in squares]
+    start = _Sums(
+        jnp.full_like(zeros_BT, -jnp.inf),
+        zeros_BT,
+        zeros_BT if blocks.mass else None,
+        zeros_BT,
+    )
+    sums = jax.lax.fori_loop(0, blocks.number, add_block, start)
+    log_powers_BT = jnp.log(sums.powers)
+    lse_BT = sums.top + log_powers_BT
+    mass_BT = None
+    if sums.squares is not None:
+        # Relative to the largest probability 1 / powers: no square underflows.
+        mass_BT = jnp.log(sums.squares) - 2 * log_powers_BT
     saved = (hidden_BTD, head_VD, targets_BT, lse_BT)
-    return (picked_BT - lse_BT, *masses), saved
+    return (sums.target - lse_BT, mass_BT), saved
+
+
+def _logit_gradient(
+    blocks: _Blocks,
+    logits: jax.Array,
+    hit: jax.Array,
+    lse_BT: jax.Array,
+    grad_BT: jax.Array,
+) -> jax.Array:
+    """Returns the gradient of a block's h . w_v [B, T, C, V] from log p's."""
+    gradient = hit.astype(jnp.float32) - jnp.exp(logits - lse_BT[..., None, None])
+    gradient *= grad_BT[..., None, None]
+    if blocks.softcap is not None:
+        gradient *= 1.0 - (logits / blocks.softcap) ** 2
+    return gradient
 
 
 def _backward(
-    blocks: _Blocks, saved: Any, grads: tuple[jax.Array, ...]
+    blocks: _Blocks, saved: Any, gradients: _Found
 ) -> tuple[jax.Array, jax.Array, None]:
-    grad_BT = grads[0]
     hidden_BTD, head_VD, targets_BT, lse_BT = saved
     head_CVD, dtype = blocks.split(head_VD), blocks.dtype
-    product = functools.partial(
-        jnp.einsum,
-        precision=matmul_precision(dtype),
-        preferred_element_type=jnp.float32,
-    )
 
-    def one(block: jax.Array, carry: tuple) -> tuple:
+    def add_block(block: jax.Array, carry: tuple) -> tuple:
         d_hidden_BTD, d_head_CVD = carry
         block_CVD = blocks.take(head_CVD, block)
         logits = blocks.logits(hidden_BTD, block_CVD)
         ids_CV, new_V = blocks.ids_and_new(block)
-        hit = (targets_BT[..., None, None] == ids_CV).astype(jnp.float32)
-        d_logits = hit - jnp.exp(logits - lse_BT[..., None, None])
-        d_logits *= grad_BT[..., None, None]
-        if blocks.softcap is not None:
-            d_logits *= 1.0 - (logits / blocks.softcap) ** 2
-        d_block_CVD = product(
-            "BTCV,BTD->CVD", d_logits.astype(dtype), hidden_BTD.astype(dtype)
-        )
+        hit = targets_BT[..., None, None] == ids_CV
+        d_logits = _logit_gradient(blocks, logits, hit, lse_BT, gradients[0])
         # A row that was seen before gets the same gradient once more.
         d_head_CVD = jax.lax.dynamic_update_slice_in_dim(
-            d_head_CVD, d_block_CVD, blocks.start(block), axis=1
+            d_head_CVD,
+            einsum("BTCV,BTD->CVD", d_logits, hidden_BTD, dtype=dtype),
+            blocks.start(block),
+            axis=1,
         )
-        d_hidden_BTD += product(
-            "BTCV,CVD->BTD",
-            jnp.where(new_V, d_logits, 0.0).astype(dtype),
-            block_CVD.astype(dtype),
-        )
+        d_logits = jnp.where(new_V, d_logits, 0.0)
+        d_hidden_BTD += einsum("BTCV,CVD->BTD", d_logits, block_CVD, dtype=dtype)
         return d_hidden_BTD, d_head_CVD
 
     start = (
         jnp.zeros(hidden_BTD.shape, jnp.float32),
         blocks.split(jnp.zeros(head_VD.shape, jnp.float32)),
     )
-    d_hidden_BTD, d_head_CVD = jax.lax.fori_loop(0, blocks.number, one, start)
+    d_hidden_BTD, d_head_CVD = jax.lax.fori_loop(0, blocks.number, add_block, start)
     d_head_VD = d_head_CVD.reshape(head_VD.shape).astype(head_VD.dtype)
     return d_hidden_BTD.astype(hidden_BTD.dtype), d_head_VD, None
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
 from tpmm_jax.models.config import ModelConfig, RopeConfig
-from tpmm_jax.models.layers import Cache, matmul_precision, soft_cap
+from tpmm_jax.models.layers import Cache, einsum, soft_cap
 from tpmm_jax.models.lora import Adapted, LoraConfig, abstract_adapters, variables
 from tpmm_jax.models.sequences import Sequences, from_mask
 from tpmm_jax.models.transformer import Forward, Transformer
@@ -128,13 +128,8 @@ class Decoder:
         self, params: Params, hidden: Float[Array, "B T D"]
     ) -> Float[Array, "B T V"]:
         """Returns float32 logits, soft-capped where the family does so."""
-        dtype = self.compute_dtype
-        logits = jnp.einsum(
-            "BTD,VD->BTV",
-            hidden.astype(dtype),
-            self.head(params).astype(dtype),
-            precision=matmul_precision(dtype),
-            preferred_element_type=jnp.float32,
+        logits = einsum(
+            "BTD,VD->BTV", hidden, self.head(params), dtype=self.compute_dtype
         )
         logits = constrain(logits, self.mesh, BATCH, None, TENSOR)
         return soft_cap(logits, self.config.final_softcap)

@@ -37,26 +37,16 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 EVERYTHING = int(jnp.iinfo(jnp.int32).max)
 
 
-def matmul_precision(dtype: Any) -> jax.lax.Precision | None:
-    """float32 means float32 on every backend (TPU and GPU default to less)."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
-
-
-def einsum(
-    equation: str, *arrays: jax.Array, dtype: Any, bias: jax.Array | None = None
-) -> jax.Array:
-    """``jnp.einsum`` in ``dtype``, accumulated in float32, and a bias."""
-    arrays = tuple(x.astype(dtype) for x in arrays)
-    product = jnp.einsum(
+def einsum(equation: str, *arrays: jax.Array, dtype: Any) -> jax.Array:
+    """``jnp.einsum`` of arrays in ``dtype``, accumulated and returned in float32."""
+    # float32 means float32 on every backend (TPU and GPU default to less).
+    exact = jnp.dtype(dtype) == jnp.float32
+    return jnp.einsum(
         equation,
-        *arrays,
-        precision=matmul_precision(dtype),
+        *(x.astype(dtype) for x in arrays),
+        precision=jax.lax.Precision.HIGHEST if exact else None,
         preferred_element_type=jnp.float32,
     )
-    if bias is not None:
-        # Rounded as the weights are: for_decoding may have cast it before.
-        product += bias.astype(dtype).astype(jnp.float32)
-    return product.astype(dtype)
 
 
 def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> jax.Array:
@@ -143,7 +133,11 @@ def project(
     dtype: Any,
 ) -> jax.Array:
     """x w + bias, and what the layer's adapter of that name adds: (drop(x) A) B."""
-    out = einsum(equation, x, w, dtype=dtype, bias=bias)
+    out = einsum(equation, x, w, dtype=dtype)
+    if bias is not None:
+        # Rounded as the weights are: for_decoding may have cast it before.
+        out += bias.astype(dtype).astype(jnp.float32)
+    out = out.astype(dtype)
     if not layer.has_variable("lora", name):
         return out
     adapter: Any = layer.get_variable("lora", name)
@@ -152,7 +146,8 @@ def project(
     x_axes, _, out_axes = re.split(",|->", equation)
     inputs, outputs = x_axes[2:], out_axes[2:]
     low = einsum(f"{x_axes},{inputs}Z->BTZ", x, adapter["a"], dtype=dtype)
-    return out + einsum(f"BTZ,Z{outputs}->{out_axes}", low, adapter["b"], dtype=dtype)
+    low = einsum(f"BTZ,Z{outputs}->{out_axes}", low, adapter["b"], dtype=dtype)
+    return out + low.astype(dtype)
 
 
 class Attention(nn.Module):
@@ -246,20 +241,14 @@ def attend(
     B, T, H, E = q_BTHE.shape
     G = k_BSGE.shape[2]
     q_BTGME = q_BTHE.reshape(B, T, G, H // G, E)
-    scores = jnp.einsum(
-        "BTGME,BSGE->BGMTS",
-        q_BTGME,
-        k_BSGE,
-        precision=matmul_precision(dtype),
-        preferred_element_type=jnp.float32,
-    )
+    scores = einsum("BTGME,BSGE->BGMTS", q_BTGME, k_BSGE, dtype=dtype)
     scores *= (config.query_pre_attn_scalar or E) ** -0.5
     scores = soft_cap(scores, config.attention_softcap)
     # Masked after the cap, which would bring MASKED back to -cap.
     scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     out = einsum("BGMTS,BSGE->BTGME", weights, v_BSGE, dtype=dtype)
-    return out.reshape(B, T, H, E)
+    return out.reshape(B, T, H, E).astype(dtype)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
