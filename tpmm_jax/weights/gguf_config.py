@@ -162,7 +162,7 @@ class Metadata:
     def model_type(self) -> str:
         """Hugging Face's name of the family."""
         windowed = self.architecture.windowed_type
-        if windowed is not None and self.shape(WINDOW):
+        if windowed is not None and self.field(WINDOW):
             return windowed
         return self.architecture.model_type
 
@@ -170,14 +170,14 @@ class Metadata:
     def family(self) -> Family:
         return FAMILIES[self.model_type]
 
-    def shape(self, name: str, default: Any = None) -> Any:
-        """A field that shapes the model; a float32 as its shortest decimal."""
+    def field(self, name: str, default: Any = None) -> Any:
+        """Returns a field that shapes the model; a float32 as its shortest decimal."""
         value = self.values.get(f"{self.name}.{name}", default)
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A positive whole number that shapes the model."""
-        value = self.shape(name, default)
+        """Returns a positive whole number that shapes the model."""
+        value = self.field(name, default)
         if not isinstance(value, int) or value < 1:
             raise BadInput(
                 f"{self.origin}: {self.name}.{name} is {value!r}; wanted one positive "
@@ -207,15 +207,14 @@ def make_config_json(
     heads = metadata.count("attention.head_count")
     width = metadata.count("embedding_length")
     head_dim = _head_dim(metadata, width, heads)
-    theta = metadata.shape("rope.freq_base", 10000.0)
-    epsilon = metadata.shape("attention.layer_norm_rms_epsilon")
+    theta = metadata.field("rope.freq_base", 10000.0)
+    epsilon = metadata.field("attention.layer_norm_rms_epsilon")
     if epsilon is None:
         raise BadInput(
             f"{metadata.origin} lacks {metadata.name}.attention.layer_norm_rms_epsilon"
         )
     family = metadata.family
     activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    biases = [name for name in tensors if name.endswith(".bias")]
     config: dict[str, Any] = {
         "model_type": metadata.model_type,
         "architectures": [family.architecture],
@@ -233,20 +232,32 @@ def make_config_json(
         "tie_word_embeddings": "lm_head.weight" not in tensors,
         "hidden_act": activations[family.activation],
     }
-    optional = {
+    config |= _family_fields(metadata, tensors, config)
+    return config | _special_ids(metadata.values)
+
+
+def _family_fields(
+    metadata: Metadata, tensors: Collection[str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the fields that this family reads and some others have not."""
+    biases = [name for name in tensors if name.endswith(".bias")]
+    found = {
         "attention_bias": any(".self_attn." in name for name in biases),
         "mlp_bias": any(".mlp." in name for name in biases),
-        "hidden_activation": activations[family.activation],
+        "hidden_activation": config["hidden_act"],
         **_windows(metadata),
-        **_scores(metadata, width, heads, head_dim),
+        **_scores(metadata, config),
     }
-    config |= {name: x for name, x in optional.items() if name in family.fields}
-    for ours, theirs in (("bos", "bos"), ("pad", "padding")):
-        value = metadata.values.get(f"tokenizer.ggml.{theirs}_token_id")
-        config[f"{ours}_token_id"] = value
-    ends = _ends(metadata.values)
-    config["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
-    return config
+    return {name: x for name, x in found.items() if name in metadata.family.fields}
+
+
+def _special_ids(values: Mapping[str, Any]) -> dict[str, Any]:
+    ends = _ends(values)
+    return {
+        "bos_token_id": values.get("tokenizer.ggml.bos_token_id"),
+        "pad_token_id": values.get("tokenizer.ggml.padding_token_id"),
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+    }
 
 
 def _ends(values: Mapping[str, Any]) -> list[int]:
@@ -272,7 +283,7 @@ def _windows(metadata: Metadata) -> dict[str, Any]:
     if WINDOW not in architecture.reads:
         return {}
     found: dict[str, Any] = {}
-    window = metadata.shape(WINDOW)
+    window = metadata.field(WINDOW)
     if window is not None:
         found["sliding_window"] = window or None
     elif metadata.family.local_rope is not None:
@@ -280,32 +291,32 @@ def _windows(metadata: Metadata) -> dict[str, Any]:
         found["sliding_window"] = None
     if window == 0:
         found["layer_types"] = [FULL] * num_layers
-    pattern = metadata.shape(f"{WINDOW}_pattern")
+    pattern = metadata.field(f"{WINDOW}_pattern")
     if isinstance(pattern, list):
         found["layer_types"] = [SLIDING if x else FULL for x in pattern]
     elif pattern is not None:
         found["sliding_window_pattern"] = pattern
-    local = metadata.shape("rope.freq_base_swa")
+    local = metadata.field("rope.freq_base_swa")
     if local is not None:
         found["rope_local_base_freq"] = local
     return found
 
 
-def _scores(
-    metadata: Metadata, width: int, heads: int, head_dim: int
-) -> dict[str, Any]:
+def _scores(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns config.json's fields of how scores are scaled and capped."""
-    widest = metadata.count("block_count") == metadata.architecture.widest
-    found = {"query_pre_attn_scalar": width // heads if widest else head_dim}
+    scalar = config["head_dim"]
+    if config["num_hidden_layers"] == metadata.architecture.widest:
+        scalar = config["hidden_size"] // config["num_attention_heads"]
+    found = {"query_pre_attn_scalar": scalar}
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        value = metadata.shape(name)
+        value = metadata.field(name)
         if value is not None:
             found[name] = value
     return found
 
 
 def _head_dim(metadata: Metadata, width: int, heads: int) -> int:
-    rotary = metadata.shape("rope.dimension_count")
+    rotary = metadata.field("rope.dimension_count")
     head_dim = metadata.count("attention.key_length", rotary or width // heads)
     value_dim = metadata.count("attention.value_length", head_dim)
     if rotary not in (None, head_dim) or value_dim != head_dim:
@@ -323,10 +334,10 @@ def _rope_scaling(
     divisors: Float[np.ndarray, " half"] | None,
 ) -> dict[str, Any] | None:
     """Returns config.json's rope_scaling, from metadata or from rope_freqs."""
-    factor = metadata.shape("rope.scaling.factor")
+    factor = metadata.field("rope.scaling.factor")
     # llama.cpp takes a factor without a type for a linear one.
-    kind = metadata.shape("rope.scaling.type", "linear" if factor else "none")
-    original = metadata.shape("rope.scaling.original_context_length")
+    kind = metadata.field("rope.scaling.type", "linear" if factor else "none")
+    original = metadata.field("rope.scaling.original_context_length")
     if divisors is not None:
         if kind != "none":
             raise BadInput(
