@@ -219,7 +219,7 @@ def test_what_is_not_understood_is_named(tmp_path, base, name):
         (["c_attn", "query_key_value"], "names no linear layer of a llama model"),
         (["embed_tokens"], "takes in model.embed_tokens"),
         (r".*(_proj|lm_head)", "takes in lm_head"),
-        ("(", "is no regular expression"),
+        ("(", "is not a regular expression"),
         (None, "target_modules is None; wanted a list"),
     ],
 )

@@ -23,7 +23,7 @@ class PerLayer(NamedTuple):
     Attributes:
       number: int32 [L], from 0.
       reach: how many tokens it sees, the query's own included: int32 [L].
-      inverse_E: its rotary frequencies, float32 [L, E/2], radians a position.
+      inverse_E: its rotary frequencies, float32 [L, E/2], radians per position.
     """
 
     number: jax.Array
@@ -50,7 +50,7 @@ def einsum(equation: str, *arrays: jax.Array, dtype: Any) -> jax.Array:
 
 
 def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> jax.Array:
-    """Returns float32 [E/2], radians a position.
+    """Returns float32 [E/2], radians per position.
 
     Source: RoFormer (2104.09864) eq. 15; "linear": position interpolation
     (2306.15595) eq. 4; "llama3" as published with Llama 3.1:

@@ -112,7 +112,7 @@ def targets(config: LoraConfig, name: str = "model.lora") -> dict[str, Target]:
     for part in wanted:
         if part not in TARGETS:
             raise BadInput(
-                f"{name}.targets: {part!r} is no matrix that can be adapted"
+                f"{name}.targets: {part!r} is not a matrix that can be adapted"
                 + nearest(part, [ALL_LINEAR, *TARGETS])
             )
     return {part: TARGETS[part] for part in TARGETS if part in wanted}

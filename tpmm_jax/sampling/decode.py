@@ -1,4 +1,4 @@
-"""Sampling completions: one prefill a prompt, then a jitted while_loop.
+"""Sampling completions: one prefill per prompt, then a jitted while_loop.
 
 A completion is a function of (key, prompt's number, sample's number) and the
 model: the random key of each token is folded from those and the token's
@@ -133,7 +133,7 @@ def check_prompt(
         wanted = f"1 to {limit}" if limit > 0 else "fewer new tokens"
         raise BadInput(
             f"prompt {place} has {len(ids)} tokens; wanted {wanted} "
-            f"({decoder.config.max_positions} positions of the model less "
+            f"({decoder.config.max_positions} positions of the model minus "
             f"{config.max_new_tokens} new tokens)"
         )
 
@@ -153,10 +153,10 @@ def generate_batches(
     length: int | None = None,
     pad_id: int = 0,
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
-    """Yields (places in ``prompts``, their R completions) a batch at a time.
+    """Yields (places in ``prompts``, their R completions), batch by batch.
 
     Args:
-      prompts: token ids, at least one a prompt.
+      prompts: token ids, at least one per prompt.
       numbers: each prompt's number for its random keys; its place by default.
       length: tokens to pad prompts to; by default the longest, rounded up.
       start: place of the first prompt to sample, a multiple of batch_size.

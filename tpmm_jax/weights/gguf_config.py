@@ -118,7 +118,7 @@ class Metadata:
     """
 
     def __init__(self, values: Mapping[str, Any], origin: str) -> None:
-        """Raises BadInput for a file that is no whole model of a known kind."""
+        """Raises BadInput for a file that is not a whole model of a known kind."""
         self.values = values
         self.origin = origin
         kind = values.get("general.type", "model")

@@ -233,15 +233,15 @@ def _misfits(hf: Mapping[str, Any], family: Family, wrong: set[str]) -> list[str
     kv = heads if "num_key_value_heads" in wrong else _kv_heads(hf, family)
     if heads % kv:
         problems.append(
-            f"num_attention_heads = {heads} is no multiple of num_key_value_heads "
+            f"num_attention_heads = {heads} is not a multiple of num_key_value_heads "
             f"= {kv}" + ("" if hf.get("num_key_value_heads") else ", the default")
         )
     if {"hidden_size", "head_dim"} & wrong or (hf.get("head_dim") or family.head_dim):
         return problems
     if width % heads or width // heads % 2:
         problems.append(
-            f"hidden_size = {width} over num_attention_heads = {heads} is no even "
-            "whole number, and there is no head_dim"
+            f"hidden_size = {width} over num_attention_heads = {heads} is not "
+            "an even whole number, and there is no head_dim"
         )
     return problems
 

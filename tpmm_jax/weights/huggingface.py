@@ -93,7 +93,7 @@ def numpy_tensor(file: Any, name: str) -> np.ndarray:
     """Returns a tensor of an open safetensors file.
 
     Raises:
-      BadInput: its dtype is none that numpy has.
+      BadInput: NumPy does not have its dtype.
     """
     try:
         return file.get_tensor(name)

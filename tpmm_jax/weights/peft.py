@@ -1,6 +1,6 @@
 """PEFT directories of LoRA adapters, in and out: adapter_config.json, safetensors.
 
-Their A is [r, in] and their B [out, r], one of each a layer; see models.lora for ours.
+Their A is [r, in] and their B [out, r], one per layer; see models.lora for ours.
 """
 
 import json

@@ -109,7 +109,7 @@ def read_targets(
     """Returns the adapters by their module's name, as PEFT chooses them.
 
     Raises:
-      BadInput: none, or a module that is no linear layer.
+      BadInput: none, or a module that is not a linear layer.
     """
     usual = parse_adapter_config(fields, path)
     _check_choice(fields, path)
@@ -212,7 +212,7 @@ def _regex(pattern: str, module: str, path: str) -> re.Match[str] | None:
         return re.fullmatch(pattern, module)
     except re.error as error:
         raise BadInput(
-            f"{path}: {pattern!r} is no regular expression: {error}"
+            f"{path}: {pattern!r} is not a regular expression: {error}"
         ) from None
 
 
