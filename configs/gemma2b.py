@@ -6,9 +6,10 @@ The task is that of the DPO paper (2305.18290, section 6) with an open scorer: t
 first 32 tokens of a review are continued by 64. Weights, gradients and Adam moments
 are float32 (40 GB in all), activations bfloat16.
 
-Hardware: one node of 8 GPUs of 80 GB (mesh GPU_NODE), or a TPU pod slice such as
-v5e-64 (mesh TPU_POD). Its shapes are checked by eval_shape on 8 virtual devices
-(tests/test_configs.py). The full-size run has not been made by us: no result yet.
+Hardware: one machine with 8 GPUs of 80 GB (mesh GPU_NODE). TPU_POD is the mesh for a
+pod slice such as v5e-64, which needs several processes: not supported yet. Shapes are
+checked by eval_shape on 8 virtual devices (tests/test_configs.py). We have not run it
+at full size: there is no result yet.
 """
 
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
@@ -26,7 +27,7 @@ TPU_POD = MeshConfig(data=-1, fsdp=16, tensor=1)
 
 
 def get_config(mesh: MeshConfig = GPU_NODE) -> Config:
-    """Returns the configuration; for a pod: --set mesh.data=-1 --set mesh.fsdp=16."""
+    """Returns the configuration; TPU_POD is --set mesh.data=-1 --set mesh.fsdp=16."""
     return Config(
         iterations=4,
         model=ModelSource(

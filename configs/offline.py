@@ -3,11 +3,11 @@
     tpmm check_data pairs.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
     tpmm train --config configs/offline.py --set data.pairs=pairs.jsonl
 
-Rows hold chosen and rejected, with a prompt or without: docs/data.md. For rows of
+Rows hold chosen and rejected, with or without a prompt: docs/data.md. For rows of
 messages add --set data.chat=true. Each iteration trains on its own part of the file
 against a merge of all earlier policies; a quarter of the prompts is held out, and
 heldout/accuracy is what to watch. The model is as in configs/smollm2.py; small enough
-for two CPU cores (minutes for some hundred pairs), or any GPU.
+for two CPU cores (minutes for a few hundred pairs), or any GPU.
 """
 
 from tpmm_jax.config import Config, ModelSource

@@ -1,18 +1,18 @@
-"""Two references side by side on a small language of its own; nothing is downloaded.
+"""Two references side by side on a small made-up language; nothing is downloaded.
 
     python configs/quickstart.py        (or: make quickstart)
 
 pretrains a Gemma of 0.1 M parameters on reviews from a small grammar, then trains it
-from preferences for four iterations, once against the previous policy and once
-against the learned merge of all earlier policies. The true reward is known: the mean
-sentiment of a review's sentences (tpmm_jax.demo.toy.reward). A fifth of the labels
-are flipped on purpose. One rule alone:
+on preferences for four iterations, once against the previous policy and once against
+the learned merge of all earlier policies. The true reward is known: the mean sentiment
+of a review's sentences (tpmm_jax.demo.toy.reward). A fifth of the labels are flipped on
+purpose. To run one rule alone:
 
     python -m tpmm_jax.train --config configs/quickstart.py --workdir runs/one_rule
 
 Hardware: two CPU cores, a minute and a half. Measured there: the true reward rose from
--0.29 to 0.49 (previous) and 0.54 (learned), which one seed cannot tell apart; see
-docs/results.md.
+-0.29 to 0.43 or 0.49 (previous) and to 0.54 (learned) in two runs, which cannot rank
+the two; see docs/results.md.
 """
 
 import sys
@@ -29,8 +29,8 @@ def get_config() -> Config:
     return Config(
         iterations=4,
         model=ModelSource(source="tpmm_jax.demo.toy:build_model"),
-        # 9 + 23 = 32 tokens: pairs of every iteration have one padded length, so
-        # nothing is compiled twice.
+        # 9 + 23 = 32 tokens: pairs of every iteration have the same padded length,
+        # so nothing is compiled twice.
         data=DataConfig(prompts="tpmm_jax.demo.toy:prompts", max_prompt_length=9),
         rollout=RolloutConfig(
             prompts_per_iteration=320,
@@ -42,7 +42,7 @@ def get_config() -> Config:
         pairing=PairingConfig(flip_probability=0.2),
         reference=ReferenceConfig(rule="learned", steps=40, batch_size=64),
         train=TrainConfig(batch_size=16, learning_rate=5e-4, epochs=3),
-        # As many samples a prompt as a rollout has: one compiled sampler serves both.
+        # As many samples per prompt as in a rollout: one compiled sampler serves both.
         evaluation=EvaluationConfig(
             num_prompts=64,
             samples_per_prompt=4,

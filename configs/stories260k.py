@@ -1,18 +1,18 @@
 """A real pretrained model of 260,032 parameters that writes children's stories.
 
-    export TPMM_ASSETS=/path/to/assets     # see the README: "The stories260k model"
+    export TPMM_ASSETS=/path/to/assets     # see docs/models.md
     python -m tpmm_jax.train --config configs/stories260k.py --workdir runs/stories
 
 Each iteration samples 4 continuations of 48 tokens for 256 beginnings of 16 tokens,
 all different, which the model itself wrote. The score of a continuation is
 
-    VADER compound + clip(mean log-prob a token under theta_0, -6, -1) + 1.3
+    VADER compound + clip(mean log-prob per token under theta_0, -6, -1) + 1.3
 
 that is, cheerful but still fluent; 30 % of the labels are flipped on purpose. Each
-policy is evaluated on such beginnings and, out of domain, on unhappier ones; the share
-of different words, which labels nothing, watches for repetition.
-Hardware: two CPU cores, about a minute an iteration. What to expect, and where
-it was measured: docs/results.md. Needs the demo extra (VADER).
+policy is evaluated on such beginnings and, out of domain, on unhappier ones. The share
+of different words, a score that labels nothing, watches for repetition.
+Hardware: two CPU cores, about a minute per iteration. What to expect, and where it was
+measured: docs/results.md. Needs the demo extra (VADER).
 """
 
 import functools
@@ -58,8 +58,8 @@ def model_directory() -> str:
     path = pathlib.Path(assets or "") / "models" / "stories260k"
     if not assets or not path.is_dir():
         raise BadInput(
-            f"TPMM_ASSETS is {assets!r} and {path} is no directory; the README says "
-            "where to get the model and how to lay it out"
+            f"TPMM_ASSETS is {assets!r} and {path} is not a directory; docs/models.md "
+            "says where to get the model and how to lay it out"
         )
     return str(path)
 
@@ -79,19 +79,20 @@ def prompts() -> list[list[int]]:
     )
     eos = model.tokenizer.eos_token_id
     whole = [tuple(bos[0] + ids) for [ids] in found if eos not in ids]
-    # A small model begins alike often: none is evaluated on that was trained on.
+    # A small model often begins alike; a beginning must not be trained on twice, nor
+    # both trained and evaluated on.
     return [list(ids) for ids in dict.fromkeys(whole)]
 
 
 def elsewhere() -> list[str]:
-    """Returns beginnings of stories of another kind, as long as the others at most."""
+    """Returns beginnings of another kind of story, at most as long as the others."""
     made = [f"The {who} {did}" for did in DID for who in WHO]
     ids = theta_0().tokenizer(made)["input_ids"]
     return [text for text, row in zip(made, ids) if len(row) <= PROMPT_TOKENS]
 
 
 def variety(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.ndarray:
-    """Returns different words over words of each response: low where it repeats."""
+    """Returns each response's share of different words: low where it repeats itself."""
     words = [[text.lower().split() for text in texts] for texts in responses]
     return np.array([[len({*w}) / max(len(w), 1) for w in row] for row in words])
 

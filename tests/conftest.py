@@ -29,7 +29,34 @@ install_import_hook("tpmm_jax", "typechecker.check")
 
 import pytest  # noqa: E402
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+TESTS = pathlib.Path(__file__).parent
+FIXTURES = TESTS / "fixtures"
+# Folders and files whose tests make whole runs, or run many commands: marked "loop".
+WHOLE_RUNS = (
+    "loop",
+    "demo",
+    "report/test_page.py",
+    "store/test_kill.py",
+    "test_check_data_agrees.py",
+    "test_contract.py",
+    "test_docs_commands.py",
+    "test_evaluate_command.py",
+    "test_export_command.py",
+    "test_merge_command.py",
+    "test_sample_command.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks whole runs, and puts them first: no long file is left for the end."""
+    long = [item for item in items if _is_whole_run(item.path)]
+    for item in long:
+        item.add_marker(pytest.mark.loop)
+    items.sort(key=lambda item: not item.get_closest_marker("loop"))
+
+
+def _is_whole_run(path: pathlib.Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in WHOLE_RUNS)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """Every command that the README and docs show is run, or shown to be runnable.
 
 The commands of our own command lines and the Python examples run as they stand, one
-after the other, in a folder where tiny stand-ins have the names that the documents
-use: the configs, the hub's model, files of prompts and pairs. Commands of the shell,
-of make and of pip are compared with what they refer to.
+after the other, in one folder where tiny stand-ins have the names that the documents
+use: the configs, the hub's model, files of prompts and pairs. The documents share it,
+so that a run that one of them made is there for the next. A Python example that begins
+with "# NAME.py" is that file; as a config it runs with few prompts. Commands of the
+shell, of make and of pip are compared with what they refer to.
 """
 
 import importlib
@@ -23,10 +25,27 @@ from tpmm_jax.demo import side_by_side
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [path for path in (ROOT / "CONTRIBUTING.md",) if path.exists()]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:[A-Z_]+=\S+ )*(?:python|tpmm|make|pip) [^`]+)`")
+LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+OWN_FILE = re.compile(r"# (\w+\.py)\n")
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+# Of a config that the documents show: as written, but small, with the shapes of
+# tiny_run, so that what one has compiled serves both.
+FEW = {
+    "iterations": 1,
+    "model.remat": "false",
+    "data.max_prompt_length": 8,
+    "rollout.max_new_tokens": 8,
+    "rollout.prompts_per_iteration": 12,
+    "rollout.samples_per_prompt": 3,
+    "rollout.batch_size": 4,
+    "pairing.holdout_fraction": 0.3,
+    "evaluation.num_prompts": 6,
+    "train.batch_size": 4,
+}
 
 
 def blocks(path: pathlib.Path) -> list[tuple[str, str]]:
@@ -46,13 +65,13 @@ def commands(text: str) -> list[str]:
             for part in line.split("&&")]  # fmt: skip
 
 
-@pytest.fixture
-def sandbox(tmp_path: pathlib.Path) -> pathlib.Path:
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder in which the documents' names stand for something tiny."""
     sys.path.insert(0, str(ROOT / "tests" / "loop"))
     import tiny_run
 
-    folder = tmp_path
+    folder = tmp_path_factory.mktemp("documents")
     (folder / "configs").mkdir()
     for path in CONFIGS:
         text = "from tiny_run import get_config  # noqa: F401\n"
@@ -60,7 +79,7 @@ def sandbox(tmp_path: pathlib.Path) -> pathlib.Path:
     model = folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
     tiny_run.build_model(model)
     (model / "chat_template.jinja").write_text(CHAT)
-    prompts = tiny_run.prompts()[:6]
+    prompts = tiny_run.prompts()[:24]
     (folder / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": p}) + "\n" for p in prompts)
     )
@@ -70,7 +89,7 @@ def sandbox(tmp_path: pathlib.Path) -> pathlib.Path:
                 {"prompt": f"{p} ", "chosen": "w2 w4", "rejected": f"w{i + 1} w3"}
             )
             + "\n"
-            for i, p in enumerate(prompts)
+            for i, p in enumerate(prompts[:6])
         )
     )
     (folder / "my_scorer.py").write_text("from tiny_run import score  # noqa: F401\n")
@@ -107,7 +126,16 @@ def test_commands_of_the_documents(
     monkeypatch.setenv("TPMM_ASSETS", str(sandbox))
     # tpmm sample without a prompt reads them from a pipe.
     monkeypatch.setattr(sys, "stdin", io.StringIO("w2 w3\n"))
+    if path.name != "README.md" and not (sandbox / "runs" / "smollm2").exists():
+        run("tpmm train --config configs/smollm2.py")
+    own = []
     for language, text in blocks(path):
+        if language == "text":
+            continue
+        if language == "python" and (named := OWN_FILE.match(text)):
+            own.append(named[1])
+            (sandbox / named[1]).write_text(text)
+            continue
         if language == "python" and "import tpmm_jax" in text:
             script = sandbox / "example.py"
             script.write_text(with_arrays(text))
@@ -115,6 +143,8 @@ def test_commands_of_the_documents(
             continue
         for line in commands(text):
             if re.search(r"^([A-Z_]+=\S+ )*(python -m tpmm_jax|tpmm) ?", line):
+                if any(f"--config {name}" in line for name in own):
+                    line += "".join(f" --set {k}={v}" for k, v in FEW.items())
                 run(line)
             elif line in ("make quickstart", "python configs/quickstart.py"):
                 assert side_by_side.main("configs/quickstart.py", []) == 0
@@ -122,6 +152,16 @@ def test_commands_of_the_documents(
                 exec(shlex.split(line)[2])
             else:
                 check_reference(line)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_of_the_documents(path: pathlib.Path) -> None:
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        assert "://" in target or (path.parent / target).exists(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
 
 
 def with_arrays(text: str) -> str:

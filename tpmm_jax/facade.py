@@ -37,6 +37,11 @@ BATCH_SIZE = 32
 def logits(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B T V"]:
     """Returns the logits of every position, float32.
 
+    >>> model = tpmm.load("my-model")
+    >>> tokens_BT, mask_BT = np.array([[2, 5, 7]]), np.array([[1, 1, 1]])
+    >>> tpmm.logits(model, tokens_BT, mask_BT).shape == (1, 3, model.config.vocab_size)
+    True
+
     Args:
       tokens_BT: integer token ids.
       mask_BT: 1 = token, 0 = padding, on the left or on the right. Logits at
@@ -51,6 +56,11 @@ def logits(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B T V"]:
 
 def log_probs(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B _"]:
     """Returns log p(token t+1 | tokens up to t), float32 nats.
+
+    >>> model = tpmm.load("my-model")
+    >>> tokens_BT, mask_BT = np.array([[2, 5, 7]]), np.array([[1, 1, 1]])
+    >>> tpmm.log_probs(model, tokens_BT, mask_BT).shape
+    (1, 2)
 
     Args:
       tokens_BT, mask_BT: as for ``logits``.
@@ -107,6 +117,11 @@ def generate(
 ) -> list[list[Any]]:
     """Samples completions.
 
+    >>> model = tpmm.load("my-model")
+    >>> [answers] = tpmm.generate(model, ["Hello!"], max_new_tokens=4, num_samples=2)
+    >>> len(answers)
+    2
+
     Args:
       prompts: texts, message lists (with chat) or lists of token ids.
       max_new_tokens: bound on a completion, tokens.
@@ -162,6 +177,13 @@ def stream(
     Joined, the pieces are the text of ``generate(model, prompts, ...)[number][sample]``
     with the same prompt at that place and the same other arguments, but for rounding:
     two compiled programs may break a tie between tokens differently.
+
+    >>> model = tpmm.load("my-model")
+    >>> pieces = tpmm.stream(model, "Once upon a time", max_new_tokens=4)
+    >>> "".join(pieces) == tpmm.generate(
+    ...     model, ["Once upon a time"], max_new_tokens=4
+    ... )[0][0]
+    True
 
     Args:
       prompt: a text, a message list (with chat) or a list of token ids.
@@ -326,6 +348,10 @@ def merge(
     Its origin holds "signal_to_rounding", the size of the merge's change to model 0
     over the float32 rounding error, and "signal_to_rounding_bfloat16", the same of a
     cast to bfloat16, which ``save`` warns of: see ``merging.signal_to_rounding``.
+
+    >>> merged = tpmm.merge(["my-model", "my-model"], [0.25, 0.75])
+    >>> merged.origin["weights"]
+    [0.25, 0.75]
 
     Args:
       models: models, or what ``load`` takes; paths are loaded one at a time.

@@ -88,7 +88,7 @@ def table(
     )
     head = [
         grid.lines, *(f"{t}" for t in range(last + 1)), f"at {last}, 95 %",
-        f"less {grid.baseline}, 95 %", "best to last", "KL", "seeds",
+        f"minus {grid.baseline}, 95 %", "best to last", "KL", "seeds",
     ]  # fmt: skip
     rows = [head, ["---"] * len(head)]
     for name, line in reward.items():
@@ -177,7 +177,7 @@ def plot_last(grid: Grid, reward: Curves, path: pathlib.Path) -> None:
             one.plot([mean], [place], "o", color=colour, markersize=6)
         one.axvline(0, color="#444444", linewidth=0.9)
         one.set_title(f"{grid.panels} {panel}", loc="left", fontsize=11)
-        one.set_xlabel(f"last reward less {grid.baseline}'s (bars: seeds)")
+        one.set_xlabel(f"last reward minus {grid.baseline}'s (ticks: seeds)")
         one.grid(axis="x", color="#dddddd", linewidth=0.7)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)

@@ -1,6 +1,6 @@
 """Runs the cells of a grid and writes tables and figures.
 
-    export TPMM_ASSETS=/path/to/assets     # see the README: "The stories260k model"
+    export TPMM_ASSETS=/path/to/assets     # docs/models.md, "The stories260k model"
     python benchmarks/study/run.py benchmarks/study/rules.toml --workdir runs/study
 
 Every cell is an ordinary run, in WORKDIR/cells/NAME, of an ordinary config; so the same

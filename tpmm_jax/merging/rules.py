@@ -53,22 +53,38 @@ Rule = Callable[[MergeContext], np.ndarray]
 
 
 def sft(context: MergeContext) -> np.ndarray:
-    """theta_0 always."""
+    """theta_0 always.
+
+    >>> sft(MergeContext(ReferenceConfig(), count=3, names=["model"]))
+    array([[1., 0., 0.]])
+    """
     return context.one_hot(0)
 
 
 def previous(context: MergeContext) -> np.ndarray:
-    """theta_{t-1}: standard iterative DPO."""
+    """theta_{t-1}: standard iterative DPO.
+
+    >>> previous(MergeContext(ReferenceConfig(), count=3, names=["model"]))
+    array([[0., 0., 1.]])
+    """
     return context.one_hot(context.count - 1)
 
 
 def uniform(context: MergeContext) -> np.ndarray:
-    """The plain mean of all checkpoints."""
+    """The plain mean of all checkpoints.
+
+    >>> uniform(MergeContext(ReferenceConfig(), count=4, names=["model"]))
+    array([[0.25, 0.25, 0.25, 0.25]])
+    """
     return np.full((len(context.names), context.count), 1.0 / context.count)
 
 
 def ema(context: MergeContext) -> np.ndarray:
-    """theta_ema <- (1 - mu) theta_ema + mu theta_t, written out as weights."""
+    """theta_ema <- (1 - mu) theta_ema + mu theta_t, written out as weights.
+
+    >>> ema(MergeContext(ReferenceConfig(ema_mu=0.5), count=3, names=["model"]))
+    array([[0.25, 0.25, 0.5 ]])
+    """
     mu, k = context.config.ema_mu, np.arange(context.count)
     weights_K = mu * (1 - mu) ** (context.count - 1 - k)
     weights_K[0] = (1 - mu) ** (context.count - 1)
@@ -76,7 +92,14 @@ def ema(context: MergeContext) -> np.ndarray:
 
 
 def best(context: MergeContext) -> np.ndarray:
-    """The single checkpoint with the lowest held-out loss."""
+    """The single checkpoint with the lowest held-out loss.
+
+    >>> class Known(MergeContext):
+    ...     def held_out_loss(self, weights_GK):
+    ...         return weights_GK[0] @ [0.7, 0.5, 0.6]
+    >>> best(Known(ReferenceConfig(), count=3, names=["model"]))
+    array([[0., 1., 0.]])
+    """
     losses = [context.held_out_loss(context.one_hot(k)) for k in range(context.count)]
     context.report["held_out_losses"] = losses
     return context.one_hot(int(np.argmin(losses)))
@@ -84,6 +107,12 @@ def best(context: MergeContext) -> np.ndarray:
 
 def greedy_soup(context: MergeContext) -> np.ndarray:
     """Best first; an ingredient stays if it lowers the mean's held-out loss.
+
+    >>> class Known(MergeContext):
+    ...     def held_out_loss(self, weights_GK):
+    ...         return abs(weights_GK[0] @ [0.0, 1.0, 3.0] - 0.4)
+    >>> greedy_soup(Known(ReferenceConfig(), count=3, names=["model"]))
+    array([[0.5, 0.5, 0. ]])
 
     Source: Wortsman et al., 2203.05482, recipe 1.
     """
@@ -100,7 +129,13 @@ def greedy_soup(context: MergeContext) -> np.ndarray:
 
 
 def learned(context: MergeContext) -> np.ndarray:
-    """softmax of fusion logits trained on held-out pairs (our reconstruction)."""
+    """softmax of fusion logits trained on held-out pairs (our reconstruction).
+
+    The logits come from ``learn``, which needs models and pairs; the weights follow:
+
+    >>> softmax(np.log([[1.0, 3.0]]))
+    array([[0.25, 0.75]])
+    """
     assert context.deltas is not None and context.held_out is not None
     logits_GK, scale = learn(
         context.deltas,
@@ -127,7 +162,11 @@ RULES: dict[str, Rule] = {
 
 
 def choose(context: MergeContext) -> np.ndarray:
-    """Returns the weights of the configured rule; of one checkpoint, 1."""
+    """Returns the weights of the configured rule; of one checkpoint, 1.
+
+    >>> choose(MergeContext(ReferenceConfig(rule="sft"), count=2, names=["model"]))
+    array([[1., 0.]])
+    """
     if context.count == 1:
         return context.one_hot(0)
     return RULES[context.config.rule](context)

@@ -109,6 +109,10 @@ def weighted_sum(
     copy, bit for bit, and the ratio inf: nothing is rounded. Models are consumed one
     at a time, all of them.
 
+    >>> models = [{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}]
+    >>> weighted_sum(models, [0.25, 0.75])[0]
+    {'w': Array([0.75, 0.75], dtype=float32)}
+
     Args:
       models: parameter trees of one architecture; K of them.
       weights: K real numbers.

@@ -58,6 +58,11 @@ def make_pairs(
     all pairs of responses with different rewards. Among equal best (or worst) the
     first counts.
 
+    >>> rewards_BR = np.array([[0.1, 0.9], [0.5, 0.5]])
+    >>> pairs, tied = make_pairs(rewards_BR, [False, False], 0.0, seed=[0])
+    >>> [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs], tied
+    ([(0, 1, 0)], 1)
+
     Args:
       rewards_BR: finite rewards.
       held_out_B: which prompts are held out.

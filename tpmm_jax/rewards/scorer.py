@@ -52,6 +52,9 @@ def import_object(name: str, field_name: str) -> Any:
 
     Only names from a user's own config or command line may come here.
 
+    >>> import_object("math:sqrt", "scorer.name")(9)
+    3.0
+
     Raises:
       BadInput: not of that form, no such module, no such attribute.
     """
@@ -123,7 +126,12 @@ class NamedScorer:
 
 
 def load_scorer(config: ScorerConfig) -> NamedScorer:
-    """Returns the configured function with its options bound."""
+    """Returns the configured function with its options bound.
+
+    >>> scorer = load_scorer(ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"))
+    >>> scorer(["The film was"], [[" wonderful.", " awful."]])
+    array([[ 0.5719, -0.4588]])
+    """
     if config.name is None:
         raise BadInput("scorer.name is not set")
     function = import_object(config.name, "scorer.name")

@@ -17,6 +17,9 @@ def sentiment(
 ) -> np.ndarray:
     """Returns VADER's compound score of each response, in [-1, 1].
 
+    >>> sentiment(["The film was"], [[" wonderful.", " awful."]])
+    array([[ 0.5719, -0.4588]])
+
     Args:
       with_prompt: score prompt and response as one text.
     """

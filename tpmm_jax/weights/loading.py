@@ -100,6 +100,10 @@ def load(
 ) -> Model:
     """Loads a model.
 
+    >>> model = tpmm.load("my-model")  # a directory, a .gguf file, a hub id, a run
+    >>> model.config.num_layers
+    2
+
     Args:
       source: a Hugging Face directory (safetensors, one file or a sharded index),
         a .gguf file, a hub id ("org/name"), a step of a run's trajectory

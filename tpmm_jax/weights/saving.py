@@ -51,6 +51,11 @@ def save(
 
     Warns (UserWarning) where a merge's change would be rounded away by bfloat16.
 
+    >>> model = tpmm.load("my-model")
+    >>> tpmm.save(model, "copy", dtype="bfloat16")
+    >>> (pathlib.Path("copy") / "config.json").exists()
+    True
+
     Args:
       dtype: of the weights, "float32" or "bfloat16"; None: as they are in memory.
       max_shard_bytes: weights above this are split over several files.
