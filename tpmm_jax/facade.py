@@ -16,8 +16,8 @@ from tpmm_jax import losses
 from tpmm_jax.axes import Params
 from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import parse_prompt
-from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.merging import signal_to_rounding, weighted_sum
 from tpmm_jax.mesh import put_batch

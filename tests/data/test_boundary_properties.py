@@ -8,13 +8,13 @@ import tokenizers_for_tests as small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpmm_jax.data._boundary import text_ids
 from tpmm_jax.data._joining import Joiner
+from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data._split import split_messages, split_text
-from tpmm_jax.data.boundary import text_ids
 from tpmm_jax.data.messages import Message
-from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
-from tpmm_jax.data.tokens import encode_prompts
+from tpmm_jax.data.prompt_tokens import encode_prompts
 
 BYTES, SPACES = small.byte_level(), small.metaspace()
 CHATML, TURNS = small.byte_level(small.CHATML), small.metaspace(small.TURNS)

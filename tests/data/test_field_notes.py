@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tokenizers_for_tests as small
 
+from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message
-from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.prepare import prepare_pairs
 from tpmm_jax.data.records import PairRow

@@ -13,11 +13,11 @@ import pytest
 import tokenizers_for_tests as small
 from transformers import AutoTokenizer
 
-from tpmm_jax.data.boundary import text_ids
+from tpmm_jax.data._boundary import text_ids
+from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data.messages import Message
-from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
-from tpmm_jax.data.tokens import encode_prompts
+from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.view import describe_row
 from tpmm_jax.weights.gguf import GGUFFile
 

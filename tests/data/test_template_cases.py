@@ -8,12 +8,12 @@ import tokenizers_for_tests as small
 from reading import load_pairs
 
 from tpmm_jax.data import codec
+from tpmm_jax.data._pair_tokens import encode_pairs
+from tpmm_jax.data._templates import Writer
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message
-from tpmm_jax.data.pair_tokens import encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
-from tpmm_jax.data.templates import Writer
-from tpmm_jax.data.tokens import encode_prompts
+from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 
 

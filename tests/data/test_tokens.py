@@ -11,14 +11,14 @@ import tokenizers_for_tests as small
 from reading import load_pairs
 from transformers import AddedToken, AutoTokenizer
 
+from tpmm_jax.data._pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.batches import collate, pad_prompts
 from tpmm_jax.data.messages import Message
-from tpmm_jax.data.pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.pairs import PreferencePair
+from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import take
-from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.data.batches import collate
-from tpmm_jax.data.prepare import by_prompt
+from tpmm_jax.data.prepare import group_by_prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
@@ -70,7 +70,7 @@ def split_rows(rows: list[PairRow], share: float, seed: int) -> Split:
     Raises:
       BadInput: too few prompts for one on either side.
     """
-    groups = by_prompt(rows)
+    groups = group_by_prompt(rows)
     held = max(1, round(share * len(groups)))
     if len(groups) - held < 1:
         raise BadInput(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from tpmm_jax.data.boundary import ids_apart, text_ids
+from tpmm_jax.data._boundary import ids_apart, text_ids
 
 # The space of plain vocabularies, of byte-level ones, and of SentencePiece.
 _SPANS_WORDS = re.compile(r"[A-Za-z][ \u0120\u2581]")

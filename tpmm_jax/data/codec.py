@@ -94,6 +94,19 @@ class TextCodec:
         content = json.dumps([vocabulary, self.tokenizer.chat_template])
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def require_eos(self) -> int:
+        """The id of EOS.
+
+        Raises:
+          BadInput: there is none, so no completion could be taught to end.
+        """
+        if self.eos_id is None:
+            raise BadInput(
+                "the tokenizer has no EOS token, so completions would never end; set "
+                "eos_token in its tokenizer_config.json"
+            )
+        return self.eos_id
+
     def embedding_fault(self, *parts: list[int]) -> str:
         """What is wrong with ids of which the model does not embed one; else ""."""
         known = self.num_ids

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from tpmm_jax.data._pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, written
-from tpmm_jax.data.pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
 from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.records import PairRow
-from tpmm_jax.data.tokens import EncodedPrompt, encode_prompts
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Prepared:
     Attributes:
       pairs: those that can be read; some of them may not be encoded.
       rows: those that train, in order.
-      counts: of the reader and of the encoder; see ``pair_tokens.count_table``.
+      counts: of the reader and of the encoder; see ``_pair_tokens.count_table``.
       problems: what is wrong; ``settle`` refuses it, or counts what is left out.
       chat: whether the rows were written with the chat template.
     """
@@ -146,7 +146,7 @@ def load_rows(
     return found.rows
 
 
-def by_prompt(rows: Sequence[PairRow]) -> list[list[PairRow]]:
+def group_by_prompt(rows: Sequence[PairRow]) -> list[list[PairRow]]:
     """Returns the rows of each prompt, in the order of their first."""
     groups: dict[tuple[int, ...], list[PairRow]] = {}
     for row in rows:

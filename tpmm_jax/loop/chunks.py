@@ -6,7 +6,7 @@ import numpy as np
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.prepare import by_prompt, load_rows
+from tpmm_jax.data.prepare import group_by_prompt, load_rows
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -37,7 +37,7 @@ def split_chunks(config: Config, rows: list[PairRow]) -> PairChunks:
             f"{config.data.pairs} has {len(rows)} usable pairs for {config.iterations} "
             "iterations; lower iterations or give more pairs"
         )
-    groups = by_prompt(rows)
+    groups = group_by_prompt(rows)
     order = np.random.default_rng([config.seed, 3]).permutation(len(groups))
     held = round(config.pairing.holdout_fraction * len(groups))
     wanted = config.iterations

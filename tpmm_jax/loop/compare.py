@@ -16,10 +16,10 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.codec import TextCodec
+from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.data.table import pair_length, round_up
-from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO, measure, watch
 from tpmm_jax.log.console import RunConsole
@@ -32,7 +32,7 @@ from tpmm_jax.loop.answers import (
 )
 from tpmm_jax.loop.evaluation import preference_accuracy, seen
 from tpmm_jax.loop.judging import Match, judge_matches, judge_wins
-from tpmm_jax.loop.prompts import EncodedPrompts, encoded_prompts
+from tpmm_jax.loop.prompts import EncodedPrompts, number_prompts
 from tpmm_jax.loop.run import EVALUATION
 from tpmm_jax.losses.logprobs import CHUNK_BYTES
 from tpmm_jax.mesh import MeshConfig, make_mesh
@@ -108,7 +108,7 @@ def encode_for(
     if cut := sum(prompt.truncated for prompt in encoded):
         limit = codec.max_prompt_length
         console.warn(f"{cut} of {len(prompts)} prompts were cut to {limit} tokens")
-    return encoded_prompts(codec, prompts, [p.ids for p in encoded])
+    return number_prompts(codec, prompts, encoded)
 
 
 def compare(

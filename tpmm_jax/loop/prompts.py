@@ -16,13 +16,13 @@ from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import as_dicts, written
 from tpmm_jax.data.prepare import prepare_prompts
+from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import (
     Prompt,
     duplicate_prompts,
     load_prompts,
     parse_prompt,
 )
-from tpmm_jax.data.tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.rewards import import_object
@@ -239,8 +239,7 @@ def plan_schedule(
     )
     sets, first = {}, 0
     for name, some in {"evaluation": aside, **further}.items():
-        ids = [prompt.ids for prompt in encode_prompts(codec, some)]
-        sets[name] = encoded_prompts(codec, some, ids, first)
+        sets[name] = number_prompts(codec, some, encode_prompts(codec, some), first)
         first += len(some)
     return PromptSchedule(
         pool=pool,
@@ -255,10 +254,14 @@ def plan_schedule(
     )
 
 
-def encoded_prompts(
-    codec: TextCodec, prompts: Sequence[Prompt], ids: list[list[int]], first: int = 0
+def number_prompts(
+    codec: TextCodec,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[EncodedPrompt],
+    first: int = 0,
 ) -> EncodedPrompts:
     """Returns prompts to evaluate on, numbered from ``first``."""
+    ids = [prompt.ids for prompt in encoded]
     texts = [_text(codec, prompt, i) for prompt, i in zip(prompts, ids)]
     numbers = list(range(first, first + len(ids)))
     return EncodedPrompts(numbers, texts, ids, [True] * len(ids))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpmm_jax.config import Config
-from tpmm_jax.data.boundary import require_eos
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -108,7 +107,7 @@ def check_codec(codec: TextCodec, name: str) -> None:
             f"{name} has no tokenizer (tokenizer.json), and one is needed: copy it "
             "from the model's publisher into that directory"
         )
-    require_eos(codec)
+    codec.require_eos()
     if codec.chat and not tokenizer.chat_template:
         raise BadInput(
             f"chat is on, but the tokenizer of {name} has no chat template; use an "

@@ -1,30 +1,37 @@
-"""Preference pairs as rows of token ids, with what was cut and dropped counted."""
+"""Preference pairs as rows of token ids, with what was cut and dropped counted.
+
+What holds of every row: BOS stands once, at the front of the prompt, if the tokenizer
+(or the chat template) puts it there; a completion does not begin with BOS and ends
+with EOS once, unless it was cut; its ids are those it has in the joined text. Where
+tokens merge across the boundary (a prompt that ends in a space, say), the prompt
+keeps its ids, as at sampling time, and the completion is tokenised apart without
+gaining a leading space; this is counted as boundary_merged.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
+from tpmm_jax.data._boundary import (
+    cut_prompt,
+    end_completion,
+    leading_ids,
+    text_ids,
+    with_leading,
+    without_bos,
+)
 from tpmm_jax.data._joining import Joined, Joiner
+from tpmm_jax.data._templates import Writer
 from tpmm_jax.data._transcripts import (
     completion_messages,
     is_transcript,
     prompt_messages,
 )
-from tpmm_jax.data.boundary import (
-    cut_prompt,
-    end_completion,
-    leading_ids,
-    require_eos,
-    text_ids,
-    with_leading,
-    without_bos,
-)
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.records import PairRow
-from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 
 _CHUNK = 4096
@@ -126,7 +133,7 @@ def encode_pairs(
       BadInput: no EOS, no chat template; or, without ``problems``, pairs that cannot be
         encoded, all of them named, or no pair is left.
     """
-    require_eos(codec)
+    codec.require_eos()
     leading = leading_ids(codec)
     joiner, writer = Joiner(codec.tokenizer), Writer(codec)
     counts = Counter[str](dict.fromkeys(_PAIR_COUNTS, 0))

@@ -1,23 +1,15 @@
-"""Prompts and completions as token ids.
-
-What holds of every row: BOS stands once, at the front of the prompt, if the tokenizer
-(or the chat template) puts it there; a completion does not begin with BOS and ends
-with EOS once, unless it was cut; its ids are those it has in the joined text. Where
-tokens merge across the boundary (a prompt that ends in a space, say), the prompt
-keeps its ids, as at sampling time, and the completion is tokenised apart without
-gaining a leading space; this is counted as boundary_merged.
-"""
+"""Prompts as token ids, with BOS once if the tokenizer or the template puts it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+from tpmm_jax.data._boundary import cut_prompt, leading_ids, text_ids, with_leading
+from tpmm_jax.data._templates import Writer
 from tpmm_jax.data._transcripts import is_transcript, prompt_messages
-from tpmm_jax.data.boundary import cut_prompt, leading_ids, text_ids, with_leading
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import Content, written
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt
-from tpmm_jax.data.templates import Writer
 from tpmm_jax.errors import BadInput
 
 

@@ -4,28 +4,14 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from tpmm_jax.data._templates import require_template
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.templates import require_template
 from tpmm_jax.errors import BadInput
 
 # Contexts in which a text is tokenised apart from its prompt; the first that does not
 # merge with it serves.
 _ANCHORS = ("\n", "a", ".", "0", "\u4e00")
 _CHUNK = 2048
-
-
-def require_eos(codec: TextCodec) -> int:
-    """The id of EOS.
-
-    Raises:
-      BadInput: the tokenizer has none, so no completion could be taught to end.
-    """
-    if codec.eos_id is None:
-        raise BadInput(
-            "the tokenizer has no EOS token, so completions would never end; set "
-            "eos_token in its tokenizer_config.json"
-        )
-    return codec.eos_id
 
 
 def text_ids(
@@ -37,7 +23,7 @@ def text_ids(
     if fast is not None:
         fast.no_padding()
         fast.no_truncation()
-    # Chunks bound the memory of what the tokenizer keeps a text.
+    # Chunks bound the memory of what the tokenizer keeps per text.
     for start in range(0, len(texts), _CHUNK):
         chunk = list(texts[start : start + _CHUNK])
         if fast is not None:
@@ -55,10 +41,10 @@ def leading_ids(codec: TextCodec) -> list[int]:
 
     With a chat template nothing, as it writes BOS itself. Otherwise it is found by
     trying, since tokenizers say it in several ways that can disagree. What is put
-    behind a text (EOS) is not wanted at the end of a prompt.
+    behind a text (EOS) does not belong at the end of a prompt.
 
     Raises:
-      BadInput: the codec's ``chat`` without a chat template, or no telling.
+      BadInput: no chat template, or a tokenizer that gives no sign of its BOS.
     """
     tokenizer = codec.tokenizer
     if codec.chat:
@@ -133,7 +119,7 @@ def end_completion(codec: TextCodec, ids: list[int]) -> tuple[list[int], bool]:
     Returns:
       The ids, at most max_completion_length with their end, and whether they were cut.
     """
-    eos, limit, end = require_eos(codec), codec.max_completion_length, len(ids)
+    eos, limit, end = codec.require_eos(), codec.max_completion_length, len(ids)
     while end and ids[end - 1] == eos:
         end -= 1
     ended = end and ids[end - 1] in codec.eos_ids
