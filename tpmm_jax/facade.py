@@ -99,7 +99,7 @@ def check_tokens(model: Model, tokens_BT: Any, mask_BT: Any) -> Any:
             f"{model.config.vocab_size}"
         )
     if np.any(np.abs(np.diff(mask, axis=1)).sum(axis=1) > 1):
-        # One run of ones touches a side: at most one change a row.
+        # One run of ones touches a side: at most one change per row.
         raise BadInput("a mask has a gap, or padding on both sides; pad on one side")
     return put_batch((tokens.astype(np.int32), mask), model.decoder.mesh)
 
@@ -355,7 +355,7 @@ def merge(
 
     Args:
       models: models, or what ``load`` takes; paths are loaded one at a time.
-      weights: one real number a model; they need not sum to 1.
+      weights: one real number per model; they need not sum to 1.
 
     Raises:
       BadInput: none, not as many weights, or models of different architecture.

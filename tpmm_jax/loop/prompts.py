@@ -333,7 +333,7 @@ def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) 
 
 
 def _text(codec: TextCodec, prompt: Prompt, ids: list[int]) -> str:
-    """A text as it is; of messages, one line a turn; of ids, their text."""
+    """A text as it is; of messages, one line per turn; of ids, their text."""
     content = written(prompt.content)
     if isinstance(content, str):
         return content

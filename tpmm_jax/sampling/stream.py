@@ -22,11 +22,11 @@ from tpmm_jax.sampling.decode import check_prompt, draw_next, prompt_limit, row_
 from tpmm_jax.sampling.rules import SamplingConfig
 
 # Prompts are padded to this times a power of two: a conversation that grows to N
-# tokens compiles log2(N) programs, not one a turn.
+# tokens compiles log2(N) programs, not one per turn.
 SHORTEST = 32
 # A "word" this long is a link or a script without spaces: shown as it comes.
 LONGEST_WORD = 24
-# What a decoder puts in the place of bytes that are no character, or not yet.
+# What a decoder puts in the place of bytes that are not a character, or not yet.
 REPLACEMENT = "\ufffd"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 

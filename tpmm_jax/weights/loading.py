@@ -256,7 +256,7 @@ def committed_steps(workdir: pathlib.Path) -> list[int]:
 
     Raises:
       BadInput: no run, or none committed yet.
-      CorruptCheckpoint: one of them is damaged; leaving it out would pass for less.
+      CorruptCheckpoint: one of them is damaged; leaving it out would hide that.
     """
     return _all_whole(workdir, *_steps(workdir))
 
