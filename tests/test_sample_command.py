@@ -18,7 +18,7 @@ import pytest
 import tpmm_jax as tpmm
 from tpmm_jax.commands import _prompt_file as prompt_file
 from tpmm_jax.commands import sample as command
-from tpmm_jax.commands._answers import Interrupt, shown
+from tpmm_jax.commands._answers import Interrupt, escape_controls
 from tpmm_jax.commands._chat import Chat
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.log.console import RunConsole
@@ -317,9 +317,9 @@ class Terminal(io.StringIO):
 
 
 def test_control_codes_of_an_answer_do_not_reach_the_terminal():
-    assert shown("a\x1b[2Jb\n", Terminal()) == "a\\x1b[2Jb\n"
-    assert shown("a\x1b[2Jb\n", io.StringIO()) == "a\x1b[2Jb\n"
-    assert shown("é😀\u200d", Terminal()) == "é😀\u200d"
+    assert escape_controls("a\x1b[2Jb\n", Terminal()) == "a\\x1b[2Jb\n"
+    assert escape_controls("a\x1b[2Jb\n", io.StringIO()) == "a\x1b[2Jb\n"
+    assert escape_controls("é😀\u200d", Terminal()) == "é😀\u200d"
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
-"""Pairs of a source as a run reads them."""
+"""Pairs of a source as a run reads them, and a row as the data check shows it."""
 
 from typing import Any
 
 from tpmm_jax.data.pairs import PairSet, read_pair_set
 from tpmm_jax.data.problems import OnBadRows, Problems
+from tpmm_jax.data.records import PairRow
+from tpmm_jax.data.view import count_text, mark, view_row
 
 
 def load_pairs(
@@ -14,3 +16,11 @@ def load_pairs(
     found = read_pair_set(source, problems, **options)
     problems.settle()
     return found
+
+
+def describe_row(tokenizer: Any, row: PairRow) -> str:
+    """A line per side: prompt tokens, [completion tokens], and · for padding."""
+    return "\n".join(
+        f"{name} ({count_text(tokens)}): {' '.join(map(mark, tokens))}"
+        for name, tokens in view_row(tokenizer, row).items()
+    )

@@ -11,6 +11,7 @@ import pathlib
 
 import pytest
 import tokenizers_for_tests as small
+from reading import describe_row
 from transformers import AutoTokenizer
 
 from tpmm_jax.data._boundary import text_ids
@@ -18,7 +19,6 @@ from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.prompt_tokens import encode_prompts
-from tpmm_jax.data.view import describe_row
 from tpmm_jax.weights.gguf import GGUFFile
 
 FOLDER = pathlib.Path(os.environ.get("TPMM_TOKENIZERS") or "no/such/folder")
@@ -105,7 +105,7 @@ def test_the_printed_view_shows_ends_and_masks(name):
     end = load(name).convert_ids_to_tokens(
         GOLDEN[name]["eos"] if name != "llama3" else 128009
     )
-    lines = shown.splitlines()[1:]
+    lines = shown.splitlines()
     assert all(f"[{end}] ·" in line for line in lines)
     assert "日" in lines[0] or "<E6>" in lines[0] or "日本" in lines[0]
     begin = {"gemma3": "<bos>", "llama3": "<|begin_of_text|>"}.get(name)

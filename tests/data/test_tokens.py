@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 import tokenizers_for_tests as small
-from reading import load_pairs
+from reading import describe_row, load_pairs
 from transformers import AddedToken, AutoTokenizer
 
 from tpmm_jax.data._pair_tokens import count_table, encode_pairs
@@ -19,7 +19,6 @@ from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import take
-from tpmm_jax.data.view import describe_row
 from tpmm_jax.errors import BadInput
 
 SHARED = pathlib.Path(
@@ -327,10 +326,10 @@ def test_prompts_are_padded_on_the_left():
 def test_a_row_is_shown_with_its_masks():
     row = _encode(SPACES, _pair("the sky\n", " is", " is blue", "f:7")).rows[0]
     shown = describe_row(SPACES, row)
-    assert shown.startswith("row f:7\nchosen (")
-    chosen = shown.splitlines()[1]
+    assert row.origin == "f:7" and shown.startswith("chosen (")
+    chosen = shown.splitlines()[0]
     assert "<s> " in chosen and chosen.endswith("[▁is] [</s>] · · ·")
-    assert "[▁the]" not in shown and shown.count("\n") == 2
+    assert "[▁the]" not in shown and shown.count("\n") == 1
 
 
 def test_counts_are_printed_in_words():

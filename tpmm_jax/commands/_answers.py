@@ -124,7 +124,7 @@ def stream_answer(
     with interrupt.watching():
         for piece in text_pieces(codec, ids, tokens()):
             said.append(piece)
-            out.write(shown(piece, out))
+            out.write(escape_controls(piece, out))
             out.flush()
     out.write("\n")
     out.flush()
@@ -143,7 +143,7 @@ def room_for(model: Model, sampling: SamplingConfig) -> SamplingConfig:
     return sampling
 
 
-def shown(text: str, out: io.TextIOBase) -> str:
+def escape_controls(text: str, out: io.TextIOBase) -> str:
     """Returns the text for ``out``: on a terminal, control codes as escapes."""
     if not out.isatty():
         return text

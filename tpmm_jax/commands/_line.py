@@ -46,7 +46,7 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="BASE", help=text)
 
 
-def all_checked(*checks: Callable[[], Any]) -> list[Any]:
+def check_all(*checks: Callable[[], Any]) -> list[Any]:
     """Returns what every check returns, once none of them finds fault.
 
     Raises:

@@ -114,7 +114,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def settings(args: argparse.Namespace) -> tuple[Config | None, DataConfig, list[str]]:
+def read_settings(
+    args: argparse.Namespace,
+) -> tuple[Config | None, DataConfig, list[str]]:
     """Returns the config if one is given, how data are read, and the files.
 
     Raises:
@@ -188,7 +190,7 @@ def parse_fields(text: str) -> dict[str, str]:
     return found
 
 
-def shown_rows(args: argparse.Namespace, found: Checked) -> list[Any]:
+def choose_rows(args: argparse.Namespace, found: Checked) -> list[Any]:
     """Returns the rows to print: those of --line, or from all over the set."""
     rows: Sequence[Any] = found.encoded_prompts if args.prompts else found.encoded
     if args.line:
@@ -206,9 +208,9 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     failed = None
     # A scorer or a config may print; with --json that is not part of the output.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
-        config, data, files = settings(args)
+        config, data, files = read_settings(args)
         scorer = None if args.prompts else find_scorer(args.scorer, config)
-        found, codec = checked(args, config, data, files, console)
+        found, codec = check_files(args, config, data, files, console)
         if not args.prompts:
             try:
                 check_labels(scorer, found)
@@ -225,7 +227,7 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     return BadInput.exit_code if found.errors else 0
 
 
-def checked(
+def check_files(
     args: argparse.Namespace,
     config: Config | None,
     data: DataConfig,
@@ -277,7 +279,7 @@ def show(
         rows += [("tokens", tokens_text(args, data, chat=found.chat))]
     console.header(f"tpmm check_data: {found.rows:,} rows", rows)
     console.show(data_table(found, data.on_bad_rows == "drop"))
-    some = shown_rows(args, found)
+    some = choose_rows(args, found)
     if codec is not None and some:
         console.note("")
         view = prompts_view if args.prompts else rows_view

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tpmm_jax.commands._line import Parser, add_base, all_checked, guarded
+from tpmm_jax.commands._line import Parser, add_base, check_all, guarded
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
@@ -105,7 +105,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def labelled(given: Sequence[str], option: str) -> dict[str, str]:
+def parse_labels(given: Sequence[str], option: str) -> dict[str, str]:
     """Returns {label: "module:function"} of options like LABEL=m:f."""
     found: dict[str, str] = {}
     for text in given:
@@ -130,8 +130,8 @@ def read_raters(args: argparse.Namespace) -> Raters:
         )
     return load_raters(
         ScorerConfig(name=args.scorer),
-        labelled(args.also, "--also"),
-        labelled(args.judge, "--judge"),
+        parse_labels(args.also, "--also"),
+        parse_labels(args.judge, "--judge"),
         scorers_field="--also",
         judges_field="--judge",
     )
@@ -151,7 +151,7 @@ def check_numbers(args: argparse.Namespace) -> SamplingConfig:
         top_p=args.top_p,
         top_k=args.top_k,
     )
-    all_checked(
+    check_all(
         *(
             functools.partial(at_least, name, 1, "at least 1")
             for name in ("num_samples", "batch_size", "limit")
@@ -254,7 +254,7 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         if output is not None:
             check_output(output)
 
-    sampling, raters, _ = all_checked(
+    sampling, raters, _ = check_all(
         lambda: check_numbers(args), lambda: read_raters(args), check_folder
     )
     candidates = find_candidates(args, console, sampling.max_new_tokens)

@@ -31,12 +31,12 @@ def content_key(content: Content) -> Key:
     return tuple((m.role, m.content.strip()) for m in text)
 
 
-def folded(key: Key) -> Key:
+def fold(key: Key) -> Key:
     """A content's key without case, white space and Unicode's two ways of accents."""
     if isinstance(key, str):
         return " ".join(unicodedata.normalize("NFC", key).casefold().split())
     if isinstance(key, tuple | frozenset):
-        return type(key)(map(folded, key))
+        return type(key)(map(fold, key))
     return key
 
 
@@ -72,11 +72,11 @@ def leak_counts(
 
     Case and white space make no other row.
     """
-    known, whole = {folded(key) for key in prompts}, {folded(key) for key in pairs}
+    known, whole = {fold(key) for key in prompts}, {fold(key) for key in pairs}
     return {
         "eval_rows": len(eval_prompts),
-        "eval_same_prompt": sum(folded(key) in known for key in eval_prompts),
-        "eval_same_pair": sum(folded(key) in whole for key in eval_pairs),
+        "eval_same_prompt": sum(fold(key) in known for key in eval_prompts),
+        "eval_same_pair": sum(fold(key) in whole for key in eval_pairs),
     }
 
 

@@ -42,15 +42,6 @@ def view_row(tokenizer: Any, row: PairRow) -> dict[str, list[ShownToken]]:
     return view
 
 
-def describe_row(tokenizer: Any, row: PairRow) -> str:
-    """A row as plain text: prompt tokens, [completion tokens], and · for padding."""
-    lines = [f"row {row.origin}".rstrip()]
-    for name, tokens in view_row(tokenizer, row).items():
-        words = [mark(token) for token in tokens]
-        lines.append(f"{name} ({count_text(tokens)}): {' '.join(words)}")
-    return "\n".join(lines)
-
-
 def mark(token: ShownToken) -> str:
     """A token's text, in [brackets] under the completion mask."""
     return f"[{token.text}]" if token.part == "completion" else token.text
