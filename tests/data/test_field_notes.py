@@ -70,7 +70,7 @@ def test_sides_that_the_tokenizer_cannot_tell_apart_are_dropped(prepare):
 @pytest.mark.parametrize("empty", ["", " \n", None, []], ids=str)
 def test_one_side_empty_is_named_with_its_row(prepare, side, empty):
     found = prepare(GOOD, GOOD | {side: empty}, GOOD)
-    assert [(d.place.line, d.field) for d in found.problems.found] == [(2, side)]
+    assert [(d.origin.line, d.field) for d in found.problems.found] == [(2, side)]
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, SPACES], ids=["bytes", "metaspace"])
@@ -140,7 +140,7 @@ def test_every_malformed_row_is_listed_at_once_with_line_and_field(prepare):
         (_pair(YES, NO, prompt=ASKED), "prompt"),
     ]
     found = prepare(GOOD, GOOD, GOOD, *(row for row, _ in bad), GOOD)
-    named = {(d.place.line, d.field) for d in found.problems.found}
+    named = {(d.origin.line, d.field) for d in found.problems.found}
     assert {(n, field) for n, (_, field) in enumerate(bad, 4)} <= named
     assert {line for line, _ in named} == set(range(4, 10))
     with pytest.raises(BadInput) as error:

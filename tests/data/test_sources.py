@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from tpmm_jax.data import _strict_json as strict_json
-from tpmm_jax.data.problems import Defect, Place, Problems
+from tpmm_jax.data.problems import Place, Problems, place_of
 from tpmm_jax.data.prompts import load_prompts
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
@@ -216,7 +216,7 @@ def test_callers_gather_problems_and_leave_rows_out(tmp_path):
     source = _write(tmp_path / "a.jsonl", GOOD + b"x\n" + GOOD + b"y\n")
     problems = Problems(source, on_bad_rows="drop")
     assert len(read_rows(source, problems=problems)) == 2
-    places = [defect.place for defect in problems.found]
+    places = [defect.origin for defect in problems.found]
     assert [(place.file, place.line) for place in places] == [(source, 2), (source, 4)]
     assert problems.settle() == 2
     problems = Problems(source)
@@ -232,7 +232,7 @@ def test_callers_gather_problems_and_leave_rows_out(tmp_path):
 
 
 def _place(origin: str) -> tuple:
-    place = Defect(origin, None, "").place
+    place = place_of(origin)
     return place.file, place.line, place.row
 
 
@@ -273,7 +273,7 @@ def test_a_value_that_is_no_json_is_named_with_its_column(tmp_path, line, field)
         source = _write(tmp_path / f"a.{suffix}", text.encode())
         problems = Problems(source)
         read_rows(source, problems=problems)
-        assert [(d.field, d.place.line) for d in problems.found] == [(field, 1)]
+        assert [(d.field, d.origin.line) for d in problems.found] == [(field, 1)]
         assert not problems.found[0].fatal
 
 
@@ -287,7 +287,7 @@ def test_a_json_file_of_one_row_or_of_lines_with_a_broken_first(tmp_path):
     source = _write(tmp_path / "b.json", b'{"prompt": "a", b\n' + GOOD + b"3\n" + GOOD)
     problems = Problems(source)
     assert len(read_rows(source, problems=problems)) == 2
-    assert [d.place.line for d in problems.found] == [1, 3]
+    assert [d.origin.line for d in problems.found] == [1, 3]
     broken = b'{"data": [\n{"prompt": "a"},\n{"prompt": "b"}\n'
     assert "b.json:4: not JSON" in _error(_write(tmp_path / "b.json", broken))
 

@@ -21,7 +21,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, as_dicts, written
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
 from tpmm_jax.data.prepare import prepare_pairs, prepare_prompts
-from tpmm_jax.data.problems import Defect, Problems, in_order
+from tpmm_jax.data.problems import Defect, Problems, in_order, place_of
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.sources import read_rows
@@ -76,7 +76,7 @@ class Checked:
     def refuse(self, source: str, error: BadInput) -> None:
         """Notes why a run refuses a source as a whole."""
         reason = str(error).removeprefix(source).removeprefix(":").lstrip()
-        self.add([Defect(source, None, reason, fatal=True)])
+        self.add([Defect(place_of(source), None, reason, fatal=True)])
         self.refused = True
 
 
@@ -262,7 +262,7 @@ def plain_text(content: Content) -> str:
 
 def error_entry(defect: Defect) -> dict[str, Any]:
     """A defect as JSON; "row" is there where rows are counted, not lines."""
-    place = defect.place
+    place = defect.origin
     row = {} if place.row is None else {"row": place.row}
     what = {"field": defect.field, "reason": defect.reason}
     return {"file": place.file, "line": place.number, **row, **what}

@@ -114,7 +114,7 @@ def read_pair_set(
     names = {part: part for part in PARTS} | dict(fields or {})
     columns = (*names.values(), *_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    found = [one for row in rows if (one := _noted(row, names, problems))]
+    found = [one for row in rows if (one := _read_pair(row, names, problems))]
     refuse_mixed(
         [(pair.origin, layout) for layout, pair, _ in found],
         problems,
@@ -139,7 +139,7 @@ def read_pair_set(
     return PairSet(pairs, counts)
 
 
-def _noted(
+def _read_pair(
     row: Row, names: dict[str, str], problems: Problems
 ) -> tuple[_Layout, PreferencePair, list[str]] | None:
     """(layout, pair, what is counted of it); None where problems were noted."""

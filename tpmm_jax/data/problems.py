@@ -63,15 +63,10 @@ class Defect(NamedTuple):
     A fatal one (a file cut off) concerns the whole source and can never be left out.
     """
 
-    origin: str
+    origin: Place
     field: str | None
     reason: str
     fatal: bool = False
-
-    @property
-    def place(self) -> Place:
-        """See ``place_of``."""
-        return place_of(self.origin)
 
 
 class Problems:
@@ -96,7 +91,7 @@ class Problems:
         fatal: bool = False,
     ) -> None:
         """Note one defect; see ``Defect``."""
-        self.found.append(Defect(origin, field, text, fatal))
+        self.found.append(Defect(place_of(origin), field, text, fatal))
 
     def origins(self) -> set[str]:
         """What has at least one defect: rows, and sources that are cut off."""
@@ -151,10 +146,10 @@ def in_order(defects: Sequence[Defect]) -> list[Defect]:
     """By line; files in the order of their first defect."""
     files: dict[str, int] = {}
     for defect in defects:
-        files.setdefault(defect.place.file, len(files))
+        files.setdefault(defect.origin.file, len(files))
 
     def key(defect: Defect) -> tuple[int, int, int]:
-        place = defect.place
+        place = defect.origin
         return files[place.file], place.line or 0, place.row or 0
 
     return sorted(defects, key=key)

@@ -102,7 +102,7 @@ def _warn_of_keys(rows: Sequence[Row], field: str, source: str) -> None:
 def count_rows(rows: Sequence[Row], problems: Problems) -> int:
     """How many rows a source has, those that could not be parsed included."""
     lines = {
-        d.origin for d in problems.found if d.place.number is not None and not d.fatal
+        d.origin for d in problems.found if d.origin.number is not None and not d.fatal
     }
     return len({row.origin for row in rows} | lines)
 
