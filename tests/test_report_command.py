@@ -51,7 +51,7 @@ def test_a_browser_is_opened_on_request_only(run, monkeypatch, capsys):
 
 def test_bad_input_is_said_without_a_traceback(run, tmp_path, capsys):
     assert main([str(tmp_path / "absent")]) == 2
-    assert "is no directory" in capsys.readouterr().err
+    assert "is not a directory" in capsys.readouterr().err
     (run / "metrics.jsonl").write_text("nonsense\n")
     assert main([str(run)]) == 2
     assert "metrics.jsonl, line 1" in capsys.readouterr().err

@@ -16,7 +16,6 @@ from tpmm_jax.evaluation import (
     rate_interval,
     wins,
 )
-from tpmm_jax.evaluation.table import comparison_lines
 
 
 def test_the_same_data_give_the_same_interval() -> None:
@@ -171,10 +170,3 @@ def test_the_keys_of_a_measure() -> None:
     }
     assert set(found) == wanted
     assert found["length/mean"] == 1.5
-
-
-def test_the_table_fits_its_width() -> None:
-    row = measure(answers(0), opponents={"baseline": answers(1)})
-    lines = comparison_lines([{"name": "theta_0", **row}], "theta_0", width=60)
-    assert all(len(line) <= 60 for line in lines[:-1])
-    assert sum(line.startswith("theta_0") for line in lines) > 1

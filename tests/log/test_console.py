@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from tpmm_jax.log.comparison import comparison_table
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.progress import Pace, clock_text, rate_text
 from tpmm_jax.log.table import iteration_table
@@ -153,6 +154,18 @@ def test_a_lopsided_interval_is_not_shown_as_symmetric():
 )
 def test_decimals_follow_the_interval(half, shown):
     assert shown in drawn([iteration_row(1, half=half)], 80)
+
+
+def test_the_table_of_models_goes_on_below_where_it_is_too_wide():
+    row = {"reward/mean": 0.5, "reward/low": 0.4, "reward/high": 0.6}
+    row |= {f"score/{name}/mean": 1.0 for name in ("calm", "careful", "another")}
+    rows = [{"name": name, **row} for name in ("theta_0", "theta_4")]
+    out = io.StringIO()
+    Console(file=out, width=1000).print(comparison_table(rows, "theta_0", 34))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert all(len(line) <= 34 for line in lines[:-1])
+    assert sum(line.startswith("theta_0") for line in lines) == 2
+    assert "0.500 [0.400, 0.600]" in lines[2] and "theta_0" in lines[-1]
 
 
 def test_missing_and_non_finite_values_leave_a_row():

@@ -140,8 +140,11 @@ def test_a_page_is_the_same_when_it_is_made_again(whole, tmp_path):
 def test_colours_are_the_pages_own(whole):
     text = page(whole)
     plots = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
-    assert not re.search(r"#[0-9a-f]{6}", plots)
-    assert "prefers-color-scheme: dark" in text
+    colours = {*re.findall(r"(?:fill|stroke): #[0-9a-f]{3,6}\b", plots)}
+    assert len(colours) >= 10
+    for colour in colours:  # each has a rule, and its variable a dark value
+        (name,) = re.findall(rf'\[style\*="{colour}"\] .*var\((--\w+)\)', text)
+        assert name in text.partition("prefers-color-scheme: dark")[2].split("* {")[0]
 
 
 @pytest.mark.parametrize(
@@ -257,9 +260,9 @@ def test_a_damaged_file_is_named(run, name, content):
 
 
 def test_a_folder_without_a_run_is_bad_input(tmp_path):
-    with pytest.raises(BadInput, match="holds no run"):
+    with pytest.raises(BadInput, match="does not hold a run"):
         write_report([tmp_path])
-    with pytest.raises(BadInput, match="no directory"):
+    with pytest.raises(BadInput, match="not a directory"):
         write_report([tmp_path / "absent"])
 
 

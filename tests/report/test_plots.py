@@ -67,7 +67,7 @@ def test_another_file_type_is_bad_input(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="Free some space"):
+    with pytest.raises(StorageError, match="file"):
         plot_reward({"learned": run()}, tmp_path / "file" / "reward.png")
 
 

@@ -19,7 +19,7 @@ from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.answers import batched_log_probs
 from tpmm_jax.losses import CHUNK_BYTES
-from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig
+from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig, one_hot
 from tpmm_jax.merging.learned import fitted_scale, learn, softmax
 from tpmm_jax.models import Decoder
 
@@ -110,7 +110,8 @@ def learn_weights(
 
         logits_GK, scale = learn(deltas, learning, on_step=on_step)
     weights_GK = softmax(logits_GK)
-    tried = [(name, _one_hot(deltas, k)) for k, name in enumerate(names)]
+    groups, count = weights_GK.shape
+    tried = [(name, one_hot(groups, count, k)) for k, name in enumerate(names)]
     tried.append(("uniform", np.full(weights_GK.shape, 1 / deltas.count)))
     tried.append(("learned", weights_GK))
     prompts = [tuple(row.prompt_ids) for row in rows.report]
@@ -150,7 +151,7 @@ def _held_out(
             f"prompts with completions reach {longest} tokens, the model has {limit} "
             "positions; lower --max-prompt-length or --max-completion-length"
         )
-    anchor = deltas.merge(_one_hot(deltas, 0))
+    anchor = deltas.merge(one_hot(len(deltas.names), deltas.count, 0))
     sets = []
     with console.phase(
         "anchor", len(rows.learn) + len(rows.report), "pairs"
@@ -184,9 +185,3 @@ def score(
         loss=loss,
         scale=scale,
     )
-
-
-def _one_hot(deltas: Deltas, k: int) -> np.ndarray:
-    weights_GK = np.zeros((len(deltas.names), deltas.count))
-    weights_GK[:, k] = 1.0
-    return weights_GK

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation.table import comparison_lines
 from tpmm_jax.facade import codec_of
+from tpmm_jax.log.comparison import comparison_table
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.jsonl import plain
 from tpmm_jax.log.versions import versions
@@ -288,8 +289,9 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return 0
     # The standard output is the result's alone: the table, or the summary.
-    for line in comparison_lines(measures, candidates[0].name):
-        print(line)
+    width = shutil.get_terminal_size((100, 24)).columns
+    table = comparison_table(measures, candidates[0].name, width)
+    RunConsole(width=width).show(table)
     for text in warnings:
         console.warn(text)
     return 0

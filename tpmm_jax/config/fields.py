@@ -19,37 +19,35 @@ def get_field(config: Any, name: str) -> Any:
     return config
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted name: value}, in declaration order."""
-    flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{f.name}.")
-        else:
-            flat[prefix + f.name] = dict(value) if isinstance(value, Mapping) else value
-    return flat
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted name: value} of nested dataclasses or mappings, in their order.
 
-
-def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted name: value} of nested mappings.
-
-    Empty mappings are left out: a field that is new and empty changes nothing.
+    A dataclass's field that is a mapping is one value, and so is an empty mapping.
     """
+    of_fields = dataclasses.is_dataclass(tree)
+    names = [f.name for f in dataclasses.fields(tree)] if of_fields else list(tree)
     flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= dotted(value, f"{prefix}{name}.")
+    for name in names:
+        value = getattr(tree, name) if of_fields else tree[name]
+        is_mapping = isinstance(value, Mapping)
+        if dataclasses.is_dataclass(value) or (is_mapping and value and not of_fields):
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[prefix + name] = dict(value) if is_mapping else value
     return flat
 
 
 def changes(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """Returns "name: x before, y now" of every dotted name but the free ones."""
-    old, new = dotted(before), dotted(now)
+    """Returns "name: x before, y now" of every dotted name but the free ones.
+
+    A field that is new and an empty mapping changes nothing.
+    """
+    old, new = (
+        {name: value for name, value in flatten(tree).items() if value != {}}
+        for tree in (before, now)
+    )
     return [
         f"{name}: {old.get(name)!r} before, {new.get(name)!r} now"
         for name in sorted({*old, *new})

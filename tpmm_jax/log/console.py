@@ -144,7 +144,7 @@ class RunConsole:
         _print(self._err, Text.assemble(("error: ", "bold red"), message.strip()))
 
     def iteration_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Print a row an iteration; see table.iteration_table for what is read."""
+        """Print one row per iteration; see table.iteration_table for what is read."""
         self._out.print()
         self._out.print(iteration_table(rows, self._out.width))
         self._out.print()

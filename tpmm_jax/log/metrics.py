@@ -1,13 +1,13 @@
-"""Metric rows of a run: one JSON object a line, the same bytes after a resume.
+"""Metric rows of a run: one JSON object per line, the same bytes after a resume.
 
 A run's folder holds
     metrics.jsonl   what was computed: no clock in it, so that a run that was killed
                     and continued leaves the file of an undisturbed one;
-    timing.jsonl    how long it took: seconds, tokens a second, the wall clock;
+    timing.jsonl    how long it took: seconds, tokens per second, the wall clock;
     tensorboard/    both, for TensorBoard.
 
 A row: {"kind": "train", "iteration": 2, "step": 17, "loss": 0.6, ...}. The keys after
-the step are sorted. JSON has no number for nan and the infinities: they are written as
+the step are sorted. JSON cannot express NaN and infinity: they are written as
 the strings "nan", "inf" and "-inf", which read_metrics gives back as floats.
 """
 
@@ -74,7 +74,7 @@ class MetricsLog:
                 An array scalar is fetched, which waits for the device.
 
         Raises:
-            TypeError: a value that is no number, string or list.
+            TypeError: a value that is not a number, string or list.
             ValueError: a reserved name.
             StorageError: the disk refuses.
         """

@@ -1,4 +1,4 @@
-"""The arithmetic of progress: how fast, how long still, and how to say it."""
+"""The arithmetic of progress: how fast, how much longer, and how to say it."""
 
 import collections
 
@@ -28,7 +28,7 @@ class Pace:
         self._marks.append((now, self.done))
 
     def rate(self) -> float | None:
-        """Items a second, or None while only the first item is known."""
+        """Items per second, or None while only the first item is known."""
         if len(self._marks) < 2:
             return None
         (start, before), (end, after) = self._marks[0], self._marks[-1]
@@ -58,7 +58,7 @@ def clock_text(seconds: float | int) -> str:
 
 
 def rate_text(rate: float | None, unit: str) -> str:
-    """A rate as "12.3 steps/s", below one a second as "4.1 s each"; "" if unknown."""
+    """A rate as "12.3 steps/s", below one per second as "4.1 s each"; "" if unknown."""
     if rate is None:
         return ""
     return f"{1 / rate:.1f} s each" if rate < 1 else f"{_three(rate)} {unit}/s"

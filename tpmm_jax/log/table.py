@@ -1,8 +1,8 @@
-"""The iteration table, laid out for the width at hand."""
+"""Tables of text, and the one of iterations, laid out for the width at hand."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,37 +12,22 @@ from rich.text import Text
 from tpmm_jax.log.progress import clock_text
 
 Row = Mapping[str, Any]
+Column = tuple[str, Sequence[str]]
 _NONE = "–"
 _GAP = 2
 
-# From the richest to the barest: columns, and how many merge weights a cell names.
-_ALL = "iter reward change wins beats kl margin accuracy reference pairs time"
-_SOME = "iter reward change win beat kl margin accuracy reference time"
-_LAYOUTS = [
-    (_ALL, None),
-    (_ALL, 3),
-    (_SOME, None),
-    (_SOME, 3),
-    ("iter reward change win beat kl accuracy reference time", 3),
-    ("iter reward change win beat kl accuracy reference time", 2),
-    ("iter reward change win beat kl reference time", 2),
-    ("iter reward win beat kl reference time", 2),
-    ("iter reward win beat kl reference", 2),
-    ("iter reward win beat kl reference", 1),
-    ("iter reward change win beat kl", 0),
-    ("iter reward win beat kl", 0),
-    ("iter reward change win", 0),
-    ("iter reward change", 0),
-    ("iter reward", 0),
-]
+# What is given up, one after another, until the table fits: a column, the intervals of
+# the win rates, or the merge weights of a cell but so many.
+_GIVEN_UP: tuple[str | int, ...] = (
+    3, "pairs", "intervals", "margin", 2, "accuracy", "change", "time", 1,
+    "reference", "kl", "beat", "win",
+)  # fmt: skip
 _TITLES = {
     "iter": "iter",
     "reward": "reward (95 %)",
     "change": "vs θ0",
     "win": "win θ0",
-    "wins": "win θ0",
     "beat": "win prev",
-    "beats": "win prev",
     "kl": "KL",
     "margin": "margin",
     "accuracy": "acc.",
@@ -53,76 +38,99 @@ _TITLES = {
 
 
 def iteration_table(rows: Sequence[Row], width: int) -> Table:
-    """Lay out one row an iteration, in at most `width` columns.
+    """Lay out one row per iteration, in at most `width` columns.
 
     Args:
         rows: of kind "iteration", sorted. Read here, each optional but the first:
             iteration; reward/mean, reward/low, reward/high; win/theta_0 and
-            win/previous (shares) with /low and /high; kl/theta_0 (nats a response);
+            win/previous (shares) with /low and /high; kl/theta_0 (nats per response);
             rewards/margins; rewards/accuracies; merge/rule (a string);
             merge/weight_0, merge/weight_1, ...; pairs; watch (warnings); seconds.
         width: in characters.
     """
     rules = {row["merge/rule"] for row in rows if "merge/rule" in row}
-    rewards, changes = _rewards(rows), _changes(rows)
+
+    def references(most: int | None = None) -> list[str]:
+        return [_reference(row, most, len(rules) > 1) for row in rows]
+
     cells = {
         "iter": [f"{row['iteration']}{'!' * bool(row.get('watch'))}" for row in rows],
-        "reward": rewards,
-        "change": changes,
-        "win": [_share(row, "win/theta_0") for row in rows],
-        "beat": [_share(row, "win/previous") for row in rows],
-        "wins": [_share(row, "win/theta_0", whole=True) for row in rows],
-        "beats": [_share(row, "win/previous", whole=True) for row in rows],
+        "reward": _rewards(rows),
+        "change": _changes(rows),
+        "win": [_share(row, "win/theta_0", whole=True) for row in rows],
+        "beat": [_share(row, "win/previous", whole=True) for row in rows],
         "kl": _numbers(rows, "kl/theta_0"),
         "margin": _numbers(rows, "rewards/margins"),
         "accuracy": _numbers(rows, "rewards/accuracies"),
+        "reference": references(),
         "pairs": [_count(row.get("pairs")) for row in rows],
         "time": [
             clock_text(row["seconds"]) if "seconds" in row else _NONE for row in rows
         ],
     }
-    for layout, most in _LAYOUTS:
-        cells["reference"] = [_reference(row, most, len(rules) > 1) for row in rows]
-        columns = [
-            name for name in layout.split() if any(c != _NONE for c in cells[name])
-        ]
-        needed = {n: max(map(len, [_TITLES[n], *cells[n]])) for n in columns}
-        if sum(needed.values()) + _GAP * (len(columns) - 1) <= width:
+    cells = {n: column for n, column in cells.items() if {*column} - {_NONE}}
+    for given_up in _GIVEN_UP:
+        if needed_width([(_TITLES[name], cells[name]) for name in cells]) <= width:
             break
-    return _drawn(columns, cells, _caption(rows, columns, rules))
+        if given_up == "intervals":
+            for name, metric in (("win", "win/theta_0"), ("beat", "win/previous")):
+                if name in cells:
+                    cells[name] = [_share(row, metric) for row in rows]
+        elif isinstance(given_up, str):
+            cells.pop(given_up, None)
+        elif "reference" in cells:
+            cells["reference"] = references(given_up)
+    return draw_table(
+        [(_TITLES[name], cells[name]) for name in cells],
+        left=("reference",),
+        caption=_caption(rows, cells, rules),
+    )
 
 
-def _drawn(columns: list[str], cells: dict[str, list[str]], caption: str) -> Table:
+def needed_width(columns: Sequence[Column]) -> int:
+    """Returns the characters that a table of whole cells takes."""
+    widths = [max(map(len, [title, *cells])) for title, cells in columns]
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def draw_table(
+    columns: Sequence[Column], *, left: Collection[str], caption: str = ""
+) -> Table:
+    """Returns (title, cells) of each column as a table, numbers on the right.
+
+    Args:
+        left: titles of columns of words, which wrap where there is no room.
+        caption: below the table.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, _GAP - 1, 0, 0),  # the box adds one between columns
         pad_edge=False,
         collapse_padding=True,
-        caption=Text(caption, style="dim"),
+        caption=Text(caption, style="dim") if caption else None,
         caption_justify="left",
         header_style="bold",
     )
-    for name in columns:
-        table.add_column(
-            _TITLES[name],
-            justify="left" if name == "reference" else "right",
-            no_wrap=True,
-        )
-    for line in zip(*(cells[name] for name in columns), strict=True):
+    for title, _ in columns:
+        if title in left:
+            table.add_column(title, overflow="fold")
+        else:
+            table.add_column(title, justify="right", no_wrap=True)
+    for line in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*(Text(cell) for cell in line))
     return table
 
 
-def _caption(rows: Sequence[Row], columns: list[str], rules: set[str]) -> str:
+def _caption(rows: Sequence[Row], columns: Collection[str], rules: set[str]) -> str:
     parts = []
     if "reference" in columns and rules:
         weighted = "merge weights; " if len(rules) > 1 else ""
         named = next(iter(rules)) if len(rules) == 1 else ""
         parts.append(f"reference: {weighted}{named}".rstrip("; "))
     if "kl" in columns:
-        parts.append("KL: to θ0, nats a response")
-    if {"win", "wins"} & {*columns}:
+        parts.append("KL: to θ0, nats per response")
+    if "win" in columns:
         parts.append("win: ties half")
     if any(row.get("watch") for row in rows):
         parts.append("!: warned")

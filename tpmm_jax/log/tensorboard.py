@@ -3,7 +3,7 @@
 tensorboardX's SummaryWriter appends from a thread, through a queue that blocks for
 good once a full disk has killed that thread, and its purge_step knows one step axis
 while a run has two (step and iteration). So its event file is written here directly,
-one event a row, and a resumed run replaces the file by the rows that it kept.
+one event per row, and a resumed run replaces the file by the rows that it kept.
 """
 
 import pathlib

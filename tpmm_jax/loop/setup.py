@@ -16,10 +16,10 @@ from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.header import show_header
 from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.chunks import PairChunks, load_chunks
-from tpmm_jax.loop.header import show_header
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
 from tpmm_jax.loop.run import ADAPTERS, Run
 from tpmm_jax.loop.theta_0 import (

@@ -7,6 +7,7 @@ from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
 from tpmm_jax.merging.rules import RULES, MergeContext, choose
 from tpmm_jax.merging.trees import (
     group_names,
+    one_hot,
     one_hot_index,
     signal_to_rounding,
     weighted_sum,
@@ -23,6 +24,7 @@ __all__ = [
     "choose",
     "faint_text",
     "group_names",
+    "one_hot",
     "one_hot_index",
     "signal_text",
     "signal_to_rounding",

@@ -5,7 +5,7 @@ from typing import Literal
 
 from tpmm_jax.errors import BadInput
 
-# The rule of runs whose loss knows no reference: nothing is merged or computed.
+# The rule of runs whose loss has no reference: nothing is merged or computed.
 NO_REFERENCE = "none"
 # Constants of one rule.
 ONE_RULES = {
@@ -24,16 +24,16 @@ class ReferenceConfig:
     that one config, written for "learned", compares them all by reference.rule alone.
 
     Attributes:
-      rule: a key of RULES, or in a run whose loss knows no reference, "none".
+      rule: a key of RULES, or in a run whose loss has no reference, "none".
       ema_mu: "ema": theta_ema <- (1 - mu) theta_ema + mu theta_t.
       trust_region_alpha, trust_region_tau: "trust_region": theta_ref <-
         (1 - alpha) theta_ref + alpha theta every tau optimizer steps.
-      granularity: "learned": one weight a checkpoint, or one a checkpoint and layer.
+      granularity: "learned": one weight per checkpoint, or per checkpoint and layer.
       objective: of held-out pairs, for "learned", "best" and "greedy_soup":
         "calibrated" fits a scale exp(s) of D as well; "fixed" uses ``beta``.
       beta: scale of D under "fixed", and where exp(s) starts under "calibrated".
       kl_weight: lambda of KL(softmax(a) || uniform), of "learned".
-      learning_rate, steps, batch_size: Adam on the fusion logits; pairs a step.
+      learning_rate, steps, batch_size: Adam on the fusion logits; pairs per step.
       start: logits at 0, or "carried" over from the last iteration, with their
         mean for the newcomer.
       length_normalized: D of mean token log-probs instead of sums.

@@ -1,6 +1,6 @@
 """The checkpoints of a trajectory as memory-mapped deltas on disk.
 
-Learning fusion weights reads every checkpoint twice a step. They are written
+Learning fusion weights reads every checkpoint twice per step. They are written
 once, theta_0 and theta_k - theta_0 in float32, and read back one leaf of one
 checkpoint at a time: neither device memory nor the process's own memory grows
 with K. Each process writes and reads the shards of its own devices.

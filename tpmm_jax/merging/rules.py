@@ -13,6 +13,7 @@ import numpy as np
 from tpmm_jax.merging.config import ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.merging.learned import HeldOut, OnStep, learn, softmax
+from tpmm_jax.merging.trees import one_hot
 
 
 @dataclass
@@ -39,9 +40,7 @@ class MergeContext:
 
     def one_hot(self, k: int) -> np.ndarray:
         """Returns the weights that choose checkpoint k."""
-        weights_GK = np.zeros((len(self.names), self.count))
-        weights_GK[:, k] = 1.0
-        return weights_GK
+        return one_hot(len(self.names), self.count, k)
 
     def held_out_loss(self, weights_GK: np.ndarray) -> float:
         """Returns the held-out loss of the merged model."""

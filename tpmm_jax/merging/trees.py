@@ -1,7 +1,7 @@
 """Weighted sums and inner products over parameter trees, leaf by leaf, in float32.
 
 Weights are ``weights_GK``: K checkpoints, and either one group (granularity
-"model") or L + P groups (granularity "layer"): one a layer, then one for each
+"model") or L + P groups (granularity "layer"): one per layer, then one for each
 parameter outside the layers, in the order of its name.
 """
 
@@ -52,12 +52,16 @@ def leaf_weights(
     return weights_G[names.index(path[0])]
 
 
+def one_hot(groups: int, count: int, k: int) -> np.ndarray:
+    """Returns the weights [groups, count] that choose checkpoint k."""
+    return np.tile(np.eye(count)[k], (groups, 1))
+
+
 def one_hot_index(weights_GK: np.ndarray) -> int | None:
     """Returns k if every group's weight is 1 on checkpoint k and 0 elsewhere."""
+    groups, count = weights_GK.shape
     k = int(np.argmax(weights_GK[0]))
-    hot = np.zeros_like(weights_GK)
-    hot[:, k] = 1
-    return k if np.array_equal(weights_GK, hot) else None
+    return k if np.array_equal(weights_GK, one_hot(groups, count, k)) else None
 
 
 @jax.jit

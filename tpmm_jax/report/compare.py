@@ -17,7 +17,7 @@ ALL_PAIRS = 4
 
 @dataclass(frozen=True)
 class Difference:
-    """Reward of one run less that of another, by prompt.
+    """Reward of one run minus that of another, by prompt.
 
     Attributes:
       ours, theirs: labels.
@@ -71,7 +71,7 @@ def _difference(
         return Difference(*labels, problem="the evaluation prompts differ")
     counts = [{len(row.responses) for row in found} for found in rows]
     if any(len(count) > 1 for count in counts):
-        return Difference(*labels, problem="the number of samples a prompt varies")
+        return Difference(*labels, problem="the number of samples per prompt varies")
     scorers = [run.config.get("scorer") for run in (ours, theirs)]
     if scorers[0] != scorers[1]:
         return Difference(*labels, problem="the labelling scorers differ")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tpmm_jax.config import flatten
 from tpmm_jax.log.metrics import METRICS
 from tpmm_jax.log.progress import clock_text
 from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.panels import PREVIOUS
-from tpmm_jax.report.settings import flat
 
 Row = dict[str, Any]
 # Of a row: where it stands, not what was measured.
@@ -50,8 +50,7 @@ def number_text(value: float, digits: int = 3) -> str:
 
 def interval_text(run: RunData, row: Row, name: str, *, percent: bool = False) -> str:
     """Returns a metric's interval as "0.89 to 0.97"; "" where there is none."""
-    stem = name.removesuffix("mean") if name.endswith("/mean") else f"{name}/"
-    low, high = run.number(row, f"{stem}low"), run.number(row, f"{stem}high")
+    low, high = run.interval(row, name)
     if math.isnan(low) or math.isnan(high):
         return ""
     return f"{_share(low, percent)} to {_share(high, percent)}"
@@ -92,19 +91,19 @@ def tiles(run: RunData) -> list[Tile]:
     kl = run.number(last, "kl/theta_0")
     if not math.isnan(kl) and t > 0:
         interval = _with_interval(run, last, "kl/theta_0")
-        note = ", ".join(filter(None, ("nats a response", interval)))
+        note = ", ".join(filter(None, ("nats per response", interval)))
         found.append(Tile(f"KL to {theta(0)}", number_text(kl), note))
     return found
 
 
 def _with_interval(run: RunData, row: Row, name: str, *, percent: bool = False) -> str:
     text = interval_text(run, row, name, percent=percent)
-    return f"95\u00a0%: {text}" if text else ""
+    return text and f"95\u00a0%: {text}"
 
 
 def described(run: RunData) -> list[tuple[str, str]]:
     """Returns (name, value) of what was run; only what the files say."""
-    config = flat(run.config)
+    config = flatten(run.config)
 
     def of(name: str) -> str:
         value = config.get(name)
@@ -112,16 +111,15 @@ def described(run: RunData) -> list[tuple[str, str]]:
 
     rule = of("reference.rule")
     if rule == "learned":
-        rule += f", one weight a {of('reference.granularity')}"
-        rule = rule.replace("a model", "a checkpoint").replace(
-            "a layer", "a checkpoint and layer"
-        )
+        per = {"model": "checkpoint", "layer": "checkpoint and layer"}
+        granularity = of("reference.granularity")
+        rule += f", one weight per {per.get(granularity, granularity)}"
         rule += f", {of('reference.objective')}"
     training = ""
     if of("loss.name"):
         training = (
             f"{_loss(config['loss.name'])}, beta {of('loss.beta')}, learning rate "
-            f"{of('train.learning_rate')}, {of('train.batch_size')} pairs a step, "
+            f"{of('train.learning_rate')}, {of('train.batch_size')} pairs per step, "
             f"{of('train.epochs')} epochs"
         )
     asked = ""
@@ -176,7 +174,7 @@ def missing(run: RunData) -> str:
         f"iteration{'s' if many else ''} {which} {'were' if many else 'was'} "
         f"evaluated, but {METRICS} has no row of {'them' if many else 'it'}: it was "
         "removed or cut. Put it back from a copy; or run the same training command "
-        "again, which writes the iterations' rows anew, though not those of each step"
+        "again, which writes the iterations' rows again, though not those of each step"
     )
 
 

@@ -1,16 +1,14 @@
-"""Small plots as SVG for a page: its fonts, and its colours, light or dark.
+"""Small plots as SVG for a page. Text stays text, in the page's font.
 
-Matplotlib draws in colours that stand for CSS variables (--s0 ... of the series, --ink,
---muted, --grid); they are exchanged in the finished SVG. Text stays text.
+They are drawn in the light colours of style.css; its rules for PALETTE exchange them
+for the page's, light or dark.
 """
 
 import contextlib
 import io
 import itertools
 import math
-import re
 import unicodedata
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,17 +30,31 @@ from matplotlib.ticker import (
 from tpmm_jax.log.progress import clock_text
 
 SERIES = 7
-# Of the legend's strokes too: told apart without colour.
+# Of the legend's strokes too: distinguishable without colour.
 DASHES = ("", "6 3", "2 2.5", "9 3 2 3", "4 2", "1 2", "8 2 2 2 2 2")
 _MARKERS = "os^Dv<>"
 _WIDTH, _HEIGHT = 360.0, 220.0  # CSS pixels: about a phone's column
 _FONT = 11.5
 _FEW = 15  # points of a curve that get an error bar each; more get a band
-_INK, _MUTED, _GRID = "#fd0001", "#fd0002", "#fd0003"
-_NAMES = {_INK: "ink", _MUTED: "muted", _GRID: "grid"}
+# Variable of style.css -> the colour to draw in: its light value.
+PALETTE = {
+    "s0": "#0072b2",
+    "s1": "#d55e00",
+    "s2": "#008a64",
+    "s3": "#b0518a",
+    "s4": "#3d99cf",
+    "s5": "#b57f00",
+    "s6": "#4a4f57",
+    "ink": "#1d2126",
+    "muted": "#646c76",
+    "grid": "#e4e6e9",
+}
+_INK, _MUTED, _GRID = (PALETTE[name] for name in ("ink", "muted", "grid"))
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
+    # Equal ids mean equal parts, so that the plots of a page may share them.
     "svg.hashsalt": "tpmm_jax",
+    "font.family": "DejaVu Sans",
     "text.parse_math": False,  # labels are the user's
     "font.size": _FONT,
     "axes.unicode_minus": True,
@@ -254,7 +266,7 @@ def histogram(values: Mapping[str, np.ndarray], *, xlabel: str) -> Markup:
 
 
 def stacked(rows: Sequence[str], parts: Mapping[str, np.ndarray]) -> Markup:
-    """Draws a bar a row, made of parts in seconds."""
+    """Draws one bar per row, made of parts in seconds."""
     height = max(_HEIGHT, 14.0 * len(rows) + 50)
     with _plot(height) as (figure, axes):
         left = np.zeros(len(rows))
@@ -291,7 +303,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _colour(index: int) -> str:
-    return f"#fe{index % SERIES:02x}01"
+    return PALETTE[f"s{index % SERIES}"]
 
 
 def printable(text: str) -> str:
@@ -317,24 +329,11 @@ def _plot(height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _finished(figure: Figure) -> Markup:
-    """Returns the SVG as an element of a page: own ids, the page's colours and font."""
+    """Returns the SVG as an element of a page."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for unwanted in ("<metadata>.*?</metadata>", "<style .*?</style>", "<!--.*?-->"):
-        text = re.sub(unwanted, "", text, flags=re.DOTALL)
-    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>", text, count=1)
-    name = f"p{zlib.crc32(text.encode()):08x}"  # ids are the page's, not the plot's
-    for pattern, to in (
-        (r'\bid="([^"]*)"', rf'id="{name}-\1"'),
-        (r"url\(#([^)]*)\)", rf"url(#{name}-\1)"),
-        (r'xlink:href="#([^"]*)"', rf'href="#{name}-\1"'),
-        (r"font-family: [^;\"]*; ", ""),
-        (r' transform="rotate\(-0 [^"]*"', ""),
-        (r"\s*\n\s*", " "),
-    ):
-        text = re.sub(pattern, to, text)
-    text = re.sub(r"#fe0([0-9a-f])01", lambda m: f"var(--s{int(m[1], 16)})", text)
-    text = re.sub("|".join(_NAMES), lambda m: f"var(--{_NAMES[m[0]]})", text)
-    return Markup(text.strip())
+    unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=unsaid)
+    # Without the prolog and the size in points: the page sets the size.
+    content = buffer.getvalue().partition("<svg")[2].partition(">")[2]
+    width, height = figure.get_size_inches() * figure.dpi
+    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}">{content.rstrip()}')

@@ -64,12 +64,17 @@ class RunData:
         """A finite number of a row, nan if it is missing or not finite.
 
         Raises:
-          BadInput: it is no number; names the file, the line and the field.
+          BadInput: it is not a number; names the file, the line and the field.
         """
         value = row.get(name, math.nan)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(row, name, "a number", file)
         return float(value) if math.isfinite(value) else math.nan
+
+    def interval(self, row: Row, name: str) -> tuple[float, float]:
+        """The 95 % interval of a metric, nan where there is none."""
+        stem = name.removesuffix("/mean")
+        return self.number(row, f"{stem}/low"), self.number(row, f"{stem}/high")
 
     def warnings(self, row: Row) -> list[str]:
         """What the reward-hacking watch said of an iteration."""
@@ -151,11 +156,11 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
     """Reads a run's folder.
 
     Raises:
-      BadInput, CorruptCheckpoint: it is no run, or a file of it is damaged.
+      BadInput, CorruptCheckpoint: it is not a run, or a file of it is damaged.
     """
     folder = pathlib.Path(workdir)
     if not (folder / METRICS).exists() and not (folder / "config.json").exists():
-        what = "holds no run" if folder.is_dir() else "is no directory"
+        what = "does not hold a run" if folder.is_dir() else "is not a directory"
         raise BadInput(
             f"{folder} {what}: wanted the --workdir of python -m tpmm_jax.train, "
             f"with config.json and {METRICS} in it"
@@ -220,8 +225,8 @@ def _check_weights(path: pathlib.Path, record: Row) -> None:
         good = False
     if weights and not good:
         raise CorruptCheckpoint(
-            f"{path}: groups and weights do not fit each other; wanted a list of "
-            "weights a group, one a checkpoint. Put the file back from a copy"
+            f"{path}: groups and weights do not fit each other; wanted for each "
+            "group one weight per checkpoint. Put the file back from a copy"
         )
 
 
@@ -243,7 +248,7 @@ def _json_lines(path: pathlib.Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise _no_row(path, number, f"is not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise _no_row(path, number, "is no JSON object")
+            raise _no_row(path, number, "is not a JSON object")
         yield row
 
 

@@ -3,14 +3,13 @@
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jinja2
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.report import compare, facts
 from tpmm_jax.report.facts import number_text
-from tpmm_jax.report.figures import DASHES, SERIES, printable, theta
+from tpmm_jax.report.figures import DASHES, PALETTE, SERIES, printable, theta
 from tpmm_jax.report.gather import RunData, read_run
 from tpmm_jax.report.panels import sections
 from tpmm_jax.report.samples import common_samples, run_samples
@@ -38,7 +37,7 @@ def write_report(
       The page's path.
 
     Raises:
-      BadInput, CorruptCheckpoint: a folder is no run, or a file of it is damaged;
+      BadInput, CorruptCheckpoint: a folder is not a run, or a file of it is damaged;
         names the file, and the line where it has lines.
       StorageError: the page cannot be written.
     """
@@ -118,12 +117,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared: dict[str, Any] = {
-        "number": number_text,
-        "theta": theta,
-        "dashes": DASHES,
-        "series": SERIES,
-    }
-    made.globals.update(shared)
+    made.globals.update(
+        number=number_text, theta=theta, dashes=DASHES, series=SERIES, palette=PALETTE
+    )
     made.filters["printable"] = printable
     return made

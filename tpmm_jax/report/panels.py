@@ -84,10 +84,8 @@ def prefixes(runs: Sequence[RunData]) -> list[tuple[str, str]]:
 
 def curve(run: RunData, name: str, label: str) -> Curve:
     """Returns a metric by iteration, with its interval where the rows have one."""
-    stem = name.removesuffix("mean") if name.endswith("/mean") else f"{name}/"
     rows = [row for row in run.iterations if math.isfinite(run.number(row, name))]
-    low = [run.number(row, f"{stem}low") for row in rows]
-    high = [run.number(row, f"{stem}high") for row in rows]
+    low, high = zip(*(run.interval(row, name) for row in rows)) if rows else ((), ())
     known = any(map(math.isfinite, low))
     return Curve(
         label,
@@ -183,14 +181,14 @@ def distance(runs: Sequence[RunData]) -> list[Panel]:
         if any(len(curve.x) > 1 for curve in curves):
             note = "Points are numbered by iteration; 0 is θ₀."
             svg = figures.frontier(
-                curves, xlabel="KL to θ₀, nats a response", ylabel="reward"
+                curves, xlabel="KL to θ₀, nats per response", ylabel="reward"
             )
             keys = [c.label if c.x else "" for c in curves] if len(runs) > 1 else []
             bars = INTERVAL if any(curve.low for curve in curves) else ""
             note = " ".join(filter(None, (note, bars)))
             found.append(Panel(f"Reward over KL{of}", note, keys, svg))
         names = {kl: f"to {theta(0)}", f"{prefix}kl/reference": "to the reference"}
-        found += family(runs, f"KL{of}", names, "Nats a response.")
+        found += family(runs, f"KL{of}", names, "Nats per response.")
     return found
 
 
@@ -218,7 +216,7 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
         "Signal-to-rounding of the merge",
         {"merge/signal_to_rounding": ""},
         f"|merged − θ₀| over the rounding error of computing with it; below "
-        f"{FAINT:g} the reference is hardly another than θ₀.",
+        f"{FAINT:g} the reference hardly differs from θ₀.",
         log=True,
     )
     return found
@@ -239,7 +237,7 @@ def _weights(run: RunData, of: str) -> list[Panel]:
         [f"t = {row['iteration']}" for row in rows],
         [theta(k) for k in range(count)],
     )
-    note = "A row an iteration: the reference that θₜ was trained against."
+    note = "One row per iteration: the reference that θₜ was trained against."
     return [Panel(f"Merge weights{of}", note, [], svg)]
 
 
@@ -293,7 +291,7 @@ def variety(runs: Sequence[RunData]) -> list[Panel]:
     found = []
     for prefix, of in prefixes(runs):
         names = {f"{prefix}length/mean": ""}
-        found += family(runs, f"Length{of}", names, "Tokens a response.")
+        found += family(runs, f"Length{of}", names, "Tokens per response.")
         distinct = {f"{prefix}distinct/{n}": f"distinct-{n}" for n in (1, 2)}
         note = "Share of different n-grams among all that were sampled."
         found += family(runs, f"Distinct-n{of}", distinct, note)

@@ -11,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tpmm_jax.errors import BadInput, StorageError
+from tpmm_jax.errors import BadInput
+from tpmm_jax.store.files import write_file
 
-# Okabe and Ito, "Color universal design" (2008): told apart by colour-blind readers.
+# Okabe and Ito, "Color universal design" (2008), for colour-blind readers too.
 # Their yellow is left out, too pale for a line on white.
 COLOURS = (
     "#0072B2",
@@ -36,7 +37,7 @@ Row = Mapping[str, Any]
 def plot_reward(
     runs: Mapping[str, Sequence[Row]], path: str | os.PathLike[str]
 ) -> pathlib.Path:
-    """Plot mean reward by iteration with its interval, one line a run; atomic write.
+    """Plot mean reward by iteration with its interval, one line per run; atomic write.
 
     Args:
         runs: label, such as the merge rule, -> rows as read_metrics gives them. Rows of
@@ -71,7 +72,8 @@ def plot_reward(
         _draw(axes, label, curve, index, shade=min(0.14, 0.5 / len(curves)))
     _dress(axes)
     _label_ends(figure, axes, curves)
-    _write(figure, path)
+    kind = path.suffix[1:]
+    write_file(path, lambda file: figure.savefig(file, format=kind, facecolor="white"))
     return path
 
 
@@ -167,16 +169,3 @@ def _apart(
         max(bottom, min(mean, highest)) + index * gap
         for index, mean in enumerate(level)
     ]
-
-
-def _write(figure: Figure, path: pathlib.Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, format=path.suffix[1:], facecolor="white")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error}. Free some space or make the folder "
-            "writable, then draw the plot again"
-        ) from error

@@ -38,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with an answer a policy, and why it is shown."""
+    """One prompt with one answer per policy, and why it is shown."""
 
     why: str
     number: int

@@ -4,13 +4,11 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
-from tpmm_jax.config import Config
+from tpmm_jax.config import Config, flatten
 from tpmm_jax.report.gather import RunData
-
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -35,22 +33,25 @@ def settings(run: RunData) -> list[Setting]:
     """Returns every field of config.json with its default."""
     defaults = default_values(Config)
     found = []
-    for name, value in flat(run.config).items():
-        default = defaults.get(name, _ABSENT)
-        if default is _ABSENT:
-            text, changed = _without_default(name), True
-        else:
-            text, changed = _text(default), _text(default) != _text(value)
-        found.append(Setting(name, _text(value), text, changed))
+    for name, value in flatten(run.config).items():
+        text, default = _text(value), _default_text(name, defaults)
+        found.append(Setting(name, text, default, changed=default != text))
     return found
 
 
+def _default_text(name: str, defaults: Mapping[str, Any]) -> str:
+    if name in defaults:
+        return "" if defaults[name] is MISSING else _text(defaults[name])
+    entry = any(name.startswith(f"{known}.") for known in defaults)
+    return "" if entry else "unknown"  # an entry of a mapping, such as scorer.options
+
+
 def differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
-    """Returns (field, a value a run) where the runs' configurations differ.
+    """Returns (field, one value per run) where the runs' configurations differ.
 
     A run without the field, older than it, has "–".
     """
-    flats = [flat(run.config) for run in runs]
+    flats = [flatten(run.config) for run in runs]
     names = dict.fromkeys(name for values in flats for name in values)
     found = []
     for name in names:
@@ -60,43 +61,19 @@ def differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted name: value}; an empty mapping is a value."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
 def default_values(cls: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted name: default} of a dataclass; fields without one are absent."""
+    """Returns {dotted name: default, or MISSING} of a dataclass's fields."""
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, hints[field.name]
         if dataclasses.is_dataclass(kind):
             found |= default_values(kind, f"{name}.")
-        elif field.default is not dataclasses.MISSING:
-            found[name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
+        elif field.default_factory is not MISSING:
             found[name] = field.default_factory()
+        else:
+            found[name] = field.default
     return found
-
-
-def _without_default(name: str) -> str:
-    """Tells a field without a default from one that this version does not know."""
-    cls: Any = Config
-    for part in name.split("."):
-        if not dataclasses.is_dataclass(cls):
-            return ""  # an entry of a mapping, such as scorer.options
-        hints = typing.get_type_hints(cls)
-        if part not in hints:
-            return "unknown"
-        cls = hints[part]
-    return ""
 
 
 def _text(value: Any) -> str:

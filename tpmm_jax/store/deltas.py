@@ -62,7 +62,7 @@ def split(name: str, leaf: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.
 
 
 def join(first: jax.Array, stored: jax.Array) -> jax.Array:
-    """theta_0 + stored, in place of `first`; or `stored` if it is no difference."""
+    """theta_0 + stored, in place of `first`; or `stored` if it is not a difference."""
     if first.dtype != jnp.float32:
         return stored
     # Taken first: the donated array may not be asked afterwards.

@@ -260,7 +260,7 @@ class RunLock:
 
     Raises:
       BadInput: another live process holds it; names its host, pid and start.
-      StorageError: the folder cannot be written, or knows no file locks.
+      StorageError: the folder cannot be written, or does not support file locks.
     """
 
     FILE = "run.lock"

@@ -1,9 +1,9 @@
-"""Two integers a leaf that tell any single changed bit, wherever the leaf lies.
+"""Two integers per leaf that show any single changed bit, wherever the leaf lies.
 
 Orbax does not checksum what it stores: a flipped bit restores in silence. The sums
 below are exact integer arithmetic over bit patterns, so they do not depend on the
 mesh, on the order of summation, or on the number of devices. They find errors; they
-are no defence against an attacker.
+are not a defence against an attacker.
 """
 
 from collections.abc import Iterator, Mapping

@@ -9,17 +9,6 @@ from tpmm_jax.store.fingerprint import changed_leaf, digest
 from tpmm_jax.store.listing import Entry, what_to_do
 
 
-def of_policy(
-    saved_layout: dict[str, Any], sums: dict[str, Any], storage: str
-) -> dict[str, Any]:
-    """Returns the integrity item of a step that holds a whole policy.
-
-    Args:
-      saved_layout, sums: layout and fingerprints of what a restore will give.
-    """
-    return {"fingerprints": sums, "layout": saved_layout, "storage": storage}
-
-
 def step_digest(integrity: dict[str, Any]) -> str:
     """The digest of what a restore of a step gives."""
     if integrity.get("storage") == "lora":

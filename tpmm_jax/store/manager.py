@@ -109,7 +109,7 @@ def read_items(
       **args: item name -> ocp.args.
 
     Raises:
-      CorruptCheckpoint: whatever goes wrong that is no lack of memory or permission.
+      CorruptCheckpoint: whatever goes wrong that is not a lack of memory or permission.
       StorageError: the files may not be read.
     """
     where = directory / str(step)

@@ -1,7 +1,7 @@
 """The trajectory: every iteration's policy, kept for good.
 
     directory/
-      trajectory.jsonl   one line a committed step: digest, files and their sizes
+      trajectory.jsonl   one line per committed step: digest, files and their sizes
       0/ 1/ 2/ ...       Orbax steps: policy (arrays), meta and integrity (JSON)
 
 A step exists once its line is in trajectory.jsonl, and that line is written last.
@@ -170,12 +170,14 @@ class Trajectory:
         if self.storage == "lora":
             pinned = adapters.pin(self._base().read()) if first is None else None
             saved = adapters.integrity(stored, self.lora, pinned, first, self.directory)
-        elif self.storage == "float32" or step == 0:
-            saved = integrity.of_policy(layout(stored), fingerprint(stored), "float32")
         else:
-            saved_layout = layout(stored)
-            stored, sums = self._differences(stored)
-            saved = integrity.of_policy(saved_layout, sums, self.storage)
+            # Of what a restore will give, not of what is stored.
+            saved = {"layout": layout(stored), "storage": "float32"}
+            if self.storage == "float32" or step == 0:
+                saved["fingerprints"] = fingerprint(stored)
+            else:
+                saved["storage"] = self.storage
+                stored, saved["fingerprints"] = self._differences(stored)
         files = commit.save_step(self.directory, step, trees.nest(stored), meta, saved)
         entry = Entry(
             step=step,
@@ -273,7 +275,7 @@ class Trajectory:
         if entry.storage != "lora":
             raise BadInput(
                 f"step {step} of {self.directory} is a whole policy ({entry.storage}), "
-                "no adapters"
+                "not adapters"
             )
         wanted = trees.flatten_params(target)
         return trees.like(target, self._adapters_flat(entry, wanted))

@@ -38,8 +38,8 @@ class WorkStore:
     under way when the block is left, by whatever way, is finished first.
 
     Args:
-      directory: made if missing. Numbered folders in it that are no finished step
-        are removed.
+      directory: made if missing. Numbered folders in it that are not finished
+        steps are removed.
 
     Raises:
       StorageError: the folder cannot be made or read.

@@ -44,7 +44,7 @@ def show_header(
         (
             "training",
             f"{config.loss.title}, beta {config.loss.beta:g}, "
-            f"{config.train.batch_size} pairs a step padded to "
+            f"{config.train.batch_size} pairs per step padded to "
             f"{lengths[1]} tokens, learning rate {config.train.learning_rate:g}",
         ),
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
@@ -73,7 +73,7 @@ def mesh_advice(mesh: Mesh, source: Source, config: Config) -> list[str]:
     for name, size in sizes.items():
         if size % parts:
             advice.append(
-                f"{name} = {size} is no multiple of data x fsdp = {parts}: devices "
+                f"{name} = {size} is not a multiple of data x fsdp = {parts}: devices "
                 "repeat each other's work; choose one that is"
             )
     return advice

@@ -1,67 +1,44 @@
-"""The table of ``tpmm evaluate``: a row a model, in as many parts as the width asks."""
+"""The table of ``tpmm evaluate``: a row per model, in as many parts as it needs."""
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_GAP = "  "
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from tpmm_jax.log.table import Column, draw_table, needed_width
+
 _NONE = "–"
 Row = Mapping[str, Any]
 
 
-def comparison_lines(
-    measures: Sequence[Row], baseline: str, width: int | None = None
-) -> list[str]:
-    """Returns lines of text.
+def comparison_table(
+    measures: Sequence[Row], baseline: str, width: int
+) -> RenderableType:
+    """Returns the parts of the table, one below the other.
 
     Args:
       measures: of each model, the baseline's first; see ``loop.compare.compare``.
       baseline: its name, for the caption.
-      width: in characters; by default the terminal's.
+      width: in characters.
     """
-    width = width or shutil.get_terminal_size((100, 24)).columns
-    columns = [
-        (title, cells)
-        for title, cells in _columns(measures)
-        if any(cell != _NONE for cell in cells)
-    ]
-    names = ["model", *(str(row["name"]) for row in measures)]
-    lines: list[str] = []
-    for part in _parts(columns, width - max(map(len, names))):
-        table = [names, *([title, *cells] for title, cells in part)]
-        widths = [max(map(len, column)) for column in table]
-        rows = [
-            _GAP.join(
-                cell.ljust(w) if at == 0 else cell.rjust(w)
-                for at, (cell, w) in enumerate(zip(line, widths))
-            )
-            for line in zip(*table)
-        ]
-        lines += [rows[0], "─" * len(rows[0]), *rows[1:], ""]
-    lines.append(
-        "95 % intervals over prompts; wins (ties count half), KL (nats a response) and "
-        f"accuracy are against {baseline}"
+    names: Column = ("model", [str(row["name"]) for row in measures])
+    parts = [[names]]
+    for column in _columns(measures):
+        if {*column[1]} != {_NONE}:
+            if len(parts[-1]) > 1 and needed_width([*parts[-1], column]) > width:
+                parts.append([names])
+            parts[-1].append(column)
+    caption = (
+        "95 % intervals over prompts; wins (ties count half), KL (nats per response) "
+        f"and accuracy are against {baseline}"
     )
-    return lines
+    tables = [draw_table(part, left=("model",)) for part in parts]
+    return Group(*(x for table in tables for x in (table, Text())), Text(caption))
 
 
-def _parts(
-    columns: Sequence[tuple[str, list[str]]], room: int
-) -> list[list[tuple[str, list[str]]]]:
-    parts: list[list[tuple[str, list[str]]]] = [[]]
-    left = room
-    for title, cells in columns:
-        needed = len(_GAP) + max(map(len, [title, *cells]))
-        if parts[-1] and needed > left:
-            parts.append([])
-            left = room
-        parts[-1].append((title, cells))
-        left -= needed
-    return parts
-
-
-def _columns(measures: Sequence[Row]) -> list[tuple[str, list[str]]]:
+def _columns(measures: Sequence[Row]) -> list[Column]:
     labels = _found(measures, "score/", "/mean")
     judges = _found(measures, "judge/", "/win/baseline")
     wanted = [
