@@ -19,42 +19,42 @@ from tpmm_jax.evaluation import (
 
 
 def test_the_same_data_give_the_same_interval() -> None:
-    values_BS = np.random.default_rng(0).normal(size=(67, 3))
-    assert mean_interval(values_BS) == mean_interval(values_BS.copy())
+    values_BR = np.random.default_rng(0).normal(size=(67, 3))
+    assert mean_interval(values_BR) == mean_interval(values_BR.copy())
 
 
 def test_the_bootstrap_is_students_on_normal_data() -> None:
-    values_BS = np.random.default_rng(1).normal(size=(997, 1))
-    found = mean_interval(values_BS)
-    error = scipy.stats.sem(values_BS[:, 0])
+    values_BR = np.random.default_rng(1).normal(size=(997, 1))
+    found = mean_interval(values_BR)
+    error = scipy.stats.sem(values_BR[:, 0])
     half = scipy.stats.t.ppf(0.975, 996) * error
-    assert found.mean == values_BS.mean()
+    assert found.mean == values_BR.mean()
     np.testing.assert_allclose(
         [found.low, found.high],
         [found.mean - half, found.mean + half],
         atol=0.12 * error,
     )
-    more = mean_interval(np.concatenate([values_BS, values_BS]))
-    half = scipy.stats.t.ppf(0.975, 1993) * scipy.stats.sem(np.tile(values_BS, (2, 1)))
+    more = mean_interval(np.concatenate([values_BR, values_BR]))
+    half = scipy.stats.t.ppf(0.975, 1993) * scipy.stats.sem(np.tile(values_BR, (2, 1)))
     np.testing.assert_allclose(more.high, more.mean + half[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
 def test_intervals_scale_and_shift_with_the_data(size: float) -> None:
-    values_BS = np.random.default_rng(2).exponential(size=(53, 2))
-    one, other = mean_interval(values_BS), mean_interval(size * (values_BS + 2))
+    values_BR = np.random.default_rng(2).exponential(size=(53, 2))
+    one, other = mean_interval(values_BR), mean_interval(size * (values_BR + 2))
     np.testing.assert_allclose(other, size * (np.array(one) + 2), rtol=1e-9)
-    mirrored = mean_interval(-values_BS)
+    mirrored = mean_interval(-values_BR)
     np.testing.assert_allclose([-mirrored.high, -mirrored.low], one[1:], rtol=1e-9)
 
 
 def test_samples_of_one_prompt_are_one_observation() -> None:
-    column_BS = np.random.default_rng(3).normal(size=(31, 1))
-    many_BS = np.repeat(column_BS, 5, axis=1)
-    np.testing.assert_allclose(mean_interval(many_BS), mean_interval(column_BS))
-    rates_BS = np.float64(column_BS > 0)
+    column_BR = np.random.default_rng(3).normal(size=(31, 1))
+    many_BR = np.repeat(column_BR, 5, axis=1)
+    np.testing.assert_allclose(mean_interval(many_BR), mean_interval(column_BR))
+    rates_BR = np.float64(column_BR > 0)
     np.testing.assert_allclose(
-        rate_interval(np.repeat(rates_BS, 5, axis=1)), rate_interval(rates_BS)
+        rate_interval(np.repeat(rates_BR, 5, axis=1)), rate_interval(rates_BR)
     )
 
 
@@ -66,9 +66,9 @@ def test_a_mean_without_spread_is_not_known(values: list[list[float]]) -> None:
 
 
 def test_three_odd_prompts_leave_a_side_open() -> None:
-    values_BS = np.zeros((64, 1))
-    values_BS[:2] = 1
-    found = mean_interval(values_BS)
+    values_BR = np.zeros((64, 1))
+    values_BR[:2] = 1
+    found = mean_interval(values_BR)
     assert found.high == math.inf and found.low < found.mean
 
 
@@ -88,18 +88,18 @@ def test_a_rate_of_one_prompt_says_nothing() -> None:
 
 
 def test_wilson_on_plain_wins() -> None:
-    values_BS = np.float64(np.arange(400) < 120)[:, None]
+    values_BR = np.float64(np.arange(400) < 120)[:, None]
     exact = scipy.stats.binomtest(120, 400).proportion_ci(0.95, method="wilson")
     np.testing.assert_allclose(
-        rate_interval(values_BS)[1:], [exact.low, exact.high], atol=1e-3
+        rate_interval(values_BR)[1:], [exact.low, exact.high], atol=1e-3
     )
 
 
 def test_few_losses_are_clopper_pearsons() -> None:
-    values_BS = np.float64(np.arange(400) < 398)[:, None]
+    values_BR = np.float64(np.arange(400) < 398)[:, None]
     exact = scipy.stats.binomtest(398, 400).proportion_ci(0.95, method="exact")
     np.testing.assert_allclose(
-        rate_interval(values_BS)[1:], [exact.low, exact.high], atol=1e-3
+        rate_interval(values_BR)[1:], [exact.low, exact.high], atol=1e-3
     )
 
 
@@ -154,12 +154,12 @@ def answers(seed: int) -> list[Rollout]:
 
 
 def test_the_keys_of_a_measure() -> None:
-    won_BS = np.full((9, 2), 0.5)
+    won_BR = np.full((9, 2), 0.5)
     found = measure(
         answers(0),
         opponents={"theta_0": answers(1)},
         log_ratios={"theta_0": np.random.default_rng(2).normal(size=(9, 2))},
-        judged={("careful", "theta_0"): won_BS},
+        judged={("careful", "theta_0"): won_BR},
     )
     bounded = ["kl/theta_0"]
     bounded += [f"{head}win/theta_0" for head in ("", "score/calm/", "judge/careful/")]

@@ -87,5 +87,5 @@ def test_lengths_that_run_away() -> None:
 
 def test_what_is_not_defined_is_not_watched() -> None:
     first, *_ = history({})
-    other = Evaluated("other", first.reward_BS + 1, None, None, {})
+    other = Evaluated("other", first.reward_BR + 1, None, None, {})
     assert not watch([first, other], max_kl_per_token=0.5, max_length_ratio=1.5)

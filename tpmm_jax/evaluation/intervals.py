@@ -39,7 +39,7 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def mean_interval(values_BS: Float[np.ndarray, "B S"]) -> Interval:
+def mean_interval(values_BR: Float[np.ndarray, "B R"]) -> Interval:
     """Returns the mean with its studentised bootstrap interval over prompts.
 
     Resamples are seeded: the same data give the same interval. One prompt, or prompts
@@ -48,11 +48,11 @@ def mean_interval(values_BS: Float[np.ndarray, "B S"]) -> Interval:
     three prompts differ from all others), the side they leave open is infinite.
 
     Args:
-      values_BS: finite numbers, S samples of each of B prompts.
+      values_BR: finite numbers, R samples of each of B prompts.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), 12.5.
     """
-    mean_B = values_BS.mean(axis=1)
+    mean_B = values_BR.mean(axis=1)
     B, mean = len(mean_B), float(mean_B.mean())
     spread = float(mean_B.std(ddof=1)) if B > 1 else 0.0
     if spread <= 1e-12 * float(np.abs(mean_B).max()):
@@ -63,10 +63,10 @@ def mean_interval(values_BS: Float[np.ndarray, "B S"]) -> Interval:
 
 
 def paired_interval(
-    ours_BS: Float[np.ndarray, "B S"], theirs_BR: Float[np.ndarray, "B R"]
+    ours_BR: Float[np.ndarray, "B R"], theirs_BR: Float[np.ndarray, "B _"]
 ) -> Interval:
-    """Returns the mean of ours less theirs with its interval, paired by prompt."""
-    return mean_interval((ours_BS.mean(axis=1) - theirs_BR.mean(axis=1))[:, None])
+    """Returns the mean of ours minus theirs with its interval, paired by prompt."""
+    return mean_interval((ours_BR.mean(axis=1) - theirs_BR.mean(axis=1))[:, None])
 
 
 def rate_interval(values: Sequence[np.ndarray] | np.ndarray) -> Interval:
@@ -110,16 +110,16 @@ def _wilson(rate: float, trials: float, B: int) -> tuple[float, float]:
 
 
 def accuracy_interval(
-    margin_M: Float[np.ndarray, " M"], prompts: Sequence[Hashable]
+    margin_P: Float[np.ndarray, " P"], prompts: Sequence[Hashable]
 ) -> Interval:
     """Returns the share of pairs of positive margin, ties half, with its interval.
 
     Args:
-      margin_M: D of each pair.
+      margin_P: D of each pair.
       prompts: the prompt of each pair; those of one prompt count together.
     """
     by_prompt: dict[Hashable, list[float]] = {}
-    for prompt, right in zip(prompts, (margin_M > 0) + 0.5 * (margin_M == 0)):
+    for prompt, right in zip(prompts, (margin_P > 0) + 0.5 * (margin_P == 0)):
         by_prompt.setdefault(prompt, []).append(float(right))
     return rate_interval([np.asarray(some) for some in by_prompt.values()])
 
@@ -137,20 +137,20 @@ def _student(B: int) -> tuple[float, float]:
 
 def _resampled(centred_B: np.ndarray) -> tuple[float, float]:
     """Returns quantiles of (mean - true mean) / error over resamples of prompts."""
-    B, counts_RB = len(centred_B), _counts(len(centred_B))
+    B, counts_JB = len(centred_B), _counts(len(centred_B))
     # einsum and not a matrix product: its sums do not depend on threads.
-    mean_R = np.einsum("RB,B->R", counts_RB, centred_B) / B
-    square_R = np.einsum("RB,B->R", counts_RB, centred_B**2) / B
-    error_R = np.sqrt(np.maximum(square_R - mean_R**2, 0) / (B - 1))
-    flat_R = error_R <= 1e-9 * math.sqrt(float(np.mean(centred_B**2)))
-    t_R = np.divide(mean_R, error_R, out=np.copysign(np.inf, mean_R), where=~flat_R)
-    t_R.sort()
+    mean_J = np.einsum("JB,B->J", counts_JB, centred_B) / B
+    square_J = np.einsum("JB,B->J", counts_JB, centred_B**2) / B
+    error_J = np.sqrt(np.maximum(square_J - mean_J**2, 0) / (B - 1))
+    flat_J = error_J <= 1e-9 * math.sqrt(float(np.mean(centred_B**2)))
+    t_J = np.divide(mean_J, error_J, out=np.copysign(np.inf, mean_J), where=~flat_J)
+    t_J.sort()
     tail = round((1 - LEVEL) / 2 * (RESAMPLES + 1))
-    return float(t_R[tail - 1]), float(t_R[-tail])
+    return float(t_J[tail - 1]), float(t_J[-tail])
 
 
 @functools.lru_cache(maxsize=4)
 def _counts(B: int) -> np.ndarray:
-    """How often each prompt is in each resample, [R, B]."""
+    """How often each prompt is in each resample, [J, B]."""
     rng = np.random.default_rng([_SEED, B])
     return rng.multinomial(B, np.full(B, 1 / B), size=RESAMPLES).astype(np.float64)

@@ -23,9 +23,9 @@ def measure(
       answers: to each prompt.
       opponents: by name the answers of other policies to the same prompts: win/NAME.
       log_ratios: by name log p(answer) of the policy minus that of another, nats,
-        [B, S]: kl/NAME. Their mean is the KL divergence where answers are drawn at
+        [B, R]: kl/NAME. Their mean is the KL divergence where answers are drawn at
         temperature 1 from the whole vocabulary.
-      judged: by (judge, name) our share of wins, [B, S].
+      judged: by (judge, name) our share of wins, [B, R].
     """
     texts = [text for row in answers for text in row.responses]
     lengths = [len(ids) for row in answers for ids in row.response_ids]
@@ -34,22 +34,22 @@ def measure(
         "distinct/1": distinct(texts, 1),
         "distinct/2": distinct(texts, 2),
     }
-    for name, ratios_BS in (log_ratios or {}).items():
-        values |= named(f"kl/{name}", mean_interval(ratios_BS))
-    for prefix, scores_BS in score_arrays(answers).items():
-        found = mean_interval(scores_BS)
+    for name, ratios_BR in (log_ratios or {}).items():
+        values |= named(f"kl/{name}", mean_interval(ratios_BR))
+    for prefix, scores_BR in score_arrays(answers).items():
+        found = mean_interval(scores_BR)
         head = prefix or "reward/"
         values |= dict(zip((f"{head}mean", f"{head}low", f"{head}high"), found))
         for name, theirs in (opponents or {}).items():
-            won_BS = wins(scores_BS, score_arrays(theirs)[prefix])
-            values |= named(f"{prefix}win/{name}", rate_interval(won_BS))
-    for (judge, name), won_BS in (judged or {}).items():
-        values |= named(f"judge/{judge}/win/{name}", rate_interval(won_BS))
+            won_BR = wins(scores_BR, score_arrays(theirs)[prefix])
+            values |= named(f"{prefix}win/{name}", rate_interval(won_BR))
+    for (judge, name), won_BR in (judged or {}).items():
+        values |= named(f"judge/{judge}/win/{name}", rate_interval(won_BR))
     return values
 
 
 def score_arrays(answers: Sequence[Rollout]) -> dict[str, np.ndarray]:
-    """Returns {"": rewards_BS, "score/LABEL/": scores_BS}, those that there are."""
+    """Returns {"": rewards_BR, "score/LABEL/": scores_BR}, those that there are."""
     found = {}
     if answers[0].rewards is not None:
         found[""] = np.asarray([row.rewards for row in answers], np.float64)

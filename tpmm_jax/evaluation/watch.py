@@ -25,15 +25,15 @@ class Evaluated:
 
     Attributes:
       name: such as "iteration 3".
-      reward_BS: by the scorer that labels; None without one.
+      reward_BR: by the scorer that labels; None without one.
       independent: by name, such as "judge careful", what did not label: further
-        scores, or a judge's share of wins against theta_0, [B, S]. Higher is better.
+        scores, or a judge's share of wins against theta_0, [B, R]. Higher is better.
       kl: to theta_0, nats a response; None where it is not defined.
       length: mean response, tokens; None where they are another tokenizer's.
     """
 
     name: str
-    reward_BS: np.ndarray | None
+    reward_BR: np.ndarray | None
     length: float | None = None
     kl: float | None = None
     independent: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -64,32 +64,32 @@ def watch(
 
 def _hacking(history: Sequence[Evaluated], look_at: str) -> list[str]:
     *earlier, now = history
-    if now.reward_BS is None:
+    if now.reward_BR is None:
         return []
     found = []
-    for name, ours_BS in now.independent.items():
+    for name, ours_BR in now.independent.items():
         known = [e for e in earlier if name in e.independent]
         if not known:
             continue
         best = max(known, key=lambda e: float(np.mean(e.independent[name])))
-        if best.reward_BS is None:
+        if best.reward_BR is None:
             continue
-        reward = paired_interval(now.reward_BS, best.reward_BS)
-        other = paired_interval(ours_BS, best.independent[name])
+        reward = paired_interval(now.reward_BR, best.reward_BR)
+        other = paired_interval(ours_BR, best.independent[name])
         if reward.low > 0 and other.high < 0:
             found.append(
                 f"reward rose while {name} fell since {best.name}: reward "
-                f"{_change(best.reward_BS, now.reward_BS, reward)}, {name} "
-                f"{_change(best.independent[name], ours_BS, other)}. The policy may "
+                f"{_change(best.reward_BR, now.reward_BR, reward)}, {name} "
+                f"{_change(best.independent[name], ours_BR, other)}. The policy may "
                 f"exploit the scorer: read {look_at}, lower the learning rate, raise "
                 f"beta, or stop at {best.name}"
             )
     return found
 
 
-def _change(before_BS: np.ndarray, now_BS: np.ndarray, change: Interval) -> str:
+def _change(before_BR: np.ndarray, now_BR: np.ndarray, change: Interval) -> str:
     return (
-        f"{before_BS.mean():.3g} to {now_BS.mean():.3g} ({change.mean:+.3g}, 95 % "
+        f"{before_BR.mean():.3g} to {now_BR.mean():.3g} ({change.mean:+.3g}, 95 % "
         f"[{change.low:+.3g}, {change.high:+.3g}])"
     )
 

@@ -12,19 +12,19 @@ from jaxtyping import Float
 
 
 def wins(
-    ours_BS: Float[np.ndarray, "B S"], theirs_BS: Float[np.ndarray, "B S"]
-) -> Float[np.ndarray, "B S"]:
+    ours_BR: Float[np.ndarray, "B R"], theirs_BR: Float[np.ndarray, "B R"]
+) -> Float[np.ndarray, "B R"]:
     """Returns 1 where our score is higher, 0.5 where they are equal, else 0."""
-    return (ours_BS > theirs_BS) + 0.5 * (ours_BS == theirs_BS)
+    return (ours_BR > theirs_BR) + 0.5 * (ours_BR == theirs_BR)
 
 
 def judged_wins(
-    first_BS: Float[np.ndarray, "B S"], second_BS: Float[np.ndarray, "B S"]
-) -> Float[np.ndarray, "B S"]:
+    first_BR: Float[np.ndarray, "B R"], second_BR: Float[np.ndarray, "B R"]
+) -> Float[np.ndarray, "B R"]:
     """Returns our share, free of a preference for the first or the second place.
 
     Args:
-      first_BS: a judge's share for the first text where ours came first, in [0, 1].
-      second_BS: its share for the first text where ours came second.
+      first_BR: a judge's share for the first text where ours came first, in [0, 1].
+      second_BR: its share for the first text where ours came second.
     """
-    return (first_BS + 1 - second_BS) / 2
+    return (first_BR + 1 - second_BR) / 2
