@@ -10,8 +10,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.weights._gguf_tokenizer import build_tokenizer, merges_from_scores
 from tpmm_jax.weights.description import write_tokenizer
-from tpmm_jax.weights.gguf_tokenizer import build_tokenizer, merges_from_scores
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = range(1, 7)
 # Byte-level spellings: space, newline, carriage return.

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.weights._gguf_tokenizer import build_tokenizer
 from tpmm_jax.weights.gguf_config import ROPE_FREQS, Metadata, make_config_json
-from tpmm_jax.weights.gguf_tokenizer import build_tokenizer
 
 MODEL_NAMES = {
     "output": "lm_head",

@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models.families import FAMILIES, Family
+from tpmm_jax.weights._hf_windows import FULL, SLIDING
 from tpmm_jax.weights.hf_config import ACTIVATIONS
-from tpmm_jax.weights.hf_windows import FULL, SLIDING
 
 ROPE_FREQS = "rope_freqs.weight"
 

@@ -11,8 +11,8 @@ from typing import Any
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models.config import ModelConfig
 from tpmm_jax.models.families import FAMILIES, Family, make_config
-from tpmm_jax.weights.hf_rope import is_positive, read_ropes, write_ropes
-from tpmm_jax.weights.hf_windows import is_count, read_windows, write_windows
+from tpmm_jax.weights._hf_rope import is_positive, read_ropes, write_ropes
+from tpmm_jax.weights._hf_windows import is_count, read_windows, write_windows
 
 # Fields that say nothing about the forward pass.
 IGNORED = {

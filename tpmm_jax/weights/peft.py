@@ -27,9 +27,9 @@ from tpmm_jax.models.lora import (
     scaling,
     targets,
 )
+from tpmm_jax.weights._peft_config import MERGE, joint_config, read_targets
 from tpmm_jax.weights.huggingface import numpy_tensor
 from tpmm_jax.weights.names import names
-from tpmm_jax.weights.peft_config import MERGE, joint_config, read_targets
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

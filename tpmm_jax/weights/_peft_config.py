@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import LoraConfig, ModelConfig
 from tpmm_jax.models.lora import ALL_LINEAR, TARGETS
-from tpmm_jax.weights.hf_rope import is_positive
+from tpmm_jax.weights._hf_rope import is_positive
 from tpmm_jax.weights.names import names
 
 # Fields that are read below, or that change nothing in what the adapter computes.
