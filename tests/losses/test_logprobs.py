@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpmm_jax.losses import log_probs, logprobs, sequence_log_probs
+from tpmm_jax.losses import log_probs, logprobs
 from tpmm_jax.losses.logprobs import chunked_log_probs
 from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
@@ -141,17 +141,6 @@ def test_log_probs_are_zero_at_padding_and_count_real_tokens():
     assert logp.shape == (B, 11)
     assert (logp[0] < 0).all() and (logp[1, :4] < 0).all()
     assert not logp[1, 4:].any() and not logp[2].any()
-
-
-def test_sequence_log_probs_sum_completion_tokens():
-    params, tokens, mask = model_arrays()
-    completion = mask * (jnp.arange(12) >= 3)
-    logp = np.asarray(run_log_probs(params, tokens, mask), np.float64)
-    found = jax.jit(sequence_log_probs, static_argnums=0)(
-        decoder(), params, from_mask(tokens, mask), completion
-    )
-    wanted = (logp * np.asarray(completion)[:, 1:]).sum(1)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5)
 
 
 def test_an_all_padding_row_has_finite_gradients():

@@ -10,7 +10,7 @@ from tpmm_jax.losses.gradients import (
     gradients,
 )
 from tpmm_jax.losses.inputs import Moving, PairLogProbs, completion_sums
-from tpmm_jax.losses.logprobs import CHUNK_BYTES, log_probs, sequence_log_probs
+from tpmm_jax.losses.logprobs import CHUNK_BYTES, log_probs
 from tpmm_jax.losses.objective import (
     LossState,
     coupled_loss,
@@ -56,6 +56,5 @@ __all__ = [
     "pair_scores",
     "preference_loss",
     "referenced",
-    "sequence_log_probs",
     "with_state",
 ]

@@ -80,24 +80,6 @@ def log_probs_and_mass(
     return jax.tree.map(lambda x: jnp.where(real_BT, x, 0.0), found)
 
 
-def sequence_log_probs(
-    decoder: Decoder,
-    params: Params | Adapted,
-    sequences: Sequences,
-    completion_mask_BT: Int[Array, "B T"],
-    *,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Float[Array, " B"]:
-    """Returns log p(completion | prompt): the sum over completion tokens, nats.
-
-    Args:
-      sequences: one per row.
-      completion_mask_BT: 1 at completion tokens (those that are predicted).
-    """
-    logp = log_probs(decoder, params, sequences, chunk_bytes=chunk_bytes)
-    return jnp.sum(logp * (completion_mask_BT[:, 1:] > 0), axis=1)
-
-
 class _Blocks(NamedTuple):
     """How the vocabulary is walked; static.
 
