@@ -17,10 +17,10 @@ def few_pages() -> Iterator[None]:
     draw, drawn = iterate.draw, []
 
     def draw_first(run: Run) -> None:
-        if not drawn and iterate.finished(run, run.config.iterations):
+        if not drawn and iterate.finished(run.disk, run.plan.config.iterations):
             drawn.append(run)
             draw(run)
-            assert (run.workdir / "report.html").exists()
+            assert (run.disk.workdir / "report.html").exists()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(iterate, "draw", draw_first)

@@ -10,7 +10,7 @@ from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop.evaluation import evaluate
 from tpmm_jax.loop.reference import reference_log_probs
 from tpmm_jax.loop.rollouts import gather_pairs
-from tpmm_jax.loop.run import Run
+from tpmm_jax.loop.run import Disk, Run
 from tpmm_jax.loop.training import train
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.plots import plot_reward
@@ -18,23 +18,24 @@ from tpmm_jax.report.plots import plot_reward
 
 def iterate(run: Run) -> None:
     """Runs iterations 1..T, or those of them that are missing."""
-    if not finished(run, 0):
-        evaluate(run, 0, None)
+    plan, disk, voice = run.plan, run.disk, run.voice
+    if not finished(disk, 0):
+        evaluate(plan, disk, voice, 0, None)
     drawn = False
-    for iteration in range(1, run.config.iterations + 1):
-        if finished(run, iteration):
+    for iteration in range(1, plan.config.iterations + 1):
+        if finished(disk, iteration):
             continue
         started = time.monotonic()
-        pairs = gather_pairs(run, iteration)
-        if iteration not in run.trajectory.steps():
-            logps_MN = reference_log_probs(run, iteration, pairs)
-            train(run, iteration, pairs, logps_MN)
+        pairs = gather_pairs(plan, disk, voice, iteration)
+        if iteration not in disk.trajectory.steps():
+            logps_MN = reference_log_probs(plan, disk, voice, iteration, pairs)
+            train(plan, disk, voice, iteration, pairs, logps_MN)
         else:
             # Killed after theta_t was stored: its training state is of no more use.
-            run.work.clear()
-        evaluate(run, iteration, pairs)
+            disk.work.clear()
+        evaluate(plan, disk, voice, iteration, pairs)
         seconds = {"seconds": time.monotonic() - started}
-        run.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
+        disk.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
         show(run)
         drawn = True
     if not drawn:
@@ -42,30 +43,31 @@ def iterate(run: Run) -> None:
         draw(run)
 
 
-def finished(run: Run, iteration: int) -> bool:
+def finished(disk: Disk, iteration: int) -> bool:
     """Whether an iteration's policy, summary and metrics row are all there."""
-    rows = iteration_rows(run.workdir)
+    rows = iteration_rows(disk.workdir)
     return (
-        iteration in run.trajectory.steps()
-        and (run.folder(iteration) / "summary.json").exists()
+        iteration in disk.trajectory.steps()
+        and (disk.folder(iteration) / "summary.json").exists()
         and any(row["iteration"] == iteration for row in rows)
     )
 
 
 def show(run: Run) -> None:
     """Prints the table of all finished iterations, and draws them."""
-    run.console.iteration_table(iteration_rows(run.workdir))
+    run.voice.console.iteration_table(iteration_rows(run.disk.workdir))
     draw(run)
 
 
 def draw(run: Run) -> None:
     """Writes report.html, and reward by iteration where there is a reward."""
-    rows = iteration_rows(run.workdir)
+    workdir = run.disk.workdir
+    rows = iteration_rows(workdir)
     if any("reward/mean" in row for row in rows):
-        rule = run.config.reference.rule
-        plot_reward({rule: rows}, run.workdir / "plots" / "reward.png")
+        rule = run.plan.config.reference.rule
+        plot_reward({rule: rows}, workdir / "plots" / "reward.png")
     try:
-        write_report([run.workdir])
+        write_report([workdir])
     except TpmmError as error:
         # A picture of the run is not worth the run.
-        run.console.warn(f"report.html was not written: {error}")
+        run.voice.console.warn(f"report.html was not written: {error}")

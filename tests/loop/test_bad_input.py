@@ -122,7 +122,7 @@ def test_a_special_token_without_an_embedding_is_refused_where_it_stands(
     config = tiny_run.get_config(model=model, data=data)
     console = RunConsole(io.StringIO(), io.StringIO())
     with open_run(config, tmp_path / "good", console) as run:
-        assert run.trajectory.steps() == [0]
+        assert run.disk.trajectory.steps() == [0]
 
 
 def test_missing_prompts(attempt: Callable[..., str], tmp_path: pathlib.Path) -> None:

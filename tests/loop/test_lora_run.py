@@ -19,6 +19,7 @@ import tpmm_jax as tpmm
 from tpmm_jax.config import Config
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.loop.run import DROPOUT
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters, merge_adapters
@@ -137,7 +138,7 @@ def test_a_base_that_changed_moved_or_vanished(finished, tmp_path, monkeypatch):
     )
     workdir = tmp_path / "run"
     with opened(config, workdir) as run:
-        assert run.trajectory.steps() == [0]
+        assert run.disk.trajectory.steps() == [0]
     moved = tmp_path / "elsewhere"
     source.rename(moved)
     with (
@@ -149,7 +150,7 @@ def test_a_base_that_changed_moved_or_vanished(finished, tmp_path, monkeypatch):
         tpmm.load(workdir)
     (workdir / "base").symlink_to(moved)
     with opened(config, workdir) as run:
-        assert tree_digest(run.policy(0)) == tree_digest(tpmm.load(moved).params)
+        assert tree_digest(run.disk.policy(0)) == tree_digest(tpmm.load(moved).params)
     # Another model of the same shape in its place.
     (workdir / "base").unlink()
     model = tpmm.load(moved)
@@ -210,10 +211,10 @@ def test_a_run_goes_on_from_a_peft_directory(tmp_path, monkeypatch, same_tree):
         model=dataclasses.replace(config.model, source=str(tmp_path / "adapter")),
     )
     with opened(config, tmp_path / "run") as run:
-        same_tree(run.trained(0), adapters)
+        same_tree(run.disk.trained(0), adapters)
         given = tpmm.load(tmp_path / "adapter").params
-        assert tree_digest(run.policy(0)) == tree_digest(given)
-        frozen = run.frozen(1)
+        assert tree_digest(run.disk.policy(0)) == tree_digest(given)
+        frozen = run.disk.frozen(run.plan.key(1, DROPOUT))
         assert tree_digest(frozen.base) == tree_digest(tpmm.load(base).params)
     other = dataclasses.replace(LORA, alpha=9.0, targets="q_proj")
     wrong = dataclasses.replace(
@@ -250,7 +251,7 @@ def test_a_config_may_name_the_adapters_base(tmp_path, monkeypatch, lora):
         pass
     for _ in range(2):
         with opened(over(str(base), adapter), tmp_path / "run") as run:
-            assert tree_digest(run.policy(0)) == tree_digest(given)
+            assert tree_digest(run.disk.policy(0)) == tree_digest(given)
     with (
         pytest.raises(BadInput, match="is for a PEFT adapter, and there is none"),
         opened(over(str(base), base), tmp_path / "other"),

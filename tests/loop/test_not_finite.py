@@ -66,13 +66,13 @@ def test_a_bad_reference_log_prob_names_its_pair_and_repeats(
     config, right = tiny_run.get_config(**CONFIG), iterate.reference_log_probs
     bad: dict[str, int] = {}
 
-    def wrong(run: Any, iteration: int, pairs: Any) -> np.ndarray:
-        logps_MN = right(run, iteration, pairs).copy()
+    def wrong(plan: Any, disk: Any, voice: Any, t: int, pairs: Any) -> np.ndarray:
+        logps_MN = right(plan, disk, voice, t, pairs).copy()
         # A pair of a later step, so that there is a checkpoint to go back to.
-        from tpmm_jax.loop.training import Plan
+        from tpmm_jax.loop.training import Batches
 
-        plan = Plan(len(pairs.train), 4, 2, run.config.seed, iteration)
-        bad["place"] = int(plan.places(1)[0])
+        batches = Batches(len(pairs.train), 4, 2, plan.config.seed, t)
+        bad["place"] = int(batches.places(1)[0])
         logps_MN[bad["place"], REJECTED] = -np.inf
         return logps_MN
 
@@ -111,9 +111,9 @@ def test_a_gradient_that_is_no_number_is_found_pair_by_pair(
 
     by_gradient, sought = safety._by_gradient, []
 
-    def at_step(run: Any, state: Any, *rest: Any) -> dict[int, str]:
+    def at_step(plan: Any, state: Any, *rest: Any) -> dict[int, str]:
         sought.append(int(state.step))
-        return by_gradient(run, state, *rest)
+        return by_gradient(plan, state, *rest)
 
     monkeypatch.setattr(safety, "_by_gradient", at_step)
     monkeypatch.setitem(LOSSES, "dpo", wrong)
@@ -144,14 +144,14 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 def test_reference_log_probs_are_refused_where_they_arise(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = reference.pair_log_probs
+    right = reference.table_log_probs
 
     def wrong(*args: Any, **kwargs: Any) -> np.ndarray:
         logps_MN = right(*args, **kwargs)
         logps_MN[2, 1] = np.nan
         return logps_MN
 
-    monkeypatch.setattr(reference, "pair_log_probs", wrong)
+    monkeypatch.setattr(reference, "table_log_probs", wrong)
     with pytest.raises(NotFinite, match="reference log-probs: not finite") as error:
         start(tiny_run.get_config(**CONFIG), tmp_path)
     assert f"pairs.jsonl:{training_lines(tmp_path)[2]}" in str(error.value)

@@ -38,10 +38,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
         monkeypatch.setattr(setup, "today", lambda: date)
         out = io.StringIO()
         with setup.open_run(config, workdir, RunConsole(out, out)) as run:
-            if run.schedule is not None:
-                return run.schedule.iteration(2).ids
-            assert run.pair_chunks is not None
-            return [row.prompt_ids for _, row in run.pair_chunks[1]]
+            if run.plan.schedule is not None:
+                return run.plan.schedule.iteration(2).ids
+            assert run.plan.pair_chunks is not None
+            return [row.prompt_ids for _, row in run.plan.pair_chunks[1]]
 
     return on_day
 

@@ -17,7 +17,7 @@ from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.loop.answers import batched_log_probs
+from tpmm_jax.loop.log_probs import batched_log_probs
 from tpmm_jax.losses import CHUNK_BYTES
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig, one_hot
 from tpmm_jax.merging.learned import fitted_scale, learn, softmax

@@ -28,6 +28,7 @@ from tpmm_jax.log.versions import versions
 from tpmm_jax.loop.compare import Candidate, Settings, compare, encode_for
 from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.loop.theta_0 import check_codec
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.store.files import write_json
@@ -273,7 +274,7 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         consecutive=len(args.models) == 1 and args.baseline is None,
         output=output,
     )
-    measures, warnings = compare(candidates, settings, console)
+    measures, warnings = compare(candidates, settings, Voice(console))
     summary = {
         "prompts": args.prompts,
         "num_prompts": len(candidates[0].prompts.ids),

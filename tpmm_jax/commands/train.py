@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
     """Runs one configuration to its end."""
-    with open_run(config, workdir, console) as opened, opened.stop:
+    with open_run(config, workdir, console) as opened, opened.voice.stop:
         iterate(opened)
         last = config.iterations
         console.next_steps(

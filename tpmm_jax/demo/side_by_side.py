@@ -98,11 +98,11 @@ def side_by_side(config: Config, workdir: pathlib.Path, console: RunConsole) -> 
 
 def run_rule(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
     """Runs one configuration to its end, or what is missing of it."""
-    with open_run(config, workdir, console) as run, run.stop:
-        done = [t for t in range(1, config.iterations + 1) if finished(run, t)]
+    with open_run(config, workdir, console) as run, run.voice.stop:
+        done = [t for t in range(1, config.iterations + 1) if finished(run.disk, t)]
         if len(done) == config.iterations:
             console.note(f"{workdir}: all {len(done)} iterations are finished already")
-        elif finished(run, 0):
+        elif finished(run.disk, 0):
             console.note(f"{workdir}: continues after {len(done)} finished iterations")
         iterate(run)
 

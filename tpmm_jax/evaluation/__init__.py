@@ -8,7 +8,7 @@ from tpmm_jax.evaluation.intervals import (
     paired_interval,
     rate_interval,
 )
-from tpmm_jax.evaluation.measures import measure, named
+from tpmm_jax.evaluation.measures import measure, name_interval
 from tpmm_jax.evaluation.watch import (
     MAX_KL_PER_TOKEN,
     MAX_LENGTH_RATIO,
@@ -27,7 +27,7 @@ __all__ = [
     "judged_wins",
     "mean_interval",
     "measure",
-    "named",
+    "name_interval",
     "paired_interval",
     "rate_interval",
     "watch",

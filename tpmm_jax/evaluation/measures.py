@@ -35,16 +35,16 @@ def measure(
         "distinct/2": distinct(texts, 2),
     }
     for name, ratios_BR in (log_ratios or {}).items():
-        values |= named(f"kl/{name}", mean_interval(ratios_BR))
+        values |= name_interval(f"kl/{name}", mean_interval(ratios_BR))
     for prefix, scores_BR in score_arrays(answers).items():
         found = mean_interval(scores_BR)
         head = prefix or "reward/"
         values |= dict(zip((f"{head}mean", f"{head}low", f"{head}high"), found))
         for name, theirs in (opponents or {}).items():
             won_BR = wins(scores_BR, score_arrays(theirs)[prefix])
-            values |= named(f"{prefix}win/{name}", rate_interval(won_BR))
+            values |= name_interval(f"{prefix}win/{name}", rate_interval(won_BR))
     for (judge, name), won_BR in (judged or {}).items():
-        values |= named(f"judge/{judge}/win/{name}", rate_interval(won_BR))
+        values |= name_interval(f"judge/{judge}/win/{name}", rate_interval(won_BR))
     return values
 
 
@@ -59,7 +59,7 @@ def score_arrays(answers: Sequence[Rollout]) -> dict[str, np.ndarray]:
     return found
 
 
-def named(name: str, interval: Interval) -> dict[str, float]:
+def name_interval(name: str, interval: Interval) -> dict[str, float]:
     """Returns {name: mean, name/low: ..., name/high: ...}."""
     low, high = f"{name}/low", f"{name}/high"
     return {name: interval.mean, low: interval.low, high: interval.high}

@@ -1,4 +1,4 @@
-"""Answers of a policy: drawn, rated, and their log-probabilities.
+"""Answers of a policy: drawn and rated.
 
 Nothing here knows of a run: the loop and ``python -m tpmm_jax.evaluate`` share it.
 """
@@ -13,22 +13,18 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import Rollout
-from tpmm_jax.data.table import Table, take
-from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import EncodedPrompts
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig, generate_batches
-from tpmm_jax.steps import pair_log_probs_step, token_log_probs_step
 from tpmm_jax.store.records import append_records, resume_records
 
+# The name of a run's own evaluation prompts among the sets.
+MAIN = "evaluation"
 
-def _go_on() -> None:
-    """No one asks to stop."""
 
-
-class Loaded:
+class LazyParams:
     """Parameters that are read when they are first asked for, and can be let go."""
 
     def __init__(self, load: Callable[[], Params]):
@@ -55,7 +51,6 @@ class PolicyRunner:
       micro_batch: pairs, or half the answers, whose log-probs are computed at once.
       prompt_length, pair_length: tokens that prompts, and prompts with answers, are
         padded to.
-      check: called between batches; raises where the work is to stop.
     """
 
     decoder: Decoder
@@ -66,12 +61,11 @@ class PolicyRunner:
     prompt_length: int
     pair_length: int
     chunk_bytes: int
-    console: RunConsole
-    check: Callable[[], None] = _go_on
 
 
 def sample_answers(
     runner: PolicyRunner,
+    voice: Voice,
     path: pathlib.Path | None,
     prompts: EncodedPrompts,
     raters: Raters,
@@ -93,8 +87,7 @@ def sample_answers(
     )
     if len(answers) == total:
         return answers
-    with runner.console.phase(title, total, "prompts") as bar:
-        bar.advance(len(answers))
+    with voice.phase(title, total, "prompts", done=len(answers)) as advance:
         for batch in sample_and_rate(
             runner,
             params(),
@@ -106,8 +99,7 @@ def sample_answers(
         ):
             append_records(path, batch)
             answers += batch
-            bar.advance(len(batch), **_mean_reward(answers))
-            runner.check()
+            advance(len(batch), **_mean_reward(answers))
     return answers
 
 
@@ -166,94 +158,3 @@ def sample_and_rate(
             )
             for b, i in enumerate(places)
         ]
-
-
-def answer_log_probs(
-    runner: PolicyRunner, params: Params, answers: Sequence[Rollout], title: str
-) -> np.ndarray:
-    """Returns log p(answer | prompt), nats, of every sample of every row, [B, S]."""
-    both = [(r.prompt_ids, ids) for r in answers for ids in r.response_ids]
-    size, out = 2 * runner.micro_batch, []
-    with runner.console.phase(title, len(both), "answers") as bar:
-        for first in range(0, len(both), size):
-            some = both[first : first + size]
-            logp = _log_probs(runner, params, some, size)
-            out.append(logp[: len(some)])
-            bar.advance(len(some))
-            runner.check()
-    return np.concatenate(out).reshape(len(answers), -1)
-
-
-def _log_probs(
-    runner: PolicyRunner, params: Params, some: Sequence[tuple], size: int
-) -> np.ndarray:
-    tokens_BT = np.full((size, runner.pair_length), runner.codec.pad_id, np.int32)
-    mask_BT, of_answer_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
-    for b, (prompt, ids) in enumerate(some):
-        end = len(prompt) + len(ids)
-        tokens_BT[b, :end] = [*prompt, *ids]
-        mask_BT[b, :end] = 1
-        of_answer_BT[b, len(prompt) : end] = 1
-    batch = put_batch((tokens_BT, mask_BT), runner.decoder.mesh)
-    logp_BT = token_log_probs_step(
-        runner.decoder, params, *batch, chunk_bytes=runner.chunk_bytes
-    )
-    return (np.asarray(logp_BT, np.float64) * of_answer_BT[:, 1:]).sum(axis=1)
-
-
-def pair_log_probs(
-    runner: PolicyRunner,
-    params: Params,
-    table: Table,
-    title: str,
-    ld_alpha: float | None = None,
-) -> np.ndarray:
-    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
-
-    Args:
-      ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
-    """
-    with runner.console.phase(title, len(table["weight_B"]), "pairs") as bar:
-
-        def advance(count: int) -> None:
-            bar.advance(count)
-            runner.check()
-
-        return batched_log_probs(
-            runner.decoder,
-            params,
-            table,
-            size=runner.micro_batch,
-            chunk_bytes=runner.chunk_bytes,
-            ld_alpha=ld_alpha,
-            advance=advance,
-        )
-
-
-def batched_log_probs(
-    decoder: Decoder,
-    params: Params,
-    table: Table,
-    *,
-    size: int,
-    chunk_bytes: int,
-    ld_alpha: float | None = None,
-    advance: Callable[[int], None],
-) -> np.ndarray:
-    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
-
-    Args:
-      size: pairs at once.
-      ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
-      advance: called with the number of pairs that were done.
-    """
-    rows, out = len(table["weight_B"]), []
-    for start in range(0, rows, size):
-        places = np.arange(start, min(start + size, rows))
-        batch = put_batch(take(table, places, size), decoder.mesh)
-        logps_BN = pair_log_probs_step(
-            decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
-        )
-        out.append(np.asarray(logps_BN)[: len(places)])
-        advance(len(places))
-    return np.concatenate(out)

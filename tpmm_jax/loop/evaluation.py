@@ -7,118 +7,125 @@ Phases, each of which leaves a file and is not repeated: sampling with all score
 
 import pathlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.data.records import Judgement, PairRow, Rollout
 from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation import (
-    Evaluated,
-    accuracy_interval,
-    measure,
-    named,
-    watch,
-)
-from tpmm_jax.evaluation.measures import score_arrays
+from tpmm_jax.evaluation import Evaluated, watch
 from tpmm_jax.log.jsonl import plain, restored
 from tpmm_jax.log.metrics import read_metrics
-from tpmm_jax.loop.answers import Loaded, sample_answers
-from tpmm_jax.loop.judging import Match, judge_matches, judge_wins
-from tpmm_jax.loop.log_probs import (
-    MAIN,
+from tpmm_jax.loop.answers import MAIN, LazyParams, sample_answers
+from tpmm_jax.loop.cached_log_probs import (
     POLICY,
     THETA_0,
-    compared,
-    evaluation_log_probs,
+    cached_log_probs,
+    compared_models,
+)
+from tpmm_jax.loop.judging import (
+    Contest,
+    judge_contests,
+    judge_wins,
+    measure_contest,
+    observe,
+    preference_accuracy,
 )
 from tpmm_jax.loop.rollouts import IterationPairs
-from tpmm_jax.loop.run import EVALUATION, Run
+from tpmm_jax.loop.run import EVALUATION, Disk, Plan
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.store.files import read_json, write_json, write_npz
 from tpmm_jax.store.records import read_records
 
-# A policy's number and a set of prompts.
-Place: TypeAlias = tuple[int, str]
 
-
-def evaluate(run: Run, iteration: int, pairs: IterationPairs | None) -> None:
+def evaluate(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int, pairs: IterationPairs | None
+) -> None:
     """Evaluates theta_iteration and writes summary.json and the iteration's row."""
-    path = run.folder(iteration) / "summary.json"
+    path = disk.folder(iteration) / "summary.json"
     if path.exists():
         values = restored(read_json(path))
     else:
         started = time.monotonic()
-        values = _training_summary(run, iteration, pairs)
-        values |= _evaluation(run, iteration, [] if pairs is None else pairs.held_out)
+        values = {}
+        if pairs is not None:
+            values |= _training_summary(plan, disk, iteration, len(pairs.train))
+        held_out = [] if pairs is None else pairs.held_out
+        values |= _evaluation(plan, disk, voice, iteration, held_out)
         seconds = {"seconds": time.monotonic() - started}
-        run.log.log_timing("evaluation", iteration=iteration, step=None, values=seconds)
+        disk.log.log_timing(
+            "evaluation", iteration=iteration, step=None, values=seconds
+        )
         write_json(path, {name: plain(name, value) for name, value in values.items()})
-    run.rewind("iteration", iteration)
-    run.log.log("iteration", iteration=iteration, step=None, values=values)
-    run.log.flush()
+    disk.rewind("iteration", iteration)
+    disk.log.log("iteration", iteration=iteration, step=None, values=values)
+    disk.log.flush()
 
 
-def _evaluation(run: Run, t: int, held_out: Sequence[PairRow]) -> dict[str, Any]:
+def _evaluation(
+    plan: Plan, disk: Disk, voice: Voice, t: int, held_out: Sequence[PairRow]
+) -> dict[str, Any]:
     """Returns the measures of theta_t on every set and on held-out pairs."""
-    policy = Loaded(lambda: run.policy(t))
-    answers = _answers(run, t, policy)
-    logps = evaluation_log_probs(run, t, answers, held_out, policy) if t > 0 else {}
+    policy = LazyParams(lambda: disk.policy(t))
+    answers = _sample_sets(plan, disk, voice, t, policy)
+    logps: dict[str, np.ndarray] = {}
+    if t > 0:
+        logps = cached_log_probs(plan, disk, voice, t, answers, held_out, policy)
     values: dict[str, Any] = {}
     if held_out:
-        values |= _held_out_summary(run, t, held_out, logps)
-    # The two that win rates are against: read once for judges, measures and watch.
-    earlier = {
-        (s, name): _earlier(run, s, name)
-        for name in answers
-        for s in ({0, t - 1} if t > 0 else ())
-    }
-    judgements = _judgements(run, t, answers, earlier)
+        values |= _held_out_summary(plan, disk, t, held_out, logps)
+    contests = [_contest(plan, disk, t, name, answers[name], logps) for name in answers]
+    judgements: list[Judgement] = []
+    if t > 0 and contests and plan.raters.judges:
+        judgements = judge_contests(
+            disk.folder(t) / "judgements.jsonl",
+            contests,
+            plan.raters.judges,
+            batch_size=plan.runner.batch_size,
+            voice=voice,
+            title=f"iteration {t}: judge",
+        )
     warnings: list[str] = []
-    for name, rows in answers.items():
-        prefix = "" if name == MAIN else f"{name}/"
-        found = _measures(run, t, name, rows, logps, judgements, earlier)
+    for contest in contests:
+        prefix = "" if contest.set == MAIN else f"{contest.set}/"
+        found = measure_contest(contest, judgements)
+        if t == 0:
+            found |= {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         values |= {prefix + key: value for key, value in found.items()}
-        kl = found["kl/theta_0"]
-        history = _history(run, t, name, rows, judgements, earlier, kl)
-        warnings += [
-            text if name == MAIN else f"{name}: {text}"
-            for text in watch(
-                history,
-                max_kl_per_token=run.config.evaluation.max_kl_per_token,
-                max_length_ratio=run.config.evaluation.max_length_ratio,
-                # Without the workdir, so that moved or repeated runs agree.
-                look_at=str(_path(run, t, name).relative_to(run.workdir)),
-            )
-        ]
+        history = _history(plan, disk, t, contest, judgements, found["kl/theta_0"])
+        for text in _watch(plan, disk, t, contest.set, history):
+            warnings.append(text if contest.set == MAIN else f"{contest.set}: {text}")
     for text in warnings:
-        run.console.warn(text)
+        voice.console.warn(text)
     return values | ({"watch": warnings} if warnings else {})
 
 
-def _path(run: Run, t: int, name: str) -> pathlib.Path:
+def _path(disk: Disk, t: int, name: str) -> pathlib.Path:
     """Where the answers of theta_t to a set lie."""
     file = "evaluation.jsonl" if name == MAIN else f"evaluation-{name}.jsonl"
-    return run.folder(t) / file
+    return disk.folder(t) / file
 
 
-def _answers(run: Run, t: int, policy: Loaded) -> dict[str, list[Rollout]]:
+def _sample_sets(
+    plan: Plan, disk: Disk, voice: Voice, t: int, policy: LazyParams
+) -> dict[str, list[Rollout]]:
     """Returns theta_t's rated answers to each set; none without prompts."""
-    if run.schedule is None:
+    if plan.schedule is None:
         return {}
     title = f"iteration {t}: evaluate" if t else "evaluate theta_0"
-    sets = {MAIN: run.schedule.evaluation, **run.schedule.sets}
+    sets = {MAIN: plan.schedule.evaluation, **plan.schedule.sets}
     return {
         name: sample_answers(
-            run.runner,
-            _path(run, t, name),
+            plan.runner,
+            voice,
+            _path(disk, t, name),
             prompts,
-            run.raters,
+            plan.raters,
             params=policy,
             # The same key for every policy: they are compared on equal noise.
-            key=run.key(0, EVALUATION),
-            num_samples=run.config.evaluation.samples_per_prompt,
+            key=plan.key(0, EVALUATION),
+            num_samples=plan.config.evaluation.samples_per_prompt,
             title=title if name == MAIN else f"{title} on {name}",
         )
         for name, prompts in sets.items()
@@ -126,181 +133,108 @@ def _answers(run: Run, t: int, policy: Loaded) -> dict[str, list[Rollout]]:
 
 
 def _held_out_summary(
-    run: Run, t: int, held_out: Sequence[PairRow], logps: Mapping[str, np.ndarray]
+    plan: Plan,
+    disk: Disk,
+    t: int,
+    held_out: Sequence[PairRow],
+    logps: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     """theta_t against theta_0 on held-out pairs; writes held_out.npz."""
-    names = [f"{model}_MN" for model in compared(run)]
+    names = [f"{model}_MN" for model in compared_models(plan)]
     arrays = {name: logps[f"held_out.{name}"].astype(np.float32) for name in names}
-    write_npz(run.folder(t) / "held_out.npz", arrays)
+    write_npz(disk.folder(t) / "held_out.npz", arrays)
     return preference_accuracy(held_out, arrays["policy_MN"], arrays["theta_0_MN"])
 
 
-def preference_accuracy(
-    pairs: Sequence[PairRow], policy_MN: np.ndarray, anchor_MN: np.ndarray
-) -> dict[str, float]:
-    """Returns how often, and by how much, a policy prefers what is chosen.
-
-    Args:
-      pairs: M pairs; those of one prompt count together in the interval.
-      policy_MN, anchor_MN: log-probs of (chosen, rejected), nats: of the policy, and
-        of the one that it is measured against.
-    """
-    ratios_MN = policy_MN.astype(np.float64) - anchor_MN
-    margin_M = ratios_MN[:, CHOSEN] - ratios_MN[:, REJECTED]
-    prompts = [tuple(pair.prompt_ids) for pair in pairs]
-    accuracy = accuracy_interval(margin_M, prompts)
-    margin = {"heldout/margin": float(np.mean(margin_M))}
-    return named("heldout/accuracy", accuracy) | margin
-
-
-def _judgements(
-    run: Run,
-    t: int,
-    answers: Mapping[str, list[Rollout]],
-    earlier: Mapping[Place, list[Rollout]],
-) -> list[Judgement]:
-    """Returns every judge's verdict on theta_t against theta_0 and theta_{t-1}."""
-    if t == 0 or not answers or not run.raters.judges:
-        return []
-    # At t = 1 both are theta_0: it is judged once.
-    others = {THETA_0: 0, **({"previous": t - 1} if t > 1 else {})}
-    matches = [
-        Match(name, against, rows, earlier[step, name])
-        for name, rows in answers.items()
-        for against, step in others.items()
-    ]
-    return judge_matches(
-        run.folder(t) / "judgements.jsonl",
-        matches,
-        run.raters.judges,
-        batch_size=run.config.rollout.batch_size,
-        console=run.console,
-        check=run.stop.check,
-        title=f"iteration {t}: judge",
-    )
-
-
-def _earlier(run: Run, t: int, name: str) -> list[Rollout]:
-    """Returns the answers of an earlier policy, as they were written then."""
-    path = _path(run, t, name)
-    rows = read_records(path, Rollout)
-    if not rows:
-        raise BadInput(
-            f"{path} is missing or empty: win rates against theta_{t} need it; put it "
-            f"back, or delete {run.folder(t) / 'summary.json'} to evaluate it anew"
-        )
-    return rows
-
-
-def _measures(
-    run: Run,
+def _contest(
+    plan: Plan,
+    disk: Disk,
     t: int,
     name: str,
-    rows: list[Rollout],
+    answers: list[Rollout],
     logps: Mapping[str, np.ndarray],
-    judgements: list[Judgement],
-    earlier: Mapping[Place, list[Rollout]],
-) -> dict[str, float]:
+) -> Contest:
+    """Returns theta_t's answers to a set with those of theta_0 and theta_{t-1}."""
     if t == 0:
-        zero = {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
-        return measure(rows) | zero
-    judged = judge_wins(judgements, name)
-    if t == 1:
-        judged |= {(label, "previous"): x for (label, _), x in judged.items()}
-    policy_BS = logps[f"{name}.{POLICY}_BS"]
-    return measure(
-        rows,
-        opponents={
-            THETA_0: earlier[0, name],
-            "previous": earlier[t - 1, name],
-        },
-        log_ratios={
-            model: policy_BS - logps[f"{name}.{model}_BS"]
-            for model in compared(run)
-            if model != POLICY
-        },
-        judged=judged,
-    )
+        return Contest(name, answers)
+    first = _read_earlier(disk, 0, name)
+    # At t = 1 both are theta_0: it is judged once.
+    previous = first if t == 1 else _read_earlier(disk, t - 1, name)
+    policy_BR = logps[f"{name}.{POLICY}_BS"]
+    ratios = {
+        model: policy_BR - logps[f"{name}.{model}_BS"]
+        for model in compared_models(plan)
+        if model != POLICY
+    }
+    return Contest(name, answers, {THETA_0: first, "previous": previous}, ratios)
+
+
+def _read_earlier(disk: Disk, t: int, name: str) -> list[Rollout]:
+    """Returns the answers of an earlier policy, as they were written then."""
+    path = _path(disk, t, name)
+    answers = read_records(path, Rollout)
+    if not answers:
+        raise BadInput(
+            f"{path} is missing or empty: win rates against theta_{t} need it; put it "
+            f"back, or delete {disk.folder(t) / 'summary.json'} to evaluate it anew"
+        )
+    return answers
 
 
 def _history(
-    run: Run,
+    plan: Plan,
+    disk: Disk,
     t: int,
-    name: str,
-    rows: list[Rollout],
-    judgements: list[Judgement],
-    earlier: Mapping[Place, list[Rollout]],
+    contest: Contest,
+    judgements: Sequence[Judgement],
     kl: float,
 ) -> list[Evaluated]:
     """Returns what the watch sees of theta_0 to theta_t on one set."""
+    name, judges, history = contest.set, plan.raters.judges, []
     key = "kl/theta_0" if name == MAIN else f"{name}/kl/theta_0"
-    history = []
-    for s in range(t + 1):
-        judged = judge_wins(judgements if s == t else _judged_then(run, s), name)
-        values = {key: kl} if s == t else _summary(run, s)
+    met = contest.opponents
+    known = {0: met.get(THETA_0), t - 1: met.get("previous")}
+    for s in range(t):
+        then = read_records(disk.folder(s) / "judgements.jsonl", Judgement)
+        values = restored(read_json(disk.folder(s) / "summary.json"))
         history.append(
-            seen(
+            observe(
                 f"iteration {s}" if s else THETA_0,
-                rows if s == t else earlier.get((s, name)) or _earlier(run, s, name),
-                {
-                    label: x
-                    for (label, against), x in judged.items()
-                    if against == THETA_0
-                },
-                run.raters.judges,
+                known.get(s) or _read_earlier(disk, s, name),
+                judge_wins(then, name, THETA_0),
+                judges,
                 values.get(key),
             )
         )
-    return history
+    wins, own = (
+        judge_wins(judgements, name, THETA_0),
+        f"iteration {t}" if t else THETA_0,
+    )
+    return [*history, observe(own, contest.answers, wins, judges, kl)]
 
 
-def _summary(run: Run, t: int) -> dict[str, Any]:
-    return restored(read_json(run.folder(t) / "summary.json"))
-
-
-def _judged_then(run: Run, t: int) -> list[Judgement]:
-    return read_records(run.folder(t) / "judgements.jsonl", Judgement)
-
-
-def seen(
-    name: str,
-    rows: list[Rollout],
-    judged: Mapping[str, np.ndarray],
-    judges: Iterable[str],
-    kl: float | None,
-    same_tokens: bool = True,
-) -> Evaluated:
-    """Returns what the watch sees of a policy.
-
-    Args:
-      rows: its answers.
-      judged: by judge its wins [B, S] against the first policy. That one itself has
-        none: it wins half of the time.
-      judges: labels of all judges.
-      kl: to the first policy, nats a response.
-      same_tokens: whether lengths can be compared with the first policy's.
-    """
-    arrays = score_arrays(rows)
-    half_BS = np.full((len(rows), len(rows[0].responses)), 0.5)
-    independent = {f"scorer {k.split('/')[1]}": x for k, x in arrays.items() if k}
-    independent |= {f"judge {label}": judged.get(label, half_BS) for label in judges}
-    lengths = [len(ids) for row in rows for ids in row.response_ids]
-    length = float(np.mean(lengths)) if same_tokens else None
-    return Evaluated(name, arrays.get(""), length, kl, independent)
+def _watch(
+    plan: Plan, disk: Disk, t: int, name: str, history: Sequence[Evaluated]
+) -> list[str]:
+    return watch(
+        history,
+        max_kl_per_token=plan.config.evaluation.max_kl_per_token,
+        max_length_ratio=plan.config.evaluation.max_length_ratio,
+        # Without the workdir, so that moved or repeated runs agree.
+        look_at=str(_path(disk, t, name).relative_to(disk.workdir)),
+    )
 
 
 def _training_summary(
-    run: Run, iteration: int, pairs: IterationPairs | None
+    plan: Plan, disk: Disk, iteration: int, num_pairs: int
 ) -> dict[str, Any]:
     """What the iteration's table says of its training: the last epoch's means."""
-    if pairs is None:
-        return {}
-    log = read_metrics(run.workdir)
+    log = read_metrics(disk.workdir)
     rows = [r for r in log if r["kind"] == "train" and r["iteration"] == iteration]
-    last = rows[-max(1, len(rows) // run.config.train.epochs) :]
+    last = rows[-max(1, len(rows) // plan.config.train.epochs) :]
     values: dict[str, Any] = {
-        "merge/rule": run.config.reference.rule,
-        "pairs": len(pairs.train),
+        "merge/rule": plan.config.reference.rule,
+        "pairs": num_pairs,
     }
     for name in ("loss", "rewards/margins", "rewards/accuracies"):
         values[name] = float(np.mean([row[name] for row in last]))

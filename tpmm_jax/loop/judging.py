@@ -1,45 +1,67 @@
-"""Judgements: each judge on the answers of two policies, in both orders."""
+"""A policy's answers against those of others: judged in both orders, and measured.
+
+Nothing here knows of a run: the loop and ``tpmm evaluate`` share it.
+"""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tpmm_jax.data.records import Judgement, Rollout
-from tpmm_jax.evaluation import judged_wins
-from tpmm_jax.log.console import RunConsole
+from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.data.records import Judgement, PairRow, Rollout
+from tpmm_jax.evaluation import (
+    Evaluated,
+    accuracy_interval,
+    judged_wins,
+    measure,
+    name_interval,
+)
+from tpmm_jax.evaluation.measures import score_arrays
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import NamedJudge
 from tpmm_jax.store.records import append_records, resume_records
 
+Answers = Sequence[Rollout]
+
 
 @dataclass(frozen=True)
-class Match:
-    """Answers of one policy against those of another, to the same prompts.
+class Contest:
+    """Answers of one policy to one set of prompts, and those that they meet.
 
     Attributes:
-      set: the prompts' name.
-      against: the other policy's name.
-      ours, theirs: sample s meets sample s.
+      set: the prompts' name among the judgements.
+      opponents: by name answers of other policies; sample s meets sample s. Those of
+        one policy under two names are one object, and judged once.
+      log_ratios: by name log p(answer) of the policy minus that of another model, nats,
+        [B, R].
     """
 
     set: str
-    against: str
-    ours: Sequence[Rollout]
-    theirs: Sequence[Rollout]
+    answers: Answers
+    opponents: Mapping[str, Answers] = field(default_factory=dict)
+    log_ratios: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def met_as(self) -> dict[str, str]:
+        """Returns {name of an opponent: the name under which it is judged}."""
+        first: dict[int, str] = {}
+        return {
+            name: first.setdefault(id(theirs), name)
+            for name, theirs in self.opponents.items()
+        }
 
 
-def judge_matches(
+def judge_contests(
     path: pathlib.Path | None,
-    matches: Sequence[Match],
+    contests: Sequence[Contest],
     judges: Mapping[str, NamedJudge],
     *,
     batch_size: int,
-    console: RunConsole,
-    check: Callable[[], None],
+    voice: Voice,
     title: str,
 ) -> list[Judgement]:
-    """Returns one judgement per answer: by match, judge, prompt, sample.
+    """Returns one judgement per answer: by contest, opponent, judge, prompt, sample.
 
     They are appended to ``path`` a batch at a time, and those that are there are not
     asked for again.
@@ -48,43 +70,45 @@ def judge_matches(
       batch_size: prompts whose answers a judge gets at once.
     """
     batches = [
-        (match, label, range(at, min(at + batch_size, len(match.ours))))
-        for match in matches
+        (contest, against, label, range(at, min(at + batch_size, len(contest.answers))))
+        for contest in contests
+        for against in dict.fromkeys(contest.met_as().values())
         for label in judges
-        for at in range(0, len(match.ours), batch_size)
+        for at in range(0, len(contest.answers), batch_size)
     ]
-    sizes = [len(m.ours[0].responses) * len(places) for m, _, places in batches]
+    sizes = [len(c.answers[0].responses) * len(places) for c, _, _, places in batches]
     ends = np.cumsum([0, *sizes]).tolist()
     judgements = resume_records(
         path, Judgement, lambda count: max(end for end in ends if end <= count)
     )
-    if len(judgements) == ends[-1]:
+    done = len(judgements)
+    if done == ends[-1]:
         return judgements
-    with console.phase(title, ends[-1], "answers") as bar:
-        bar.advance(len(judgements))
-        for match, label, places in batches[ends.index(len(judgements)) :]:
-            batch = _judge_batch(match, label, judges[label], places)
+    with voice.phase(title, ends[-1], "answers", done=done) as advance:
+        for contest, against, label, places in batches[ends.index(done) :]:
+            batch = _judge_batch(contest, against, label, judges[label], places)
             append_records(path, batch)
             judgements += batch
-            bar.advance(len(batch))
-            check()
+            advance(len(batch))
     return judgements
 
 
 def _judge_batch(
-    match: Match, label: str, judge: NamedJudge, places: range
+    contest: Contest, against: str, label: str, judge: NamedJudge, places: range
 ) -> list[Judgement]:
-    spots = [(i, s) for i in places for s in range(len(match.ours[i].responses))]
-    prompts = [match.ours[i].prompt for i, _ in spots]
-    ours = [match.ours[i].responses[s] for i, s in spots]
-    theirs = [match.theirs[i].responses[s] for i, s in spots]
-    first_B, second_B = judge(prompts, ours, theirs), judge(prompts, theirs, ours)
+    ours, theirs = contest.answers, contest.opponents[against]
+    spots = [(i, s) for i in places for s in range(len(ours[i].responses))]
+    prompts = [ours[i].prompt for i, _ in spots]
+    our_texts = [ours[i].responses[s] for i, s in spots]
+    their_texts = [theirs[i].responses[s] for i, s in spots]
+    first_B = judge(prompts, our_texts, their_texts)
+    second_B = judge(prompts, their_texts, our_texts)
     win_B = judged_wins(first_B[:, None], second_B[:, None])[:, 0]
     return [
         Judgement(
-            set=match.set,
+            set=contest.set,
             judge=label,
-            against=match.against,
+            against=against,
             prompt=i,
             sample=s,
             first=float(first_B[b]),
@@ -96,15 +120,75 @@ def _judge_batch(
 
 
 def judge_wins(
-    judgements: Sequence[Judgement], name: str
-) -> dict[tuple[str, str], np.ndarray]:
-    """Returns {(judge, against): wins [B, S]} of one set."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    judgements: Iterable[Judgement], name: str, against: str
+) -> dict[str, np.ndarray]:
+    """Returns {judge: wins [B, R]} of one set against one opponent."""
+    found: dict[str, dict[int, list[float]]] = {}
     for one in judgements:
-        if one.set == name:
-            by_prompt = found.setdefault((one.judge, one.against), {})
+        if (one.set, one.against) == (name, against):
+            by_prompt = found.setdefault(one.judge, {})
             by_prompt.setdefault(one.prompt, []).append(one.win)
     return {
-        key: np.asarray([by_prompt[i] for i in sorted(by_prompt)])
-        for key, by_prompt in found.items()
+        judge: np.asarray([by_prompt[i] for i in sorted(by_prompt)])
+        for judge, by_prompt in found.items()
     }
+
+
+def measure_contest(
+    contest: Contest, judgements: Sequence[Judgement]
+) -> dict[str, float]:
+    """Returns {name: number} of one policy on one set; see ``evaluation.measure``."""
+    judged = {
+        (judge, name): wins_BR
+        for name, met in contest.met_as().items()
+        for judge, wins_BR in judge_wins(judgements, contest.set, met).items()
+    }
+    return measure(
+        contest.answers,
+        opponents=contest.opponents,
+        log_ratios=contest.log_ratios,
+        judged=judged,
+    )
+
+
+def observe(
+    name: str,
+    answers: Answers,
+    wins: Mapping[str, np.ndarray],
+    judges: Iterable[str],
+    kl: float | None,
+    same_tokens: bool = True,
+) -> Evaluated:
+    """Returns what the watch sees of a policy.
+
+    Args:
+      wins: by judge, against the first policy, [B, R]. That one itself has none: it
+        wins half of the time.
+      judges: labels of all judges.
+      kl: to the first policy, nats per response.
+      same_tokens: whether lengths can be compared with the first policy's.
+    """
+    arrays = score_arrays(answers)
+    half_BR = np.full((len(answers), len(answers[0].responses)), 0.5)
+    independent = {f"scorer {k.split('/')[1]}": x for k, x in arrays.items() if k}
+    independent |= {f"judge {label}": wins.get(label, half_BR) for label in judges}
+    lengths = [len(ids) for row in answers for ids in row.response_ids]
+    length = float(np.mean(lengths)) if same_tokens else None
+    return Evaluated(name, arrays.get(""), length, kl, independent)
+
+
+def preference_accuracy(
+    pairs: Sequence[PairRow], policy_PN: np.ndarray, anchor_PN: np.ndarray
+) -> dict[str, float]:
+    """Returns how often, and by how much, a policy prefers what is chosen.
+
+    Args:
+      pairs: P pairs; those of one prompt count together in the interval.
+      policy_PN, anchor_PN: log-probs of (chosen, rejected), nats: of the policy, and
+        of the one that it is measured against.
+    """
+    ratios_PN = policy_PN.astype(np.float64) - anchor_PN
+    margin_P = ratios_PN[:, CHOSEN] - ratios_PN[:, REJECTED]
+    accuracy = accuracy_interval(margin_P, [tuple(pair.prompt_ids) for pair in pairs])
+    margin = {"heldout/margin": float(np.mean(margin_P))}
+    return name_interval("heldout/accuracy", accuracy) | margin

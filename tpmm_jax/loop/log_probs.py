@@ -1,107 +1,138 @@
-"""Log-probabilities of an evaluation: three models, one after the other."""
+"""Log-probabilities of answers and of pairs under one model, batch by batch."""
 
-import pathlib
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from tpmm_jax.axes import Params
+from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow, Rollout
-from tpmm_jax.errors import CorruptCheckpoint
-from tpmm_jax.loop.answers import Loaded, answer_log_probs, pair_log_probs
-from tpmm_jax.loop.reference import merged_reference, pair_table
-from tpmm_jax.loop.run import Run
-from tpmm_jax.merging import one_hot_index
-from tpmm_jax.store.files import read_json, sha256, write_npz
-
-# The name of the evaluation's own prompts among the sets.
-MAIN = "evaluation"
-POLICY, THETA_0, REFERENCE = "policy", "theta_0", "reference"
+from tpmm_jax.data.table import Table, take
+from tpmm_jax.loop.answers import MAIN, PolicyRunner
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.models import Decoder
+from tpmm_jax.steps import pair_log_probs_step, token_log_probs_step
 
 
-def compared(run: Run) -> tuple[str, ...]:
-    """Returns the models whose log-probs an evaluation needs."""
-    free = run.config.loss.reference_free
-    return (POLICY, THETA_0) if free else (POLICY, THETA_0, REFERENCE)
+class ModelLogProbs(NamedTuple):
+    """What one model gives, nats: of answers [B, R] by name, of pairs [P, N]."""
+
+    answers: dict[str, np.ndarray]
+    pairs: np.ndarray | None
 
 
-def evaluation_log_probs(
-    run: Run,
-    t: int,
-    answers: Mapping[str, list[Rollout]],
-    held_out: Sequence[PairRow],
-    policy: Loaded,
-) -> dict[str, np.ndarray]:
-    """Returns "SET.MODEL_BS" and "held_out.MODEL_MN" of ``compared`` models, nats.
+def model_log_probs(
+    runner: PolicyRunner,
+    voice: Voice,
+    params: Callable[[], Params],
+    answers: Mapping[str, Sequence[Rollout]],
+    pairs: Sequence[PairRow],
+    title: str,
+) -> ModelLogProbs:
+    """Returns a model's log-probs of answers and of pairs, if there are any."""
+    found, pairs_PN = {}, None
+    for name, some in answers.items():
+        where = title if name == MAIN else f"{title} on {name}"
+        found[name] = answer_log_probs(runner, voice, params(), some, where)
+    if pairs:
+        table, where = pair_table(runner, pairs), f"{title} on held-out pairs"
+        pairs_PN = table_log_probs(runner, voice, params(), table, where)
+    return ModelLogProbs(found, pairs_PN)
 
-    One model is in memory at a time, and what is done is in log_probs.npz. With
-    trust_region the reference is the one that the iteration began with.
+
+def pair_table(runner: PolicyRunner, rows: Sequence[PairRow]) -> Table:
+    """Returns the arrays of pairs, padded to the runner's length."""
+    return collate(rows, length=runner.pair_length, pad_id=runner.codec.pad_id)
+
+
+def answer_log_probs(
+    runner: PolicyRunner,
+    voice: Voice,
+    params: Params,
+    answers: Sequence[Rollout],
+    title: str,
+) -> np.ndarray:
+    """Returns log p(answer | prompt), nats, of every sample of every prompt, [B, R]."""
+    both = [(row.prompt_ids, ids) for row in answers for ids in row.response_ids]
+    size, out = 2 * runner.micro_batch, []
+    with voice.phase(title, len(both), "answers") as advance:
+        for first in range(0, len(both), size):
+            some = both[first : first + size]
+            arrays = _answer_arrays(some, size, runner.pair_length, runner.codec.pad_id)
+            tokens_BT, mask_BT, of_answer_BT = arrays
+            logp_BT = token_log_probs_step(
+                runner.decoder,
+                params,
+                *put_batch((tokens_BT, mask_BT), runner.decoder.mesh),
+                chunk_bytes=runner.chunk_bytes,
+            )
+            logp_B = (np.asarray(logp_BT, np.float64) * of_answer_BT[:, 1:]).sum(axis=1)
+            out.append(logp_B[: len(some)])
+            advance(len(some))
+    return np.concatenate(out).reshape(len(answers), -1)
+
+
+def _answer_arrays(
+    some: Sequence[tuple[list[int], list[int]]], size: int, length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns tokens, mask and the answers' mask, [B, T], of (prompt, answer) ids."""
+    tokens_BT = np.full((size, length), pad_id, np.int32)
+    mask_BT, of_answer_BT = np.zeros_like(tokens_BT), np.zeros_like(tokens_BT)
+    for b, (prompt, ids) in enumerate(some):
+        end = len(prompt) + len(ids)
+        tokens_BT[b, :end] = [*prompt, *ids]
+        mask_BT[b, :end] = 1
+        of_answer_BT[b, len(prompt) : end] = 1
+    return tokens_BT, mask_BT, of_answer_BT
+
+
+def table_log_probs(
+    runner: PolicyRunner,
+    voice: Voice,
+    params: Params,
+    table: Table,
+    title: str,
+    ld_alpha: float | None = None,
+) -> np.ndarray:
+    """Returns ``batched_log_probs`` of a table, and shows how far it is."""
+    with voice.phase(title, len(table["weight_B"]), "pairs") as advance:
+        return batched_log_probs(
+            runner.decoder,
+            params,
+            table,
+            size=runner.micro_batch,
+            chunk_bytes=runner.chunk_bytes,
+            ld_alpha=ld_alpha,
+            advance=advance,
+        )
+
+
+def batched_log_probs(
+    decoder: Decoder,
+    params: Params,
+    table: Table,
+    *,
+    size: int,
+    chunk_bytes: int,
+    ld_alpha: float | None = None,
+    advance: Callable[[int], None],
+) -> np.ndarray:
+    """Returns log p(completion | prompt) of every pair, float32 [P, N] nats.
+
+    Args:
+      size: pairs at once.
+      ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
+      advance: called with the number of pairs that were done.
     """
-    path, models = run.folder(t) / "log_probs.npz", compared(run)
-    weights = np.zeros((0, 0))
-    if REFERENCE in models:
-        weights = np.asarray(read_json(run.folder(t) / "reference.json")["weights"])
-    texts = [[r.prompt_ids, r.response_ids] for a in answers.values() for r in a]
-    pairs = [[r.prompt_ids, r.chosen_ids, r.rejected_ids] for r in held_out]
-    digests = [run.trajectory.digest(step) for step in range(t + 1)]
-    key = sha256([texts, pairs, digests, weights.tolist(), run.codec.digest])
-    known = _read_npz(path, key)
-    for model in models:
-        if any(f".{model}_" in name for name in known):
-            continue
-        if model == REFERENCE and one_hot_index(weights) == 0:
-            of_0 = [name for name in known if f".{THETA_0}_" in name]
-            known |= {n.replace(THETA_0, REFERENCE): known[n] for n in of_0}
-        else:
-            known |= _of_model(run, t, model, answers, held_out, policy)
-        write_npz(path, {**known, "key": np.array(key)})
-    policy.release()
-    return known
-
-
-def _read_npz(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
-    """Returns what was computed already for this very data."""
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path) as file:
-            if str(file["key"]) != key:
-                return {}
-            return {name: file[name] for name in file.files if name != "key"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CorruptCheckpoint(
-            f"{path}: {error}; delete it to compute it anew"
-        ) from None
-
-
-def _of_model(
-    run: Run,
-    t: int,
-    model: str,
-    answers: Mapping[str, list[Rollout]],
-    held_out: Sequence[PairRow],
-    policy: Loaded,
-) -> dict[str, np.ndarray]:
-    def compute(params: Params) -> dict[str, np.ndarray]:
-        found = {}
-        title = f"iteration {t}: log-probs of {model}"
-        for name, rows in answers.items():
-            where = title if name == MAIN else f"{title} on {name}"
-            logps_BS = answer_log_probs(run.runner, params, rows, where)
-            found[f"{name}.{model}_BS"] = logps_BS
-        if held_out:
-            table = pair_table(run, list(held_out))
-            where = f"{title} on held-out pairs"
-            logps_MN = pair_log_probs(run.runner, params, table, where)
-            found[f"held_out.{model}_MN"] = logps_MN
-        return found
-
-    if model == POLICY:
-        found = compute(policy())
-        policy.release()
-        return found
-    if model == THETA_0:
-        return compute(run.policy(0))
-    with merged_reference(run, t) as (params, _):
-        return compute(params)
+    rows, out = len(table["weight_B"]), []
+    for start in range(0, rows, size):
+        places = np.arange(start, min(start + size, rows))
+        batch = put_batch(take(table, places, size), decoder.mesh)
+        logps_BN = pair_log_probs_step(
+            decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
+        )
+        out.append(np.asarray(logps_BN)[: len(places)])
+        advance(len(places))
+    return np.concatenate(out)

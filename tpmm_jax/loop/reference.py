@@ -1,4 +1,4 @@
-"""The reference of an iteration: weighed, merged, checked, and used once.
+"""The reference of an iteration: weighted, merged, checked, and used once.
 
 reference.json records the rule's weights and the merge's digest; the reference's
 log-probabilities are kept under a key of contents (reference, data, tokenizer),
@@ -7,23 +7,21 @@ never of paths. Then the reference leaves memory.
 
 import contextlib
 import json
-import pathlib
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.batches import collate
-from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
-from tpmm_jax.loop.answers import pair_log_probs
+from tpmm_jax.loop.cache import read_cache, write_cache
+from tpmm_jax.loop.log_probs import pair_table, table_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
-from tpmm_jax.loop.run import Run
+from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.safety import refuse_log_probs, refuse_weights
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.losses import loss_at_zero
 from tpmm_jax.merging import (
     FAINT,
@@ -37,7 +35,7 @@ from tpmm_jax.merging import (
 )
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import pair_check_step
-from tpmm_jax.store.files import read_json, write_json, write_npz
+from tpmm_jax.store.files import read_json, write_json
 from tpmm_jax.store.fingerprint import tree_digest
 
 # |D| in nats that policy = reference may show, by compute dtype: the log-probs and the
@@ -49,192 +47,199 @@ SAME_PROGRAM_TOLERANCE = 1e-3
 PROGRESS = "merge_progress.json"
 
 
-def pair_table(run: Run, rows: list[PairRow]) -> Table:
-    """Returns the arrays of pairs, padded to the run's length."""
-    return collate(rows, length=run.pair_length, pad_id=run.codec.pad_id)
-
-
 def reference_log_probs(
-    run: Run, iteration: int, pairs: IterationPairs
+    plan: Plan, disk: Disk, voice: Voice, iteration: int, pairs: IterationPairs
 ) -> np.ndarray | None:
-    """Returns log p_ref of the training pairs, float32 [M, N] nats.
+    """Returns log p_ref of the training pairs, float32 [P, N] nats.
 
     Chooses and merges the reference if that is not done, checks it, and keeps the
     result in reference_logps.npz. None where the loss knows no reference.
     """
-    if run.config.loss.reference_free:
+    if plan.config.loss.reference_free:
         return None
-    folder = run.folder(iteration)
+    folder = disk.folder(iteration)
     record, cache = folder / "reference.json", folder / "reference_logps.npz"
     if record.exists() and cache.exists():
-        key = cache_key(run, pairs, read_json(record)["digest"])
-        found = _read_cache(cache, key)
-        if found is not None:
-            return found
-    with merged_reference(run, iteration) as (params, digest):
-        table = pair_table(run, pairs.train)
-        logps_MN = table_log_probs(
-            run,
-            params,
-            table,
-            "reference log-probs",
-            iteration,
-            rows=pairs.train,
-            ld_alpha=run.config.loss.ld_alpha,
-        )
-        self_check(run, params, table, logps_MN)
-    key = cache_key(run, pairs, digest)
-    write_npz(cache, {"logps_MN": logps_MN, "key": np.array(key)})
-    return logps_MN
+        key = cache_key(plan, pairs, read_json(record)["digest"])
+        if found := read_cache(cache, key):
+            return found["logps_MN"]
+    title, ld_alpha = (
+        f"iteration {iteration}: reference log-probs",
+        plan.config.loss.ld_alpha,
+    )
+    with merged_reference(plan, disk, voice, iteration) as (params, digest):
+        table = pair_table(plan.runner, pairs.train)
+        logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
+        refuse_log_probs(logps_PN, pairs.train, title)
+        self_check(plan, params, table, logps_PN)
+    write_cache(cache, cache_key(plan, pairs, digest), {"logps_MN": logps_PN})
+    return logps_PN
 
 
-def cache_key(run: Run, pairs: IterationPairs, digest: str) -> str:
+def cache_key(plan: Plan, pairs: IterationPairs, digest: str) -> str:
     """Returns what the log-probs depend on, as text."""
     parts = {
         "reference": digest,
         "pairs": pairs.digest(),
-        "tokenizer": run.codec.digest,
-        "compute_dtype": run.decoder.compute_dtype,
-        "ld_alpha": run.config.loss.ld_alpha,
+        "tokenizer": plan.runner.codec.digest,
+        "compute_dtype": plan.decoder.compute_dtype,
+        "ld_alpha": plan.config.loss.ld_alpha,
     }
     return json.dumps(parts, sort_keys=True)
 
 
-def _read_cache(path: pathlib.Path, key: str) -> np.ndarray | None:
-    try:
-        with np.load(path) as file:
-            return file["logps_MN"] if str(file["key"]) == key else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CorruptCheckpoint(
-            f"{path}: {error}; delete it to compute it anew"
-        ) from None
-
-
 @contextlib.contextmanager
-def merged_reference(run: Run, iteration: int) -> Iterator[tuple[Params, str]]:
+def merged_reference(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int
+) -> Iterator[tuple[Params, str]]:
     """Yields the reference's parameters and their digest; records reference.json."""
-    config, count = run.config.reference, iteration
-    record = run.folder(iteration) / "reference.json"
-    structure = run.decoder.abstract_params("float32")
-    granularity = config.granularity if config.rule == "learned" else "model"
-    names = group_names(structure, granularity)
-    known = read_json(record) if record.exists() else None
-    hot = None if known is None else one_hot_index(np.asarray(known["weights"]))
-    with contextlib.ExitStack() as stack:
-        deltas = None
-        merges = config.uses_holdout or config.rule in ("uniform", "ema")
-        if count > 1 and merges and hot is None:
-            scratch = run.workdir / "scratch" / "deltas"
-            deltas = stack.enter_context(Deltas(scratch, run.policy, count, names))
-        if known is None:
-            known = _choose(run, iteration, names, deltas)
-        weights_GK = np.asarray(known["weights"], np.float64)
-        hot = one_hot_index(weights_GK)
-        if hot is not None:
-            params = run.policy(hot)
-        else:
-            assert deltas is not None
-            params = deltas.merge(weights_GK)
-        refuse_weights(params, f"the reference of iteration {iteration}")
-        digest = tree_digest(params)
-        if known.get("digest", digest) != digest:
-            raise CorruptCheckpoint(
-                f"{record} records a reference of digest {known['digest']}, but its "
-                f"weights now give {digest}: a checkpoint of {run.workdir}/trajectory "
-                "or the record was changed; restore it, or start a new workdir"
-            )
-        if "digest" not in known:
-            ratio = _signal_to_rounding(run, params, hot)
-            known |= {"digest": digest, "signal_to_rounding": ratio}
-            _log_reference(run, iteration, known)
-            write_json(record, known)
-        # Also where a stop came between the two.
-        (run.folder(iteration) / PROGRESS).unlink(missing_ok=True)
+    path = disk.folder(iteration) / "reference.json"
+    known = read_json(path) if path.exists() else None
+    with _open_deltas(plan, disk, iteration, known) as deltas:
+        record = known or _choose(plan, disk, voice, iteration, deltas)
+        params = _merge(disk, deltas, np.asarray(record["weights"], np.float64))
+    refuse_weights(params, f"the reference of iteration {iteration}")
+    digest = tree_digest(params)
+    if record.get("digest", digest) != digest:
+        raise CorruptCheckpoint(
+            f"{path} records a reference of digest {record['digest']}, but its "
+            f"weights now give {digest}: a checkpoint of {disk.workdir}/trajectory "
+            "or the record was changed; restore it, or start a new workdir"
+        )
+    if "digest" not in record:
+        ratio = _signal_to_rounding(plan, disk, params, record["weights"])
+        record |= {"digest": digest, "signal_to_rounding": ratio}
+        _log_reference(plan, disk, voice, iteration, record)
+        write_json(path, record)
+    # Also where a stop came between the two.
+    (disk.folder(iteration) / PROGRESS).unlink(missing_ok=True)
     yield params, digest
 
 
+def _open_deltas(
+    plan: Plan, disk: Disk, count: int, known: dict[str, Any] | None
+) -> contextlib.AbstractContextManager[Deltas | None]:
+    """Returns the checkpoints as deltas, where weights are to be chosen or merged."""
+    config = plan.config.reference
+    hot = None if known is None else one_hot_index(np.asarray(known["weights"]))
+    merges = config.uses_holdout or config.rule in ("uniform", "ema")
+    if count == 1 or not merges or hot is not None:
+        return contextlib.nullcontext()
+    return Deltas(
+        disk.workdir / "scratch" / "deltas", disk.policy, count, _groups(plan)
+    )
+
+
+def _groups(plan: Plan) -> list[str]:
+    """Returns the names of the weights' groups; one, unless layers are weighted."""
+    config = plan.config.reference
+    granularity = config.granularity if config.rule == "learned" else "model"
+    return group_names(plan.decoder.abstract_params("float32"), granularity)
+
+
+def _merge(disk: Disk, deltas: Deltas | None, weights_GK: np.ndarray) -> Params:
+    """Returns the merge; one-hot weights give that checkpoint, bit for bit."""
+    hot = one_hot_index(weights_GK)
+    if hot is not None:
+        return disk.policy(hot)
+    assert deltas is not None
+    return deltas.merge(weights_GK)
+
+
 def _choose(
-    run: Run, iteration: int, names: list[str], deltas: Deltas | None
+    plan: Plan, disk: Disk, voice: Voice, iteration: int, deltas: Deltas | None
 ) -> dict[str, Any]:
     """Returns the record of the rule's decision, without the merge's digest."""
-    config, folder = run.config.reference, run.folder(iteration)
-    saved = folder / PROGRESS
+    config, saved = plan.config.reference, disk.folder(iteration) / PROGRESS
     progress = read_json(saved) if saved.exists() else None
-    context = MergeContext(config, iteration, names, deltas=deltas, progress=progress)
-    run.rewind("merge", iteration, progress["step"] if progress else 0)
+    context = MergeContext(
+        config, iteration, _groups(plan), deltas=deltas, progress=progress
+    )
+    disk.rewind("merge", iteration, progress["step"] if progress else 0)
     if deltas is None or not config.uses_holdout:
         weights_GK = choose(context)
     else:
-        context.held_out = _held_out(run, iteration)
-        context.carried = _carried_logits(run, iteration)
-        total = config.steps if config.rule == "learned" else 1
-        title = f"iteration {iteration}: {config.rule} reference"
-        with run.console.phase(title, total, "steps") as bar:
-            bar.advance(progress["step"] if progress else 0)
-
-            def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
-                run.log.log(
-                    "merge", iteration=iteration, step=progress["step"] - 1, values=row
-                )
-                bar.advance(1, loss=f"{row['loss']:.4f}")
-                if progress["step"] % 10 == 0 or run.stop.raised:
-                    write_json(saved, progress)
-                run.stop.check()
-
-            context.on_step = on_step
-            weights_GK = choose(context)
-            if config.rule != "learned":
-                bar.advance(1)
+        context.held_out = _held_out(plan, disk, voice, iteration)
+        context.carried = _carried_logits(disk, iteration)
+        weights_GK = _choose_by_holdout(disk, voice, iteration, context)
     return {
         "rule": config.rule,
-        "groups": names,
+        "groups": context.names,
         "weights": weights_GK.tolist(),
         **context.report,
     }
 
 
-def _carried_logits(run: Run, iteration: int) -> np.ndarray | None:
-    path = run.folder(iteration - 1) / "reference.json"
+def _choose_by_holdout(
+    disk: Disk, voice: Voice, iteration: int, context: MergeContext
+) -> np.ndarray:
+    """Returns weights; logs the steps of learning, and saves some of them."""
+    rule, saved = context.config.rule, disk.folder(iteration) / PROGRESS
+    total = context.config.steps if rule == "learned" else 1
+    title = f"iteration {iteration}: {rule} reference"
+    with voice.console.phase(title, total, "steps") as bar:
+        bar.advance(context.progress["step"] if context.progress else 0)
+
+        def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
+            step = progress["step"]
+            disk.log.log("merge", iteration=iteration, step=step - 1, values=row)
+            bar.advance(1, loss=f"{row['loss']:.4f}")
+            if step % 10 == 0 or voice.stop.raised:
+                write_json(saved, progress)
+            voice.stop.check()
+
+        context.on_step = on_step
+        weights_GK = choose(context)
+        if rule != "learned":
+            bar.advance(1)
+    return weights_GK
+
+
+def _carried_logits(disk: Disk, iteration: int) -> np.ndarray | None:
+    path = disk.folder(iteration - 1) / "reference.json"
     logits = read_json(path).get("logits") if path.exists() else None
     return None if logits is None else np.asarray(logits, np.float32)
 
 
-def _held_out(run: Run, iteration: int) -> HeldOut:
+def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOut:
     """Returns the held-out pairs with their log-probs under theta_0."""
-    config = run.config.reference
+    config, runner = plan.config.reference, plan.runner
     first = 1 if config.earlier_holdouts else iteration
-    rows = [r for t in range(first, iteration + 1) for r in read_pairs(run, t).held_out]
+    iterations = range(first, iteration + 1)
+    rows = [row for t in iterations for row in read_pairs(disk, t).held_out]
     if not rows:
         raise BadInput(
-            f"iteration {iteration} has no held-out pair to weigh checkpoints with; "
+            f"iteration {iteration} has no held-out pair to weight checkpoints with; "
             "raise pairing.holdout_fraction or rollout.prompts_per_iteration, in a "
             "new --workdir"
         )
-    table = pair_table(run, rows)
-    params = run.policy(0)
-    anchor_MN = table_log_probs(
-        run, params, table, "anchor log-probs", iteration, rows=rows
-    )
-    table["reference_BN"] = anchor_MN
+    table, title = pair_table(runner, rows), f"iteration {iteration}: anchor log-probs"
+    anchor_PN = table_log_probs(runner, voice, disk.policy(0), table, title)
+    refuse_log_probs(anchor_PN, rows, title)
+    table["reference_BN"] = anchor_PN
     return HeldOut(
-        run.decoder,
+        runner.decoder,
         config,
         table,
-        min(run.micro_batch, len(rows)),
-        run.chunk_bytes,
-        run.config.seed * 1009 + iteration,
+        min(runner.micro_batch, len(rows)),
+        runner.chunk_bytes,
+        plan.config.seed * 1009 + iteration,
     )
 
 
-def _signal_to_rounding(run: Run, params: Params, hot: int | None) -> float | None:
+def _signal_to_rounding(
+    plan: Plan, disk: Disk, params: Params, weights: list[list[float]]
+) -> float | None:
     """|merged - theta_0| over the rounding error of computing with the merge."""
-    if hot == 0:
+    if one_hot_index(np.asarray(weights)) == 0:
         return None
-    return signal_to_rounding(params, run.policy(0), run.decoder.compute_dtype)
+    return signal_to_rounding(params, disk.policy(0), plan.decoder.compute_dtype)
 
 
-def _log_reference(run: Run, iteration: int, known: dict[str, Any]) -> None:
-    run.rewind("reference", iteration)
+def _log_reference(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int, known: dict[str, Any]
+) -> None:
+    disk.rewind("reference", iteration)
     weights_GK = np.asarray(known["weights"])
     values: dict[str, Any] = {"reference/digest": known["digest"]}
     for k, weight in enumerate(weights_GK.mean(axis=0)):
@@ -243,35 +248,14 @@ def _log_reference(run: Run, iteration: int, known: dict[str, Any]) -> None:
     if ratio is not None:
         values["merge/signal_to_rounding"] = ratio
         if ratio < FAINT:
-            run.console.warn(
+            voice.console.warn(
                 f"the reference differs from theta_0 by only {ratio:.1f} times the "
-                f"rounding error of {run.decoder.compute_dtype}"
+                f"rounding error of {plan.decoder.compute_dtype}"
             )
-    run.log.log("reference", iteration=iteration, step=None, values=values)
+    disk.log.log("reference", iteration=iteration, step=None, values=values)
 
 
-def table_log_probs(
-    run: Run,
-    params: Params,
-    table: Table,
-    what: str,
-    iteration: int,
-    *,
-    rows: Sequence[PairRow],
-    ld_alpha: float | None = None,
-) -> np.ndarray:
-    """Returns log p(completion | prompt) of every pair, float32 [M, N] nats.
-
-    Raises:
-      NotFinite: one of them is infinite or no number; names the rows.
-    """
-    title = f"iteration {iteration}: {what}"
-    logps_MN = pair_log_probs(run.runner, params, table, title, ld_alpha)
-    refuse_log_probs(logps_MN, rows, title)
-    return logps_MN
-
-
-def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> None:
+def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -> None:
     """Refuses to train unless the loss is what it must be at known margins.
 
     With the reference's weights in the policy slot: |D| is within the dtype's
@@ -282,20 +266,22 @@ def self_check(run: Run, params: Params, table: Table, logps_MN: np.ndarray) -> 
     Raises:
       TpmmError: one of these does not hold.
     """
-    config, dtype = run.config.loss, run.decoder.compute_dtype
-    size = min(run.micro_batch, len(logps_MN))
-    table = {**table, "reference_BN": logps_MN}
-    batch = put_batch(take(table, np.arange(size), run.micro_batch), run.decoder.mesh)
+    config, dtype = plan.config.loss, plan.decoder.compute_dtype
+    size = min(plan.runner.micro_batch, len(logps_PN))
+    table = {**table, "reference_BN": logps_PN}
+    batch = put_batch(
+        take(table, np.arange(size), plan.runner.micro_batch), plan.decoder.mesh
+    )
 
     def look(shift: float, swap: bool) -> tuple[np.ndarray, float]:
         margin_B, loss = pair_check_step(
-            run.decoder,
+            plan.decoder,
             config,
             params,
             batch,
             jnp.float32(shift),
             jnp.asarray(swap),
-            chunk_bytes=run.chunk_bytes,
+            chunk_bytes=plan.runner.chunk_bytes,
         )
         return np.asarray(margin_B)[:size], float(loss)
 

@@ -10,7 +10,8 @@ import numpy as np
 from tpmm_jax.data.records import LabelledPair, PairRow, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.answers import sample_answers
-from tpmm_jax.loop.run import ROLLOUT, Run
+from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import make_pairs
 from tpmm_jax.store.records import read_records, write_records
 
@@ -28,16 +29,20 @@ class IterationPairs:
         return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
 
-def gather_pairs(run: Run, iteration: int) -> IterationPairs:
+def gather_pairs(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int
+) -> IterationPairs:
     """Returns the iteration's pairs; makes and writes pairs.jsonl if it is missing."""
-    path = run.folder(iteration) / "pairs.jsonl"
+    path = disk.folder(iteration) / "pairs.jsonl"
     if not path.exists():
-        if run.pair_chunks is not None:
-            labelled = _flip_chunk(run, iteration)
+        if plan.pair_chunks is not None:
+            labelled = _flip_chunk(plan, disk, iteration)
         else:
-            labelled = _label_rollouts(run, iteration, roll_out(run, iteration))
+            labelled = _label_rollouts(
+                plan, disk, iteration, roll_out(plan, disk, voice, iteration)
+            )
         write_records(path, labelled)
-    pairs = read_pairs(run, iteration)
+    pairs = read_pairs(disk, iteration)
     if not pairs.train:
         raise BadInput(
             f"iteration {iteration} has no training pair: every prompt's responses "
@@ -47,9 +52,9 @@ def gather_pairs(run: Run, iteration: int) -> IterationPairs:
     return pairs
 
 
-def read_pairs(run: Run, iteration: int) -> IterationPairs:
+def read_pairs(disk: Disk, iteration: int) -> IterationPairs:
     """Returns what pairs.jsonl of a finished labelling holds."""
-    path = run.folder(iteration) / "pairs.jsonl"
+    path = disk.folder(iteration) / "pairs.jsonl"
     train: list[PairRow] = []
     held_out: list[PairRow] = []
     for number, pair in enumerate(read_records(path, LabelledPair), start=1):
@@ -59,30 +64,31 @@ def read_pairs(run: Run, iteration: int) -> IterationPairs:
     return IterationPairs(train, held_out)
 
 
-def roll_out(run: Run, iteration: int) -> list[Rollout]:
+def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollout]:
     """Samples from theta_{t-1} on the iteration's prompts, and scores."""
-    assert run.schedule is not None
+    assert plan.schedule is not None
     return sample_answers(
-        run.runner,
-        run.folder(iteration) / "rollouts.jsonl",
-        run.schedule.iteration(iteration),
-        run.raters.labelling(),
-        params=lambda: run.policy(iteration - 1),
-        key=run.key(iteration, ROLLOUT),
-        num_samples=run.config.rollout.samples_per_prompt,
+        plan.runner,
+        voice,
+        disk.folder(iteration) / "rollouts.jsonl",
+        plan.schedule.iteration(iteration),
+        plan.raters.labelling(),
+        params=lambda: disk.policy(iteration - 1),
+        key=plan.key(iteration, ROLLOUT),
+        num_samples=plan.config.rollout.samples_per_prompt,
         title=f"iteration {iteration}: sample and score",
     )
 
 
 def _label_rollouts(
-    run: Run, iteration: int, rollouts: Sequence[Rollout]
+    plan: Plan, disk: Disk, iteration: int, rollouts: Sequence[Rollout]
 ) -> list[LabelledPair]:
     rewards_BR = np.asarray([row.rewards for row in rollouts])
     places, tied = make_pairs(
         rewards_BR,
         [row.held_out for row in rollouts],
-        run.config.pairing.flip_probability,
-        seed=[run.config.seed, iteration],
+        plan.config.pairing.flip_probability,
+        seed=[plan.config.seed, iteration],
     )
     pairs = []
     for place in places:
@@ -106,7 +112,7 @@ def _label_rollouts(
         )
     lengths = [len(ids) for row in rollouts for ids in row.response_ids]
     _log_pairs(
-        run,
+        disk,
         iteration,
         pairs,
         {
@@ -119,22 +125,22 @@ def _label_rollouts(
     return pairs
 
 
-def _flip_chunk(run: Run, iteration: int) -> list[LabelledPair]:
+def _flip_chunk(plan: Plan, disk: Disk, iteration: int) -> list[LabelledPair]:
     """Returns the iteration's offline pairs, some of them flipped on purpose."""
-    assert run.pair_chunks is not None
-    chunk = run.pair_chunks[iteration - 1]
-    probability = run.config.pairing.flip_probability
-    flips = np.random.default_rng([run.config.seed, iteration, 1]).random(len(chunk))
+    assert plan.pair_chunks is not None
+    chunk, codec = plan.pair_chunks[iteration - 1], plan.runner.codec
+    probability = plan.config.pairing.flip_probability
+    flips = np.random.default_rng([plan.config.seed, iteration, 1]).random(len(chunk))
     pairs = []
     for (held_out, row), u in zip(chunk, flips):
         flipped = bool(u < probability)
         chosen, rejected = row.chosen_ids, row.rejected_ids
         if flipped:
             chosen, rejected = rejected, chosen
-        text = run.codec.completion_texts(row.prompt_ids, [chosen, rejected])
+        text = codec.completion_texts(row.prompt_ids, [chosen, rejected])
         pairs.append(
             LabelledPair(
-                prompt=run.codec.tokenizer.decode(row.prompt_ids),
+                prompt=codec.tokenizer.decode(row.prompt_ids),
                 chosen=text[0],
                 rejected=text[1],
                 origin=row.origin,
@@ -145,12 +151,12 @@ def _flip_chunk(run: Run, iteration: int) -> list[LabelledPair]:
                 rejected_ids=rejected,
             )
         )
-    _log_pairs(run, iteration, pairs, {})
+    _log_pairs(disk, iteration, pairs, {})
     return pairs
 
 
 def _log_pairs(
-    run: Run, iteration: int, pairs: Sequence[LabelledPair], more: dict[str, float]
+    disk: Disk, iteration: int, pairs: Sequence[LabelledPair], more: dict[str, float]
 ) -> None:
     values = {
         "pairs/train": sum(not pair.held_out for pair in pairs),
@@ -158,5 +164,5 @@ def _log_pairs(
         "pairs/flipped": sum(pair.flipped for pair in pairs),
         **more,
     }
-    run.rewind("pairs", iteration)
-    run.log.log("pairs", iteration=iteration, step=None, values=values)
+    disk.rewind("pairs", iteration)
+    disk.log.log("pairs", iteration=iteration, step=None, values=values)

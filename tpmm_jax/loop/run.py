@@ -1,23 +1,21 @@
-"""What every phase of a run shares."""
+"""What the phases of a run share: its plan, its disk and its voice.
+
+A phase takes those of the three that it touches.
+"""
 
 import pathlib
-import signal
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
-from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.records import PairRow
-from tpmm_jax.errors import Stopped
-from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.loop.answers import PolicyRunner
+from tpmm_jax.loop.chunks import PairChunks
 from tpmm_jax.loop.prompts import PromptSchedule
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.rewards import Raters
@@ -34,96 +32,62 @@ ADAPTERS = 2**31 - 1
 KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
 
 
-class StopFlag:
-    """Turns SIGTERM and Ctrl-C into a stop at the next safe place.
-
-    A second signal acts at once.
-    """
-
-    def __init__(self) -> None:
-        self.raised: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopFlag":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.raised = signal.Signals(number).name
-        for n, handler in self._before.items():
-            signal.signal(n, handler)
-
-    def check(self) -> None:
-        """Raises Stopped if a signal came."""
-        if self.raised is not None:
-            raise Stopped(f"stopped by {self.raised}")
-
-
 @dataclass(frozen=True)
-class Run:
-    """One run: its configuration, models' architecture, stores and people's views.
+class Plan:
+    """What is to be done, fixed for the run.
 
     Attributes:
-      workdir: everything the run writes lies here.
-      decoder: the policy's architecture with training numerics.
-      codec: how its texts become tokens; its digest is part of cache keys.
-      pair_length, prompt_length: tokens that every pair and every prompt of the run
-        is padded to, so that one program is compiled for all iterations.
+      runner: how its policies are sampled and evaluated. Every pair and every prompt of
+        the run is padded to its lengths, so that one program is compiled for all
+        iterations.
       raters: scorers and judges; its scorer is None offline without one.
       schedule: prompts of each iteration and of the evaluation; None without.
       pair_chunks: offline pairs of each iteration, as (held out, row); None online.
     """
 
     config: Config
-    workdir: pathlib.Path
-    decoder: Decoder
-    codec: TextCodec
-    pair_length: int
-    prompt_length: int
-    trajectory: Trajectory
-    work: WorkStore
-    log: MetricsLog
-    console: RunConsole
+    runner: PolicyRunner
     raters: Raters = field(default_factory=Raters)
     schedule: PromptSchedule | None = None
-    pair_chunks: list[list[tuple[bool, PairRow]]] | None = None
-    stop: StopFlag = field(default_factory=StopFlag)
+    pair_chunks: PairChunks | None = None
+
+    @property
+    def decoder(self) -> Decoder:
+        """The policy's architecture with training numerics."""
+        return self.runner.decoder
 
     @property
     def mesh(self) -> Mesh:
         assert self.decoder.mesh is not None
         return self.decoder.mesh
 
-    @property
-    def chunk_bytes(self) -> int:
-        return self.config.model.logits_chunk_mib * 2**20
+    def key(self, iteration: int, purpose: int) -> jax.Array:
+        """Returns the random key of an iteration's sampling."""
+        key = jax.random.key(self.config.seed)
+        return jax.random.fold_in(jax.random.fold_in(key, iteration), purpose)
 
-    @property
-    def runner(self) -> PolicyRunner:
-        """How the run's policies are sampled and evaluated."""
-        rollout = self.config.rollout
-        return PolicyRunner(
-            decoder=self.decoder,
-            codec=self.codec,
-            sampling=rollout.sampling(),
-            batch_size=rollout.batch_size,
-            micro_batch=self.micro_batch,
-            prompt_length=self.prompt_length,
-            pair_length=self.pair_length,
-            chunk_bytes=self.chunk_bytes,
-            console=self.console,
-            check=self.stop.check,
-        )
+    def dense(self, trained: Params, frozen: Frozen | None) -> Params:
+        """Returns the policy that a training state's params stand for."""
+        lora = self.decoder.lora
+        if lora is None or frozen is None:
+            return trained
+        return merge_adapters(frozen.base, trained, lora)
 
-    @property
-    def micro_batch(self) -> int:
-        """Pairs in one forward and backward pass."""
-        return self.config.train.batch_size // self.config.train.accumulation
+
+@dataclass(frozen=True)
+class Disk:
+    """What a run keeps.
+
+    Attributes:
+      workdir: everything the run writes lies here.
+      decoder: says what is stored: its parameters, or LoRA's adapters.
+    """
+
+    workdir: pathlib.Path
+    trajectory: Trajectory
+    work: WorkStore
+    log: MetricsLog
+    decoder: Decoder
 
     def folder(self, iteration: int) -> pathlib.Path:
         """Returns the iteration's folder, made if missing."""
@@ -145,20 +109,13 @@ class Run:
         target = self.decoder.abstract_trained()
         return self.trajectory.restore_adapters(step, target)
 
-    def frozen(self, iteration: int) -> Frozen | None:
+    def frozen(self, dropout_key: jax.Array) -> Frozen | None:
         """Returns what an iteration's steps of LoRA read; None without it."""
         lora = self.decoder.lora
         if lora is None:
             return None
-        key = self.key(iteration, DROPOUT) if lora.dropout else None
+        key = dropout_key if lora.dropout else None
         return Frozen(self.trajectory.restore_base(), key)
-
-    def dense(self, trained: Params, frozen: Frozen | None) -> Params:
-        """Returns the policy that a training state's params stand for."""
-        lora = self.decoder.lora
-        if lora is None or frozen is None:
-            return trained
-        return merge_adapters(frozen.base, trained, lora)
 
     def rewind(self, kind: str, iteration: int, step: int = 0) -> None:
         """Drops metric rows from (kind, iteration, step) on: they come again."""
@@ -169,7 +126,11 @@ class Run:
             )
         )
 
-    def key(self, iteration: int, purpose: int) -> jax.Array:
-        """Returns the random key of an iteration's sampling."""
-        key = jax.random.key(self.config.seed)
-        return jax.random.fold_in(jax.random.fold_in(key, iteration), purpose)
+
+@dataclass(frozen=True)
+class Run:
+    """An open run, for who hands its parts to the phases."""
+
+    plan: Plan
+    disk: Disk
+    voice: Voice

@@ -11,8 +11,9 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import NotFinite
-from tpmm_jax.loop.answers import pair_log_probs
-from tpmm_jax.loop.run import Run
+from tpmm_jax.loop.log_probs import table_log_probs
+from tpmm_jax.loop.run import Disk, Plan
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.losses import PairLogProbs, pair_loss, with_state
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import Frozen, TrainState, preference_gradient_norm_step
@@ -59,7 +60,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def stop_training(
-    run: Run,
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
     iteration: int,
     rows: Sequence[PairRow],
     table: Table,
@@ -80,10 +83,10 @@ def stop_training(
     name = next(k for k in ("loss", *metrics) if not np.isfinite(metrics[k]))
     # Dropout goes by the step's number, which a failed step has taken away.
     state = state._replace(step=np.int32(step))
-    found = offending_rows(run, state, table, places, frozen)
+    found = offending_rows(plan, voice, state, table, places, frozen)
     origins = {rows[place].origin: why for place, why in found.items()}
     record = {"step": step, "what": name, "pairs": origins}
-    path = run.folder(iteration) / NOT_FINITE
+    path = disk.folder(iteration) / NOT_FINITE
     again = path.exists() and read_json(path).get("step") == step
     write_json(path, record)
     if origins:
@@ -97,9 +100,10 @@ def stop_training(
         if again
         else "The same command continues from there, and tells whether it repeats."
     )
+    good = _last_good(disk, iteration)
     raise NotFinite(
         f"iteration {iteration}, step {step}: {name} is {failed[name]}, {blame}. "
-        f"Nothing of it was stored; {_last_good(run, iteration)}. {repeat} If it does, "
+        f"Nothing of it was stored; {good}. {repeat} If it does, "
         "use a lower train.learning_rate, model.compute_dtype=float32 or leave those "
         f"pairs out, in a new --workdir. All of them: {path}"
     )
@@ -109,21 +113,22 @@ def _all(rows: Sequence[PairRow], places: np.ndarray) -> list[str]:
     return [rows[place].origin for place in places]
 
 
-def _last_good(run: Run, iteration: int) -> str:
+def _last_good(disk: Disk, iteration: int) -> str:
     """Returns where training can go on from, in words."""
-    policy = f"{run.workdir / 'trajectory' / str(iteration - 1)}"
-    run.work.wait()
-    latest = run.work.latest()
+    policy = f"{disk.workdir / 'trajectory' / str(iteration - 1)}"
+    disk.work.wait()
+    latest = disk.work.latest()
     if latest is None:
         return f"the last good checkpoint is {policy}, the iteration's start"
     return (
-        f"the last good checkpoints are {run.work.directory / str(latest)} (step "
+        f"the last good checkpoints are {disk.work.directory / str(latest)} (step "
         f"{latest} of the iteration) and {policy}"
     )
 
 
 def offending_rows(
-    run: Run,
+    plan: Plan,
+    voice: Voice,
     state: TrainState,
     table: Table,
     places: np.ndarray,
@@ -135,10 +140,10 @@ def offending_rows(
     pair alone.
     """
     some = {name: x[places] for name, x in table.items()}
-    loss = run.config.loss
+    loss = plan.config.loss
     title = "which pairs are not finite"
-    params = run.dense(state.params, frozen)
-    policy_BN = pair_log_probs(run.runner, params, some, title, loss.ld_alpha)
+    params = plan.dense(state.params, frozen)
+    policy_BN = table_log_probs(plan.runner, voice, params, some, title, loss.ld_alpha)
     del params
     reference_BN = some.get("reference_BN")
     logps = PairLogProbs(
@@ -156,22 +161,22 @@ def offending_rows(
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
             return {int(place): why for place in places[bad]}
-    return _by_gradient(run, state, table, places, frozen)
+    return _by_gradient(plan, state, table, places, frozen)
 
 
 def _by_gradient(
-    run: Run,
+    plan: Plan,
     state: TrainState,
     table: Table,
     places: np.ndarray,
     frozen: Frozen | None,
 ) -> dict[int, str]:
-    config, found = run.config.train, {}
+    config, found = plan.config.train, {}
     norm_of = preference_gradient_norm_step(
-        run.decoder, run.config.loss, config, run.chunk_bytes
+        plan.decoder, plan.config.loss, config, plan.runner.chunk_bytes
     )
     for place in places:
-        batch = put_batch(take(table, np.array([place]), config.batch_size), run.mesh)
+        batch = put_batch(take(table, np.array([place]), config.batch_size), plan.mesh)
         if not np.isfinite(norm_of(state, batch, frozen)):
             found[int(place)] = "its gradient"
     return found

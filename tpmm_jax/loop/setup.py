@@ -19,9 +19,10 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import show_header
 from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import log_session
+from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, load_chunks
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
-from tpmm_jax.loop.run import ADAPTERS, Run
+from tpmm_jax.loop.run import ADAPTERS, Disk, Plan, Run
 from tpmm_jax.loop.theta_0 import (
     base_record,
     check_adapter,
@@ -29,6 +30,7 @@ from tpmm_jax.loop.theta_0 import (
     find_model,
 )
 from tpmm_jax.loop.training import check_tau
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import init_adapters
@@ -107,20 +109,41 @@ def open_run(
             store_first(source, decoder, trajectory, config.seed, workdir, console)
         log_session(workdir, config, trajectory.steps(), resumed=started)
         yield Run(
-            config=config,
-            workdir=workdir,
-            decoder=decoder,
-            codec=codec,
-            prompt_length=lengths[0],
-            pair_length=lengths[1],
-            trajectory=trajectory,
-            work=stack.enter_context(WorkStore(workdir / "work")),
-            log=stack.enter_context(MetricsLog(workdir)),
-            console=console,
-            raters=raters,
-            schedule=schedule,
-            pair_chunks=chunks,
+            Plan(
+                config=config,
+                runner=make_runner(config, decoder, codec, lengths),
+                raters=raters,
+                schedule=schedule,
+                pair_chunks=chunks,
+            ),
+            Disk(
+                workdir=workdir,
+                trajectory=trajectory,
+                work=stack.enter_context(WorkStore(workdir / "work")),
+                log=stack.enter_context(MetricsLog(workdir)),
+                decoder=decoder,
+            ),
+            Voice(console),
         )
+
+
+def make_runner(
+    config: Config,
+    decoder: Decoder,
+    codec: TextCodec,
+    lengths: tuple[int, int],
+) -> PolicyRunner:
+    """Returns how the run's policies are sampled and evaluated."""
+    return PolicyRunner(
+        decoder=decoder,
+        codec=codec,
+        sampling=config.rollout.sampling(),
+        batch_size=config.rollout.batch_size,
+        micro_batch=config.train.batch_size // config.train.accumulation,
+        prompt_length=lengths[0],
+        pair_length=lengths[1],
+        chunk_bytes=config.model.logits_chunk_mib * 2**20,
+    )
 
 
 def check_unchanged(config: Config, workdir: pathlib.Path) -> None:

@@ -15,10 +15,16 @@ from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput
-from tpmm_jax.loop.reference import pair_table, table_log_probs
+from tpmm_jax.loop.log_probs import pair_table, table_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs
-from tpmm_jax.loop.run import Run
-from tpmm_jax.loop.safety import NOT_FINITE, refuse_weights, stop_training
+from tpmm_jax.loop.run import DROPOUT, Disk, Plan
+from tpmm_jax.loop.safety import (
+    NOT_FINITE,
+    refuse_log_probs,
+    refuse_weights,
+    stop_training,
+)
+from tpmm_jax.loop.voice import Voice
 from tpmm_jax.losses import init_loss_state
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import (
@@ -43,7 +49,7 @@ PEAK_FLOPS = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Batches:
     """Which rows each step of an iteration takes."""
 
     rows: int
@@ -80,45 +86,53 @@ def check_tau(config: Config, steps: int, what: str) -> None:
 
 
 def train(
-    run: Run,
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
     iteration: int,
     pairs: IterationPairs,
     reference_logps_MN: np.ndarray | None,
 ) -> None:
     """Trains theta_t and appends it to the trajectory; continues where it stopped."""
-    config = run.config.train
-    table = pair_table(run, pairs.train)
+    config = plan.config.train
+    table = pair_table(plan.runner, pairs.train)
     if reference_logps_MN is not None:
         table["reference_BN"] = reference_logps_MN
-    plan = Plan(
-        len(pairs.train), config.batch_size, config.epochs, run.config.seed, iteration
+    batches = Batches(
+        len(pairs.train), config.batch_size, config.epochs, plan.config.seed, iteration
     )
-    check_tau(run.config, plan.steps, f"iteration {iteration}")
-    step_fn = preference_step(run.decoder, run.config.loss, config, run.chunk_bytes)
-    rate = make_learning_rate(config, plan.steps)
-    tau = run.config.reference.trust_region_tau
-    alpha = run.config.reference.trust_region_alpha
-    state, reference = _start(run, iteration)
-    frozen = run.frozen(iteration)
+    check_tau(plan.config, batches.steps, f"iteration {iteration}")
+    step_fn = preference_step(
+        plan.decoder, plan.config.loss, config, plan.runner.chunk_bytes
+    )
+    rate = make_learning_rate(config, batches.steps)
+    tau = plan.config.reference.trust_region_tau
+    alpha = plan.config.reference.trust_region_alpha
+    state, reference = _start(plan, disk, iteration)
+    frozen = disk.frozen(plan.key(iteration, DROPOUT))
     step = int(state.step)
     if reference is not None and step >= tau:
-        _refresh(run, reference, table, pairs, plan, step // tau * tau)
-    run.rewind("train", iteration, step)
+        _refresh(plan, voice, reference, table, pairs, batches, step // tau * tau)
+    disk.rewind("train", iteration, step)
 
     def stop(failed: dict[str, Any]) -> None:
         # The failed step changed nothing, nor did the one that is under way since.
-        stop_training(run, iteration, pairs.train, table, state, failed, frozen)
+        stop_training(
+            plan, disk, voice, iteration, pairs.train, table, state, failed, frozen
+        )
 
-    with run.console.phase(f"iteration {iteration}: DPO", plan.steps, "steps") as bar:
+    with voice.console.phase(
+        f"iteration {iteration}: DPO", batches.steps, "steps"
+    ) as bar:
         bar.advance(step)
         pending: dict[str, Any] | None = None
         started, counted = time.monotonic(), 0
-        while step < plan.steps:
-            places = plan.places(step)
-            batch = put_batch(take(table, places, config.batch_size), run.mesh)
+        while step < batches.steps:
+            places = batches.places(step)
+            batch = put_batch(take(table, places, config.batch_size), plan.mesh)
             state, metrics = step_fn(state, batch, rate(step), frozen)
             # The last step's metrics: this step is already under way.
-            _log_step(run, iteration, pending, bar, stop)
+            _log_step(disk, iteration, pending, bar, stop)
             pending = {
                 "step": step,
                 "learning_rate": rate(step),
@@ -128,64 +142,64 @@ def train(
             step += 1
             counted += int(table["mask_BNT"][places].sum())
             if reference is not None and step % tau == 0:
-                policy = run.dense(state.params, frozen)
+                policy = plan.dense(state.params, frozen)
                 reference = _move(reference, policy, jnp.float32(alpha))
                 del policy
                 pending["reference/digest"] = tree_digest(reference)
-                if step < plan.steps:
-                    _refresh(run, reference, table, pairs, plan, step)
+                if step < batches.steps:
+                    _refresh(plan, voice, reference, table, pairs, batches, step)
             due = config.checkpoint_every and step % config.checkpoint_every == 0
-            if (due and step < plan.steps) or run.stop.raised:
-                _log_step(run, iteration, pending, bar, stop)
+            if (due and step < batches.steps) or voice.stop.raised:
+                _log_step(disk, iteration, pending, bar, stop)
                 pending = None
-                _save(run, iteration, state, reference)
-                run.stop.check()
-        _log_step(run, iteration, pending, bar, stop)
-        _log_speed(run, iteration, counted, time.monotonic() - started)
-    _finish(run, iteration, state.params)
+                _save(disk, iteration, state, reference)
+                voice.stop.check()
+        _log_step(disk, iteration, pending, bar, stop)
+        _log_speed(plan, disk, iteration, counted, time.monotonic() - started)
+    _finish(disk, iteration, state.params, plan.config.reference.rule)
 
 
-def _finish(run: Run, iteration: int, params: Params) -> None:
-    run.log.flush()
+def _finish(disk: Disk, iteration: int, params: Params, rule: str) -> None:
+    disk.log.flush()
     refuse_weights(params, f"theta_{iteration}")
-    meta = {"iteration": iteration, "rule": run.config.reference.rule}
-    run.trajectory.append(iteration, params, meta)
-    run.work.clear()
-    (run.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
+    meta = {"iteration": iteration, "rule": rule}
+    disk.trajectory.append(iteration, params, meta)
+    disk.work.clear()
+    (disk.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
 
 
-def _start(run: Run, iteration: int) -> tuple[TrainState, Params | None]:
+def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params | None]:
     """Returns the saved state of this iteration, or a fresh one from theta_{t-1}."""
-    config = run.config.train
-    moving = run.config.reference.rule == "trust_region"
-    latest = run.work.latest()
+    config = plan.config.train
+    moving = plan.config.reference.rule == "trust_region"
+    latest = disk.work.latest()
     if latest is not None:
         state = abstract_state(
-            run.decoder.abstract_trained(), config, init_loss_state(run.config.loss)
+            plan.decoder.abstract_trained(), config, init_loss_state(plan.config.loss)
         )
         target: dict[str, Any] = {"state": state}
         if moving:
-            target["reference"] = run.decoder.abstract_params("float32")
-        saved, loop = run.work.restore(latest, target)
+            target["reference"] = plan.decoder.abstract_params("float32")
+        saved, loop = disk.work.restore(latest, target)
         if loop["iteration"] == iteration:
             return saved["state"], saved.get("reference")
         del saved
-        run.work.clear()
-    loss_state = init_loss_state(run.config.loss, [run.config.seed, iteration, 3])
-    params = run.trained(iteration - 1)
+        disk.work.clear()
+    loss_state = init_loss_state(plan.config.loss, [plan.config.seed, iteration, 3])
+    params = disk.trained(iteration - 1)
     state = init_state(params, config, loss_state)
-    return state, run.policy(iteration - 1) if moving else None
+    return state, disk.policy(iteration - 1) if moving else None
 
 
 def _save(
-    run: Run, iteration: int, state: TrainState, reference: Params | None
+    disk: Disk, iteration: int, state: TrainState, reference: Params | None
 ) -> None:
     saved: dict[str, Any] = {"state": state}
     if reference is not None:
         saved["reference"] = reference
-    run.log.flush()
+    disk.log.flush()
     refuse_weights(state.params, f"iteration {iteration} after step {int(state.step)}")
-    run.work.save(int(state.step), saved, {"iteration": iteration})
+    disk.work.save(int(state.step), saved, {"iteration": iteration})
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -195,31 +209,28 @@ def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
 
 
 def _refresh(
-    run: Run,
+    plan: Plan,
+    voice: Voice,
     reference: Params,
     table: Table,
     pairs: IterationPairs,
-    plan: Plan,
+    batches: Batches,
     moved_at: int,
 ) -> None:
     """Recomputes reference_BN of the batches from step ``moved_at`` on."""
-    coming = [plan.places(step) for step in range(moved_at, plan.steps)]
+    coming = [batches.places(step) for step in range(moved_at, batches.steps)]
     places = np.unique(np.concatenate(coming))
-    logps = table_log_probs(
-        run,
-        reference,
-        {name: x[places] for name, x in table.items()},
-        "moved reference log-probs",
-        plan.iteration,
-        rows=[pairs.train[place] for place in places],
-        ld_alpha=run.config.loss.ld_alpha,
-    )
+    some = {name: x[places] for name, x in table.items()}
+    title = f"iteration {batches.iteration}: moved reference log-probs"
+    ld_alpha = plan.config.loss.ld_alpha
+    logps = table_log_probs(plan.runner, voice, reference, some, title, ld_alpha)
+    refuse_log_probs(logps, [pairs.train[place] for place in places], title)
     table["reference_BN"] = table["reference_BN"].copy()
     table["reference_BN"][places] = logps
 
 
 def _log_step(
-    run: Run,
+    disk: Disk,
     iteration: int,
     pending: dict[str, Any] | None,
     bar: Any,
@@ -233,22 +244,25 @@ def _log_step(
     }
     if not all(math.isfinite(v) for v in values.values() if isinstance(v, float)):
         stop({**values, "step": step, "rows": rows})
-    run.log.log("train", iteration=iteration, step=step, values=values)
+    disk.log.log("train", iteration=iteration, step=step, values=values)
     bar.advance(
         1, loss=f"{values['loss']:.4f}", margin=f"{values['rewards/margins']:+.3f}"
     )
 
 
-def _log_speed(run: Run, iteration: int, tokens: int, seconds: float) -> None:
+def _log_speed(
+    plan: Plan, disk: Disk, iteration: int, tokens: int, seconds: float
+) -> None:
     if tokens == 0:
         return
     values = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-    devices = run.mesh.devices
+    devices = plan.mesh.devices
     kind = devices.flat[0].device_kind
     peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
     if peak is not None:
         # FLOP a parameter and token: 2 forward, 2 for the gradient of what enters, 2
         # for that of the weight, which LoRA leaves out; remat is not counted.
-        flops = (6 if run.decoder.lora is None else 4) * run.decoder.num_params * tokens
+        per_token = 6 if plan.decoder.lora is None else 4
+        flops = per_token * plan.decoder.num_params * tokens
         values["mfu"] = flops / seconds / (peak * devices.size)
-    run.log.log_timing("train", iteration=iteration, step=None, values=values)
+    disk.log.log_timing("train", iteration=iteration, step=None, values=values)

@@ -1,0 +1,82 @@
+"""Log-probabilities of an evaluation: three models, one after the other."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.data.records import PairRow, Rollout
+from tpmm_jax.loop.answers import LazyParams
+from tpmm_jax.loop.cache import read_cache, write_cache
+from tpmm_jax.loop.log_probs import model_log_probs
+from tpmm_jax.loop.reference import merged_reference
+from tpmm_jax.loop.run import Disk, Plan
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.merging import one_hot_index
+from tpmm_jax.store.files import read_json, sha256
+
+POLICY, THETA_0, REFERENCE = "policy", "theta_0", "reference"
+
+
+def compared_models(plan: Plan) -> tuple[str, ...]:
+    """Returns the models whose log-probs an evaluation needs."""
+    free = plan.config.loss.reference_free
+    return (POLICY, THETA_0) if free else (POLICY, THETA_0, REFERENCE)
+
+
+def cached_log_probs(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    t: int,
+    answers: Mapping[str, Sequence[Rollout]],
+    held_out: Sequence[PairRow],
+    policy: LazyParams,
+) -> dict[str, np.ndarray]:
+    """Returns "SET.MODEL_BS" and "held_out.MODEL_MN" of the compared models, nats.
+
+    One model is in memory at a time, and what is done is in log_probs.npz. With
+    trust_region the reference is the one that the iteration began with.
+    """
+    path, models = disk.folder(t) / "log_probs.npz", compared_models(plan)
+    weights = np.zeros((0, 0))
+    if REFERENCE in models:
+        weights = np.asarray(read_json(disk.folder(t) / "reference.json")["weights"])
+    texts = [[r.prompt_ids, r.response_ids] for a in answers.values() for r in a]
+    pairs = [[r.prompt_ids, r.chosen_ids, r.rejected_ids] for r in held_out]
+    digests = [disk.trajectory.digest(step) for step in range(t + 1)]
+    key = sha256([texts, pairs, digests, weights.tolist(), plan.runner.codec.digest])
+    known = read_cache(path, key)
+    for model in models:
+        if any(f".{model}_" in name for name in known):
+            continue
+        if model == REFERENCE and one_hot_index(weights) == 0:
+            of_0 = [name for name in known if f".{THETA_0}_" in name]
+            known |= {n.replace(THETA_0, REFERENCE): known[n] for n in of_0}
+        else:
+            title = f"iteration {t}: log-probs of {model}"
+            with _open_model(plan, disk, voice, t, model, policy) as params:
+                found = model_log_probs(
+                    plan.runner, voice, params, answers, held_out, title
+                )
+            known |= {f"{name}.{model}_BS": x for name, x in found.answers.items()}
+            if found.pairs is not None:
+                known[f"held_out.{model}_MN"] = found.pairs
+        write_cache(path, key, known)
+    policy.release()
+    return known
+
+
+@contextlib.contextmanager
+def _open_model(
+    plan: Plan, disk: Disk, voice: Voice, t: int, model: str, policy: LazyParams
+) -> Iterator[Callable[[], Params]]:
+    """Yields what gives a model's parameters; they leave memory afterwards."""
+    if model == REFERENCE:
+        with merged_reference(plan, disk, voice, t) as (params, _):
+            yield lambda: params
+        return
+    lazy = policy if model == POLICY else LazyParams(lambda: disk.policy(0))
+    yield lazy
+    lazy.release()
