@@ -69,10 +69,10 @@ def test_a_bad_reference_log_prob_names_its_pair_and_repeats(
     def wrong(plan: Any, disk: Any, voice: Any, t: int, pairs: Any) -> np.ndarray:
         logps_MN = right(plan, disk, voice, t, pairs).copy()
         # A pair of a later step, so that there is a checkpoint to go back to.
-        from tpmm_jax.loop.training import Batches
+        from tpmm_jax.loop.task import BatchOrder
 
-        batches = Batches(len(pairs.train), 4, 2, plan.config.seed, t)
-        bad["place"] = int(batches.places(1)[0])
+        order = BatchOrder(len(pairs.train), 4, 2, plan.config.seed, t)
+        bad["place"] = int(order.places(1)[0])
         logps_MN[bad["place"], REJECTED] = -np.inf
         return logps_MN
 

@@ -28,12 +28,14 @@ from tpmm_jax.demo.grammar import (
     read_sentence,
 )
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.losses import Batch
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import (
     TrainConfig,
     abstract_state,
+    fit,
     init_state,
     language_model_loss,
     make_learning_rate,
@@ -172,19 +174,26 @@ def _pretrain(
     decoder: Decoder, params: Any, tokenizer: Any, steps: int, console: RunConsole
 ) -> Any:
     loss_fn = language_model_loss(decoder, _CHUNK_BYTES)
-    step_fn = make_train_step(loss_fn, _PRETRAIN, abstract_state(params, _PRETRAIN))
-    state = init_state(params, _PRETRAIN)
-    rate = make_learning_rate(_PRETRAIN, steps)
     beginnings = all_prompts()
+
+    def batch(step: int) -> Batch:
+        places = np.random.default_rng([0, step]).integers(
+            len(beginnings), size=_PRETRAIN.batch_size
+        )
+        texts = make_texts([beginnings[i] for i in places], seed=step)
+        return put_batch(text_batch(tokenizer, texts), decoder.mesh)
+
     with console.phase("pretrain a small Gemma", steps, "steps") as bar:
-        for step in range(steps):
-            places = np.random.default_rng([0, step]).integers(
-                len(beginnings), size=_PRETRAIN.batch_size
-            )
-            texts = make_texts([beginnings[i] for i in places], seed=step)
-            batch = put_batch(text_batch(tokenizer, texts), decoder.mesh)
-            state, metrics = step_fn(state, batch, rate(step))
-            bar.advance(1, loss=f"{float(metrics['loss']):.3f}")
+        state = fit(
+            init_state(params, _PRETRAIN),
+            make_train_step(loss_fn, _PRETRAIN, abstract_state(params, _PRETRAIN)),
+            batch,
+            steps,
+            learning_rate=make_learning_rate(_PRETRAIN, steps),
+            log=lambda state, step, metrics: bar.advance(
+                1, loss=f"{float(metrics['loss']):.3f}"
+            ),
+        )
     return state.params
 
 

@@ -1,7 +1,7 @@
 """Numbers that are not finite: refused where they arise, named, never stored."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,14 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.records import PairRow
-from tpmm_jax.data.table import Table, take
+from tpmm_jax.data.table import take
 from tpmm_jax.errors import NotFinite
 from tpmm_jax.loop.log_probs import table_log_probs
-from tpmm_jax.loop.run import Disk, Plan
-from tpmm_jax.loop.voice import Voice
+from tpmm_jax.loop.run import Disk
+from tpmm_jax.loop.task import Task
 from tpmm_jax.losses import PairLogProbs, pair_loss, with_state
 from tpmm_jax.mesh import put_batch
-from tpmm_jax.steps import Frozen, TrainState, preference_gradient_norm_step
+from tpmm_jax.steps import TrainState, preference_gradient_norm_step
 from tpmm_jax.store.files import read_json, write_json
 
 # What a step that was not finite leaves in its iteration's folder.
@@ -35,7 +35,7 @@ def refuse_weights(params: Params, what: str) -> None:
     for path, good in jax.tree_util.tree_leaves_with_path(_finite_leaves(params)):
         if not good:
             raise NotFinite(
-                f"{what} has weights that are infinite or no numbers, the first of them"
+                f"{what} has weights that are NaN or infinite, the first of them"
                 f" in {jax.tree_util.keystr(path)}; nothing of it was stored"
             )
 
@@ -60,57 +60,39 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def stop_training(
-    plan: Plan,
-    disk: Disk,
-    voice: Voice,
-    iteration: int,
-    rows: Sequence[PairRow],
-    table: Table,
-    state: TrainState,
-    failed: dict[str, Any],
-    frozen: Frozen | None = None,
-) -> None:
+    task: Task, state: TrainState, step: int, metrics: Mapping[str, float]
+) -> NoReturn:
     """Raises NotFinite for a step whose loss, gradient or metrics were not finite.
 
     Args:
-      rows, table: the iteration's training pairs.
       state: as it was before that step.
-      frozen: of LoRA.
-      failed: "step", "rows" (their places), and the step's metrics.
+      metrics: the step's.
     """
-    step, places = failed["step"], failed["rows"]
-    metrics = {k: v for k, v in failed.items() if isinstance(v, float)}
     name = next(k for k in ("loss", *metrics) if not np.isfinite(metrics[k]))
+    places = task.order.places(step)
     # Dropout goes by the step's number, which a failed step has taken away.
     state = state._replace(step=np.int32(step))
-    found = offending_rows(plan, voice, state, table, places, frozen)
-    origins = {rows[place].origin: why for place, why in found.items()}
-    record = {"step": step, "what": name, "pairs": origins}
-    path = disk.folder(iteration) / NOT_FINITE
+    found = offending_rows(task, state, places)
+    origins = {task.rows[place].origin: why for place, why in found.items()}
+    path = task.disk.folder(task.iteration) / NOT_FINITE
     again = path.exists() and read_json(path).get("step") == step
-    write_json(path, record)
+    write_json(path, {"step": step, "what": name, "pairs": origins})
     if origins:
         blame = "because of " + _listed([f"{o} ({why})" for o, why in origins.items()])
     else:
-        blame = (
-            f"though none of its pairs is so by itself ({_listed(_all(rows, places))})"
-        )
+        names = _listed([task.rows[place].origin for place in places])
+        blame = f"though none of its pairs is so by itself ({names})"
     repeat = (
         "It was so before at this very step: no passing fault of the hardware."
         if again
         else "The same command continues from there, and tells whether it repeats."
     )
-    good = _last_good(disk, iteration)
     raise NotFinite(
-        f"iteration {iteration}, step {step}: {name} is {failed[name]}, {blame}. "
-        f"Nothing of it was stored; {good}. {repeat} If it does, "
-        "use a lower train.learning_rate, model.compute_dtype=float32 or leave those "
-        f"pairs out, in a new --workdir. All of them: {path}"
+        f"iteration {task.iteration}, step {step}: {name} is {metrics[name]}, {blame}. "
+        f"Nothing of it was stored; {_last_good(task.disk, task.iteration)}. {repeat} "
+        "If it does, use a lower train.learning_rate, model.compute_dtype=float32 or "
+        f"leave those pairs out, in a new --workdir. All of them: {path}"
     )
-
-
-def _all(rows: Sequence[PairRow], places: np.ndarray) -> list[str]:
-    return [rows[place].origin for place in places]
 
 
 def _last_good(disk: Disk, iteration: int) -> str:
@@ -126,25 +108,23 @@ def _last_good(disk: Disk, iteration: int) -> str:
     )
 
 
-def offending_rows(
-    plan: Plan,
-    voice: Voice,
-    state: TrainState,
-    table: Table,
-    places: np.ndarray,
-    frozen: Frozen | None = None,
-) -> dict[int, str]:
+def offending_rows(task: Task, state: TrainState, places: np.ndarray) -> dict[int, str]:
     """Returns {place: why} of the pairs that are not finite by themselves.
 
     First by their log-probs and losses; if these are finite, by the gradient of each
     pair alone.
     """
-    some = {name: x[places] for name, x in table.items()}
+    plan, title = task.plan, "which pairs are not finite"
+    some = {name: x[places] for name, x in task.table.items()}
     loss = plan.config.loss
-    title = "which pairs are not finite"
-    params = plan.dense(state.params, frozen)
-    policy_BN = table_log_probs(plan.runner, voice, params, some, title, loss.ld_alpha)
-    del params
+    policy_BN = table_log_probs(
+        plan.runner,
+        task.voice,
+        plan.dense(state.params, task.frozen),
+        some,
+        title,
+        loss.ld_alpha,
+    )
     reference_BN = some.get("reference_BN")
     logps = PairLogProbs(
         policy_BN=jnp.asarray(policy_BN),
@@ -161,22 +141,16 @@ def offending_rows(
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
             return {int(place): why for place in places[bad]}
-    return _by_gradient(plan, state, table, places, frozen)
+    return _by_gradient(task, state, places)
 
 
-def _by_gradient(
-    plan: Plan,
-    state: TrainState,
-    table: Table,
-    places: np.ndarray,
-    frozen: Frozen | None,
-) -> dict[int, str]:
-    config, found = plan.config.train, {}
+def _by_gradient(task: Task, state: TrainState, places: np.ndarray) -> dict[int, str]:
+    plan, config, found = task.plan, task.plan.config.train, {}
     norm_of = preference_gradient_norm_step(
         plan.decoder, plan.config.loss, config, plan.runner.chunk_bytes
     )
     for place in places:
-        batch = put_batch(take(table, np.array([place]), config.batch_size), plan.mesh)
-        if not np.isfinite(norm_of(state, batch, frozen)):
+        row = take(task.table, np.array([place]), config.batch_size)
+        if not np.isfinite(norm_of(state, put_batch(row, plan.mesh), task.frozen)):
             found[int(place)] = "its gradient"
     return found

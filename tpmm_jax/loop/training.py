@@ -4,7 +4,6 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
-from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs
@@ -24,12 +22,13 @@ from tpmm_jax.loop.safety import (
     refuse_weights,
     stop_training,
 )
+from tpmm_jax.loop.task import BatchOrder, Task
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.losses import init_loss_state
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.losses import Metrics, init_loss_state
 from tpmm_jax.steps import (
     TrainState,
     abstract_state,
+    fit,
     init_state,
     make_learning_rate,
     preference_step,
@@ -46,32 +45,6 @@ PEAK_FLOPS = {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Which rows each step of an iteration takes."""
-
-    rows: int
-    batch_size: int
-    epochs: int
-    seed: int
-    iteration: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.rows / self.batch_size)
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    def places(self, step: int) -> np.ndarray:
-        """Returns the rows of a step; the last of an epoch may be short."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        rng = np.random.default_rng([self.seed, self.iteration, 2, epoch])
-        first = batch * self.batch_size
-        return rng.permutation(self.rows)[first : first + self.batch_size]
 
 
 def check_tau(config: Config, steps: int, what: str) -> None:
@@ -91,78 +64,93 @@ def train(
     voice: Voice,
     iteration: int,
     pairs: IterationPairs,
-    reference_logps_MN: np.ndarray | None,
+    reference_logps_PN: np.ndarray | None,
 ) -> None:
     """Trains theta_t and appends it to the trajectory; continues where it stopped."""
-    config = plan.config.train
-    table = pair_table(plan.runner, pairs.train)
-    if reference_logps_MN is not None:
-        table["reference_BN"] = reference_logps_MN
-    batches = Batches(
-        len(pairs.train), config.batch_size, config.epochs, plan.config.seed, iteration
+    config, rows = plan.config.train, pairs.train
+    table = pair_table(plan.runner, rows)
+    if reference_logps_PN is not None:
+        table["reference_BN"] = reference_logps_PN
+    order = BatchOrder(
+        len(rows), config.batch_size, config.epochs, plan.config.seed, iteration
     )
-    check_tau(plan.config, batches.steps, f"iteration {iteration}")
-    step_fn = preference_step(
-        plan.decoder, plan.config.loss, config, plan.runner.chunk_bytes
-    )
-    rate = make_learning_rate(config, batches.steps)
-    tau = plan.config.reference.trust_region_tau
-    alpha = plan.config.reference.trust_region_alpha
+    check_tau(plan.config, order.steps, f"iteration {iteration}")
+    rate = make_learning_rate(config, order.steps)
     state, reference = _start(plan, disk, iteration)
-    frozen = disk.frozen(plan.key(iteration, DROPOUT))
-    step = int(state.step)
-    if reference is not None and step >= tau:
-        _refresh(plan, voice, reference, table, pairs, batches, step // tau * tau)
-    disk.rewind("train", iteration, step)
-
-    def stop(failed: dict[str, Any]) -> None:
-        # The failed step changed nothing, nor did the one that is under way since.
-        stop_training(
-            plan, disk, voice, iteration, pairs.train, table, state, failed, frozen
-        )
-
-    with voice.console.phase(
-        f"iteration {iteration}: DPO", batches.steps, "steps"
-    ) as bar:
-        bar.advance(step)
-        pending: dict[str, Any] | None = None
-        started, counted = time.monotonic(), 0
-        while step < batches.steps:
-            places = batches.places(step)
-            batch = put_batch(take(table, places, config.batch_size), plan.mesh)
-            state, metrics = step_fn(state, batch, rate(step), frozen)
-            # The last step's metrics: this step is already under way.
-            _log_step(disk, iteration, pending, bar, stop)
-            pending = {
-                "step": step,
-                "learning_rate": rate(step),
-                "rows": places,
-                **metrics,
-            }
-            step += 1
-            counted += int(table["mask_BNT"][places].sum())
-            if reference is not None and step % tau == 0:
-                policy = plan.dense(state.params, frozen)
-                reference = _move(reference, policy, jnp.float32(alpha))
-                del policy
-                pending["reference/digest"] = tree_digest(reference)
-                if step < batches.steps:
-                    _refresh(plan, voice, reference, table, pairs, batches, step)
-            due = config.checkpoint_every and step % config.checkpoint_every == 0
-            if (due and step < batches.steps) or voice.stop.raised:
-                _log_step(disk, iteration, pending, bar, stop)
-                pending = None
-                _save(disk, iteration, state, reference)
-                voice.stop.check()
-        _log_step(disk, iteration, pending, bar, stop)
-        _log_speed(plan, disk, iteration, counted, time.monotonic() - started)
-    _finish(disk, iteration, state.params, plan.config.reference.rule)
+    frozen, first = disk.frozen(plan.key(iteration, DROPOUT)), int(state.step)
+    disk.rewind("train", iteration, first)
+    title = f"iteration {iteration}: DPO"
+    with voice.console.phase(title, order.steps, "steps") as bar:
+        bar.advance(first)
+        task = Task(plan, disk, voice, iteration, rows, table, order, rate, frozen, bar)
+        started = time.monotonic()
+        if reference is None:
+            log, save = functools.partial(_log, task), functools.partial(_save, task)
+            state = _fit(task, state, order.steps, log, save)
+        else:
+            state = _fit_moving(task, state, reference)
+        _log_speed(task, first, time.monotonic() - started)
+    _finish(task, state.params)
 
 
-def _finish(disk: Disk, iteration: int, params: Params, rule: str) -> None:
+def _fit(
+    task: Task,
+    state: TrainState,
+    end: int,
+    log: Callable[[TrainState, int, Metrics], None],
+    save: Callable[[TrainState], None],
+) -> TrainState:
+    """Trains on the iteration's pairs to step ``end``."""
+    plan, train = task.plan, task.plan.config.train
+    step_fn = preference_step(
+        plan.decoder, plan.config.loss, train, plan.runner.chunk_bytes
+    )
+    return fit(
+        state,
+        functools.partial(step_fn, frozen=task.frozen),
+        task.batch,
+        end,
+        learning_rate=task.learning_rate,
+        log=log,
+        save=save,
+        save_every=train.checkpoint_every,
+        stop=lambda: task.voice.stop.raised is not None,
+    )
+
+
+def _log(
+    task: Task, state: TrainState, step: int, metrics: Metrics, **texts: str
+) -> None:
+    """Writes a step's metric row; raises NotFinite where one is not finite."""
+    metrics = {"learning_rate": task.learning_rate(step), **metrics}
+    values = {name: float(value) for name, value in metrics.items()}
+    if not all(map(math.isfinite, values.values())):
+        stop_training(task, state, step, values)
+    task.disk.log.log(
+        "train", iteration=task.iteration, step=step, values={**values, **texts}
+    )
+    task.bar.advance(
+        1, loss=f"{values['loss']:.4f}", margin=f"{values['rewards/margins']:+.3f}"
+    )
+
+
+def _save(task: Task, state: TrainState, reference: Params | None = None) -> None:
+    """Writes a work checkpoint; raises Stopped where a signal came."""
+    disk, step = task.disk, int(state.step)
+    saved: dict[str, Any] = {"state": state}
+    if reference is not None:
+        saved["reference"] = reference
+    disk.log.flush()
+    refuse_weights(state.params, f"iteration {task.iteration} after step {step}")
+    disk.work.save(step, saved, {"iteration": task.iteration})
+    task.voice.stop.check()
+
+
+def _finish(task: Task, params: Params) -> None:
+    disk, iteration = task.disk, task.iteration
     disk.log.flush()
     refuse_weights(params, f"theta_{iteration}")
-    meta = {"iteration": iteration, "rule": rule}
+    meta = {"iteration": iteration, "rule": task.plan.config.reference.rule}
     disk.trajectory.append(iteration, params, meta)
     disk.work.clear()
     (disk.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
@@ -186,20 +174,8 @@ def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params |
         del saved
         disk.work.clear()
     loss_state = init_loss_state(plan.config.loss, [plan.config.seed, iteration, 3])
-    params = disk.trained(iteration - 1)
-    state = init_state(params, config, loss_state)
+    state = init_state(disk.trained(iteration - 1), config, loss_state)
     return state, disk.policy(iteration - 1) if moving else None
-
-
-def _save(
-    disk: Disk, iteration: int, state: TrainState, reference: Params | None
-) -> None:
-    saved: dict[str, Any] = {"state": state}
-    if reference is not None:
-        saved["reference"] = reference
-    disk.log.flush()
-    refuse_weights(state.params, f"iteration {iteration} after step {int(state.step)}")
-    disk.work.save(int(state.step), saved, {"iteration": iteration})
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -208,51 +184,66 @@ def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
     return jax.tree.map(lambda r, p: (1 - alpha) * r + alpha * p, reference, params)
 
 
-def _refresh(
-    plan: Plan,
-    voice: Voice,
-    reference: Params,
-    table: Table,
-    pairs: IterationPairs,
-    batches: Batches,
-    moved_at: int,
-) -> None:
+def _fit_moving(task: Task, state: TrainState, reference: Params) -> TrainState:
+    """Trains in segments of tau steps; after each of them the reference moves."""
+    tau = task.plan.config.reference.trust_region_tau
+    every, steps = task.plan.config.train.checkpoint_every, task.order.steps
+    step = int(state.step)
+    while step < steps:
+        if step >= tau:
+            _refresh(task, reference, step // tau * tau)
+        step = min((step // tau + 1) * tau, steps)
+        state, reference = _fit_segment(task, state, reference, step)
+        due = task.voice.stop.raised or (every and step % every == 0)
+        if due and step < steps:
+            _save(task, state, reference)
+    return state
+
+
+def _fit_segment(
+    task: Task, state: TrainState, reference: Params, end: int
+) -> tuple[TrainState, Params]:
+    """Returns the state at step ``end``, and the reference, moved where it is due."""
+    config = task.plan.config.reference
+    held: list[tuple[int, Metrics]] = []
+
+    def log(state: TrainState, step: int, metrics: Metrics) -> None:
+        # The row of the step before a move waits for the moved reference's digest.
+        if (step + 1) % config.trust_region_tau == 0:
+            held.append((step, metrics))
+        else:
+            _log(task, state, step, metrics)
+
+    save = functools.partial(_save, task, reference=reference)
+    state = _fit(task, state, end, log, save)
+    for step, metrics in held:
+        policy = task.plan.dense(state.params, task.frozen)
+        reference = _move(reference, policy, jnp.float32(config.trust_region_alpha))
+        del policy
+        moved = {"reference/digest": tree_digest(reference)}
+        _log(task, state, step, metrics, **moved)
+    return state, reference
+
+
+def _refresh(task: Task, reference: Params, moved_at: int) -> None:
     """Recomputes reference_BN of the batches from step ``moved_at`` on."""
-    coming = [batches.places(step) for step in range(moved_at, batches.steps)]
+    plan, table, order = task.plan, task.table, task.order
+    coming = [order.places(step) for step in range(moved_at, order.steps)]
     places = np.unique(np.concatenate(coming))
     some = {name: x[places] for name, x in table.items()}
-    title = f"iteration {batches.iteration}: moved reference log-probs"
+    title = f"iteration {task.iteration}: moved reference log-probs"
     ld_alpha = plan.config.loss.ld_alpha
-    logps = table_log_probs(plan.runner, voice, reference, some, title, ld_alpha)
-    refuse_log_probs(logps, [pairs.train[place] for place in places], title)
+    logps = table_log_probs(plan.runner, task.voice, reference, some, title, ld_alpha)
+    refuse_log_probs(logps, [task.rows[place] for place in places], title)
     table["reference_BN"] = table["reference_BN"].copy()
     table["reference_BN"][places] = logps
 
 
-def _log_step(
-    disk: Disk,
-    iteration: int,
-    pending: dict[str, Any] | None,
-    bar: Any,
-    stop: Callable[[dict[str, Any]], None],
-) -> None:
-    if pending is None:
-        return
-    step, rows = pending.pop("step"), pending.pop("rows")
-    values: dict[str, Any] = {
-        k: v if isinstance(v, str) else float(v) for k, v in pending.items()
-    }
-    if not all(math.isfinite(v) for v in values.values() if isinstance(v, float)):
-        stop({**values, "step": step, "rows": rows})
-    disk.log.log("train", iteration=iteration, step=step, values=values)
-    bar.advance(
-        1, loss=f"{values['loss']:.4f}", margin=f"{values['rewards/margins']:+.3f}"
-    )
-
-
-def _log_speed(
-    plan: Plan, disk: Disk, iteration: int, tokens: int, seconds: float
-) -> None:
+def _log_speed(task: Task, first: int, seconds: float) -> None:
+    """Writes the tokens per second of the steps from ``first`` on."""
+    plan, order, mask_BNT = task.plan, task.order, task.table["mask_BNT"]
+    steps = range(first, order.steps)
+    tokens = sum(int(mask_BNT[order.places(step)].sum()) for step in steps)
     if tokens == 0:
         return
     values = {"seconds": seconds, "tokens_per_second": tokens / seconds}
@@ -260,9 +251,11 @@ def _log_speed(
     kind = devices.flat[0].device_kind
     peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
     if peak is not None:
-        # FLOP a parameter and token: 2 forward, 2 for the gradient of what enters, 2
-        # for that of the weight, which LoRA leaves out; remat is not counted.
-        per_token = 6 if plan.decoder.lora is None else 4
-        flops = per_token * plan.decoder.num_params * tokens
+        # FLOP per parameter and token: 2 forward, 2 for the gradient of what enters,
+        # 2 for that of the weight, which LoRA leaves out; remat is not counted.
+        per_weight = 6 if plan.decoder.lora is None else 4
+        flops = per_weight * plan.decoder.num_params * tokens
         values["mfu"] = flops / seconds / (peak * devices.size)
-    disk.log.log_timing("train", iteration=iteration, step=None, values=values)
+    task.disk.log.log_timing(
+        "train", iteration=task.iteration, step=None, values=values
+    )

@@ -5,6 +5,7 @@ trained: a policy or its adapters here, a reward model alike.
 """
 
 from tpmm_jax.steps.config import TrainConfig
+from tpmm_jax.steps.fit import fit
 from tpmm_jax.steps.log_probs import (
     pair_check_step,
     pair_log_probs_step,
@@ -28,6 +29,7 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "abstract_state",
+    "fit",
     "init_state",
     "is_matrix",
     "language_model_loss",

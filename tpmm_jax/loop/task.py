@@ -1,0 +1,72 @@
+"""What the training steps of one iteration share."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tpmm_jax.data.records import PairRow
+from tpmm_jax.data.table import Table, take
+from tpmm_jax.log.console import Phase
+from tpmm_jax.loop.run import Disk, Plan
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.losses import Batch
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.steps import Frozen
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which rows each step of an iteration takes."""
+
+    rows: int
+    batch_size: int
+    epochs: int
+    seed: int
+    iteration: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.rows / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def places(self, step: int) -> np.ndarray:
+        """Returns the rows of a step; the last of an epoch may be short."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng([self.seed, self.iteration, 2, epoch])
+        first = batch * self.batch_size
+        return rng.permutation(self.rows)[first : first + self.batch_size]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One iteration's training.
+
+    Attributes:
+      rows, table: its training pairs, and their arrays.
+      learning_rate: step -> rate.
+      frozen: of LoRA.
+      bar: shows progress.
+    """
+
+    plan: Plan
+    disk: Disk
+    voice: Voice
+    iteration: int
+    rows: Sequence[PairRow]
+    table: Table
+    order: BatchOrder
+    learning_rate: Callable[[int], Any]
+    frozen: Frozen | None
+    bar: Phase
+
+    def batch(self, step: int) -> Batch:
+        """Returns a step's pairs, on the devices."""
+        size = self.plan.config.train.batch_size
+        rows = take(self.table, self.order.places(step), size)
+        return put_batch(rows, self.plan.mesh)
