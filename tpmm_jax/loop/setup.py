@@ -5,47 +5,39 @@ import datetime
 import hashlib
 import json
 import pathlib
-import shutil
 from collections.abc import Iterator
 
-import jax
-
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
-from tpmm_jax.config.fields import changes
 from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import show_header
-from tpmm_jax.log.metrics import MetricsLog
+from tpmm_jax.log.metrics import MetricsLog, iteration_rows
 from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, load_chunks
 from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
-from tpmm_jax.loop.run import ADAPTERS, Disk, Plan, Run
+from tpmm_jax.loop.run import Disk, Plan, Run
 from tpmm_jax.loop.theta_0 import (
-    base_record,
     check_adapter,
     check_codec,
     find_model,
+    store_first,
 )
 from tpmm_jax.loop.training import check_tau
 from tpmm_jax.loop.voice import Voice
+from tpmm_jax.loop.workdir import check_unchanged, open_workdir, pin_config
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
-from tpmm_jax.models.lora import init_adapters
 from tpmm_jax.rewards import Raters, load_raters
 from tpmm_jax.store import (
-    Base,
-    RunLock,
     Trajectory,
     WorkStore,
     check_space,
-    check_writable,
     disk_need,
 )
 from tpmm_jax.store.files import read_json, write_json
-from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.loading import Source, adapters_base
 
 
@@ -59,79 +51,80 @@ def open_run(
       BadInput, StorageError: names the field, file or disk, and what to do.
     """
     config.validate()
-    check_writable(workdir)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(RunLock(workdir))
+        stack.enter_context(open_workdir(workdir))
+        storage = "lora" if config.model.adapters else config.store.storage
         trajectory = stack.enter_context(
             Trajectory(
-                workdir / "trajectory",
-                storage="lora" if config.model.adapters else config.store.storage,
-                lora=config.model.adapters,
+                workdir / "trajectory", storage=storage, lora=config.model.adapters
             )
         )
         # Before theta_0 is committed nothing binds: a first start may be corrected.
         started = bool(trajectory.steps())
         if started:
-            check_unchanged(config, workdir)
-        mesh = make_mesh(config.mesh)
-        raters = load_raters(
-            config.scorer, config.evaluation.scorers, config.evaluation.judges
-        )
-        source = find_model(config, workdir, console, started)
-        check_adapter(config, source)
-        date = start_date(workdir, started)
-        codec = make_codec(source.config, source.tokenizer, config.data, date)
-        check_codec(codec, config.model.source)
-        schedule, chunks = load_data(config, codec, workdir, console)
-        if started:
-            check_data(workdir, schedule, chunks)
-        probe(config, raters, schedule)
-        check_steps(config, schedule, chunks)
-        lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
-        decoder = Decoder(
-            source.config,
-            config.model.compute_dtype,
-            config.model.remat,
-            mesh,
-            config.model.adapters,
-        )
-        if started and decoder.lora is not None:
-            trajectory.base = adapters_base(workdir, decoder)
+            check_unchanged(workdir, to_dict(config), may_change(config))
+        plan, source = prepare(config, workdir, console, started=started)
+        if started and plan.decoder.lora is not None:
+            trajectory.base = adapters_base(workdir, plan.decoder)
             trajectory.restore_base()
-        need = space_needed(config, decoder)
+        need = space_needed(config, plan.decoder)
         if not started:
             check_space(workdir, need)
-        show_header(console, config, source, mesh, workdir, need, lengths)
-        write_json(workdir / "config.json", to_dict(config))
-        pinned = {**data_digests(schedule, chunks), "date": date.isoformat()}
-        write_json(workdir / "data.json", pinned)
+        lengths = plan.runner.prompt_length, plan.runner.pair_length
+        show_header(console, config, source, plan.mesh, workdir, need, lengths)
+        pin_config(workdir, to_dict(config))
+        date = plan.runner.codec.date.isoformat()
+        digests = data_digests(plan.schedule, plan.pair_chunks)
+        write_json(workdir / "data.json", {**digests, "date": date})
         if not started:
-            store_first(source, decoder, trajectory, config.seed, workdir, console)
-        log_session(workdir, config, trajectory.steps(), resumed=started)
-        yield Run(
-            Plan(
-                config=config,
-                runner=make_runner(config, decoder, codec, lengths),
-                raters=raters,
-                schedule=schedule,
-                pair_chunks=chunks,
-            ),
-            Disk(
-                workdir=workdir,
-                trajectory=trajectory,
-                work=stack.enter_context(WorkStore(workdir / "work")),
-                log=stack.enter_context(MetricsLog(workdir)),
-                decoder=decoder,
-            ),
-            Voice(console),
-        )
+            store_first(source, plan.decoder, trajectory, config.seed, workdir, console)
+        coming = next_iteration(config, workdir, trajectory.steps())
+        log_session(workdir, resumed=started, next_iteration=coming)
+        work = stack.enter_context(WorkStore(workdir / "work"))
+        log = stack.enter_context(MetricsLog(workdir))
+        disk = Disk(workdir, trajectory, work, log, plan.decoder)
+        yield Run(plan, disk, Voice(console))
+
+
+def prepare(
+    config: Config, workdir: pathlib.Path, console: RunConsole, *, started: bool
+) -> tuple[Plan, Source]:
+    """Returns the run's plan and where theta_0 is read, after every check of the input.
+
+    Args:
+      started: whether theta_0 is stored already.
+
+    Raises:
+      BadInput: names the field or file, and what to do.
+    """
+    mesh = make_mesh(config.mesh)
+    raters = load_raters(
+        config.scorer, config.evaluation.scorers, config.evaluation.judges
+    )
+    source = find_model(config, workdir, console, started)
+    check_adapter(config, source)
+    date = start_date(workdir, started)
+    codec = make_codec(source.config, source.tokenizer, config.data, date)
+    check_codec(codec, config.model.source)
+    schedule, chunks = load_data(config, codec, workdir, console)
+    if started:
+        check_data(workdir, schedule, chunks)
+    probe(config, raters, schedule)
+    check_steps(config, schedule, chunks)
+    lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
+    decoder = Decoder(
+        source.config,
+        config.model.compute_dtype,
+        config.model.remat,
+        mesh,
+        config.model.adapters,
+    )
+    runner = make_runner(config, decoder, codec, lengths)
+    return Plan(config, runner, raters, schedule, chunks), source
 
 
 def make_runner(
-    config: Config,
-    decoder: Decoder,
-    codec: TextCodec,
-    lengths: tuple[int, int],
+    config: Config, decoder: Decoder, codec: TextCodec, lengths: tuple[int, int]
 ) -> PolicyRunner:
     """Returns how the run's policies are sampled and evaluated."""
     return PolicyRunner(
@@ -146,17 +139,22 @@ def make_runner(
     )
 
 
-def check_unchanged(config: Config, workdir: pathlib.Path) -> None:
-    """Raises BadInput if the workdir's run was configured otherwise."""
+def may_change(config: Config) -> set[str]:
+    """Returns the fields that a started run may be given other values of."""
     # Offline, the number of iterations decides which pairs each one takes.
-    free = set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
-    changed = changes(read_json(workdir / "config.json"), to_dict(config), free)
-    if changed:
-        raise BadInput(
-            f"{workdir} holds a run of another configuration:\n  "
-            + "\n  ".join(changed)
-            + "\nChange it back to continue that run, or choose another --workdir"
-        )
+    return set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
+
+
+def next_iteration(config: Config, workdir: pathlib.Path, steps: list[int]) -> int:
+    """Returns the first iteration that is not finished; T + 1 where all are.
+
+    Args:
+      steps: of the trajectory.
+    """
+    rows = {row["iteration"] for row in iteration_rows(workdir)}
+    every = range(config.iterations + 1)
+    missing = (t for t in every if t not in rows or t not in steps)
+    return next(missing, config.iterations + 1)
 
 
 def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
@@ -282,38 +280,3 @@ def space_needed(config: Config, decoder: Decoder) -> int:
     if config.reference.rule in ("learned", "best", "greedy_soup", "uniform", "ema"):
         need += config.iterations * 4 * decoder.num_params
     return need
-
-
-def store_first(
-    source: Source,
-    decoder: Decoder,
-    trajectory: Trajectory,
-    seed: int,
-    workdir: pathlib.Path,
-    console: RunConsole,
-) -> None:
-    """Reads theta_0's weights and appends them, or LoRA's zero product, as step 0."""
-    described = workdir / "model"
-    shutil.rmtree(described, ignore_errors=True)
-    described.mkdir()
-    write_description(source.config, source.tokenizer, "float32", described)
-    with console.phase("load theta_0", 1, "models") as bar:
-        meta = {"iteration": 0, **source.origin}
-        if decoder.lora is None:
-            trajectory.append(0, source.read(decoder, "float32"), meta)
-        else:
-            adapted = source.adapter
-            under = source if adapted is None else adapted.base
-            meta["base"] = base_record(workdir, under.origin)
-            trajectory.base = Base(
-                lambda: under.read(decoder, "float32"), under.origin["source"], ""
-            )
-            if adapted is not None:
-                params = adapted.read(decoder)
-            else:
-                key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
-                structure = decoder.abstract_params()
-                params = init_adapters(structure, decoder.lora, key)
-            trajectory.append(0, params, meta)
-            trajectory.base = adapters_base(workdir, decoder)
-        bar.advance(1)

@@ -1,4 +1,4 @@
-"""Where theta_0 comes from: a source, a function that builds it, or the workdir."""
+"""Where theta_0 comes from, a source, a function or the workdir, and its storing."""
 
 import pathlib
 import shutil
@@ -6,16 +6,20 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from tpmm_jax.config import Config
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import made_from
+from tpmm_jax.loop.run import ADAPTERS
 from tpmm_jax.models import Decoder
-from tpmm_jax.models.lora import targets
+from tpmm_jax.models.lora import init_adapters, targets
 from tpmm_jax.rewards import import_object
-from tpmm_jax.weights.description import read_config, read_tokenizer
-from tpmm_jax.weights.loading import Source, resolve
+from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.weights.description import read_config, read_tokenizer, write_description
+from tpmm_jax.weights.loading import Source, adapters_base, resolve
 
 
 def find_model(
@@ -122,3 +126,38 @@ def check_codec(codec: TextCodec, name: str) -> None:
             f"{name}: the tokenizer has {size} tokens, the model only {rows} "
             "embeddings; they do not belong together"
         )
+
+
+def store_first(
+    source: Source,
+    decoder: Decoder,
+    trajectory: Trajectory,
+    seed: int,
+    workdir: pathlib.Path,
+    console: RunConsole,
+) -> None:
+    """Reads theta_0's weights and appends them, or LoRA's zero product, as step 0."""
+    described = workdir / "model"
+    shutil.rmtree(described, ignore_errors=True)
+    described.mkdir()
+    write_description(source.config, source.tokenizer, "float32", described)
+    with console.phase("load theta_0", 1, "models") as bar:
+        meta = {"iteration": 0, **source.origin}
+        if decoder.lora is None:
+            trajectory.append(0, source.read(decoder, "float32"), meta)
+        else:
+            adapted = source.adapter
+            under = source if adapted is None else adapted.base
+            meta["base"] = base_record(workdir, under.origin)
+            trajectory.base = Base(
+                lambda: under.read(decoder, "float32"), under.origin["source"], ""
+            )
+            if adapted is not None:
+                params = adapted.read(decoder)
+            else:
+                key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
+                structure = decoder.abstract_params()
+                params = init_adapters(structure, decoder.lora, key)
+            trajectory.append(0, params, meta)
+            trajectory.base = adapters_base(workdir, decoder)
+        bar.advance(1)
