@@ -129,9 +129,8 @@ def test_a_small_quickstart_runs_continues_and_says_that_it_is_done(tmp_path):
     for rule in ("previous", "learned"):
         assert [r["iteration"] for r in iteration_rows(tmp_path / rule)] == [0, 1, 2]
     assert (tmp_path / "reward.png").exists()
-    assert (
-        "reward of learned less previous" in out.getvalue() and "Next" in out.getvalue()
-    )
+    said = out.getvalue()
+    assert "reward of learned minus previous" in said and "Next" in said
     metrics = (tmp_path / "learned" / "metrics.jsonl").read_bytes()
     again = io.StringIO()
     side_by_side(config, tmp_path, RunConsole(again))

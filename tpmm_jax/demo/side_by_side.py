@@ -133,7 +133,7 @@ def verdict(workdir: pathlib.Path, iteration: int) -> str:
     before, after = (_rewards(workdir / rule, iteration) for rule in RULES)
     gap, low, high = paired_interval(after, before)
     found = (
-        f"After iteration {iteration}, reward of {RULES[1]} less {RULES[0]}: "
+        f"After iteration {iteration}, reward of {RULES[1]} minus {RULES[0]}: "
         f"{gap:+.3f} ({low:+.3f} to {high:+.3f}, 95 %, paired by prompt). "
     )
     if not math.isfinite(low) or low <= 0 <= high:

@@ -163,7 +163,7 @@ def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
     Runs that did not record it have today's, from now on.
 
     Raises:
-      BadInput: the record is no day.
+      BadInput: the record is not a day.
     """
     path = workdir / "data.json"
     found = read_json(path).get("date") if started else None
