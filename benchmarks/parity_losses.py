@@ -51,7 +51,7 @@ def loss_errors() -> dict[str, dict[str, float]]:
             if (error := trl_cases.gradient_error(inputs, case, grad)) is not None:
                 found[f"gradient, {dtype}"] = error[0] / max(1, error[1])
         if case["metrics"]:
-            metrics = pair_metrics(logps, config)
+            metrics = pair_metrics(logps, config.objective())
             found["metrics, float32"] = max(
                 abs(float(jnp.mean(metrics[k])) - v) / max(1, abs(v))
                 for k, v in case["metrics"].items()

@@ -65,7 +65,7 @@ def initial():
 
 @functools.cache
 def gradients_of(accumulation):
-    loss_fn = preference_loss(DECODER, LossConfig(), 500)
+    loss_fn = preference_loss(DECODER, LossConfig().objective(), 500)
     return jax.jit(lambda p, b: gradients(loss_fn, p, b, accumulation, None))
 
 
@@ -221,12 +221,12 @@ def test_check_step_shifts_and_swaps(loss):
     batch["reference_BN"] = pair_log_probs_step(DECODER, params, batch, chunk_bytes=500)
     for shift, swap, wanted in ((0, False, 0), (1, False, -1), (1, True, 1)):
         margin, value = pair_check_step(
-            DECODER, loss, params, batch, jnp.float32(shift), jnp.asarray(swap),
-            chunk_bytes=500,
+            DECODER, loss.objective(), params, batch, jnp.float32(shift),
+            jnp.asarray(swap), chunk_bytes=500,
         )  # fmt: skip
         np.testing.assert_allclose(margin, wanted, rtol=0, atol=1e-4)
         if shift == 0:
-            np.testing.assert_allclose(value, loss_at_zero(loss), rtol=1e-3)
+            np.testing.assert_allclose(value, loss_at_zero(loss.objective()), rtol=1e-3)
 
 
 def numpy_schedule(kind, step, total, warmup, peak):

@@ -7,8 +7,7 @@ import pytest
 from tpmm_jax.config import Config, ModelSource, set_field
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
-from tpmm_jax.losses import LossConfig
-from tpmm_jax.losses.config import USES
+from tpmm_jax.losses import LOSSES, LossConfig
 from tpmm_jax.merging import RULES, ReferenceConfig
 from tpmm_jax.rewards import ScorerConfig
 from tpmm_jax.steps import TrainConfig
@@ -79,13 +78,13 @@ CHANGED = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_each_constant_is_read_or_refused(name):
     base = dict(label_smoothing=0.1) if name in ("cdpo", "robust", "exo") else {}
     base |= dict(beta=2.0) if name in ("simpo", "alphapo") else {}
     for field, value in CHANGED.items():
         config = LossConfig(name=name, **{**base, field: value})
-        if field in USES[name]:
+        if field in LOSSES[name].reads:
             config.validate()
         else:
             with pytest.raises(BadInput, match=f"loss.{field}"):

@@ -8,22 +8,19 @@ import numpy as np
 import pytest
 
 from tpmm_jax.losses import (
-    COUPLED,
     LOSSES,
-    REFERENCE_FREE,
     LossConfig,
     PairLogProbs,
     completion_sums,
     init_loss_state,
+    keep_reference_terms,
     loss_at_zero,
     pair_loss,
     pair_metrics,
-    referenced,
     with_state,
 )
-from tpmm_jax.losses.batchwise import kept_and_beta, moving_metrics
-from tpmm_jax.losses.config import USES
-from tpmm_jax.losses.registry import AT_ZERO
+from tpmm_jax.losses.batchwise import select_pairs
+from tpmm_jax.losses.record import KINDS
 
 SMOOTHED = ("cdpo", "robust", "exo")
 
@@ -61,9 +58,9 @@ def inputs(config, policy, reference, length, weight=None, state=None):
         jnp.asarray(length),
         None if weight is None else jnp.asarray(weight),
     )
-    return with_state(
-        logps, init_loss_state(config) if state is None else state, config
-    )
+    if state is None:
+        state = init_loss_state(config)
+    return with_state(logps, state, config.objective())
 
 
 def log_sigmoid(x):
@@ -75,19 +72,19 @@ def test_cdpo_and_ipo_of_sums_are_their_formulas():
     ratio = policy.astype(np.float64) - reference
     z, eps = 0.3 * (ratio[:, 0] - ratio[:, 1]), 0.2
     config = config_of("cdpo")
-    found = pair_loss(inputs(config, policy, reference, length)[0], config)
+    found = pair_loss(inputs(config, policy, reference, length)[0], config.objective())
     wanted = -(1 - eps) * log_sigmoid(z) - eps * log_sigmoid(-z)
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-6)
     config = config_of("ipo", length_normalized=False)
-    found = pair_loss(inputs(config, policy, reference, length)[0], config)
+    found = pair_loss(inputs(config, policy, reference, length)[0], config.objective())
     np.testing.assert_allclose(found, (z / 0.3 - 1 / 0.6) ** 2, rtol=2e-6)
 
 
-def test_every_loss_has_a_place_in_every_table():
-    assert set(LOSSES) == set(USES) == set(AT_ZERO)
-    blind = {name for name in LOSSES if AT_ZERO[name] is None}
-    assert blind == {*REFERENCE_FREE, "sft"}
-    assert set(COUPLED) <= set(LOSSES)
+def test_every_record_is_whole():
+    for loss in LOSSES.values():
+        assert loss.kind in KINDS and set(loss.usual) <= set(loss.reads)
+        blind = loss.kind in ("reference_free", "likelihood")
+        assert (loss.at_zero is None) == blind and (loss.rewards is None or blind)
     for config in CONFIGS:
         config.validate()
         assert hash(config) is not None
@@ -96,12 +93,12 @@ def test_every_loss_has_a_place_in_every_table():
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 def test_loss_at_policy_equal_to_reference(config):
     policy, _, length = arrays()
-    zero = loss_at_zero(config)
+    zero = loss_at_zero(config.objective())
     if zero is None:
         assert config.reference_free
         return
     logps, *_ = inputs(config, policy, policy, length)
-    found = jnp.mean(pair_loss(logps, referenced(config)))
+    found = jnp.mean(pair_loss(logps, keep_reference_terms(config.objective())))
     np.testing.assert_allclose(found, zero, rtol=1e-6)
 
 
@@ -115,7 +112,7 @@ def test_extreme_margins_stay_finite(config):
         policy /= 1e3
     logps, *_ = inputs(config, policy, np.zeros_like(policy), np.ones((3, 2), np.int32))
     value, grad = jax.value_and_grad(
-        lambda p: jnp.sum(pair_loss(logps._replace(policy_BN=p), config))
+        lambda p: jnp.sum(pair_loss(logps._replace(policy_BN=p), config.objective()))
     )(logps.policy_BN)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
@@ -135,7 +132,7 @@ def test_order_and_filler_change_nothing(config):
         logps, *_ = inputs(config, *some, weight)
 
         def mean(p):
-            loss_B = pair_loss(logps._replace(policy_BN=p), config)
+            loss_B = pair_loss(logps._replace(policy_BN=p), config.objective())
             return jnp.sum(loss_B * weight) / 7
 
         value, grad = jax.value_and_grad(mean)(logps.policy_BN)
@@ -152,7 +149,9 @@ def test_order_and_filler_change_nothing(config):
 def test_metrics_are_trls():
     policy, reference, length = arrays()
     config = config_of(["dpo", "sft"])
-    found = pair_metrics(inputs(config, policy, reference, length)[0], config)
+    found = pair_metrics(
+        inputs(config, policy, reference, length)[0], config.objective()
+    )
     ratio = 0.3 * (policy.astype(np.float64) - reference)
     wanted = {
         "rewards/chosen": ratio[:, 0],
@@ -173,7 +172,9 @@ def test_rewards_without_a_reference_are_of_what_the_loss_compares():
     policy, reference, length = arrays()
     for name, wanted in (("cpo", policy), ("simpo", policy / length)):
         config = config_of(name)
-        found = pair_metrics(inputs(config, policy, reference, length)[0], config)
+        found = pair_metrics(
+            inputs(config, policy, reference, length)[0], config.objective()
+        )
         np.testing.assert_allclose(
             found["rewards/rejected"], config.beta * wanted[:, 1], rtol=1e-5
         )
@@ -196,6 +197,7 @@ def beta_batches(count=3, B=10):
 def test_beta_dpo_follows_its_formula_over_batches():
     """Moving statistics, kept pairs, beta and loss in float64 NumPy."""
     config = config_of("beta_dpo", beta=0.1)
+    objective = config.objective()
     state, mean, deviation = init_loss_state(config, 3), None, None
     clamped = 0
     for policy, reference, length in beta_batches(6):
@@ -208,13 +210,13 @@ def test_beta_dpo_follows_its_formula_over_batches():
         deviation = now if first else 0.9 * deviation + 0.1 * now
         np.testing.assert_allclose(state.mean, mean, rtol=1e-5)
         np.testing.assert_allclose(state.deviation, deviation, rtol=1e-5)
-        kept = np.asarray(kept_and_beta(logps, config)[0])
+        kept = np.asarray(objective.call(select_pairs, logps)[0])
         assert kept.sum() == 8
         beta = max(1e-3, 0.1 * (1 + 0.6 * (gap[kept].mean() - mean)))
         np.testing.assert_allclose(metrics["beta_dpo/beta"], beta, rtol=1e-4)
         wanted = -log_sigmoid(beta * gap[kept]).mean()
         np.testing.assert_allclose(
-            jnp.mean(pair_loss(logps, config)), wanted, rtol=1e-4
+            jnp.mean(pair_loss(logps, objective)), wanted, rtol=1e-4
         )
         assert metrics["beta_dpo/clamped"] == float(beta == 1e-3)
         clamped += beta == 1e-3
@@ -232,7 +234,7 @@ def test_beta_dpo_draws_without_replacement_by_its_weights():
 
     def kept(seed):
         some = logps._replace(moving=state._replace(seed=seed))
-        return kept_and_beta(some, config)[0]
+        return config.objective().call(select_pairs, some)[0]
 
     found = np.asarray(jax.jit(jax.vmap(kept))(jnp.arange(20000))).mean(axis=0)
     gap = policy[:, 0].astype(np.float64)
@@ -252,6 +254,5 @@ def test_beta_dpo_with_one_pair_or_filler_is_finite():
         logps, _, metrics = inputs(
             config, policy, reference, length, np.asarray(weight, np.float32)
         )
-        assert np.isfinite(pair_loss(logps, config)).all()
+        assert np.isfinite(pair_loss(logps, config.objective())).all()
         assert all(np.isfinite(x) for x in metrics.values())
-    assert set(moving_metrics(logps, config)) == set(metrics)

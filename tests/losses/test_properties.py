@@ -118,14 +118,14 @@ PLAIN = LossConfig(name=["dpo", "sft", "nca"], weights=[1.0, 0.5, 0.25])
 @functools.cache
 def gradient_step(config, accumulation):
     if config.coupled:
-        loss = coupled_loss(DECODER, config, 1000)
+        loss = coupled_loss(DECODER, config.objective(), 1000)
         state = init_loss_state(config)
 
         def run(params, batch):
             return coupled_gradients(loss, params, batch, state, accumulation, None)
 
     else:
-        loss = preference_loss(DECODER, config, 1000)
+        loss = preference_loss(DECODER, config.objective(), 1000)
 
         def run(params, batch):
             return *gradients(loss, params, batch, accumulation, None), ()

@@ -9,7 +9,6 @@ import numpy as np
 
 from tpmm_jax.losses import (
     LOSSES,
-    REFERENCE_FREE,
     LossConfig,
     PairLogProbs,
     completion_sums,
@@ -18,13 +17,7 @@ from tpmm_jax.losses import (
 from tpmm_jax.losses.inputs import wpo_log_weights
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "dpo_losses.json"
-NAMES = {
-    "sigmoid": "dpo",
-    "exo_pair": "exo",
-    "nca_pair": "nca",
-    "bco_pair": "bco",
-    "sppo_hard": "sppo",
-}
+NAMES = {loss.trl_name: name for name, loss in LOSSES.items() if loss.trl_name}
 SMOOTHED = ("robust", "exo", "aot", "aot_unpaired")
 
 
@@ -101,7 +94,7 @@ def loss_inputs(inputs, config, tokens_BNT, dtype):
     """PairLogProbs as the training step makes them, from per-token log-probs."""
     mask_BNT = jnp.asarray(pairs_of(inputs["completion_mask"]), jnp.int32)
     reference = np.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]], 1)
-    free = config.names[0] in REFERENCE_FREE
+    free = LOSSES[config.names[0]].kind == "reference_free"
     wpo = None
     if config.use_weighting:
         mass = jnp.asarray(pairs_of(inputs["log_sum_sq_probs"]), dtype)
@@ -123,9 +116,9 @@ def evaluate(inputs, case, dtype):
 
     def mean(tokens):
         logps = loss_inputs(inputs, config, tokens, dtype)
-        loss_B = pair_loss(logps, config)
+        loss_B = pair_loss(logps, config.objective())
         if case["name"] == "orpo_odds_ratio":
-            loss_B = loss_B - LOSSES["sft"](logps, config)
+            loss_B = loss_B - LOSSES["sft"].function(logps)
         return jnp.mean(loss_B), (logps, loss_B)
 
     (loss, (logps, loss_B)), grad = jax.value_and_grad(mean, has_aux=True)(tokens)

@@ -122,7 +122,7 @@ def test_preference_gradient(name, B, accumulation):
     batch = pairs(B, 9, CONFIGS[name].vocab_size)
     found = []
     for decoder, params in both(name):
-        loss_fn = preference_loss(decoder, LossConfig(), 300)
+        loss_fn = preference_loss(decoder, LossConfig().objective(), 300)
         run = jax.jit(
             lambda p, b, f=loss_fn, d=decoder: gradients(f, p, b, accumulation, d.mesh)
         )

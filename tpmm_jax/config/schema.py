@@ -16,7 +16,7 @@ from tpmm_jax.config.fields import check_types, get_field, set_field
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, nearest
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO
-from tpmm_jax.losses import REFERENCE_FREE, LossConfig
+from tpmm_jax.losses import LossConfig, names_of
 from tpmm_jax.merging import NO_REFERENCE, RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.models import LoraConfig
@@ -241,7 +241,7 @@ class Config:
             raise BadInput(
                 f"loss.name {self.loss.title!r} needs a reference; set reference.rule "
                 f"to one of {', '.join(RULES)}, or choose a loss without a reference: "
-                f"{', '.join(REFERENCE_FREE)}"
+                f"{', '.join(names_of('reference_free'))}"
             )
 
     def _validate_offline(self) -> None:

@@ -117,6 +117,7 @@ def offending_rows(task: Task, state: TrainState, places: np.ndarray) -> dict[in
     plan, title = task.plan, "which pairs are not finite"
     some = {name: x[places] for name, x in task.table.items()}
     loss = plan.config.loss
+    objective = loss.objective()
     policy_BN = table_log_probs(
         plan.runner,
         task.voice,
@@ -132,11 +133,11 @@ def offending_rows(task: Task, state: TrainState, places: np.ndarray) -> dict[in
         length_BN=jnp.asarray(some["completion_mask_BNT"].sum(axis=-1)),
         weight_B=jnp.asarray(some["weight_B"]),
     )
-    logps, *_ = with_state(logps, jax.device_get(state.loss_state), loss)
+    logps, *_ = with_state(logps, jax.device_get(state.loss_state), objective)
     reasons = {"the policy's log-prob": policy_BN}
     if reference_BN is not None:
         reasons["the reference's log-prob"] = reference_BN
-    reasons["its loss"] = np.asarray(pair_loss(logps, loss))[:, None]
+    reasons["its loss"] = np.asarray(pair_loss(logps, objective))[:, None]
     for why, values in reasons.items():
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():

@@ -1,6 +1,6 @@
 """Log-probabilities and preference losses."""
 
-from tpmm_jax.losses.config import COUPLED, REFERENCE_FREE, LossConfig
+from tpmm_jax.losses.config import LossConfig
 from tpmm_jax.losses.gradients import (
     Batch,
     CoupledLoss,
@@ -9,9 +9,16 @@ from tpmm_jax.losses.gradients import (
     coupled_gradients,
     gradients,
 )
-from tpmm_jax.losses.inputs import Moving, PairLogProbs, completion_sums
+from tpmm_jax.losses.inputs import Moving, PairLogProbs, Scalar, completion_sums
 from tpmm_jax.losses.logprobs import CHUNK_BYTES, log_probs
 from tpmm_jax.losses.objective import (
+    Objective,
+    keep_reference_terms,
+    loss_at_zero,
+    pair_loss,
+    pair_metrics,
+)
+from tpmm_jax.losses.preference import (
     LossState,
     coupled_loss,
     init_loss_state,
@@ -21,40 +28,38 @@ from tpmm_jax.losses.objective import (
     preference_loss,
     with_state,
 )
-from tpmm_jax.losses.registry import (
-    LOSSES,
-    loss_at_zero,
-    pair_loss,
-    pair_metrics,
-    referenced,
-)
+from tpmm_jax.losses.record import Loss
+from tpmm_jax.losses.registry import LOSSES, is_coupled, names_of
 
 __all__ = [
     "CHUNK_BYTES",
-    "COUPLED",
     "LOSSES",
-    "REFERENCE_FREE",
     "Batch",
     "CoupledLoss",
+    "Loss",
     "LossConfig",
     "LossFn",
     "LossState",
     "Metrics",
     "Moving",
+    "Objective",
     "PairLogProbs",
+    "Scalar",
     "completion_sums",
     "coupled_gradients",
     "coupled_loss",
     "gradients",
     "init_loss_state",
+    "is_coupled",
+    "keep_reference_terms",
     "log_probs",
     "loss_at_zero",
     "loss_inputs",
+    "names_of",
     "pair_log_probs",
     "pair_loss",
     "pair_metrics",
     "pair_scores",
     "preference_loss",
-    "referenced",
     "with_state",
 ]

@@ -8,64 +8,96 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.losses.config import LossConfig
 from tpmm_jax.losses.inputs import (
     Moving,
     PairLogProbs,
+    Scalar,
     difference,
+    example_pair,  # noqa: F401, for the examples
     smoothed_log_sigmoid,
 )
+from tpmm_jax.losses.record import LOG2, Loss
 
 # Lower bounds of beta and of the deviation, of the authors' code.
 MIN_BETA, MIN_DEVIATION = 1e-3, 1e-6
 
 
 def _sorted_loss(
-    upper_B: jax.Array, lower_B: jax.Array, real_B: jax.Array, config: LossConfig
+    upper_B: jax.Array,
+    lower_B: jax.Array,
+    real_B: jax.Array,
+    beta: Scalar,
+    label_smoothing: Scalar,
 ) -> Float[Array, " B"]:
     """The loss of equal ranks' difference, at the places of ``upper_B``."""
     by_upper = jnp.argsort(jnp.where(real_B, upper_B, jnp.inf))
     by_lower = jnp.argsort(jnp.where(real_B, lower_B, jnp.inf))
-    z = config.beta * (upper_B[by_upper] - lower_B[by_lower])
-    return jnp.zeros_like(upper_B).at[by_upper].set(smoothed_log_sigmoid(z, config))
+    loss_B = smoothed_log_sigmoid(
+        beta * (upper_B[by_upper] - lower_B[by_lower]), label_smoothing
+    )
+    return jnp.zeros_like(upper_B).at[by_upper].set(loss_B)
 
 
-def aot(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def aot(
+    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
+) -> Float[Array, " B"]:
     """-log sigma(beta (policy margin - reference margin)) of margins of equal rank.
 
     Both are sorted within the batch; label smoothing as in cdpo.
 
     Source: 2406.05882 alg. 1, paired.
+
+    >>> f"{aot(example_pair(), beta=0.5, label_smoothing=0.1)[0]:.3f}"
+    '0.351'
     """
     assert logps.reference_BN is not None
     return _sorted_loss(
         difference(logps.policy_BN),
         difference(logps.reference_BN),
         logps.real_B(),
-        config,
+        beta,
+        label_smoothing,
     )
 
 
-def aot_unpaired(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def aot_unpaired(
+    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
+) -> Float[Array, " B"]:
     """-log sigma(beta (chosen - rejected)) of log-ratios of equal rank.
 
     Source: 2406.05882 alg. 1, unpaired.
+
+    >>> f"{aot_unpaired(example_pair(), beta=0.5, label_smoothing=0.1)[0]:.3f}"
+    '0.351'
     """
     ratios_BN = logps.log_ratios_BN()
     return _sorted_loss(
-        ratios_BN[:, CHOSEN], ratios_BN[:, REJECTED], logps.real_B(), config
+        ratios_BN[:, CHOSEN],
+        ratios_BN[:, REJECTED],
+        logps.real_B(),
+        beta,
+        label_smoothing,
     )
 
 
-def beta_dpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def beta_dpo(
+    logps: PairLogProbs, *, beta: Scalar, beta_gain: Scalar, beta_keep: Scalar
+) -> Float[Array, " B"]:
     """-log sigma(beta_used D) of the pairs that are kept, scaled to be their mean.
 
-    Source: 2407.08639 and its code, see `kept_and_beta`.
+    Source: 2407.08639 and its code, see `select_pairs`.
+
+    >>> moving = update_moving(init_moving(0), example_pair(), beta_momentum=0.9)
+    >>> logps = example_pair()._replace(moving=moving)
+    >>> f"{beta_dpo(logps, beta=0.5, beta_gain=0.6, beta_keep=0.8)[0]:.3f}"
+    '0.201'
     """
-    kept_B, beta = kept_and_beta(logps, config)
+    kept_B, beta_used = select_pairs(
+        logps, beta=beta, beta_gain=beta_gain, beta_keep=beta_keep
+    )
     real_B = logps.real_B()
     share = jnp.sum(real_B) / jnp.maximum(jnp.sum(kept_B), 1)
-    loss_B = -jax.nn.log_sigmoid(beta * logps.margin_B())
+    loss_B = -jax.nn.log_sigmoid(beta_used * logps.margin_B())
     return jnp.where(kept_B, loss_B * share, 0.0)
 
 
@@ -76,7 +108,9 @@ def init_moving(seed: int) -> Moving:
     return Moving(mean=zero, deviation=zero, seen=seen, seed=number)
 
 
-def moved(moving: Moving, logps: PairLogProbs, config: LossConfig) -> Moving:
+def update_moving(
+    moving: Moving, logps: PairLogProbs, *, beta_momentum: Scalar
+) -> Moving:
     """Returns the moving mean and deviation of D with this batch taken in.
 
     m <- momentum m + (1 - momentum) mean(D), s likewise with the sample deviation; the
@@ -87,15 +121,15 @@ def moved(moving: Moving, logps: PairLogProbs, config: LossConfig) -> Moving:
     mean = jnp.sum(jnp.where(real_B, margin_B, 0.0)) / count
     square = jnp.sum(jnp.where(real_B, (margin_B - mean) ** 2, 0.0))
     deviation = jnp.sqrt(square / jnp.maximum(count - 1, 1))
-    momentum = jnp.where(moving.seen == 0, 0.0, config.beta_momentum)
+    momentum = jnp.where(moving.seen == 0, 0.0, beta_momentum)
     mean = momentum * moving.mean + (1 - momentum) * mean
     deviation = momentum * moving.deviation + (1 - momentum) * deviation
     deviation = jnp.maximum(deviation, MIN_DEVIATION)
     return Moving(mean, deviation, moving.seen + 1, moving.seed)
 
 
-def kept_and_beta(
-    logps: PairLogProbs, config: LossConfig
+def select_pairs(
+    logps: PairLogProbs, *, beta: Scalar, beta_gain: Scalar, beta_keep: Scalar
 ) -> tuple[Bool[Array, " B"], Float[Array, ""]]:
     """Returns which pairs are kept, and beta_used.
 
@@ -113,20 +147,36 @@ def kept_and_beta(
     rank_B = jnp.argsort(jnp.argsort(-jnp.where(real_B, noisy_B, -jnp.inf)))
     count = jnp.sum(real_B)
     # The small number keeps 0.8 * 5 from being 3.9999998.
-    number = jnp.maximum(jnp.floor(config.beta_keep * count + 1e-4), 1)
+    number = jnp.maximum(jnp.floor(beta_keep * count + 1e-4), 1)
     kept_B = (rank_B < number) & real_B
     mean = jnp.sum(jnp.where(kept_B, margin_B, 0.0)) / jnp.maximum(jnp.sum(kept_B), 1)
-    beta = config.beta * (1 + config.beta_gain * (mean - moving.mean))
-    return kept_B, jnp.maximum(beta, MIN_BETA)
+    beta_used = beta * (1 + beta_gain * (mean - moving.mean))
+    return kept_B, jnp.maximum(beta_used, MIN_BETA)
 
 
-def moving_metrics(logps: PairLogProbs, config: LossConfig) -> dict[str, jax.Array]:
+def moving_metrics(
+    logps: PairLogProbs, *, beta: Scalar, beta_gain: Scalar, beta_keep: Scalar
+) -> dict[str, jax.Array]:
     """Returns what beta-DPO did with the batch; "clamped" is 1 where beta hit 1e-3."""
     assert logps.moving is not None
-    _, beta = kept_and_beta(logps, config)
+    _, beta_used = select_pairs(
+        logps, beta=beta, beta_gain=beta_gain, beta_keep=beta_keep
+    )
     return {
-        "beta_dpo/beta": beta,
-        "beta_dpo/clamped": (beta <= MIN_BETA).astype(jnp.float32),
+        "beta_dpo/beta": beta_used,
+        "beta_dpo/clamped": (beta_used <= MIN_BETA).astype(jnp.float32),
         "beta_dpo/mean": logps.moving.mean,
         "beta_dpo/deviation": logps.moving.deviation,
     }
+
+
+BATCHWISE = {
+    "aot": Loss(function=aot, kind="batchwise", at_zero=LOG2),
+    "aot_unpaired": Loss(function=aot_unpaired, kind="batchwise", at_zero=LOG2),
+    "beta_dpo": Loss(
+        function=beta_dpo,
+        kind="batchwise",
+        at_zero=LOG2,
+        carried_reads=("beta_momentum",),
+    ),
+}

@@ -6,53 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.losses.objective import Objective
+from tpmm_jax.losses.registry import LOSSES, is_coupled, is_reference_free, names_of
 
-# What each loss reads beside its log-probabilities. A constant that none of the chosen
-# losses reads is refused.
-_DIVERGENCE = ("f_divergence_type", "f_alpha_divergence_coef")
-_TOKENS = ("ld_alpha",)
-_WPO = ("use_weighting",)
-_ANY = (*_TOKENS, *_WPO)
-USES: dict[str, tuple[str, ...]] = {
-    "dpo": ("beta", *_DIVERGENCE, *_ANY),
-    "cdpo": ("beta", "label_smoothing", *_DIVERGENCE, *_ANY),
-    "robust": ("beta", "label_smoothing", *_DIVERGENCE, *_ANY),
-    "ipo": ("beta", "length_normalized", *_DIVERGENCE, *_ANY),
-    "hinge": ("beta", *_DIVERGENCE, *_ANY),
-    "sigmoid_norm": ("beta", *_DIVERGENCE, *_ANY),
-    "exo": ("beta", "label_smoothing", *_DIVERGENCE, *_ANY),
-    "discopop": ("beta", "discopop_tau", *_DIVERGENCE, *_ANY),
-    "nca": ("beta", *_ANY),
-    "bco": ("beta", *_ANY),
-    "sppo": ("beta", *_ANY),
-    "apo_zero": ("beta", *_ANY),
-    "apo_down": ("beta", *_ANY),
-    "aot": ("beta", "label_smoothing", *_TOKENS),
-    "aot_unpaired": ("beta", "label_smoothing", *_TOKENS),
-    "beta_dpo": ("beta", "beta_gain", "beta_momentum", "beta_keep", *_TOKENS),
-    "sft": (),
-    "simpo": ("beta", "label_smoothing", "gamma_beta_ratio"),
-    "alphapo": ("beta", "label_smoothing", "gamma_beta_ratio", "alphapo_alpha"),
-    "orpo": ("beta",),
-    "cpo": ("beta", "label_smoothing", "cpo_alpha"),
-    "cpo_hinge": ("beta", "cpo_alpha"),
-    "cpo_ipo": ("beta", "cpo_alpha"),
-}
-# Losses that know no reference. "sft" goes with either kind.
-REFERENCE_FREE = ("simpo", "alphapo", "orpo", "cpo", "cpo_hinge", "cpo_ipo")
-# Losses of mean token log-probs, whose beta is another size.
-_OF_MEANS = ("simpo", "alphapo")
-# Losses of which a pair's value depends on the other pairs' log-probs.
-COUPLED = ("aot", "aot_unpaired", "beta_dpo")
-# 0 gives log 0 in exo, and is plain DPO in the others.
-_NEED_SMOOTHING = ("cdpo", "robust", "exo")
-_TRL_NAMES = {
-    "sigmoid": "dpo",
-    "exo_pair": "exo",
-    "nca_pair": "nca",
-    "bco_pair": "bco",
-    "sppo_hard": "sppo",
-}
 DEFAULT_BETA = 0.1
 
 
@@ -128,12 +84,51 @@ class LossConfig:
     @property
     def reference_free(self) -> bool:
         """Whether no reference enters the loss."""
-        return all(name in (*REFERENCE_FREE, "sft") for name in self.names)
+        return is_reference_free(self.names)
 
     @property
     def coupled(self) -> bool:
         """Whether a pair's loss depends on the other pairs' log-probs."""
-        return any(name in COUPLED for name in self.names)
+        return is_coupled(self.names)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields that the losses of the sum read."""
+        return tuple(
+            dict.fromkeys(f for name in self.names for f in LOSSES[name].reads)
+        )
+
+    def objective(self) -> Objective:
+        """Returns the sum of losses as compiled programs take it.
+
+        Constants are arguments; flags, and constants that are None or 0, are structure.
+
+        >>> LossConfig(name="cpo").objective().constants
+        {'beta': 0.1, 'cpo_alpha': 1.0}
+        """
+        # beta is also what logged rewards are multiplied with.
+        values = {name: getattr(self, name) for name in ("beta", *self.reads)}
+        at_one = abs(self.f_alpha_divergence_coef - 1) < 1e-6
+        if self.f_divergence_type == "alpha_divergence" and at_one:
+            # The limit at alpha = 1, where the formula is 0 / 0.
+            values["f_divergence_type"] = "reverse_kl"
+        numbers = {
+            name: float(value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        constants = {name: value for name, value in numbers.items() if value != 0}
+        structure = {
+            name: numbers.get(name, value)
+            for name, value in values.items()
+            if name not in constants
+        }
+        return Objective(
+            names=self.names,
+            structure=tuple(structure.items()),
+            constants=constants,
+            weights=None if self.weights is None else tuple(self.weights),
+        )
 
     def validate(self) -> None:
         """Raises BadInput for a value that no loss, or not this one, accepts."""
@@ -145,11 +140,11 @@ class LossConfig:
 def _check_names(config: LossConfig) -> None:
     names = config.names
     for name in names:
-        if name not in USES:
-            meant = _TRL_NAMES.get(name)
-            hint = f"; TRL's {name!r} is {meant!r} here" if meant else ""
+        if name not in LOSSES:
+            ours = [ours for ours, loss in LOSSES.items() if loss.trl_name == name]
+            hint = f"; TRL's {name!r} is {ours[0]!r} here" if ours else ""
             raise BadInput(
-                f"loss.name is {name!r}; known losses: {', '.join(USES)}{hint}"
+                f"loss.name is {name!r}; known losses: {', '.join(LOSSES)}{hint}"
             )
     if not names or len(set(names)) != len(names):
         raise BadInput(
@@ -165,8 +160,8 @@ def _check_names(config: LossConfig) -> None:
             raise BadInput(
                 f"loss.weights is {list(config.weights)}; use positive, finite numbers"
             )
-    free = [name for name in names if name in REFERENCE_FREE]
-    bound = [name for name in names if name not in (*REFERENCE_FREE, "sft")]
+    free = [name for name in names if name in names_of("reference_free")]
+    bound = [name for name in names if not is_reference_free([name])]
     if free and bound:
         raise BadInput(
             f"loss.name has {free[0]!r}, which knows no reference, and {bound[0]!r}, "
@@ -176,12 +171,11 @@ def _check_names(config: LossConfig) -> None:
 
 def _check_meaning(config: LossConfig) -> None:
     """Refuses constants that none of the chosen losses reads."""
-    used = {name for loss in config.names for name in USES[loss]}
     for f in fields(config):
-        if f.name in ("name", "weights") or f.name in used:
+        if f.name in ("name", "weights", *config.reads):
             continue
         if getattr(config, f.name) != f.default:
-            owners = [loss for loss, uses in USES.items() if f.name in uses]
+            owners = [name for name, loss in LOSSES.items() if f.name in loss.reads]
             raise BadInput(
                 f"loss.{f.name} has no meaning for {config.title}, only for "
                 f"{', '.join(owners)}; leave it at {f.default}"
@@ -216,7 +210,7 @@ def _check_every_term(
     if getattr(config, constant) == getattr(LossConfig, constant):
         return
     for name in names:
-        if constant not in USES[name]:
+        if constant not in LOSSES[name].reads:
             raise BadInput(
                 f"loss.{constant} is for every loss of the sum, and {name!r} {why}; "
                 "leave one of the two out"
@@ -225,11 +219,11 @@ def _check_every_term(
 
 def _check_ranges(config: LossConfig) -> None:
     eps = config.label_smoothing
-    smooth = [name for name in config.names if name in _NEED_SMOOTHING]
-    if smooth and not 0 < eps < 0.5:
-        usual = "1e-3" if smooth[0] == "exo" else "0.1"
+    # 0 gives log 0 in exo, and is plain DPO in the others.
+    name, usual = _find_usual(config, "label_smoothing")
+    if name and not 0 < eps < 0.5:
         raise BadInput(
-            f"loss.label_smoothing is {eps}; {smooth[0]} wants a value between 0 and "
+            f"loss.label_smoothing is {eps}; {name} wants a value between 0 and "
             f"0.5 ({usual} is usual)"
         )
     ld, tau, alpha = config.ld_alpha, config.discopop_tau, config.alphapo_alpha
@@ -252,10 +246,18 @@ def _check_ranges(config: LossConfig) -> None:
     for name, (good, wanted) in checks.items():
         if not good:
             raise BadInput(f"loss.{name} is {getattr(config, name)}; use {wanted}")
-    means = [name for name in config.names if name in _OF_MEANS]
-    if means and config.beta == DEFAULT_BETA:
+    name, usual = _find_usual(config, "beta")
+    if name and config.beta == DEFAULT_BETA:
         raise BadInput(
             f"loss.beta is {DEFAULT_BETA}, the default for sums of log-probs; "
-            f"{means[0]} takes means over tokens and wants a larger one: 2.0 is usual, "
+            f"{name} takes means over tokens and wants a larger one: {usual} is usual, "
             "up to 10"
         )
+
+
+def _find_usual(config: LossConfig, constant: str) -> tuple[str, str]:
+    """Returns the first loss without a right default of a constant, and the usual."""
+    for name in config.names:
+        if constant in LOSSES[name].usual:
+            return name, LOSSES[name].usual[constant]
+    return "", ""

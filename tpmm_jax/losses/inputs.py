@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.losses.config import LossConfig
+
+# A constant of a loss: a Python number, or an argument of a compiled program.
+Scalar = float | jax.Array
 
 
 class Moving(NamedTuple):
@@ -38,6 +40,7 @@ class PairLogProbs(NamedTuple):
       mean_length: chosen tokens a pair over the whole batch, of which this may be a
         part; None: over these rows.
       moving: of beta-DPO, this batch included; None: not needed.
+      f_prime_BN: f' of the log-ratios, see `f_prime`; None: the log-ratios themselves.
     """
 
     policy_BN: jax.Array
@@ -48,12 +51,17 @@ class PairLogProbs(NamedTuple):
     wpo_BN: jax.Array | None = None
     mean_length: jax.Array | None = None
     moving: Moving | None = None
+    f_prime_BN: jax.Array | None = None
 
     def log_ratios_BN(self) -> jax.Array:
         """log pi(y) - log pi_ref(y); log pi(y) without a reference."""
         if self.reference_BN is None:
             return self.policy_BN
         return self.policy_BN - self.reference_BN
+
+    def scores_BN(self) -> jax.Array:
+        """f' of each log-ratio, whose difference is a margin."""
+        return self.log_ratios_BN() if self.f_prime_BN is None else self.f_prime_BN
 
     def margin_B(self) -> jax.Array:
         """D, nats."""
@@ -71,12 +79,12 @@ class PairLogProbs(NamedTuple):
 
 
 def difference(x_BN: jax.Array) -> jax.Array:
-    """Returns chosen less rejected [B]."""
+    """Returns chosen minus rejected [B]."""
     return x_BN[:, CHOSEN] - x_BN[:, REJECTED]
 
 
 def token_weights(
-    completion_mask_BNT: Int[Array, "B N T"], ld_alpha: float | None
+    completion_mask_BNT: Int[Array, "B N T"], ld_alpha: Scalar | None
 ) -> Float[Array, "B N T-1"]:
     """Returns the weight of the log-prob of each next token in a completion's sum.
 
@@ -96,7 +104,7 @@ def token_weights(
 def completion_sums(
     logp_BNT: Float[Array, "B N S"],
     completion_mask_BNT: Int[Array, "B N S+1"],
-    ld_alpha: float | None,
+    ld_alpha: Scalar | None,
 ) -> Float[Array, "B N"]:
     """Returns sums of log-probs over completion tokens, nats."""
     weights_BNT = token_weights(completion_mask_BNT, ld_alpha)
@@ -136,27 +144,56 @@ def mean_chosen_length(
     return jnp.sum(weight_B * length_B) / jnp.maximum(jnp.sum(weight_B), 1e-9)
 
 
-def scores_BN(logps: PairLogProbs, config: LossConfig) -> Float[Array, "B N"]:
-    """Returns f'(pi / pi_ref) of each completion; reverse KL: the log-ratio.
+def f_prime(
+    ratios_BN: Float[Array, "B N"], divergence: str, alpha: Scalar
+) -> Float[Array, "B N"]:
+    """Returns f'(pi / pi_ref) of log-ratios; of the reverse KL they are it.
 
     Source: f-DPO, 2309.16240 table 1.
+
+    >>> f"{f_prime(jnp.array([[0.5, -1.0]]), 'forward_kl', 0.5)[0, 1]:.3f}"
+    '-1.718'
     """
-    r = logps.log_ratios_BN()
-    match config.f_divergence_type:
+    match divergence:
         case "forward_kl":
-            return 1 - jnp.exp(-r)
+            return 1 - jnp.exp(-ratios_BN)
         case "js_divergence":
-            return jnp.log(2.0) + jax.nn.log_sigmoid(r)
-        case "alpha_divergence" if abs(config.f_alpha_divergence_coef - 1) >= 1e-6:
-            power = config.f_alpha_divergence_coef - 1
+            return jnp.log(2.0) + jax.nn.log_sigmoid(ratios_BN)
+        case "alpha_divergence":
+            power = alpha - 1
             # So that float32 can hold it; as TRL does.
-            return (jnp.exp(jnp.minimum(power * r, 80.0)) - 1) / power
-    return r
+            return (jnp.exp(jnp.minimum(power * ratios_BN, 80.0)) - 1) / power
+    return ratios_BN
 
 
-def smoothed_log_sigmoid(z: jax.Array, config: LossConfig) -> jax.Array:
-    """Returns -(1 - eps) log sigma(z) - eps log sigma(-z)."""
-    eps = config.label_smoothing
-    if eps == 0:
+def is_zero(constant: Scalar) -> bool:
+    """Whether a constant is the number 0, so that what it multiplies is left out.
+
+    False of an argument of a compiled program, whatever its value.
+    """
+    return isinstance(constant, float) and constant == 0
+
+
+def smoothed_log_sigmoid(z: jax.Array, label_smoothing: Scalar) -> jax.Array:
+    """Returns -(1 - eps) log sigma(z) - eps log sigma(-z).
+
+    >>> f"{smoothed_log_sigmoid(jnp.array(2.0), 0.1):.3f}"
+    '0.327'
+    """
+    if is_zero(label_smoothing):
         return -jax.nn.log_sigmoid(z)
+    eps = label_smoothing
     return -(1 - eps) * jax.nn.log_sigmoid(z) - eps * jax.nn.log_sigmoid(-z)
+
+
+def example_pair() -> PairLogProbs:
+    """Returns log-probs of one pair, for examples: D is 3 nats.
+
+    >>> example_pair().margin_B()
+    Array([3.], dtype=float32)
+    """
+    return PairLogProbs(
+        policy_BN=jnp.asarray([[-10.0, -14.0]]),
+        reference_BN=jnp.asarray([[-11.0, -12.0]]),
+        length_BN=jnp.asarray([[4, 5]]),
+    )

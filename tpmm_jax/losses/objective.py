@@ -1,174 +1,158 @@
-"""From a model and a batch of pairs to the loss: scores, then the loss of scores."""
+"""The weighted sum of losses that training minimises, its rewards and its metrics."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array, Float
 
-from tpmm_jax.axes import Params
-from tpmm_jax.losses.batchwise import init_moving, moved, moving_metrics
-from tpmm_jax.losses.config import LossConfig
-from tpmm_jax.losses.gradients import Batch, CoupledLoss, LossFn, Metrics
-from tpmm_jax.losses.inputs import (
-    Moving,
-    PairLogProbs,
-    completion_sums,
-    wpo_log_weights,
+from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.losses.inputs import PairLogProbs, f_prime
+from tpmm_jax.losses.record import keywords
+from tpmm_jax.losses.registry import LOSSES
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("constants", "weights"),
+    meta_fields=("names", "structure"),
 )
-from tpmm_jax.losses.logprobs import log_probs_and_mass
-from tpmm_jax.losses.registry import pair_loss, pair_metrics
-from tpmm_jax.mesh import BATCH, constrain
-from tpmm_jax.models import Adapted, Decoder, from_mask
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A sum of losses as compiled programs take it, made by LossConfig.objective.
 
-# beta-DPO's statistics, or nothing.
-LossState = Moving | tuple[()]
-
-
-class PairScores(NamedTuple):
-    """What a model says of a batch of pairs; see PairLogProbs."""
-
-    policy_BN: jax.Array
-    plain_BN: jax.Array
-    wpo_BN: jax.Array | None
-
-
-def _token_log_probs(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: Batch,
-    *,
-    chunk_bytes: int,
-    mass: bool = False,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Returns ``log_probs_and_mass`` of a batch of pairs [B, N, T - 1], nats."""
-    B, N, T = batch["tokens_BNT"].shape
-    rows = (batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT"))
-    sequences = from_mask(*(constrain(x, decoder.mesh, BATCH) for x in rows))
-    logp, masses = log_probs_and_mass(
-        decoder, params, sequences, chunk_bytes=chunk_bytes, mass=mass
-    )
-    shape = (B, N, T - 1)
-    return logp.reshape(shape), None if masses is None else masses.reshape(shape)
-
-
-def pair_log_probs(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: Batch,
-    *,
-    chunk_bytes: int,
-    ld_alpha: float | None = None,
-) -> jax.Array:
-    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
-
-    Args:
-      batch: tokens_BNT, mask_BNT, completion_mask_BNT, int32.
-      ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
+    Attributes:
+      names: keys of LOSSES.
+      structure: (name, value) of what a program is compiled for: flags, and constants
+        that are None or 0.
+      constants: {name: number}, arguments of a program: a sweep compiles once.
+      weights: of the losses, one each, arguments too; None: 1 each.
     """
-    logp_BNT, _ = _token_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
-    return completion_sums(logp_BNT, batch["completion_mask_BNT"], ld_alpha)
+
+    names: tuple[str, ...]
+    structure: tuple[tuple[str, Any], ...]
+    constants: dict[str, Any]
+    weights: tuple[Any, ...] | None = None
+
+    def get(self, name: str) -> Any:
+        """Returns a field of LossConfig; None if none of the losses reads it."""
+        return self.constants.get(name, dict(self.structure).get(name))
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function of a loss with the constants that it names."""
+        return function(*args, **{name: self.get(name) for name in keywords(function)})
 
 
-def pair_scores(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: Batch,
-    config: LossConfig,
-    *,
-    chunk_bytes: int,
-) -> PairScores:
-    """Returns the policy's part of a loss's inputs; differentiable."""
-    logp_BNT, mass_BNT = _token_log_probs(
-        decoder, params, batch, chunk_bytes=chunk_bytes, mass=config.use_weighting
-    )
-    completion_BNT = batch["completion_mask_BNT"]
-    plain_BN = completion_sums(logp_BNT, completion_BNT, None)
-    policy_BN = plain_BN
-    if config.ld_alpha is not None:
-        policy_BN = completion_sums(logp_BNT, completion_BNT, config.ld_alpha)
-    wpo_BN = None
-    if mass_BNT is not None:
-        wpo_BN = wpo_log_weights(logp_BNT, mass_BNT, completion_BNT)
-    return PairScores(policy_BN, plain_BN, wpo_BN)
+def pair_losses(
+    logps: PairLogProbs, objective: Objective
+) -> dict[str, Float[Array, " B"]]:
+    """Returns each loss of the sum, of each pair, before weights."""
+    if divergence := objective.get("f_divergence_type"):
+        alpha = objective.get("f_alpha_divergence_coef")
+        f_prime_BN = f_prime(logps.log_ratios_BN(), divergence, alpha)
+        logps = logps._replace(f_prime_BN=f_prime_BN)
+    return {
+        name: objective.call(LOSSES[name].function, logps) for name in objective.names
+    }
 
 
-def loss_inputs(scores: PairScores, batch: Batch, config: LossConfig) -> PairLogProbs:
-    """Returns a loss's inputs from the policy's scores and the batch's columns."""
-    mean_length_B = batch.get("mean_length_B")
-    return PairLogProbs(
-        policy_BN=scores.policy_BN,
-        reference_BN=None if config.reference_free else batch["reference_BN"],
-        length_BN=jnp.sum(batch["completion_mask_BNT"], axis=-1),
-        weight_B=batch["weight_B"],
-        plain_BN=scores.plain_BN,
-        wpo_BN=scores.wpo_BN,
-        mean_length=None if mean_length_B is None else mean_length_B[0],
-    )
+def pair_loss(logps: PairLogProbs, objective: Objective) -> Float[Array, " B"]:
+    """Returns the weighted sum of the losses, of each pair.
 
-
-def _mean_loss(
-    logps: PairLogProbs, batch: Batch, total_weight: jax.Array, config: LossConfig
-) -> tuple[jax.Array, Metrics]:
-    weight_B = batch["weight_B"] / total_weight
-    loss = jnp.sum(weight_B * pair_loss(logps, config))
-    metrics = pair_metrics(logps, config)
-    return loss, {name: jnp.sum(weight_B * x) for name, x in metrics.items()}
-
-
-def preference_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> LossFn:
-    """Returns the loss function of pairs; for losses that do not couple them.
-
-    The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN float32
-    nats, unless the loss knows no reference; weight_B float32, 0 for rows that only
-    fill the batch.
+    >>> from tpmm_jax.losses import LossConfig
+    >>> from tpmm_jax.losses.inputs import example_pair
+    >>> config = LossConfig(name=["dpo", "sft"], weights=[1.0, 0.5], beta=0.5)
+    >>> f"{pair_loss(example_pair(), config.objective())[0]:.3f}"
+    '1.451'
     """
-    assert not config.coupled
-
-    def loss_fn(
-        params: Params | Adapted, batch: Batch, total_weight: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        scores = pair_scores(decoder, params, batch, config, chunk_bytes=chunk_bytes)
-        logps = loss_inputs(scores, batch, config)
-        return _mean_loss(logps, batch, total_weight, config)
-
-    return loss_fn
+    losses = pair_losses(logps, objective)
+    weights = objective.weights or (1.0,) * len(losses)
+    loss_B = sum(weight * loss_B for weight, loss_B in zip(weights, losses.values()))
+    return loss_B * pair_weights(logps)
 
 
-def coupled_loss(decoder: Decoder, config: LossConfig, chunk_bytes: int) -> CoupledLoss:
-    """Returns the loss of a whole batch's scores; for every loss."""
-
-    def scores(params: Params | Adapted, batch: Batch) -> PairScores:
-        return pair_scores(decoder, params, batch, config, chunk_bytes=chunk_bytes)
-
-    def loss(
-        scores: PairScores, batch: Batch, total_weight: jax.Array, state: LossState
-    ) -> tuple[jax.Array, tuple[Metrics, LossState]]:
-        logps = loss_inputs(scores, batch, config)
-        logps, state, ours = with_state(logps, state, config)
-        value, metrics = _mean_loss(logps, batch, total_weight, config)
-        return value, ({**metrics, **ours}, state)
-
-    return CoupledLoss(scores, loss)
+def pair_weights(logps: PairLogProbs) -> Float[Array, " B"]:
+    """Returns what each pair's loss is multiplied with: WPO's weight, or 1."""
+    if logps.wpo_BN is None:
+        return jnp.ones(logps.policy_BN.shape[0], logps.policy_BN.dtype)
+    return jax.lax.stop_gradient(jnp.exp(jnp.sum(logps.wpo_BN, axis=1)))
 
 
-def init_loss_state(config: LossConfig, seed: list[int] | int = 0) -> LossState:
-    """Returns what a loss carries from step to step, at step 0.
+def loss_at_zero(objective: Objective) -> float | None:
+    """Returns the mean loss at policy = reference in closed form, WPO's weights apart.
 
-    Args:
-      seed: of what a loss draws; a list as for numpy's generators.
+    Terms that do not look at the reference are left out; None if there is no other.
+
+    >>> from tpmm_jax.losses import LossConfig
+    >>> loss_at_zero(LossConfig(name=["ipo", "sft"], beta=0.5).objective())
+    1.0
     """
-    if "beta_dpo" not in config.names:
-        return ()
-    return init_moving(int(np.random.default_rng(seed).integers(2**31)))
+    values = {**dict(objective.structure), **objective.constants}
+    weights = objective.weights or (1.0,) * len(objective.names)
+    found = [
+        weight * (zero(values) if callable(zero) else zero)
+        for name, weight in zip(objective.names, weights)
+        if (zero := LOSSES[name].at_zero) is not None
+    ]
+    return sum(found) if found else None
 
 
-def with_state(
-    logps: PairLogProbs, state: LossState, config: LossConfig
-) -> tuple[PairLogProbs, LossState, Metrics]:
-    """Returns (inputs, next state, metrics) of a loss that carries something."""
-    if not isinstance(state, Moving):
-        return logps, state, {}
-    state = moved(state, logps, config)
-    logps = logps._replace(moving=state)
-    return logps, state, moving_metrics(logps, config)
+def keep_reference_terms(objective: Objective) -> Objective:
+    """Returns the sum without the terms that do not look at the reference."""
+    kept = [
+        place
+        for place, name in enumerate(objective.names)
+        if LOSSES[name].at_zero is not None
+    ]
+    weights = objective.weights
+    return replace(
+        objective,
+        names=tuple(objective.names[place] for place in kept),
+        weights=None if weights is None else tuple(weights[place] for place in kept),
+    )
+
+
+def rewards_BN(logps: PairLogProbs, objective: Objective) -> Float[Array, "B N"]:
+    """Returns the implicit rewards that are logged, as TRL's trainers do.
+
+    beta times the log-ratio; of losses without a reference, beta times what the first
+    of them that names its rewards compares, or the log-prob.
+    """
+    found = [LOSSES[name].rewards for name in objective.names]
+    rewards = next((function for function in found if function is not None), None)
+    if logps.reference_BN is not None or rewards is None:
+        return objective.get("beta") * logps.log_ratios_BN()
+    return objective.get("beta") * objective.call(rewards, logps)
+
+
+def pair_metrics(
+    logps: PairLogProbs, objective: Objective
+) -> dict[str, Float[Array, " B"]]:
+    """Returns TRL's metrics, one value per pair [B].
+
+    >>> from tpmm_jax.losses import LossConfig
+    >>> from tpmm_jax.losses.inputs import example_pair
+    >>> metrics = pair_metrics(example_pair(), LossConfig(beta=0.5).objective())
+    >>> metrics["rewards/margins"]
+    Array([1.5], dtype=float32)
+    """
+    logps = jax.tree.map(jax.lax.stop_gradient, logps)
+    rewards = rewards_BN(logps, objective)
+    chosen, rejected = rewards[:, CHOSEN], rewards[:, REJECTED]
+    found = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/accuracies": (chosen > rejected).astype(jnp.float32),
+        "rewards/margins": chosen - rejected,
+        "logps/chosen": logps.policy_BN[:, CHOSEN],
+        "logps/rejected": logps.policy_BN[:, REJECTED],
+    }
+    if len(objective.names) > 1:
+        # Before the weight, as a run of that loss alone would log it.
+        weights_B = pair_weights(logps)
+        for name, loss_B in pair_losses(logps, objective).items():
+            found[f"loss/{name}"] = loss_B * weights_B
+    return found

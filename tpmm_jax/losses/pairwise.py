@@ -4,92 +4,166 @@ D = f'(chosen) - f'(rejected), of log-ratios to the reference in nats, summed ov
 completion tokens; f' is the identity but for other f-divergences.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tpmm_jax.losses.config import LossConfig
 from tpmm_jax.losses.inputs import (
     PairLogProbs,
+    Scalar,
     difference,
-    scores_BN,
+    example_pair,  # noqa: F401, for the examples
     smoothed_log_sigmoid,
 )
+from tpmm_jax.losses.record import LOG2, Loss
 
 
-def _z(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
-    return config.beta * difference(scores_BN(logps, config))
+def _z(logps: PairLogProbs, beta: Scalar) -> Float[Array, " B"]:
+    return beta * difference(logps.scores_BN())
 
 
-def _mean_difference(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
-    """D of scores a token."""
-    return difference(scores_BN(logps, config) / logps.lengths_BN())
+def _mean_difference(logps: PairLogProbs) -> Float[Array, " B"]:
+    """D of means over tokens."""
+    return difference(logps.scores_BN() / logps.lengths_BN())
 
 
-def dpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
-    """-log sigma(z). Source: 2305.18290 eq. 7."""
-    return -jax.nn.log_sigmoid(_z(logps, config))
+def dpo(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+    """-log sigma(z). Source: 2305.18290 eq. 7.
+
+    >>> f"{dpo(example_pair(), beta=0.5)[0]:.3f}"
+    '0.201'
+    """
+    return -jax.nn.log_sigmoid(_z(logps, beta))
 
 
-def cdpo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def cdpo(
+    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
+) -> Float[Array, " B"]:
     """-(1 - eps) log sigma(z) - eps log sigma(-z).
 
     Source: label smoothing of DPO (Mitchell 2023, "A note on DPO with noisy
     preferences").
+
+    >>> f"{cdpo(example_pair(), beta=0.5, label_smoothing=0.1)[0]:.3f}"
+    '0.351'
     """
-    return smoothed_log_sigmoid(_z(logps, config), config)
+    return smoothed_log_sigmoid(_z(logps, beta), label_smoothing)
 
 
-def robust(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def robust(
+    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
+) -> Float[Array, " B"]:
     """[-(1 - eps) log sigma(z) + eps log sigma(-z)] / (1 - 2 eps); unbounded below.
 
     Source: 2403.00409 eq. 12.
+
+    >>> f"{robust(example_pair(), beta=0.5, label_smoothing=0.1)[0]:.3f}"
+    '0.014'
     """
-    z, eps = _z(logps, config), config.label_smoothing
+    z, eps = _z(logps, beta), label_smoothing
     loss = -(1 - eps) * jax.nn.log_sigmoid(z) + eps * jax.nn.log_sigmoid(-z)
     return loss / (1 - 2 * eps)
 
 
-def ipo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def ipo(
+    logps: PairLogProbs, *, beta: Scalar, length_normalized: bool
+) -> Float[Array, " B"]:
     """(D - 1 / (2 beta))^2, D of means over tokens or of sums.
 
     Source: 2310.12036 eq. 17; means as the authors told TRL's.
+
+    >>> f"{ipo(example_pair(), beta=0.5, length_normalized=False)[0]:.3f}"
+    '4.000'
     """
-    if config.length_normalized:
-        margin_B = _mean_difference(logps, config)
+    if length_normalized:
+        margin_B = _mean_difference(logps)
     else:
-        margin_B = difference(scores_BN(logps, config))
-    return (margin_B - 1 / (2 * config.beta)) ** 2
+        margin_B = difference(logps.scores_BN())
+    return (margin_B - 1 / (2 * beta)) ** 2
 
 
-def hinge(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
-    """max(0, 1 - z). Source: 2305.10425 (SLiC), as a DPO variant."""
-    return jax.nn.relu(1 - _z(logps, config))
+def hinge(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+    """max(0, 1 - z). Source: 2305.10425 (SLiC), as a DPO variant.
+
+    >>> f"{hinge(example_pair(), beta=0.25)[0]:.3f}"
+    '0.250'
+    """
+    return jax.nn.relu(1 - _z(logps, beta))
 
 
-def sigmoid_norm(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def sigmoid_norm(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     """-log sigma(beta D), D of means over tokens.
 
     Source: length-normalised DPO of Tulu 3, 2411.15124.
+
+    >>> f"{sigmoid_norm(example_pair(), beta=2.0)[0]:.3f}"
+    '0.241'
     """
-    return -jax.nn.log_sigmoid(config.beta * _mean_difference(logps, config))
+    return -jax.nn.log_sigmoid(beta * _mean_difference(logps))
 
 
-def exo(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
-    """KL((sigma(z), sigma(-z)) || (1 - eps, eps)). Source: 2402.00856 eq. 16."""
-    z, eps = _z(logps, config), config.label_smoothing
+def exo(
+    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
+) -> Float[Array, " B"]:
+    """KL((sigma(z), sigma(-z)) || (1 - eps, eps)). Source: 2402.00856 eq. 16.
+
+    >>> f"{exo(example_pair(), beta=0.5, label_smoothing=0.1)[0]:.3f}"
+    '0.031'
+    """
+    z, eps = _z(logps, beta), label_smoothing
     won = jax.nn.sigmoid(z) * (jax.nn.log_sigmoid(z) - jnp.log1p(-eps))
     return won + jax.nn.sigmoid(-z) * (jax.nn.log_sigmoid(-z) - jnp.log(eps))
 
 
-def discopop(logps: PairLogProbs, config: LossConfig) -> Float[Array, " B"]:
+def discopop(
+    logps: PairLogProbs, *, beta: Scalar, discopop_tau: Scalar
+) -> Float[Array, " B"]:
     """-(1 - m) log sigma(z) + m exp(-z), m = sigma(z / tau).
 
     Source: 2406.08414 eq. 5 (log-ratio modulated loss).
+
+    >>> f"{discopop(example_pair(), beta=0.5, discopop_tau=0.05)[0]:.3f}"
+    '0.223'
     """
-    z = _z(logps, config)
-    log_m = jax.nn.log_sigmoid(z / config.discopop_tau)
-    # m exp(-z) in one exponent: 0 times infinity would be no number.
-    return -jax.nn.sigmoid(-z / config.discopop_tau) * jax.nn.log_sigmoid(z) + jnp.exp(
+    z = _z(logps, beta)
+    log_m = jax.nn.log_sigmoid(z / discopop_tau)
+    # m exp(-z) in one exponent: 0 times infinity would be NaN.
+    return -jax.nn.sigmoid(-z / discopop_tau) * jax.nn.log_sigmoid(z) + jnp.exp(
         log_m - z
     )
+
+
+def _exo_at_zero(eps: float) -> float:
+    return -LOG2 - (math.log(eps) + math.log1p(-eps)) / 2
+
+
+PAIRWISE = {
+    "dpo": Loss(function=dpo, kind="pairwise", at_zero=LOG2, trl_name="sigmoid"),
+    "cdpo": Loss(
+        function=cdpo,
+        kind="pairwise",
+        at_zero=LOG2,
+        usual={"label_smoothing": "0.1"},
+    ),
+    "robust": Loss(
+        function=robust,
+        kind="pairwise",
+        at_zero=LOG2,
+        usual={"label_smoothing": "0.1"},
+    ),
+    "ipo": Loss(
+        function=ipo, kind="pairwise", at_zero=lambda c: 1 / (4 * c["beta"] ** 2)
+    ),
+    "hinge": Loss(function=hinge, kind="pairwise", at_zero=1.0),
+    "sigmoid_norm": Loss(function=sigmoid_norm, kind="pairwise", at_zero=LOG2),
+    "exo": Loss(
+        function=exo,
+        kind="pairwise",
+        at_zero=lambda c: _exo_at_zero(c["label_smoothing"]),
+        usual={"label_smoothing": "1e-3"},
+        trl_name="exo_pair",
+    ),
+    "discopop": Loss(function=discopop, kind="pairwise", at_zero=(LOG2 + 1) / 2),
+}

@@ -8,27 +8,28 @@ import jax.numpy as jnp
 from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.losses import (
     Batch,
-    LossConfig,
+    Objective,
+    Scalar,
     init_loss_state,
+    keep_reference_terms,
     log_probs,
     loss_inputs,
     pair_log_probs,
     pair_loss,
     pair_scores,
-    referenced,
     with_state,
 )
 from tpmm_jax.models import Decoder, from_mask
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes", "ld_alpha"))
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
 def pair_log_probs_step(
     decoder: Decoder,
     params: Params,
     batch: Batch,
     *,
     chunk_bytes: int,
-    ld_alpha: float | None = None,
+    ld_alpha: Scalar | None = None,
 ) -> jax.Array:
     """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
     return pair_log_probs(
@@ -50,10 +51,10 @@ def token_log_probs_step(
     return log_probs(decoder, params, sequences, chunk_bytes=chunk_bytes)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "loss", "chunk_bytes"))
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
 def pair_check_step(
     decoder: Decoder,
-    loss: LossConfig,
+    objective: Objective,
     params: Params,
     batch: Batch,
     shift: jax.Array,
@@ -70,12 +71,13 @@ def pair_check_step(
       shift: nats added to the reference's chosen log-prob, of D only.
       swap: bool scalar, whether chosen and rejected change places in D.
     """
-    scores = pair_scores(decoder, params, batch, loss, chunk_bytes=chunk_bytes)
-    logps = loss_inputs(scores, batch, loss)
+    scores = pair_scores(decoder, params, batch, objective, chunk_bytes=chunk_bytes)
+    logps = loss_inputs(scores, batch, objective)
     equal = logps._replace(reference_BN=logps.policy_BN, wpo_BN=None)
-    equal, *_ = with_state(equal, init_loss_state(loss), loss)
+    equal, *_ = with_state(equal, init_loss_state(objective), objective)
     weight_B = batch["weight_B"]
-    value = jnp.sum(weight_B * pair_loss(equal, referenced(loss))) / jnp.sum(weight_B)
+    loss_B = pair_loss(equal, keep_reference_terms(objective))
+    value = jnp.sum(weight_B * loss_B) / jnp.sum(weight_B)
     reference_BN = batch["reference_BN"].at[:, CHOSEN].add(shift)
     ratios_BN = logps.policy_BN - reference_BN
     swapped_BN = ratios_BN[:, (REJECTED, CHOSEN)]

@@ -26,7 +26,7 @@ def pair_loss_fn(
 ) -> LossFn | CoupledLoss:
     """Returns the loss function of pairs: in one pass, where their losses allow it."""
     kind = coupled_loss if loss.coupled else preference_loss
-    return kind(decoder, loss, chunk_bytes)
+    return kind(decoder, loss.objective(), chunk_bytes)
 
 
 @functools.cache
