@@ -267,7 +267,6 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
       TpmmError: one of these does not hold.
     """
     config, dtype = plan.config.loss, plan.decoder.compute_dtype
-    objective = config.objective()
     size = min(plan.runner.micro_batch, len(logps_PN))
     table = {**table, "reference_BN": logps_PN}
     batch = put_batch(
@@ -277,7 +276,7 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
     def look(shift: float, swap: bool) -> tuple[np.ndarray, float]:
         margin_B, loss = pair_check_step(
             plan.decoder,
-            objective,
+            config.objective(),
             params,
             batch,
             jnp.float32(shift),
@@ -288,7 +287,7 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
 
     margin_B, loss = look(0.0, False)
     shifted_B, swapped_B = look(1.0, False)[0], look(1.0, True)[0]
-    zero = loss_at_zero(objective)
+    zero = loss_at_zero(config.objective())
     assert zero is not None, "a loss without a reference has none to check"
     checks = {
         f"D is not 0 within {SELF_CHECK_TOLERANCE[dtype]} nats in {dtype}": (
