@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tpmm_jax import Model, logits
+from tpmm_jax.losses import LOSSES, LossConfig, PairLogProbs, loss_at_zero, pair_loss
 from tpmm_jax.merging import RULES, MergeContext, ReferenceConfig, choose
 from tpmm_jax.models import Decoder, ModelConfig, from_mask
 from tpmm_jax.models.families import FAMILIES, make_config
@@ -46,6 +47,19 @@ def test_the_steps_are_few_and_name_what_is_there(section):
     assert 1 <= len(STEP.findall(text)) <= 5
     for path in FILE.findall(text):
         assert (ROOT / path).exists(), path
+
+
+def test_a_loss(monkeypatch):
+    [(name, loss)] = entries("How to add a loss", "PAIRWISE").items()
+    monkeypatch.setitem(LOSSES, name, loss)
+    config = LossConfig(name=name, beta=0.5)
+    config.validate()
+    policy = jnp.asarray([[-3.0, -5.0], [-4.0, -4.0]])
+    logps = PairLogProbs(policy, jnp.full((2, 2), -4.0), jnp.full((2, 2), 3))
+    losses_B = pair_loss(logps, config.objective())
+    # D is 2, then 0.
+    np.testing.assert_allclose(losses_B, [0.0, 1.0], atol=1e-6)
+    assert loss_at_zero(config.objective()) == 1.0
 
 
 def test_a_merge_rule(monkeypatch):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import tpmm_jax
+from tpmm_jax.losses import LOSSES
 from tpmm_jax.merging import RULES
 
 TESTS = pathlib.Path(__file__).parent
@@ -47,5 +48,6 @@ def test_the_examples_run(tmp_path: pathlib.Path) -> None:
 
 def test_what_users_call_has_an_example() -> None:
     called = [getattr(tpmm_jax, name) for name in tpmm_jax.__all__ if name != "Model"]
-    for function in (*called, *RULES.values()):
+    losses = [loss.function for loss in LOSSES.values()]
+    for function in (*called, *RULES.values(), *losses):
         assert ">>>" in (function.__doc__ or ""), function.__qualname__
