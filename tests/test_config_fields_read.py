@@ -12,7 +12,7 @@ from tpmm_jax.config import Config
 PACKAGE = pathlib.Path(__file__).parents[1] / "tpmm_jax"
 
 # What a section is called where it is handed on by itself.
-ALIASES = {"rollout": ("sampling",)}
+ALIASES = {"rollout": ("sampling",), "loss": ("objective",)}
 
 
 def fields(cls=Config, prefix=""):
@@ -43,6 +43,13 @@ def reads():
             owner = node.name
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             found.add((terminal(node.value), node.attr, owner))
+        # A field by its name: objective.get("ld_alpha").
+        if isinstance(node, ast.Call) and terminal(node.func) == "get":
+            found.update(
+                (terminal(node.func.value), argument.value, owner)
+                for argument in node.args
+                if isinstance(argument, ast.Constant)
+            )
         for child in ast.iter_child_nodes(node):
             walk(child, owner)
 
