@@ -56,7 +56,8 @@ def main() -> None:
             key = jax.eval_shape(lambda: jax.random.key(0)) if lora.dropout else None
             frozen = Frozen(decoder.abstract_params(), key)
         step = preference_step(decoder, LossConfig(), train, CHUNK_BYTES)
-        compiled = step.lower(state, batch(), np.float32(0), frozen).compile()  # type: ignore[attr-defined]
+        arguments = (state, batch(), np.float32(0), frozen)
+        compiled = step.func.lower(*arguments, **step.keywords).compile()
         found = compiled.memory_analysis()
         fixed = 0 if frozen is None else size(frozen.base)
         row: dict[str, Any] = {

@@ -48,7 +48,9 @@ def one(vocab_size: int) -> None:
     rate = jnp.float32(1e-5)
 
     state = init_state(decoder.init(jax.random.key(0)), train)
-    analysis = step.lower(state, batch, rate).compile().memory_analysis()
+    analysis = (
+        step.func.lower(state, batch, rate, **step.keywords).compile().memory_analysis()
+    )
     compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     compiled += analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     with PeakMemory() as memory:

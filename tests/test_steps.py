@@ -184,7 +184,20 @@ def test_the_state_is_donated_and_the_rate_is_no_constant():
         assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
         assert not any(x.is_deleted() for x in jax.tree.leaves(new))
         state = new
-    assert int(state.step) == 2 and step._cache_size() == 1
+    assert int(state.step) == 2 and step.func._cache_size() == 1
+
+
+def test_a_sweep_over_beta_compiles_once_and_without_smoothing_anew():
+    batch, config = jax.tree.map(jnp.asarray, pairs(6)), train_config(b1=0.875)
+    losses = {}
+    for beta, eps, programs in ((0.1, 0.0, 1), (0.2, 0.0, 1), (0.1, 0.1, 2)):
+        loss = LossConfig(name="aot", beta=beta, label_smoothing=eps)
+        step = preference_step(DECODER, loss, config, 500)
+        state = init_state(jax.tree.map(jnp.array, initial()), config)
+        _, metrics = step(state, batch, 0.1)
+        losses[beta, eps] = float(metrics["loss"])
+        assert step.func._cache_size() == programs
+    assert len(set(losses.values())) == 3
 
 
 def test_adamw_in_numpy():

@@ -151,7 +151,7 @@ def test_training_steps_keep_every_sharding(name):
         )
         assert all(jax.tree.leaves(same)), same
         # One program for the first step and one for the next would be two.
-        assert step._cache_size() == 1
+        assert step.func._cache_size() == 1
         found.append(state.params)
     assert_trees_close(found[1], found[0], 1e-4)
 

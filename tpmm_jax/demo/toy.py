@@ -186,7 +186,9 @@ def _pretrain(
     with console.phase("pretrain a small Gemma", steps, "steps") as bar:
         state = fit(
             init_state(params, _PRETRAIN),
-            make_train_step(loss_fn, _PRETRAIN, abstract_state(params, _PRETRAIN)),
+            make_train_step(
+                lambda _: loss_fn, _PRETRAIN, abstract_state(params, _PRETRAIN)
+            ),
             batch,
             steps,
             learning_rate=make_learning_rate(_PRETRAIN, steps),

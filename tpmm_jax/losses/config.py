@@ -127,7 +127,7 @@ class LossConfig:
             names=self.names,
             structure=tuple(structure.items()),
             constants=constants,
-            weights=None if self.weights is None else tuple(self.weights),
+            weights=None if self.weights is None else tuple(map(float, self.weights)),
         )
 
     def validate(self) -> None:

@@ -11,8 +11,11 @@ from tpmm_jax.losses import (
     CoupledLoss,
     LossConfig,
     LossFn,
+    Metrics,
+    Objective,
     coupled_loss,
     init_loss_state,
+    is_coupled,
     preference_loss,
 )
 from tpmm_jax.models import Decoder
@@ -22,21 +25,31 @@ from tpmm_jax.steps.train import TrainStep, make_train_step, state_gradients
 
 
 def pair_loss_fn(
-    decoder: Decoder, loss: LossConfig, chunk_bytes: int
+    decoder: Decoder, objective: Objective, chunk_bytes: int
 ) -> LossFn | CoupledLoss:
     """Returns the loss function of pairs: in one pass, where their losses allow it."""
-    kind = coupled_loss if loss.coupled else preference_loss
-    return kind(decoder, loss.objective(), chunk_bytes)
+    kind = coupled_loss if is_coupled(objective.names) else preference_loss
+    return kind(decoder, objective, chunk_bytes)
+
+
+def preference_step(
+    decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
+) -> functools.partial[tuple[TrainState, Metrics]]:
+    """Returns the train step of pairs, compiled once for all constants of a loss."""
+    step = _preference_step(decoder, loss.names, train, chunk_bytes)
+    return functools.partial(step, constants=loss.objective())
 
 
 @functools.cache
-def preference_step(
-    decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
+def _preference_step(
+    decoder: Decoder, names: tuple[str, ...], train: TrainConfig, chunk_bytes: int
 ) -> TrainStep:
-    """Returns the train step of pairs, compiled once for a whole run."""
-    loss_fn = pair_loss_fn(decoder, loss, chunk_bytes)
-    state = abstract_state(decoder.abstract_trained(), train, init_loss_state(loss))
-    return make_train_step(loss_fn, train, state)
+    loss_state = init_loss_state(LossConfig(name=names))
+    return make_train_step(
+        lambda objective: pair_loss_fn(decoder, objective, chunk_bytes),
+        train,
+        abstract_state(decoder.abstract_trained(), train, loss_state),
+    )
 
 
 @functools.cache
@@ -44,14 +57,16 @@ def preference_gradient_norm_step(
     decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
 ) -> Callable[..., jax.Array]:
     """Returns the norm of a batch's gradient, to look for what made it not finite."""
-    loss_fn, parts = pair_loss_fn(decoder, loss, chunk_bytes), train.accumulation
+    loss_fn = pair_loss_fn(decoder, loss.objective(), chunk_bytes)
 
     @jax.jit
     def norm(
         state: TrainState, batch: Batch, frozen: Frozen | None = None
     ) -> jax.Array:
         return optax.global_norm(
-            state_gradients(loss_fn, state, batch, parts, decoder.mesh, frozen)[0]
+            state_gradients(
+                loss_fn, state, batch, train.accumulation, decoder.mesh, frozen
+            )[0]
         )
 
     return norm

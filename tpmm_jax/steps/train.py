@@ -24,7 +24,7 @@ from tpmm_jax.steps.config import TrainConfig
 from tpmm_jax.steps.optimizer import make_optimizer
 from tpmm_jax.steps.state import Frozen, TrainState, mesh_of, shardings
 
-# (state, batch, learning rate, Frozen for LoRA) -> (state, metrics)
+# (state, batch, learning rate, frozen=, constants=) -> (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -66,11 +66,14 @@ def bind(
 
 
 def make_train_step(
-    loss_fn: LossFn | CoupledLoss, config: TrainConfig, abstract: TrainState
+    loss_of: Callable[[Any], LossFn | CoupledLoss],
+    config: TrainConfig,
+    abstract: TrainState,
 ) -> TrainStep:
     """Returns the jitted step (state, batch, learning rate); the state is donated.
 
     With LoRA the state's params are the adapters, and a further argument is Frozen.
+    The last one, ``constants``, is a tree whose leaves may differ in one program.
 
     Its metrics are of the state before the update: loss, grad_norm (L2, before
     clipping), and what the loss function reports. A step of which one of these is not
@@ -78,6 +81,7 @@ def make_train_step(
     one, see TrainState.step.
 
     Args:
+      loss_of: from the step's constants to its loss.
       abstract: the state's shapes and shardings, from abstract_state.
     """
     optimizer = make_optimizer(config)
@@ -94,9 +98,10 @@ def make_train_step(
         batch: Batch,
         learning_rate: jax.Array,
         frozen: Frozen | None = None,
+        constants: Any = None,
     ) -> tuple[TrainState, Metrics]:
         grads, loss, metrics, loss_state = state_gradients(
-            loss_fn, state, batch, config.accumulation, mesh, frozen
+            loss_of(constants), state, batch, config.accumulation, mesh, frozen
         )
         norm = optax.global_norm(grads)
         # A product fuses into the update; optax's quotient makes a second tree.
