@@ -25,7 +25,7 @@ SPECIAL = ("<end>", "<user>", "<assistant>", "<system>")
 
 
 def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
-    """One token a byte."""
+    """One token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     table = {s: i for i, s in enumerate([*SPECIAL, *alphabet])}
     core = Tokenizer(models.BPE(table, []))

@@ -58,7 +58,7 @@ def test_the_base_that_is_given_is_read(capsys, folder, monkeypatch, name):
     assert main(["adapter", *arguments]) == 2
     assert "adapter/adapter_config.json names its base" in said(capsys)
     assert main(["base", *arguments, "--base", "base"]) == 2
-    assert "the base base is for a PEFT adapter" in said(capsys)
+    assert "the base base goes with a PEFT adapter" in said(capsys)
     assert main(["adapter", *arguments, "--base", "base"]) == 0
 
 

@@ -163,7 +163,7 @@ def test_json_stays_alone_on_the_output_whatever_a_scorer_prints(tmp_path, run):
 def test_a_line_without_a_pair_is_said(tmp_path, run, tokenizer):
     path = _write(tmp_path / "p.jsonl", ROW)
     _, out, _ = run(path, "--model", tokenizer, "--line", 7)
-    assert "no pair that trains stands on --line 7" in out
+    assert "there is no pair that trains on --line 7" in out
 
 
 def prefer_black(prompts, responses):
@@ -317,7 +317,7 @@ def test_prompts_are_shown_token_by_token(tmp_path, run, tokenizer):
     shown = re.findall(r"q\.jsonl:(\d)", out.replace("\n", ""))
     assert shown == ["2", "4"] and "▁sky" in out
     _, out, _ = run(path, "--prompts", "--model", tokenizer, "--line", 9)
-    assert "no prompt that can be used stands on --line 9" in out
+    assert "there is no prompt that can be used on --line 9" in out
 
 
 def test_evaluation_rows_are_prompts_whatever_else_they_hold(tmp_path, run):

@@ -143,7 +143,7 @@ def test_another_tokenizer_has_no_kl(folder: pathlib.Path, tell: Callable) -> No
     _, other = json.loads(out)["models"]
     assert "kl/baseline" not in other and "heldout/accuracy" not in other
     assert "win/baseline" in other
-    assert "another tokenizer" in err and "not defined" in err
+    assert "a different tokenizer" in err and "not defined" in err
 
 
 def test_wrong_input_is_refused_before_a_model_is_loaded(

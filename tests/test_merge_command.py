@@ -176,7 +176,7 @@ def test_wrong_input_is_named(capsys, run, tmp_path, fixtures):
         ([f"{run}/trajectory@1..9", "--uniform", *to], "holds the steps [0, 1, 2]"),
         ([f"{run}/trajectory@7", steps[0], "--uniform", *to], "holds the steps"),
         (["./nowhere", steps[0], "--uniform", *to], "nowhere: no such directory"),
-        ([steps[0], llama, "--uniform", *to], "is another architecture than"),
+        ([steps[0], llama, "--uniform", *to], "has a different architecture from"),
         ([*steps, "--uniform", "--output", full], "exists and is not empty"),
         ([*steps, "--uniform", *to, "--dtype", "int8"], "dtype is int8"),
         ([*steps, "--uniform", *to, "--fsdp", "3"], "does not fit"),

@@ -71,7 +71,7 @@ def test_every_sample_is_the_one_of_generate(capsys, plain):
         tpmm.load(plain), ["a dog"], max_new_tokens=12, num_samples=2, seed=5
     )
     assert out == f"[1 of 2]\n{want[0][0]}\n\n[2 of 2]\n{want[0][1]}\n\n"
-    assert "text as it is (the model has no chat template)" in err
+    assert "plain text (the model has no chat template)" in err
     assert "cut at 12 tokens" in err
 
 
@@ -140,7 +140,7 @@ def test_a_file_is_answered_and_an_interrupted_output_continued(
     code, _, err = tpmm_sample(capsys, *argv, "--output", half)
     assert code == 0 and "is complete: 7 rows" in err
     err = refused(capsys, *argv, "--output", half, "--seed", 1)
-    assert "seed: 0 before, 1 now" in err and "another --output" in err
+    assert "seed: was 0, is now 1" in err and "another --output" in err
 
 
 def test_a_file_without_output_goes_to_stdout(capsys, folder, tmp_path):
@@ -210,7 +210,7 @@ def test_no_tokenizer_no_prompts_and_a_foreign_output_are_named(
 @pytest.mark.parametrize(
     ("made", "wanted"),
     [
-        ([], "some_prompts:make returned no prompt"),
+        ([], "some_prompts:make returned no prompts"),
         (["a", 3], "some_prompts:make: prompt 1: field 'prompt' is a number"),
     ],
 )

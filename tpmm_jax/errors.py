@@ -21,7 +21,7 @@ class BadInput(TpmmError, ValueError):
 
 
 class NotFinite(TpmmError):
-    """A loss, gradient, log-probability or weight that is infinite or no number."""
+    """A loss, gradient, log-probability or weight that is NaN or infinite."""
 
 
 class CorruptCheckpoint(TpmmError):

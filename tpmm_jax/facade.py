@@ -87,7 +87,8 @@ def check_tokens(model: Model, tokens_BT: Any, mask_BT: Any) -> Any:
     tokens, mask = np.asarray(tokens_BT), np.asarray(mask_BT)
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise BadInput(
-            f"tokens have shape {tokens.shape}, the mask {mask.shape}; want one [B, T]"
+            f"tokens have shape {tokens.shape}, the mask {mask.shape}; wanted the same "
+            "[B, T] for both"
         )
     if not np.issubdtype(tokens.dtype, np.integer):
         raise BadInput(f"tokens are {tokens.dtype}; wanted integer ids")
@@ -403,8 +404,9 @@ def check_same_architecture(
     """Raises BadInput, naming the fields, unless both fit the same weights."""
     if differing := architecture_differences(first, other):
         raise BadInput(
-            f"{name} is another architecture than {first_name} ({'; '.join(differing)})"
-            "; only checkpoints of one architecture can be merged"
+            f"{name} has a different architecture from {first_name} "
+            f"({'; '.join(differing)}); only checkpoints of one architecture can be "
+            "merged"
         )
 
 

@@ -56,7 +56,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def fit_spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Any]) -> PartitionSpec:
-    """Returns the spec ``axes``, less every mesh axis that does not divide."""
+    """Returns the spec ``axes``, without the mesh axes that do not divide it."""
     fitted = []
     for size, names in zip(shape, axes, strict=True):
         names = (names,) if isinstance(names, str) else tuple(names or ())

@@ -149,7 +149,7 @@ def test_transcripts_share_no_reply_and_count_several_turns(load):
         more.format("chosen").lstrip(),
         more.format("rejected").lstrip(),
     )
-    with pytest.raises(BadInput, match="'chosen': is all of it the beginning of"):
+    with pytest.raises(BadInput, match="'chosen': is itself the beginning of"):
         load({"chosen": front + " yes", "rejected": front + " yes" + more})
 
 
@@ -188,7 +188,7 @@ def test_conversations_that_part_at_a_user_message_share_no_reply(load):
     assert pair.prompt == (Message("user", "a"), Message("assistant", "b"))
     assert [m.content for m in (*pair.chosen, *pair.rejected)] == ["c", "d", "e", "f"]
     whole = {"chosen": front, "rejected": [*front, user("e"), reply("f")]}
-    with pytest.raises(BadInput, match="'chosen': is all of it the beginning"):
+    with pytest.raises(BadInput, match="'chosen': is itself the beginning"):
         load(whole)
 
 
@@ -249,7 +249,7 @@ CHAT = {"prompt": [user("a")], "chosen": [reply("b")], "rejected": [reply("c")]}
         ({"chosen": [user("a")], "rejected": [user("b")]}, "share no first messages"),
         (
             {"chosen": [user("a"), reply("b")], "rejected": [user("a")]},
-            "'rejected': is all of it the beginning of the other one",
+            "'rejected': is itself the beginning of the other one",
         ),
         (CHAT | {"tools": [{"type": "function"}]}, "'tools': the chat template would"),
         (CHAT | {"chat_template_kwargs": {"a": False}}, "'chat_template_kwargs': the"),

@@ -155,7 +155,7 @@ def test_a_shared_reply_of_transcripts_is_part_of_the_prompt(tmp_path):
     "prompt, chosen, wanted",
     [
         (HI, " a\n\nHuman: b", "the last role is 'user'"),
-        (HI, " a\n\nAssistant: b", "role 'assistant' where 'user' was due"),
+        (HI, " a\n\nAssistant: b", "role 'assistant', where 'user' was expected"),
         (HI, "\n\nHuman: b\n\nAssistant: c", "one of its turns is empty"),
         (HI + " I", " am", "ends inside a turn"),
     ],

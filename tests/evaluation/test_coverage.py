@@ -25,7 +25,7 @@ def saturated(rng: np.random.Generator, B: int) -> tuple[Interval, float]:
 
 
 def clustered(rng: np.random.Generator, B: int) -> tuple[Interval, float]:
-    """Four samples a prompt with a correlation of 0.6, skewed between prompts."""
+    """Four samples per prompt with a correlation of 0.6, skewed between prompts."""
     prompt = rng.exponential(size=(B, 1))
     return mean_interval(prompt + 0.8 * rng.normal(size=(B, 4))), 1.0
 

@@ -60,7 +60,7 @@ def test_one_of_both_alone_is_no_warning() -> None:
 
 def test_a_policy_far_away() -> None:
     [text] = warnings({}, {"kl": 11.0, "length": 20.0})
-    assert "0.55 nats a token" in text and "stop at theta_0" in text
+    assert "0.55 nats per token" in text and "stop at theta_0" in text
     assert not warnings({}, {"kl": 11.0}, kl=0.6)
 
 

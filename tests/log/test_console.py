@@ -121,7 +121,7 @@ def test_a_table_with_win_rates_fits(width, iterations):
 def test_80_columns_have_win_rates_and_the_reference():
     text = drawn(winning(), 80)
     assert "win θ0" in text and "win prev" in text and "82 %" in text
-    assert "52 %" in text and "θ1 .25 +2" in text and "ties half" in text
+    assert "52 %" in text and "θ1 .25 +2" in text and "a tie counts half" in text
     assert "win" not in drawn(ROWS, 80)
 
 

@@ -230,7 +230,7 @@ def again(folder: pathlib.Path, **changes: Any) -> None:
 
 
 def test_another_configuration(started: pathlib.Path) -> None:
-    with pytest.raises(BadInput, match="seed: 0 before, 1 now"):
+    with pytest.raises(BadInput, match="seed: was 0, is now 1"):
         again(started, seed=1)
     again(started)
 

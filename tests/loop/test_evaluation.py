@@ -101,7 +101,7 @@ def test_the_agreed_keys(workdir: pathlib.Path) -> None:
     assert rows[0]["kl/theta_0"] == 0 and "win/theta_0" not in rows[0]
     for name in ("win", "judge/even/win", "odd/win"):
         assert rows[1][f"{name}/previous"] == rows[1][f"{name}/theta_0"]
-    assert "nats a token" in rows[2]["watch"][0]
+    assert "nats per token" in rows[2]["watch"][0]
     assert any(text.startswith("odd: ") for text in rows[2]["watch"])
 
 

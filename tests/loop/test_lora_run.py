@@ -253,7 +253,7 @@ def test_a_config_may_name_the_adapters_base(tmp_path, monkeypatch, lora):
         with opened(over(str(base), adapter), tmp_path / "run") as run:
             assert tree_digest(run.disk.policy(0)) == tree_digest(given)
     with (
-        pytest.raises(BadInput, match="is for a PEFT adapter, and there is none"),
+        pytest.raises(BadInput, match="goes with a PEFT adapter, and there is none"),
         opened(over(str(base), base), tmp_path / "other"),
     ):
         pass

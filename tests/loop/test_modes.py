@@ -130,7 +130,7 @@ def test_offline_pairs(tmp_path: pathlib.Path) -> None:
     rows = start(config, tmp_path / "run")
     last = of_kind(rows, "iteration")[-1]
     assert last["heldout/accuracy"] > 0.7 and last["heldout/margin"] > 0
-    with pytest.raises(BadInput, match="iterations: 2 before, 3 now"):
+    with pytest.raises(BadInput, match="iterations: was 2, is now 3"):
         start(dataclasses.replace(config, iterations=3), tmp_path / "run")
     used = []
     for t in (1, 2):

@@ -88,7 +88,7 @@ def test_a_bad_reference_log_prob_names_its_pair_and_repeats(
     record = json.loads((tmp_path / "run/iterations/001/not_finite.json").read_text())
     assert record["step"] == 1 and len(record["pairs"]) == 1
 
-    with pytest.raises(NotFinite, match="so before at this very step"):
+    with pytest.raises(NotFinite, match="same step failed before"):
         start(config, tmp_path / "run")
     monkeypatch.setattr(iterate, "reference_log_probs", right)
     rows = start(config, tmp_path / "run")

@@ -17,7 +17,7 @@ WRONG = [
     (dict(name="sigmoid"), "TRL's 'sigmoid' is 'dpo' here"),
     (dict(name=[]), "one or more losses"),
     (dict(name=["dpo", "dpo"]), "each of them once"),
-    (dict(name=["dpo", "simpo"]), "which knows no reference"),
+    (dict(name=["dpo", "simpo"]), "which has no reference"),
     (dict(name=["dpo", "sft"], weights=[1.0]), "one weight each"),
     (dict(name="dpo", weights=[1.0]), "one weight each"),
     (dict(name=["dpo", "sft"], weights=[1.0, 0.0]), "positive, finite"),
@@ -49,8 +49,14 @@ WRONG = [
     (dict(name="simpo", beta=2.0, gamma_beta_ratio=float("inf")), "loss.gamma_beta"),
     (dict(name="discopop", discopop_tau=float("inf")), "loss.discopop_tau"),
     (dict(name="beta_dpo", beta_gain=float("inf")), "loss.beta_gain"),
-    (dict(name=["dpo", "bco"], f_divergence_type="js_divergence"), "'bco' is no loss"),
-    (dict(name=["aot", "hinge"], f_divergence_type="forward_kl"), "'aot' is no loss"),
+    (
+        dict(name=["dpo", "bco"], f_divergence_type="js_divergence"),
+        "'bco' is not a loss",
+    ),
+    (
+        dict(name=["aot", "hinge"], f_divergence_type="forward_kl"),
+        "'aot' is not a loss",
+    ),
     (
         dict(
             f_divergence_type="alpha_divergence", f_alpha_divergence_coef=float("nan")

@@ -281,7 +281,7 @@ def test_dropout_does_not_depend_on_what_stands_at_padding():
     ("fields", "message"),
     [
         ({"rank": -1}, r"model\.lora\.rank is -1; use at least 1"),
-        ({"alpha": 8.0}, r"model\.lora\.alpha is 8\.0, but there is no LoRA"),
+        ({"alpha": 8.0}, r"model\.lora\.alpha is 8\.0, but LoRA is off"),
         ({"rank": 4, "alpha": 0.0}, r"alpha is 0\.0; use a positive"),
         ({"rank": 4, "alpha": float("nan")}, r"alpha is nan; use a positive, finite"),
         ({"rank": 4, "dropout": 1.0}, r"dropout is 1\.0; use a number in \[0, 1\)"),

@@ -368,5 +368,5 @@ def test_rows_that_were_lost_are_not_called_unfinished(run, kept):
     path.write_text("".join(short)) if kept else path.unlink()
     text = page(run)
     which = ", ".join(str(t) for t in done if t >= kept)
-    assert f"iterations {which} were evaluated" in text and "Put it back" in text
+    assert f"iterations {which} were evaluated" in text and "Restore the file" in text
     assert "Not finished" not in text

@@ -163,7 +163,7 @@ def test_one_trajectory_has_one_kind(tmp_path, three, base):
     with pytest.raises(BadInput, match=r"adapters of .*5\.0.*these are of .*6\.0"):
         trajectory.append(STEPS, adapters(3), {})
     whole = Trajectory(tmp_path / "t")
-    with pytest.raises(BadInput, match="begun with storage lora, this is float32"):
+    with pytest.raises(BadInput, match="started with storage lora, not float32"):
         whole.append(STEPS, base, {})
     rank3 = LoraConfig(rank=3, alpha=5.0, targets=LORA.targets)
     target = abstract_adapters(DECODER.abstract_params(), rank3)

@@ -298,7 +298,7 @@ def test_a_failed_save_is_raised_by_append(tmp_path, lab, mesh_222, monkeypatch)
             with pytest.raises(StorageError, match="skipped"):
                 trajectory.append(1, lab.policy(1, mesh_222), {})
             patch.setattr(name, lambda *a, **k: True)
-            with pytest.raises(StorageError, match="not there"):
+            with pytest.raises(StorageError, match="is missing"):
                 trajectory.append(1, lab.policy(1, mesh_222), {})
         assert trajectory.steps() == [0]
         trajectory.append(1, lab.policy(1, mesh_222), {})

@@ -130,7 +130,7 @@ def test_llama3_scaling_without_its_length_takes_max_position_embeddings():
         ("llama", {"rope_scaling": LINEAR | {"factor": -1}}, "numbers > 0"),
         ("llama", {"rope_scaling": LINEAR | {"beta": 1}}, "beta"),
         ("mistral", {"sliding_window": 0}, "sliding_window = 0"),
-        ("mistral", {"layer_types": [SLIDING, FULL] * 3 + [FULL]}, "all alike"),
+        ("mistral", {"layer_types": [SLIDING, FULL] * 3 + [FULL]}, "all are alike"),
         ("mistral", {"attention_bias": True}, "attention_bias"),
         ("mistral", {"use_sliding_window": True}, "use_sliding_window"),
         ("qwen2", {"use_mrope": True}, "use_mrope"),

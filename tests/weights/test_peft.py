@@ -275,7 +275,7 @@ def test_the_base_may_be_named_or_lie_beside(tmp_path, base):
     make(tmp_path / "b", "below")
     (tmp_path / "b" / "below").symlink_to(base)
     assert tpmm.load(tmp_path / "b").config == CONFIG
-    with pytest.raises(BadInput, match="is for a PEFT adapter, and there is none"):
+    with pytest.raises(BadInput, match="goes with a PEFT adapter, and there is none"):
         tpmm.load(base, base=base)
     make(tmp_path / "c", tmp_path / "b")
     with pytest.raises(BadInput, match="is an adapter too"):

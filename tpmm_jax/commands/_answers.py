@@ -46,9 +46,7 @@ class Settings:
         if not isinstance(prompt[0], dict):
             raise BadInput("--system cannot be put before a prompt of token ids")
         if prompt[0].get("role") == "system":
-            raise BadInput(
-                "a prompt has a system message of its own; leave --system out"
-            )
+            raise BadInput("a prompt has its own system message; leave --system out")
         return [system, *prompt]
 
 
@@ -63,7 +61,7 @@ class Answer:
 
 
 class Interrupt:
-    """Notes the first Ctrl-C; the second is a KeyboardInterrupt as ever.
+    """Notes the first Ctrl-C; the second is a KeyboardInterrupt as usual.
 
     The loop stops between two tokens: an exception raised anywhere, as in the middle
     of a compilation, could leave half of something behind.

@@ -28,7 +28,7 @@ T = TypeVar("T")
 def as_run(
     config: Config | None, data: DataConfig, files: list[str], *, prompts: bool
 ) -> Config | None:
-    """Returns the config of a run on these data; None where no run takes them."""
+    """Returns the config of a run on these data; None if no run takes them."""
     if config is None or len(files) > 1:
         return None
     if (config.data.prompts if prompts else config.data.pairs) is None:
@@ -53,8 +53,8 @@ def find_codec(
         base = config.model.base
         if ":" in model and not pathlib.Path(model).exists():
             console.warn(
-                f"model.source = {model} is a function that builds a model; give "
-                "--model its directory to check tokens (WORKDIR/model of a run)"
+                f"model.source = {model} is a function that builds a model; to "
+                "check tokens, give --model its directory (WORKDIR/model of a run)"
             )
             return None, None
     if model is None:

@@ -202,7 +202,7 @@ def rows_view(
     """
     legend = Text.assemble(
         ("plain", "dim"),
-        " is the prompt, read and not trained; ",
+        " is the prompt, which is not trained on; ",
         ("[brackets]", "green"),
         " are under the completion mask; ",
         ("·", "dim"),

@@ -46,11 +46,30 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="BASE", help=text)
 
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how tokens are drawn, and how many answers."""
+    add = parser.add_argument
+    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="keep the most likely tokens of this total probability (default: 1, all)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        default=0,
+        help="keep this many of the most likely tokens (default: 0, all)",
+    )
+    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
+
+
 def check_all(*checks: Callable[[], Any]) -> list[Any]:
     """Returns what every check returns, once none of them finds fault.
 
     Raises:
-      BadInput: all faults, a line each.
+      BadInput: all faults, one line each.
     """
     found, faults = [], []
     for check in checks:

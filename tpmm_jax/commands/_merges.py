@@ -43,7 +43,7 @@ def expand(names: Sequence[str]) -> list[str]:
     """Returns one name per model: workdirs and ranges are written out.
 
     Raises:
-      BadInput: a range that holds steps the run has not, or fewer than two models.
+      BadInput: a range with steps that the run does not have, or fewer than two models.
     """
     found: list[str] = []
     for name in names:
@@ -82,7 +82,7 @@ def open_sources(
         both = (first.tokenizer, source.tokenizer)
         if None not in both and both[0].get_vocab() != both[1].get_vocab():
             console.warn(
-                f"{name} has another vocabulary than {names[0]}: the merge mixes "
+                f"{name} has a different vocabulary from {names[0]}: the merge mixes "
                 "embeddings of different tokens, and gets the tokenizer of the first"
             )
     return sources

@@ -37,7 +37,7 @@ def read_prompts(source: str, field: str) -> list[Any]:
       source: as data.prompts of a config: a file, a hub name or "module:function".
 
     Raises:
-      BadInput: nothing there, no prompt in it, or rows that are none.
+      BadInput: nothing there, no prompt in it, or rows that are not prompts.
     """
     return [plain(p) for p in prompts.read_prompts(source, "--prompts", column=field)]
 
@@ -122,7 +122,7 @@ def answer_file(
         console.note(f"{output} is complete: {done} rows")
         return
     if done:
-        console.note(f"{output} holds {done} of {len(prompts)} rows; going on there")
+        console.note(f"{output} holds {done} of {len(prompts)} rows; continuing there")
     write_json(_mark(output), made_from)
     with console.phase("sample", len(prompts), "prompts") as bar:
         bar.advance(done)

@@ -42,9 +42,10 @@ from tpmm_jax.loop.prompts import prompt_file
 
 DESCRIPTION = """\
 Check preference pairs (or prompts) before training on them: every malformed row with
-its file, line and column; repeats, lengths, leaks; and, with --model, the very tokens
-and masks that a run trains on. It reads, splits and encodes with a run's own code: what
-is listed here as an error a run refuses (data.on_bad_rows=drop: drops with a count).
+its file, line and column; repeats, lengths, leaks; and, with --model, exactly the
+tokens and masks that a run trains on. It reads, splits and encodes with a run's own
+code: a run refuses every row listed here as an error, or drops it with a count
+(data.on_bad_rows=drop).
 
 FILE is what data.pairs of a config takes: .jsonl, .json (also .gz), .parquet, a saved
 dataset, a hub name. Rows hold chosen and rejected with a prompt, with an instruction,
@@ -52,17 +53,17 @@ or without: then it is their common beginning. Texts or message lists.
 """
 EPILOG = """\
 examples:
-  tpmm check_data pairs.jsonl                      what needs no tokenizer
+  tpmm check_data pairs.jsonl                      all checks that need no tokenizer
   tpmm check_data pairs.jsonl --model org/name --eval held_out.jsonl
   tpmm check_data --config configs/mine.py         a run's files, model and limits
   tpmm check_data pairs.jsonl --fields chosen=better,rejected=worse,prompt=question
   tpmm check_data pairs.jsonl --model m.gguf --line 12 --line 80    these rows, whole
   tpmm check_data pairs.jsonl --json | jq .counts
 
-Without --model nothing is said about tokens, masks, BOS, EOS and cuts. With --config
-the evaluation's prompts, the iterations and the model's positions are checked too. Exit
-code 2: something is listed as wrong. docs/data.md tells what each line of the table
-means and what becomes of every such row.
+Without --model, tokens, masks, BOS, EOS and cuts are not checked. With --config the
+evaluation's prompts, the iterations and the model's positions are checked too. Exit
+code 2: something is listed as wrong. docs/data.md explains each line of the table and
+what becomes of each row.
 """
 
 
@@ -71,26 +72,38 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tpmm check_data", description=DESCRIPTION, epilog=EPILOG)
     add, defaults = parser.add_argument, DataConfig()
     add("files", metavar="FILE", nargs="*", help="default: those of --config")
-    add("--config", metavar="FILE.py", help="take all of it from a run's config")
+    add(
+        "--config",
+        metavar="FILE.py",
+        help="check everything that a run of this config reads",
+    )
     add(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         dest="overrides",
-        help="change a field of that config, as of tpmm train; repeatable",
+        help="change a field of that config, as in tpmm train; repeatable",
     )
-    add("--model", metavar="MODEL", help="whose tokenizer: what tpmm sample takes")
+    add(
+        "--model", metavar="MODEL", help="its tokenizer is used; what tpmm sample takes"
+    )
     add("--prompts", action="store_true", help="FILEs hold prompts, not pairs")
-    add("--eval", nargs="+", default=[], metavar="FILE", help="rows not to be leaked")
-    add("--scorer", metavar="M:F", help="module:function that the labels are held to")
+    add(
+        "--eval",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="evaluation rows that must not occur in FILE",
+    )
+    add("--scorer", metavar="M:F", help="module:function to compare the labels with")
     add(
         "--fields",
         metavar="PART=COLUMN,...",
-        help="columns that are not called prompt, chosen and rejected",
+        help="columns that have other names than prompt, chosen, rejected",
     )
-    add("--prompt-field", metavar="COLUMN", help="of prompts, --eval's too")
-    add("--split", help="of a hub dataset (default: train)")
+    add("--prompt-field", metavar="COLUMN", help="column of prompts, also of --eval")
+    add("--split", help="the split of a hub dataset (default: train)")
     add(
         "--chat",
         action=argparse.BooleanOptionalAction,
@@ -108,7 +121,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="N",
-        help="print the rows of this line instead, with every token; repeatable",
+        help="print the rows of this line instead, with all tokens; repeatable",
     )
     add("--json", action="store_true", help="print rows, errors and counts as JSON")
     return parser.parse_args(argv)
@@ -156,8 +169,8 @@ def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
     if args.prompts:
         instead = {
             "fields": "names columns of pairs; that of prompts is --prompt-field",
-            "scorer": "is held against the labels of pairs; prompts have none",
-            "max_completion_length": "is of pairs; prompts have no completions",
+            "scorer": "is compared with the labels of pairs; prompts have none",
+            "max_completion_length": "applies to pairs; prompts have no completions",
         }
     else:
         instead = {}
@@ -166,7 +179,7 @@ def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
             instead["prompt_field"] = text
     if args.model is None and args.config is None:
         names = ("chat", "max_prompt_length", "max_completion_length")
-        text = "is of tokens, which need a tokenizer: give --model"
+        text = "concerns tokens, which need a tokenizer: give --model"
         instead |= dict.fromkeys((*names, "truncate_prompt", "line"), text)
     for name, text in instead.items():
         if getattr(args, name) not in (None, []):
@@ -260,7 +273,7 @@ def check_files(
     if run is not None and codec is not None and not found.refused:
         check_run(run, codec, limit, evaluation, found)
     elif config is not None and not found.refused:
-        needs = "--model" if codec is None else "one FILE such as the config's"
+        needs = "--model" if codec is None else "a FILE like the config's"
         found.skipped.append(("counts and lengths as of a run", needs))
     return found, codec
 
@@ -289,7 +302,7 @@ def show(
     elif args.line:
         what = "prompt that can be used" if args.prompts else "pair that trains"
         lines = ", ".join(map(str, args.line))
-        console.note(f"\nno {what} stands on --line {lines}")
+        console.note(f"\nthere is no {what} on --line {lines}")
     console.note("")
     if found.errors:
         console.error(verdict(found, drops=data.on_bad_rows == "drop"))
@@ -316,7 +329,7 @@ def verdict(found: Checked, *, drops: bool) -> str:
     if drops and not found.refused:
         what = f"drops {'it' if bad == 1 else 'them'}"
     elif drops:
-        what += " (data.on_bad_rows=drop leaves out rows, not a fault of the whole)"
+        what += " (data.on_bad_rows=drop drops rows, not a fault of the whole file)"
     text = f"{plural(count, 'problem')}{where}; a run {what}\n"
     text += listing(found.errors, SHOWN)
     return text + ("\n--json lists all of them" if count > SHOWN else "")

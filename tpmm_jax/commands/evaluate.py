@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tpmm_jax.commands._line import Parser, add_base, check_all, guarded
+from tpmm_jax.commands._line import Parser, add_base, add_sampling, check_all, guarded
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
@@ -52,12 +52,12 @@ examples:
 
 A scorer is a function (prompts, responses) -> [B, S] numbers, higher is better. A judge
 is a function (prompts, first, second) -> [B] numbers in [0, 1], the share for the first
-answer; it is asked in both orders. Neither is told who wrote what. Warnings tell where
-the reward rose while something independent fell, where KL or length ran away.
+answer; it is asked in both orders. Neither sees who wrote what. Warnings say where the
+reward rose while an independent measure fell, and where KL or length ran away.
 
-The table, or with --json the summary, is the standard output; all else is on standard
+The table (with --json the summary) goes to standard output, everything else to standard
 error. In the summary, as in a run's metrics, "-inf" and "inf" are bounds of an interval
-that too few prompts, or too equal scores, leave open.
+that is open because there are too few prompts or the scores hardly differ.
 """
 
 
@@ -73,8 +73,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what data.prompts of a config reads: a file, a saved dataset, a hub name "
         "or module:function",
     )
-    add("--prompt-field", default="prompt", help="its column (default: prompt)")
-    add("--split", default="train", help="of a hub dataset (default: train)")
+    add("--prompt-field", default="prompt", help="column of prompts (default: prompt)")
+    add("--split", default="train", help="the split of a hub dataset (default: train)")
     add("--limit", type=int, metavar="N", help="the first N prompts only")
     add(
         "--baseline",
@@ -93,15 +93,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             help=f"{what}; repeatable",
         )
     add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
-    add("--drop-bad-rows", action="store_true", help="of --pairs, instead of an error")
+    add("--drop-bad-rows", action="store_true", help="drop bad rows of --pairs")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
-    add("--temperature", type=float, default=1.0, help="default: 1")
-    add("--top-p", type=float, default=1.0, help="default: 1, every token")
-    add("--top-k", type=int, default=0, help="default: 0, every token")
-    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
+    add_sampling(parser)
     add("--seed", type=int, default=0, help="default: 0")
     add("--chat", action="store_true", help="write prompts with the chat template")
-    add("--batch-size", type=int, default=32, help="prompts at once (default: 32)")
+    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
     add("--output", metavar="DIR", help="new folder for all rows and summary.json")
     add("--json", action="store_true", help="print the summary as JSON")
     return parser.parse_args(argv)
@@ -220,9 +217,9 @@ def find_candidates(
         )
         if not same:
             console.warn(
-                f"{name} has another tokenizer than {candidates[0].name}: KL between "
-                "them is not defined, and it is left out, as are length and accuracy "
-                "on pairs"
+                f"{name} has a different tokenizer from {candidates[0].name}: KL "
+                "between them is not defined and is left out, as are length and "
+                "accuracy on pairs"
             )
         number = len(candidates)
         candidates.append(Candidate(number, name, source, model, codec, encoded, same))

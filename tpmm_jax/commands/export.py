@@ -48,7 +48,7 @@ examples:
   tpmm export runs/lora/trajectory@2 --output adapter --peft
   huggingface-cli upload me/my-model exported
 
-The directory appears whole or not at all; one that holds something is refused.
+The directory appears whole or not at all; one that is not empty is refused.
 """
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -59,14 +59,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tpmm export", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("model", metavar="MODEL")
-    add("--output", required=True, metavar="DIR", help="new, or empty")
+    add("--output", required=True, metavar="DIR", help="a new or empty directory")
     add("--revision", help="branch, tag or commit of a hub id")
     add_base(parser)
     add("--dtype", default="float32", help="float32 (default) or bfloat16")
     add("--max-shard-size", default="4GB", metavar="SIZE", help="default: 4GB")
     add("--peft", action="store_true", help="write a LoRA run's adapter, not weights")
-    add("--name", help="of the model, in the card (default: the directory's)")
-    add("--license", help="for the card, such as apache-2.0; else none is stated")
+    add("--name", help="the model's name in the card (default: the directory's)")
+    add("--license", help="for the card, such as apache-2.0 (default: none)")
     add(
         "--base-model",
         metavar="ID",
@@ -192,7 +192,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     if source.tokenizer is None:
         console.warn(
             f"{args.model} has no tokenizer, so {args.output} will have none: "
-            "transformers will load the model, and pipelines will not"
+            "transformers will load the model, but pipelines will not work"
         )
     if merge is not None and dtype == "bfloat16" and merge["bfloat16_ratio"]:
         change = f"its change to {merge['rows'][0]['source']}"

@@ -58,7 +58,8 @@ examples:
 --learn fits softmax weights so that the merge, scored as a policy against theta_0,
 prefers the chosen answers (our reconstruction of the fusion objective: docs/design.md).
 A share of the prompts is held out; accuracy and loss are reported on those alone. Give
-pairs that no checkpoint was trained on: those it was trained on flatter it.
+pairs that no checkpoint was trained on: a checkpoint looks better than it is on its own
+training pairs.
 pairs.jsonl: chosen and rejected, with a prompt or without; texts or message lists.
 """
 
@@ -83,8 +84,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--weights", type=float, nargs="+", metavar="W")
     how.add_argument("--uniform", action="store_true", help="1/K each")
     how.add_argument("--learn", metavar="PAIRS", help="learn them on preference pairs")
-    add("--output", required=True, metavar="DIR", help="new, or empty")
-    add("--dtype", default="float32", help="of the output: float32 or bfloat16")
+    add("--output", required=True, metavar="DIR", help="a new or empty directory")
+    add("--dtype", default="float32", help="dtype of the output: float32 or bfloat16")
     add("--fsdp", type=int, default=1, help="devices to split weights over; -1: all")
     learning = add_learning(parser)
     args = parser.parse_args(argv)
@@ -111,21 +112,21 @@ def add_learning(parser: Parser) -> list[argparse.Action]:
         add(
             "--objective", choices=("calibrated", "fixed"), help="fit D's scale, or not"
         ),
-        add("--steps", type=int, help=f"of Adam (default: {defaults.steps})"),
+        add("--steps", type=int, help=f"steps of Adam (default: {defaults.steps})"),
         add("--beta", type=float, help=f"scale of D, or its start ({defaults.beta})"),
         add("--learning-rate", type=float, help=f"default: {defaults.learning_rate}"),
         add("--batch-size", type=int, help=f"pairs per step (default: {batch_size})"),
         add(
             "--holdout",
             type=float,
-            help=f"share of prompts to report on (default: {usual['holdout']})",
+            help=f"share of prompts held out (default: {usual['holdout']})",
         ),
-        add("--seed", type=int, help="of the split and the batches (default: 0)"),
+        add("--seed", type=int, help="seed of the split and the batches (default: 0)"),
         add(
             "--drop-bad-rows",
             action="store_const",
             const=True,
-            help="of PAIRS, instead of an error",
+            help="drop bad rows of PAIRS instead of failing",
         ),
         *(
             add(

@@ -13,8 +13,8 @@ from tpmm_jax.report.page import NAME, write_report
 
 DESCRIPTION = """\
 Makes one HTML file of a run: rewards, win rates, KL, merge weights, sample answers,
-configuration. It opens without a network. A run that is still going may be reported
-too. Of several runs it makes a comparison, with paired differences where they were
+configuration. It opens without a network. A run that is still going can be reported
+too. For several runs it makes a comparison, with paired differences where they were
 evaluated on the same prompts.
 """
 EPILOG = f"""\
@@ -29,7 +29,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
     parser = Parser(prog="tpmm report", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
-        "workdirs", nargs="+", metavar="WORKDIR", help="a run's folder; several compare"
+        "workdirs",
+        nargs="+",
+        metavar="WORKDIR",
+        help="a run's folder; several are compared",
     )
     parser.add_argument(
         "--output",

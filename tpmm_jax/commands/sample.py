@@ -19,7 +19,7 @@ from tpmm_jax.commands._answers import (
     stream_answer,
 )
 from tpmm_jax.commands._chat import Chat, is_terminal, say_end
-from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._line import Parser, add_base, add_sampling, guarded
 from tpmm_jax.commands._prompt_file import (
     answer_file,
     answer_rows,
@@ -36,10 +36,10 @@ Talk to a model, continue one prompt, or answer a file of prompts.
 
 MODEL is a Hugging Face directory, a .gguf file, a PEFT directory of LoRA, a hub id
 (org/name), a step of a run (runs/x/trajectory@2), or a run's workdir (runs/x): its
-newest policy. With neither --prompt nor --prompts, lines are read: typed on a terminal
-they are a conversation, piped in they are prompts, one per line.
+newest policy. With neither --prompt nor --prompts, lines are read from standard input:
+on a terminal they are a conversation; piped in, each line is a prompt.
 
-The chat template is used where the model has one; --no-chat takes texts as they are.
+The chat template is used where the model has one; --no-chat uses texts as they are.
 """
 EPILOG = """\
 examples:
@@ -63,9 +63,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("model", metavar="MODEL")
     add("--revision", help="branch, tag or commit of a hub id")
     add_base(parser)
-    add("--prompt", metavar="TEXT", help="answer this and end")
+    add("--prompt", metavar="TEXT", help="answer this prompt and exit")
     add("--prompts", metavar="FILE", help="answer every prompt of a file")
-    add("--prompt-field", default="prompt", help="its column (default: prompt)")
+    add("--prompt-field", default="prompt", help="column of prompts (default: prompt)")
     add("--output", metavar="FILE", help="write answers as JSONL (default: stdout)")
     add(
         "--max-new-tokens",
@@ -73,11 +73,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="default: 256, at most half of the model's positions",
     )
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    add("--top-p", type=float, default=1.0, help="default: 1, every token")
-    add("--top-k", type=int, default=0, help="default: 0, every token")
-    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
-    add("--batch-size", type=int, default=32, help="prompts at once (default: 32)")
+    add_sampling(parser)
+    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
     add("--seed", type=int, default=0, help="default: 0")
     add(
         "--chat",
@@ -130,8 +127,8 @@ def gather(args: argparse.Namespace) -> list[Any] | None:
     found = [line for line in lines if line]
     if not found:
         raise BadInput(
-            "no prompt: standard input is empty; pipe one per line, or give --prompt "
-            "or --prompts"
+            "no prompt: standard input is empty; pipe one prompt per line, or give "
+            "--prompt or --prompts"
         )
     return found
 
@@ -158,10 +155,11 @@ def choose_chat(
             f"tokenizer of {args.model} has none; use an instruction-tuned model"
         )
     if args.chat is not None:
-        return args.chat, "chat template" if args.chat else "no chat template (asked)"
+        how = "chat template" if args.chat else "no chat template (--no-chat)"
+        return args.chat, how
     if has:
         return True, "chat template (--no-chat for the text alone)"
-    return False, "text as it is (the model has no chat template)"
+    return False, "plain text (the model has no chat template)"
 
 
 def introduce(
@@ -215,7 +213,8 @@ def run(args: argparse.Namespace, console: RunConsole) -> int:
             answer_file(model, prompts, settings, path, console, **counts)
         except KeyboardInterrupt:
             console.note(
-                f"stopped; {path} keeps what was done. The same command goes on"
+                f"stopped; {path} keeps the finished answers. The same command "
+                "continues"
             )
             return Stopped.exit_code
     elif args.prompts is not None:

@@ -40,7 +40,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def changes(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """Returns "name: x before, y now" of every dotted name but the free ones.
+    """Returns "name: was x, is now y" of every dotted name but the free ones.
 
     A field that is new and an empty mapping changes nothing.
     """
@@ -49,7 +49,7 @@ def changes(
         for tree in (before, now)
     )
     return [
-        f"{name}: {old.get(name)!r} before, {new.get(name)!r} now"
+        f"{name}: was {old.get(name)!r}, is now {new.get(name)!r}"
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name) and name not in free
     ]

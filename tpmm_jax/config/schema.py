@@ -87,15 +87,15 @@ class EvaluationConfig:
     """Sampling theta_t on the same prompts after every iteration.
 
     Attributes:
-      num_prompts: of data.eval_prompts, or set aside from data.prompts, and the first
-        so many of each further set; 2 or more.
+      num_prompts: how many of data.eval_prompts, or of data.prompts set aside, and the
+        first so many of each further set; at least 2.
       samples_per_prompt: drawn with rollout's temperature, top_p and top_k.
       sets: further prompts by name, out of the training's domain; sources like
         data.prompts.
       scorers: further scorers by label, "module:function", independent of the one
         that labels.
       judges: by label, "module:function"; see rewards.Judge.
-      max_kl_per_token: nats to theta_0 a token above which the watch warns.
+      max_kl_per_token: the watch warns above this KL to theta_0, in nats per token.
       max_length_ratio: the watch warns when the mean length leaves [1 / ratio, ratio]
         times theta_0's.
     """
@@ -121,7 +121,7 @@ class EvaluationConfig:
         for name in self.sets:
             if name in RESERVED_SETS:
                 raise BadInput(
-                    f"evaluation.sets.{name}: metrics of that name are there already; "
+                    f"evaluation.sets.{name}: there are metrics of that name already; "
                     "choose another name"
                 )
         if self.max_kl_per_token <= 0:
@@ -154,7 +154,7 @@ class Config:
 
     Attributes:
       iterations: T.
-      seed: of everything random.
+      seed: the seed of everything random.
     """
 
     iterations: int
@@ -233,7 +233,7 @@ class Config:
             )
         if free and rule != NO_REFERENCE:
             raise BadInput(
-                f"loss.name {self.loss.title!r} knows no reference, so "
+                f"loss.name {self.loss.title!r} has no reference, so "
                 f"reference.rule={rule} would be ignored; set "
                 f"reference.rule={NO_REFERENCE}, or choose another loss"
             )

@@ -118,7 +118,7 @@ class TextCodec:
         return (
             f"the model has no embedding for "
             f"{self.tokenizer.convert_ids_to_tokens(first)} (id {first}; its "
-            f"embeddings end at {known - 1}): take it out of the text"
+            f"embeddings end at {known - 1}): remove it from the text"
         )
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -73,7 +73,7 @@ def _message_fault(item: object) -> str | None:
         return f"is {json_type(item)}; wanted an object with role and content"
     missing = [key for key in ("role", "content") if item.get(key) is None]
     if missing:
-        return f"has no {' and no '.join(missing)}"
+        return f"lacks {' and '.join(missing)}"
     role, content = item["role"], item["content"]
     if role not in ROLES:
         return f"unknown role {role!r}; wanted {', '.join(ROLES)}"
@@ -139,7 +139,7 @@ def order_fault(messages: Sequence[Message], *, last: str) -> str | None:
     if turns != wanted:
         at = next(i for i, (a, b) in enumerate(zip(turns, wanted)) if a != b)
         return (
-            f"role {turns[at]!r} where {wanted[at]!r} was due (roles: "
+            f"role {turns[at]!r}, where {wanted[at]!r} was expected (roles: "
             f"{', '.join(roles[:8])})"
         )
     if not turns or turns[-1] != last:

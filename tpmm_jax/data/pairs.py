@@ -29,7 +29,7 @@ from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
 from tpmm_jax.data.sources import Row, read_rows
 
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-_NO_MORE = "is all of it the beginning of the other one"
+_NO_MORE = "is itself the beginning of the other one"
 # Read beside those of PARTS.
 _COLUMNS = ("instruction", "input", *TEMPLATE_COLUMNS, *_SCORES[0], *_SCORES[1])
 
@@ -340,7 +340,7 @@ def _explicit(
     size = len(full)
     if chosen[:size] == full == rejected[:size]:
         _refuse_empty(
-            chosen[size:], rejected[size:], names, "holds the prompt and no answer"
+            chosen[size:], rejected[size:], names, "holds the prompt but no answer"
         )
         sides = chosen[size:], rejected[size:]
         return _checked(full, *sides, pair.origin, names), "prompt_repeated"

@@ -126,8 +126,8 @@ def parse_lines(
             records.append(_parse(kind, line))
         except (ValueError, RecursionError) as error:
             raise CorruptCheckpoint(
-                f"{path}, line {number} is not a {kind.__name__} ({error}); put the "
-                "file back from a copy"
+                f"{path}, line {number} is not a {kind.__name__} ({error}); restore "
+                "the file from a copy"
             ) from None
     return records
 

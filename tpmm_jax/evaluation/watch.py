@@ -1,8 +1,8 @@
 """The reward-hacking watch: what a rising reward hides, said in words.
 
-A warning is a reason to read samples, no proof. The earlier policy of a comparison is
-the one that an independent measure liked best, and the best of several is best in part
-by luck: hence both differences must exclude 0.
+A warning is a reason to read samples, not a proof. The earlier policy of a comparison
+is the one that an independent measure liked best, and the best of several is best in
+part by luck: hence both differences must exclude 0.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from tpmm_jax.evaluation.intervals import Interval, paired_interval
 
 MIN_KL = 1.0
-# Where nothing else is asked for: nats a token, and a factor either way.
+# Where nothing else is asked for: nats per token, and a factor either way.
 MAX_KL_PER_TOKEN = 0.5
 MAX_LENGTH_RATIO = 1.5
 
@@ -28,7 +28,7 @@ class Evaluated:
       reward_BR: by the scorer that labels; None without one.
       independent: by name, such as "judge careful", what did not label: further
         scores, or a judge's share of wins against theta_0, [B, R]. Higher is better.
-      kl: to theta_0, nats a response; None where it is not defined.
+      kl: to theta_0, nats per response; None where it is not defined.
       length: mean response, tokens; None where they are another tokenizer's.
     """
 
@@ -104,23 +104,23 @@ def _drift(
     a_token = now.kl / max(now.length, 1.0)
     if a_token > limit:
         found.append(
-            f"KL to {first} is {a_token:.2f} nats a token ({now.kl:.1f} a response), "
-            f"above {limit:g}: the policy is far from where it began. Read {look_at} "
-            "for broken or repeated text; lower the learning rate, raise beta, or "
-            f"stop at {before.name}"
+            f"KL to {first} is {a_token:.2f} nats per token ({now.kl:.1f} per "
+            f"response), above {limit:g}: the policy is far from where it began. Read "
+            f"{look_at} for broken or repeated text; lower the learning rate, raise "
+            f"beta, or stop at {before.name}"
         )
     if not consecutive or len(history) < 3 or before.kl is None:
         return found
     # KL grows as the square of a distance (2204.05862 plots rewards over its root): a
-    # steady drift quadruples it at t = 2, and that is no alarm.
+    # steady drift quadruples it at t = 2, and that is not an alarm.
     t = len(history) - 1
     step = math.sqrt(max(now.kl, 0)) - math.sqrt(max(before.kl, 0))
     usual = math.sqrt(max(before.kl, 0)) / (t - 1)
     if now.kl > MIN_KL and step > 2 * usual:
         found.append(
             f"KL to {first} jumped in one iteration, from {before.kl:.2f} to "
-            f"{now.kl:.2f} nats a response, a step more than twice as long as usual. "
-            f"Training may be running away: read {look_at}; lower the learning rate, "
+            f"{now.kl:.2f} nats per response, more than twice the usual step. "
+            f"Training may be diverging: read {look_at}; lower the learning rate, "
             f"raise beta, or stop at {before.name}"
         )
     return found
@@ -137,7 +137,7 @@ def _length(history: Sequence[Evaluated], ratio: float, look_at: str) -> list[st
         return []
     factor = factors[now.name]
     return [
-        f"responses grew {'longer' if factor > 1 else 'shorter'}: {now.length:.1f} "
+        f"responses became {'longer' if factor > 1 else 'shorter'}: {now.length:.1f} "
         f"tokens on average, {first.length:.1f} of {first.name} (a factor of "
         f"{factor:.2f}, outside 1/{ratio:g} to {ratio:g}). The scorer may reward "
         f"length itself: read {look_at}, lower the learning rate, raise beta, or stop "

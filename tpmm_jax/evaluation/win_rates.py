@@ -3,7 +3,7 @@
 Answer s of one policy meets answer s of the other, not all S x S. Both were drawn with
 the same random keys, so luck cancels in part; a scorer and a judge see the same pairs
 of texts, so that their win rates may be compared; one definition holds for S = 1 and
-S > 1; and a judge is asked S times a prompt instead of S^2. The interval over prompts
+S > 1; and a judge is asked S times per prompt instead of S^2. The interval over prompts
 (``intervals.rate_interval``) takes care that samples of a prompt are alike.
 """
 

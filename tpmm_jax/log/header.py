@@ -74,6 +74,6 @@ def mesh_advice(mesh: Mesh, source: Source, config: Config) -> list[str]:
         if size % parts:
             advice.append(
                 f"{name} = {size} is not a multiple of data x fsdp = {parts}: devices "
-                "repeat each other's work; choose one that is"
+                "repeat each other's work; choose a multiple"
             )
     return advice

@@ -131,7 +131,7 @@ def _caption(rows: Sequence[Row], columns: Collection[str], rules: set[str]) -> 
     if "kl" in columns:
         parts.append("KL: to θ0, nats per response")
     if "win" in columns:
-        parts.append("win: ties half")
+        parts.append("win: a tie counts half")
     if any(row.get("watch") for row in rows):
         parts.append("!: warned")
     return " · ".join(parts)

@@ -30,5 +30,5 @@ def read_cache(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files if name != "key"}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CorruptCheckpoint(
-            f"{path}: {error}; delete it to compute it anew"
+            f"{path}: {error}; delete it to compute it again"
         ) from None

@@ -176,7 +176,7 @@ def _read_earlier(disk: Disk, t: int, name: str) -> list[Rollout]:
     if not answers:
         raise BadInput(
             f"{path} is missing or empty: win rates against theta_{t} need it; put it "
-            f"back, or delete {disk.folder(t) / 'summary.json'} to evaluate it anew"
+            f"back, or delete {disk.folder(t) / 'summary.json'} to evaluate it again"
         )
     return answers
 

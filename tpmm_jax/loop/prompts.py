@@ -73,7 +73,7 @@ class PromptSchedule:
     sets: Mapping[str, EncodedPrompts] = field(default_factory=dict)
 
     def iteration(self, iteration: int) -> EncodedPrompts:
-        """Returns the prompts of iteration 1, 2, ...; a used-up pool starts anew."""
+        """Returns the prompts of iteration 1, 2, ...; a used-up pool starts again."""
         drawn = []
         streams = (self.train, self.held_out)
         for held, (stream, count) in enumerate(zip(streams, self.per_iteration)):
@@ -89,7 +89,7 @@ class PromptSchedule:
         )
 
     def _at(self, stream: np.ndarray, place: int) -> tuple[int, int]:
-        """Returns (epoch, place in the pool); each epoch is shuffled anew."""
+        """Returns (epoch, place in the pool); each epoch is reshuffled."""
         epoch, index = divmod(place, len(stream))
         if epoch > 0:
             stream = np.random.default_rng([self.seed, epoch]).permutation(stream)
@@ -147,7 +147,7 @@ def prompt_file(
             for number, item in enumerate(made)
         ]
         if not lines:
-            raise BadInput(f"{source} returned no prompt; wanted one or more")
+            raise BadInput(f"{source} returned no prompts; wanted at least one")
         write_text(cache, "".join(line + "\n" for line in lines))
 
     made_from(cache, source, make)

@@ -53,7 +53,7 @@ def reference_log_probs(
     """Returns log p_ref of the training pairs, float32 [P, N] nats.
 
     Chooses and merges the reference if that is not done, checks it, and keeps the
-    result in reference_logps.npz. None where the loss knows no reference.
+    result in reference_logps.npz. None where the loss has no reference.
     """
     if plan.config.loss.reference_free:
         return None
@@ -261,7 +261,7 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
     With the reference's weights in the policy slot: |D| is within the dtype's
     tolerance; the loss with the reference's log-probs replaced by the policy's is its
     closed form; a reference shifted by +1 nat on the chosen side lowers D by 1; and
-    swapping the pair then turns its sign.
+    swapping the pair then flips its sign.
 
     Raises:
       TpmmError: one of these does not hold.
@@ -302,7 +302,7 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
             np.abs(shifted_B - (margin_B - 1)),
             SAME_PROGRAM_TOLERANCE,
         ),
-        "swapping a pair does not turn D's sign": (
+        "swapping a pair does not flip the sign of D": (
             np.abs(swapped_B + shifted_B),
             SAME_PROGRAM_TOLERANCE,
         ),

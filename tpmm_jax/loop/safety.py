@@ -81,16 +81,17 @@ def stop_training(
         blame = "because of " + _listed([f"{o} ({why})" for o, why in origins.items()])
     else:
         names = _listed([task.rows[place].origin for place in places])
-        blame = f"though none of its pairs is so by itself ({names})"
+        blame = f"though none of its pairs is, taken alone ({names})"
     repeat = (
-        "It was so before at this very step: no passing fault of the hardware."
+        "The same step failed before, so this is not a passing hardware fault:"
         if again
-        else "The same command continues from there, and tells whether it repeats."
+        else "The same command continues from there, and shows whether it happens "
+        "again. If it does,"
     )
     raise NotFinite(
         f"iteration {task.iteration}, step {step}: {name} is {metrics[name]}, {blame}. "
         f"Nothing of it was stored; {_last_good(task.disk, task.iteration)}. {repeat} "
-        "If it does, use a lower train.learning_rate, model.compute_dtype=float32 or "
+        "use a lower train.learning_rate, model.compute_dtype=float32 or "
         f"leave those pairs out, in a new --workdir. All of them: {path}"
     )
 

@@ -199,8 +199,8 @@ def check_data(
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise BadInput(
-            f"the {' and '.join(changed)} changed since {workdir} was started: its "
-            "iterations would mix two data sets; put the data back, or choose another "
+            f"the {' and '.join(changed)} changed since {workdir} was started, so its "
+            "iterations would mix two data sets; restore the data, or choose another "
             "--workdir"
         )
 
@@ -218,8 +218,8 @@ def load_data(
         uses = schedule.uses(config.iterations)
         if config.data.prompts is not None and uses > 1:
             console.warn(
-                f"the prompts are used {uses:.1f} times over {config.iterations} "
-                "iterations; give more for iterations of their own prompts"
+                f"each prompt is used {uses:.1f} times over {config.iterations} "
+                "iterations; give more prompts if each iteration is to have its own"
             )
     if config.data.pairs is not None:
         chunks = load_chunks(config, codec, console)

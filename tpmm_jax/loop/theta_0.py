@@ -71,7 +71,7 @@ def base_record(workdir: pathlib.Path, origin: Mapping[str, Any]) -> dict[str, A
 
 
 def check_adapter(config: Config, source: Source) -> None:
-    """Refuses to go on training a PEFT adapter under another configuration.
+    """Refuses to continue training a PEFT adapter under another configuration.
 
     Raises:
       BadInput: names each field that differs.
@@ -89,10 +89,10 @@ def check_adapter(config: Config, source: Source) -> None:
     ]
     if differing:
         raise BadInput(
-            f"{config.model.source} is an adapter to go on training, but "
+            f"{config.model.source} is an adapter to be trained further, but "
             + "; ".join(differing)
-            + ". Set the same, or begin anew over the merged model: write it with "
-            "tpmm export and name that as model.source"
+            + ". Set the same values, or start from the merged model: write it with "
+            "tpmm export and use that as model.source"
         )
 
 

@@ -164,7 +164,7 @@ def _check_names(config: LossConfig) -> None:
     bound = [name for name in names if not is_reference_free([name])]
     if free and bound:
         raise BadInput(
-            f"loss.name has {free[0]!r}, which knows no reference, and {bound[0]!r}, "
+            f"loss.name has {free[0]!r}, which has no reference, and {bound[0]!r}, "
             "which needs one; choose losses of one kind"
         )
 
@@ -199,7 +199,7 @@ def _check_meaning(config: LossConfig) -> None:
         config,
         "f_divergence_type",
         [name for name in config.names if name != "sft"],
-        "is no loss of a margin, where its normaliser cancels",
+        "is not a loss of a margin, where its normaliser cancels",
     )
 
 
@@ -212,8 +212,8 @@ def _check_every_term(
     for name in names:
         if constant not in LOSSES[name].reads:
             raise BadInput(
-                f"loss.{constant} is for every loss of the sum, and {name!r} {why}; "
-                "leave one of the two out"
+                f"loss.{constant} applies to every loss of the sum, but {name!r} "
+                f"{why}; leave one of the two out"
             )
 
 

@@ -36,8 +36,8 @@ class PairLogProbs(NamedTuple):
       length_BN: completion tokens.
       weight_B: 0 for rows that only fill the batch; None: 1 each.
       plain_BN: the policy's sums without token weights; None: policy_BN.
-      wpo_BN: WPO's mean log-weights a completion; None: not weighted.
-      mean_length: chosen tokens a pair over the whole batch, of which this may be a
+      wpo_BN: WPO's mean log-weights per completion; None: not weighted.
+      mean_length: chosen tokens per pair over the whole batch, of which this may be a
         part; None: over these rows.
       moving: of beta-DPO, this batch included; None: not needed.
       f_prime_BN: f' of the log-ratios, see `f_prime`; None: the log-ratios themselves.
@@ -136,7 +136,7 @@ def wpo_log_weights(
 def mean_chosen_length(
     length_BN: jax.Array, weight_B: jax.Array | None, dtype: jnp.dtype
 ) -> jax.Array:
-    """Returns the chosen tokens a pair over the rows that count."""
+    """Returns the chosen tokens per pair over the rows that count."""
     length_B = length_BN[:, CHOSEN].astype(dtype)
     if weight_B is None:
         return jnp.mean(length_B)

@@ -127,7 +127,7 @@ def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) ->
     """Returns the loss function of pairs; for losses that do not couple them.
 
     The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN float32
-    nats, unless the loss knows no reference; weight_B float32, 0 for rows that only
+    nats, unless the loss has no reference; weight_B float32, 0 for rows that only
     fill the batch.
     """
     assert not is_coupled(objective.names)

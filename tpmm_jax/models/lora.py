@@ -74,8 +74,8 @@ class LoraConfig:
             for f in fields(self):
                 if getattr(self, f.name) != f.default:
                     raise BadInput(
-                        f"{name}.{f.name} is {getattr(self, f.name)!r}, but there is "
-                        f"no LoRA: {name}.rank is 0; set it (16 is usual)"
+                        f"{name}.{f.name} is {getattr(self, f.name)!r}, but LoRA "
+                        f"is off: {name}.rank is 0; set the rank (16 is usual)"
                     )
         if not 0 < self.alpha < math.inf:
             raise BadInput(

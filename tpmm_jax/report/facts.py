@@ -172,8 +172,8 @@ def missing(run: RunData) -> str:
     which = ", ".join(map(str, run.lost))
     return (
         f"iteration{'s' if many else ''} {which} {'were' if many else 'was'} "
-        f"evaluated, but {METRICS} has no row of {'them' if many else 'it'}: it was "
-        "removed or cut. Put it back from a copy; or run the same training command "
+        f"evaluated, but {METRICS} has no row for {'them' if many else 'it'}: removed "
+        "or cut off. Restore the file from a copy, or run the same training command "
         "again, which writes the iterations' rows again, though not those of each step"
     )
 

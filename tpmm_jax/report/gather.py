@@ -91,7 +91,7 @@ class RunData:
     def _wrong(self, row: Row, name: str, wanted: str, file: str = METRICS) -> BadInput:
         return BadInput(
             f"{self.workdir / file}, line {row[_LINE]}: {name} is {row[name]!r}; "
-            f"wanted {wanted}. Put the file back from a copy"
+            f"wanted {wanted}. Restore the file from a copy"
         )
 
     def names(self) -> list[str]:
@@ -127,7 +127,7 @@ class RunData:
         for number, row in enumerate(answers, start=1):
             if row.rewards is None:
                 raise CorruptCheckpoint(
-                    f"{path}, line {number}: rewards is missing; put the file back "
+                    f"{path}, line {number}: rewards is missing; restore the file "
                     "from a copy"
                 )
         return answers
@@ -190,8 +190,8 @@ def _config(path: pathlib.Path) -> Row:
     for name in ("reference", "evaluation"):
         if not isinstance(config.get(name, {}), dict):
             raise CorruptCheckpoint(
-                f"{path}: {name} is {config[name]!r}; wanted a JSON object. Put the "
-                "file back from a copy"
+                f"{path}: {name} is {config[name]!r}; wanted a JSON object. Restore "
+                "the file from a copy"
             )
     return config
 
@@ -202,7 +202,7 @@ def _rows(path: pathlib.Path) -> list[Row]:
         if not isinstance(row["iteration"], int) or row["iteration"] < 0:
             raise BadInput(
                 f"{path}, line {row[_LINE]}: iteration is {row['iteration']!r}; wanted "
-                "a whole number from 0. Put the file back from a copy"
+                "a whole number from 0. Restore the file from a copy"
             )
     return rows
 
@@ -226,7 +226,7 @@ def _check_weights(path: pathlib.Path, record: Row) -> None:
     if weights and not good:
         raise CorruptCheckpoint(
             f"{path}: groups and weights do not fit each other; wanted for each "
-            "group one weight per checkpoint. Put the file back from a copy"
+            "group one weight per checkpoint. Restore the file from a copy"
         )
 
 
@@ -234,8 +234,8 @@ def _object(path: pathlib.Path) -> Row:
     value = read_json(path)
     if not isinstance(value, dict):
         raise CorruptCheckpoint(
-            f"{path}: holds {type(value).__name__}; wanted a JSON object. Put the file "
-            "back from a copy"
+            f"{path}: holds {type(value).__name__}; wanted a JSON object. Restore the "
+            "file from a copy"
         )
     return value
 
@@ -254,12 +254,12 @@ def _json_lines(path: pathlib.Path) -> Iterator[Row]:
 
 def _no_row(path: pathlib.Path, number: int, what: str) -> BadInput:
     return BadInput(
-        f"{path}, line {number} {what}; wanted what the run wrote there. Put the file "
-        "back from a copy"
+        f"{path}, line {number} {what}; wanted what the run wrote there. Restore the "
+        "file from a copy"
     )
 
 
 def _no_arrays(path: pathlib.Path, what: str) -> CorruptCheckpoint:
     return CorruptCheckpoint(
-        f"{path}: {what}; wanted arrays [pairs, 2]. Put the file back from a copy"
+        f"{path}: {what}; wanted arrays [pairs, 2]. Restore the file from a copy"
     )

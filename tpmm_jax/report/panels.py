@@ -337,8 +337,8 @@ def time(run: RunData) -> list[Panel]:
     order = sorted(seconds)
     parts_of = {n: np.array([seconds[t].get(n, 0.0) for t in order]) for n in names}
     note = (
-        "The rest: sampling, scoring, the reference. An iteration that was continued "
-        "counts its last start only."
+        "The rest: sampling, scoring, the reference. For an iteration that was "
+        "continued, only its last session counts."
     )
     svg = figures.stacked([str(t) for t in order], parts_of)
     return [Panel("Time by phase", note, names, svg, filled=True)]

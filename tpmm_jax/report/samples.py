@@ -109,7 +109,7 @@ def _chosen(of_set: str, columns: Sequence[tuple[str, list[Rollout]]]) -> Sample
         why |= dict.fromkeys(rises, "greatest rise")
         why |= dict.fromkeys(falls, "greatest fall")
         rule += (
-            f", then of the others those whose reward rose and fell most from "
+            f", then those of the others whose reward rose and fell most from "
             f"{columns[0][0]} to {last[0]}, up to {EXTREMES} each"
         )
     rule += "; the first sample of each. Nothing was chosen by its text."

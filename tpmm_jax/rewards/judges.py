@@ -12,7 +12,7 @@ from tpmm_jax.rewards.scorer import call_checked
 
 @runtime_checkable
 class Judge(Protocol):
-    """Compares answers; it is not told which policy wrote which.
+    """Compares answers; it does not see which policy wrote which.
 
     Args:
       prompts: B texts.

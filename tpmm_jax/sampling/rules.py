@@ -41,7 +41,7 @@ class SamplingConfig:
 def draw(
     logits_BV: Float[Array, "B V"], keys_B: Key[Array, " B"], config: SamplingConfig
 ) -> Int[Array, " B"]:
-    """Returns one token a row; a row's draw depends on its own key only."""
+    """Returns one token per row; a row's draw depends on its own key only."""
     if config.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / config.temperature
@@ -54,7 +54,7 @@ def draw(
 
 
 def kept(logits_BV: Float[Array, "B V"], config: SamplingConfig) -> Bool[Array, "B V"]:
-    """Returns which tokens top-k and then top-p keep, at least one a row."""
+    """Returns which tokens top-k and then top-p keep, at least one per row."""
     V = logits_BV.shape[-1]
     order_BV = jnp.argsort(-logits_BV, axis=-1)
     sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)

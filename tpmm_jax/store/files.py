@@ -136,7 +136,7 @@ def read_json(path: PathLike) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(
-            f"{path}: not JSON ({error}); put the file back from a copy"
+            f"{path}: not JSON ({error}); restore the file from a copy"
         ) from None
 
 
@@ -233,8 +233,8 @@ def read_lines_repaired(path: PathLike, *, truncate: bool = True) -> list[str]:
             lines.append(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise CorruptCheckpoint(
-                f"{path}: line {number} is not UTF-8 ({error.reason}); put the file "
-                "back from a copy"
+                f"{path}: line {number} is not UTF-8 ({error.reason}); restore the "
+                "file from a copy"
             ) from None
     return lines
 

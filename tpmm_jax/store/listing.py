@@ -65,7 +65,7 @@ def read_list(directory: pathlib.Path, *, repair: bool) -> list[Entry]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise CorruptCheckpoint(
                 f"{path}: line {n + 1} is not what was written "
-                f"({type(e).__name__}: {e}); put the file back from a copy"
+                f"({type(e).__name__}: {e}); restore the file from a copy"
             ) from None
         entries.append(entry)
     return entries
@@ -73,14 +73,14 @@ def read_list(directory: pathlib.Path, *, repair: bool) -> list[Entry]:
 
 def what_to_do(step: int) -> str:
     """The end of every message about a step that is not what it was."""
-    advice = "put the step back from a copy"
+    advice = "restore the step from a copy"
     if step == 0:
         return advice
     kept = f"the first {step} lines" if step > 1 else "the first line"
     return (
-        f"{advice}, or give it up with all later ones: move the folders from {step} on "
-        f"elsewhere, keep only {kept} of {LIST}, and the run continues from step "
-        f"{step - 1}"
+        f"{advice}, or give up this step and all later ones: move the folders from "
+        f"{step} on elsewhere and keep only {kept} of {LIST}; the run then continues "
+        f"from step {step - 1}"
     )
 
 

@@ -162,8 +162,8 @@ class Trajectory:
         if first is not None:
             if ("base" in first) != (self.storage == "lora"):
                 raise BadInput(
-                    f"{self.directory} was begun with storage "
-                    f"{first['storage']}, this is {self.storage}; use the same"
+                    f"{self.directory} was started with storage "
+                    f"{first['storage']}, not {self.storage}; use the same"
                 )
             came = layout(stored)
             trees.check_same(came, first["layout"], came="params", against="step 0")
@@ -219,8 +219,8 @@ class Trajectory:
         ]
         if beyond:
             raise CorruptCheckpoint(
-                f"{self.directory / LIST} lists {len(entries)} steps, and the folder "
-                f"holds step {beyond[0]} too: lines are missing; put the file back "
+                f"{self.directory / LIST} lists {len(entries)} steps, but the folder "
+                f"also holds step {beyond[0]}: lines are missing; restore the file "
                 "from a copy, or move those steps elsewhere"
             )
 
@@ -270,7 +270,7 @@ class Trajectory:
         return LoraConfig(**self._integrity(self._entry(step))["lora"])
 
     def restore_adapters(self, step: int, target: Params) -> Params:
-        """Reads a step's adapters, to go on training them; as `restore` otherwise."""
+        """Reads a step's adapters, to train them further; as `restore` otherwise."""
         entry = self._entry(step)
         if entry.storage != "lora":
             raise BadInput(

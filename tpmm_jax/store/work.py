@@ -146,7 +146,7 @@ class WorkStore:
                 self._manager.wait_until_finished()
                 if step is not None and step not in self.steps():
                     raise StorageError(
-                        f"{self.directory / str(step)} was saved and is not there"
+                        f"{self.directory / str(step)} was saved but is missing"
                     )
         except Exception:
             self._abandon_manager()

@@ -38,7 +38,7 @@ def read_windows(
         if "layer_types" in family.fields:
             windowed = listed
         elif listed != windowed:
-            problems.append(f"layer_types = {layers}: this family's are all alike")
+            problems.append(f"layer_types = {layers}: in this family all are alike")
     if any(windowed) and window is None:
         problems.append("layers have a window, but sliding_window is null")
     return (window, windowed) if any(windowed) else (None, ())

@@ -22,7 +22,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise BadInput(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise BadInput(f"{path} holds a {type(content).__name__}, wanted an object")
+        raise BadInput(f"{path} holds a {type(content).__name__}; wanted an object")
     return content
 
 

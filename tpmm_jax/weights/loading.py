@@ -147,8 +147,8 @@ def _check_base_is_used(
     if base is not None and not any(source.adapter for source in sources):
         names = ", ".join(source.origin["source"] for source in sources)
         raise BadInput(
-            f"the base {os.fspath(base)} is for a PEFT adapter, and there is none "
-            f"among {names}; leave it out"
+            f"the base {os.fspath(base)} goes with a PEFT adapter, and there is none "
+            f"among {names}; leave the base out"
         )
 
 
@@ -281,8 +281,8 @@ def _steps(workdir: pathlib.Path) -> tuple[list[int], dict[int, str]]:
 
 def _damaged(workdir: pathlib.Path, step: int, why: str) -> CorruptCheckpoint:
     return CorruptCheckpoint(
-        f"{workdir}/trajectory@{step} was committed, but is damaged: {why}. Put it "
-        "back from a copy, or name the other steps one by one"
+        f"{workdir}/trajectory@{step} was committed, but is damaged: {why}. Restore "
+        "it from a copy, or name the other steps one by one"
     )
 
 

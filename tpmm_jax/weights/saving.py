@@ -71,7 +71,7 @@ def save(
         params = jax.tree.map(lambda x: x.astype(wanted), params)
     dtype = jax.tree.leaves(params)[0].dtype.name
     ratio = model.origin.get("signal_to_rounding_bfloat16", 0.0)
-    # 0: the merge is model 0, or this is no merge.
+    # 0: the merge is model 0, or this is not a merge.
     if dtype == "bfloat16" and 0 < ratio < FAINT:
         instead = "keep its parameters, and save them, in float32"
         change = "its change to model 0"
