@@ -88,3 +88,14 @@ def test_the_facade_is_imported_when_it_is_used():
     assert all(callable(getattr(tpmm_jax, name)) for name in tpmm_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'genrate'"):
         _ = tpmm_jax.genrate
+
+
+def test_a_closed_output_does_not_pass_for_the_end_of_a_run(capfd, monkeypatch):
+    monkeypatch.setattr("tpmm_jax.commands._line.os.dup2", lambda *_: None)
+
+    def work():
+        raise BrokenPipeError
+
+    assert guarded(work, RunConsole()) == 0
+    assert guarded(work, RunConsole(), needs_reader=True) == 1
+    assert "the same command continues" in capfd.readouterr().err

@@ -89,8 +89,15 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def guarded(work: Callable[[], int | None], console: RunConsole) -> int:
-    """Returns the exit code of ``work``; errors are said without a traceback."""
+def guarded(
+    work: Callable[[], int | None], console: RunConsole, *, needs_reader: bool = False
+) -> int:
+    """Returns the exit code of ``work``; errors are said without a traceback.
+
+    Args:
+      needs_reader: whether a closed standard output ends the work early; else its
+        reader (head, less) has just seen enough.
+    """
     try:
         return work() or 0
     except TpmmError as error:
@@ -100,6 +107,9 @@ def guarded(work: Callable[[], int | None], console: RunConsole) -> int:
         console.note("stopped")
         return Stopped.exit_code
     except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python flushes again at its end.
+        # Python flushes again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if not needs_reader:
+            return 0
+        console.error("standard output was closed; the same command continues")
+        return TpmmError.exit_code

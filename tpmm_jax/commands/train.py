@@ -88,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     args, console = parse_args(argv), RunConsole()
     command = sys.argv[1:] if argv is None else argv
-    return guarded(lambda: train(args, command, console), console)
+    return guarded(lambda: train(args, command, console), console, needs_reader=True)
