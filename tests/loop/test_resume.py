@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orbax.checkpoint
 import pytest
 import tiny_run
 
@@ -19,6 +20,7 @@ from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.voice import StopFlag
+from tpmm_jax.store import files
 
 HERE = pathlib.Path(__file__).parent
 
@@ -49,26 +51,49 @@ def digests(workdir: pathlib.Path) -> list[str]:
 
 
 class Writes:
-    """Counts durable writes, and crashes before or after the n-th."""
+    """Counts durable writes, and crashes before or after the n-th.
+
+    What is patched is where the bytes are written, below every module of a run: the
+    two functions of store.files, the save of Orbax's managers, and the rename that
+    gives a model's folder its name.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        tiny_run._built()  # once per process: not a write of a run
         self.count, self.crash_at, self.after = 0, -1, False
         self.names: list[str] = []
         self.undisturbed: list[str] = []
-        from tpmm_jax.log.metrics import MetricsLog
-        from tpmm_jax.store import Trajectory, WorkStore, files, records
+        for name in ("write_file", "append_lines"):
+            original = getattr(files, name)
+            wrapped = self.wrap(original, lambda path, *_, **__: path)
+            for module in [m for n, m in sys.modules.items() if n.startswith("tpmm_")]:
+                if getattr(module, name, None) is original:
+                    patch.setattr(module, name, wrapped)
+        # A model's folder is written beside its place, and then renamed.
+        rename = pathlib.Path.rename
+        counted = self.wrap(rename, lambda source, target: target)
+        patch.setattr(
+            pathlib.Path,
+            "rename",
+            lambda source, target: (
+                counted
+                if source.parent.name.startswith((".saving-", ".building-"))
+                else rename
+            )(source, target),
+        )
+        manager = orbax.checkpoint.CheckpointManager
+        patch.setattr(
+            manager,
+            "save",
+            self.wrap(manager.save, lambda self, step, **_: self.directory / str(step)),
+        )
 
-        # The two functions that write small files.
-        patch.setattr(files, "write_file", self.wrap(files.write_file))
-        patch.setattr(records, "append_lines", self.wrap(records.append_lines))
-        patch.setattr(MetricsLog, "log", self.wrap(MetricsLog.log))
-        patch.setattr(Trajectory, "append", self.wrap(Trajectory.append))
-        patch.setattr(WorkStore, "save", self.wrap(WorkStore.save))
-
-    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(
+        self, function: Callable[..., Any], path_of: Callable[..., Any]
+    ) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             number, self.count = self.count, self.count + 1
-            self.names.append(f"{function.__name__} {args[0]}")
+            self.names.append(f"{function.__name__} {path_of(*args, **kwargs)}")
             if number == self.crash_at and not self.after:
                 raise Crash
             result = function(*args, **kwargs)
@@ -104,6 +129,22 @@ def crash_and_continue(
         start(tiny_run.get_config(), workdir)
     writes.crash_at = -1
     start(tiny_run.get_config(), workdir)
+
+
+def test_every_file_of_a_run_passes_through_a_counted_write(
+    undisturbed: pathlib.Path, writes: Writes
+) -> None:
+    """But the lock, TensorBoard's mirror, and the description in model/, which is
+    written anew until theta_0 is committed."""
+    written = {pathlib.Path(name.split(" ", 1)[1]) for name in writes.undisturbed}
+    missed = [
+        path.relative_to(undisturbed)
+        for path in undisturbed.rglob("*")
+        if path.is_file() and not {path, *path.parents} & written
+    ]
+    assert {path.parts[0] for path in missed} == {"run.lock", "tensorboard", "model"}
+    folders = {path.parent.relative_to(undisturbed).parts[:1] for path in written}
+    assert folders == {(), ("iterations",), ("trajectory",), ("work",), ("plots",)}
 
 
 def test_two_undisturbed_runs_are_equal(
