@@ -322,7 +322,7 @@ def test_further_sets_are_checked_and_pinned(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sets": {"reward": "x"}}, "evaluation.sets.reward: metrics of that name"),
+        ({"sets": {"reward": "x"}}, "sets.reward: there are metrics of that name"),
         ({"sets": {"a/b": "x"}}, "letters, digits"),
         ({"judges": {"": "m:f"}}, "letters, digits"),
         ({"max_kl_per_token": 0.0}, "max_kl_per_token is 0.0"),
