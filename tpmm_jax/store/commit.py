@@ -86,7 +86,7 @@ def _saved_files(directory: pathlib.Path, step: int) -> dict[str, int]:
         listed = step in reader.all_steps()
     if not listed or not manager.looks_whole(folder, ITEMS):
         raise StorageError(
-            f"{folder} was saved and is not there; check the file system and run the "
+            f"{folder} was saved but is missing; check the file system and run the "
             "same command again"
         )
     with storage_errors(folder):
