@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from tpmm_jax.data.records import Judgement, LabelledPair, Rollout, parse_lines, to_line
-from tpmm_jax.errors import CorruptCheckpoint
+from tpmm_jax.errors import CorruptCheckpoint, StorageError
 from tpmm_jax.store.records import append_records, read_records, resume_records
 
 ROLLOUT = {
@@ -84,3 +84,8 @@ def test_a_file_is_cut_to_its_whole_batches(tmp_path: pathlib.Path) -> None:
     assert resume_records(path, Judgement, lambda n: n // 2 * 2) == [one] * 4
     assert read_records(path, Judgement) == [one] * 4
     assert resume_records(None, Judgement, lambda n: n) == []
+
+
+def test_a_missing_file_does_not_pass_for_an_empty_one(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(StorageError, match=r"pairs\.jsonl: No such file"):
+        read_records(tmp_path / "pairs.jsonl", LabelledPair)

@@ -225,11 +225,8 @@ def _contest(
     if candidate is baseline:
         return Contest(name, answers[name])
     if candidate.same_tokens:
-        own_BR, anchor_BR = (
-            logps[name].answers[MAIN],
-            logps[baseline.name].answers[name],
-        )
-        ratios[BASELINE] = own_BR - anchor_BR
+        anchor_BR = logps[baseline.name].answers[name]
+        ratios[BASELINE] = logps[name].answers[MAIN] - anchor_BR
     return Contest(name, answers[name], {BASELINE: answers[baseline.name]}, ratios)
 
 

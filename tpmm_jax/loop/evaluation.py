@@ -172,7 +172,7 @@ def _contest(
 def _read_earlier(disk: Disk, t: int, name: str) -> list[Rollout]:
     """Returns the answers of an earlier policy, as they were written then."""
     path = _path(disk, t, name)
-    answers = read_records(path, Rollout)
+    answers = read_records(path, Rollout) if path.exists() else []
     if not answers:
         raise BadInput(
             f"{path} is missing or empty: win rates against theta_{t} need it; put it "
@@ -195,7 +195,8 @@ def _history(
     met = contest.opponents
     known = {0: met.get(THETA_0), t - 1: met.get("previous")}
     for s in range(t):
-        then = read_records(disk.folder(s) / "judgements.jsonl", Judgement)
+        path = disk.folder(s) / "judgements.jsonl"
+        then = read_records(path, Judgement) if path.exists() else []
         values = restored(read_json(disk.folder(s) / "summary.json"))
         history.append(
             observe(
@@ -206,10 +207,8 @@ def _history(
                 values.get(key),
             )
         )
-    wins, own = (
-        judge_wins(judgements, name, THETA_0),
-        f"iteration {t}" if t else THETA_0,
-    )
+    wins = judge_wins(judgements, name, THETA_0)
+    own = f"iteration {t}" if t else THETA_0
     return [*history, observe(own, contest.answers, wins, judges, kl)]
 
 

@@ -63,10 +63,8 @@ def reference_log_probs(
         key = cache_key(plan, pairs, read_json(record)["digest"])
         if found := read_cache(cache, key):
             return found["logps_MN"]
-    title, ld_alpha = (
-        f"iteration {iteration}: reference log-probs",
-        plan.config.loss.ld_alpha,
-    )
+    title = f"iteration {iteration}: reference log-probs"
+    ld_alpha = plan.config.loss.ld_alpha
     with merged_reference(plan, disk, voice, iteration) as (params, digest):
         table = pair_table(plan.runner, pairs.train)
         logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)

@@ -1,5 +1,6 @@
 """What the training steps of one iteration share."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,9 +39,15 @@ class BatchOrder:
     def places(self, step: int) -> np.ndarray:
         """Returns the rows of a step; the last of an epoch may be short."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        rng = np.random.default_rng([self.seed, self.iteration, 2, epoch])
         first = batch * self.batch_size
-        return rng.permutation(self.rows)[first : first + self.batch_size]
+        shuffled = _shuffle(self.rows, self.seed, self.iteration, epoch)
+        return shuffled[first : first + self.batch_size]
+
+
+@functools.lru_cache(maxsize=1)
+def _shuffle(rows: int, seed: int, iteration: int, epoch: int) -> np.ndarray:
+    """Returns an epoch's order of rows; drawn once, not for each of its steps."""
+    return np.random.default_rng([seed, iteration, 2, epoch]).permutation(rows)
 
 
 @dataclass(frozen=True)

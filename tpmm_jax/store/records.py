@@ -14,13 +14,14 @@ from tpmm_jax.store.files import (
 
 
 def read_records(path: pathlib.Path, kind: type[Record]) -> list[Record]:
-    """Returns the records of a finished file; a missing one has none.
+    """Returns the records of a finished file.
 
     Raises:
       CorruptCheckpoint: a line that holds none; names the file and the line.
+      StorageError: the file is missing or cannot be read.
     """
     with storage_errors(path):
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines()
     return parse_lines(kind, lines, path)
 
 
