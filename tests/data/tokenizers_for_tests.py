@@ -90,7 +90,7 @@ def metaspace(chat_template: str | None = None) -> PreTrainedTokenizerFast:
 
 
 def codec(tokenizer: Any, *, eos_ids: Sequence[int] = (), **data: Any) -> TextCodec:
-    """A tokenizer's codec where there is no model.
+    """The codec of a tokenizer that belongs to no model.
 
     Args:
       eos_ids: further ids that end a completion.
