@@ -19,10 +19,11 @@ def rewrite(path: pathlib.Path, keep: Callable[[Row], bool]) -> int:
     Returns:
         How many rows went.
     """
-    pairs = parsed(path)
+    data = path.read_bytes() if path.exists() else b""
+    pairs = _parse(data, path)
     kept = [line for row, line in pairs if keep(row)]
     whole = b"".join(kept)
-    if path.exists() and path.read_bytes() != whole:
+    if data != whole:
         write_file(path, lambda file: file.write(whole))
     return len(pairs) - len(kept)
 
@@ -58,9 +59,10 @@ def parsed(path: pathlib.Path) -> list[tuple[Row, bytes]]:
     Raises:
         BadInput: any other line that is not a row; names the file and the line.
     """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
+    return _parse(path.read_bytes(), path) if path.exists() else []
+
+
+def _parse(data: bytes, path: pathlib.Path) -> list[tuple[Row, bytes]]:
     pairs = []
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
