@@ -205,3 +205,16 @@ def test_help_teaches(capsys: Text) -> None:
         evaluate.main(["--help"])
     out = capsys.readouterr().out
     assert ended.value.code == 0 and "examples:" in out and "--judge LABEL=M:F" in out
+
+
+def test_a_closed_output_is_left_to_the_command_line(monkeypatch):
+    """A reader like head has seen enough: guarded() says what the exit code is."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    row = {"name": "one", "reward/mean": 0.5}
+    with pytest.raises(BrokenPipeError):
+        evaluate.print_table([row, row], "one")

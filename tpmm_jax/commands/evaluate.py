@@ -6,12 +6,13 @@ Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpmm_jax.commands._line import Parser, add_base, add_sampling, check_all, guarded
@@ -286,13 +287,21 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     if args.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return 0
-    # The standard output is the result's alone: the table, or the summary.
-    width = shutil.get_terminal_size((100, 24)).columns
-    table = comparison_table(measures, candidates[0].name, width)
-    RunConsole(width=width).show(table)
+    print_table(measures, candidates[0].name)
     for text in warnings:
         console.warn(text)
     return 0
+
+
+def print_table(measures: Sequence[Mapping[str, Any]], baseline: str) -> None:
+    """Prints the table on the standard output, which is the result's alone.
+
+    As text: rich itself would end the process with 1 where a reader has seen enough.
+    """
+    width = shutil.get_terminal_size((100, 24)).columns
+    text = io.StringIO()
+    RunConsole(file=text, width=width).show(comparison_table(measures, baseline, width))
+    print(text.getvalue(), end="")
 
 
 def _plain(name: str, value: Any) -> Any:
