@@ -1,4 +1,9 @@
-"""Every test runs on the CPU with eight virtual devices, offline, types checked."""
+"""Every test runs on the CPU with eight virtual devices, offline, types checked.
+
+Tests of numbers run what XLA compiles for users. The others compare our code with
+itself and leave XLA's expensive passes out, which halves their time; set
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 to run them fully optimised.
+"""
 
 import atexit
 import os
@@ -27,6 +32,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("tpmm_jax", "typechecker.check")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
@@ -45,18 +51,43 @@ WHOLE_RUNS = (
     "test_merge_command.py",
     "test_sample_command.py",
 )
+# Folders and files whose tests hold numbers to a formula or other software's.
+NUMBERS = (
+    "losses",
+    "parity",
+    "models/test_golden.py",
+    "models/test_packed.py",
+    "merging",
+    "test_fit.py",
+    "test_steps.py",
+    "weights",
+)
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+QUICK_GIVEN = QUICK in os.environ
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks whole runs, and puts them first: no long file is left for the end."""
-    long = [item for item in items if _is_whole_run(item.path)]
+    long = [item for item in items if _is_among(WHOLE_RUNS, item.path)]
     for item in long:
         item.add_marker(pytest.mark.loop)
     items.sort(key=lambda item: not item.get_closest_marker("loop"))
 
 
-def _is_whole_run(path: pathlib.Path) -> bool:
-    return any(path.is_relative_to(TESTS / name) for name in WHOLE_RUNS)
+def _is_among(names: tuple[str, ...], path: pathlib.Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in names)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler(request: pytest.FixtureRequest) -> None:
+    """Sets how much XLA optimises, here and in the commands that a test starts."""
+    if QUICK_GIVEN:
+        return
+    quick = not _is_among(NUMBERS, request.path)
+    if os.environ.get(QUICK, "0") != str(int(quick)):
+        os.environ[QUICK] = str(int(quick))
+        jax.config.update(QUICK.lower(), quick)
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
