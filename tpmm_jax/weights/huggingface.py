@@ -123,7 +123,7 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     params: Params = {}
     for name in table:
         leaf = get(target, name.path)
-        put(params, name.path, _read_leaf(source, name, leaf, config))
+        put(params, name.path, _read_leaf(source, name, leaf))
     return params
 
 
@@ -158,11 +158,10 @@ def _check_tied_head(source: TensorSource, config: ModelConfig) -> None:
         )
 
 
-def _read_leaf(
-    source: TensorSource, name: Name, leaf: Any, config: ModelConfig
-) -> jax.Array:
+def _read_leaf(source: TensorSource, name: Name, leaf: Any) -> jax.Array:
     """Returns a parameter, read one tensor after the other into each shard."""
     lead = len(name.axes)
+    shape = leaf.shape[lead:]
 
     def read_shard(index: Index) -> np.ndarray:
         places = [range(*s.indices(n)) for s, n in zip(index, leaf.shape)]
@@ -171,8 +170,8 @@ def _read_leaf(
         slots = np.ndindex(*shard.shape[:lead])
         for slot, place in zip(slots, itertools.product(*places[:lead])):
             theirs = name.tensor(*place)
-            tensor = _checked(source.tensor(theirs), theirs, name, leaf, config)
-            shard[slot] = name.to_ours(tensor, config)[index[lead:]]
+            tensor = _checked(source.tensor(theirs), theirs, name, shape)
+            shard[slot] = name.to_ours(tensor, shape)[index[lead:]]
             if not np.isfinite(shard[slot]).all():
                 raise BadInput(
                     f"{theirs} has weights that are NaN or infinite; the training that "
@@ -186,14 +185,13 @@ def _read_leaf(
 
 
 def _checked(
-    tensor: np.ndarray, theirs: str, name: Name, leaf: Any, config: ModelConfig
+    tensor: np.ndarray, theirs: str, name: Name, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Returns a tensor as it is; raises BadInput for another shape or kind of number.
 
     Checked before the reshape, which a transposed tensor would survive.
     """
-    ours = np.empty(leaf.shape[len(name.axes) :], np.bool_)
-    wanted = name.to_theirs(ours, config).shape
+    wanted = name.to_theirs(np.empty(shape, np.bool_)).shape
     if tensor.shape != wanted:
         raise BadInput(
             f"{theirs} has shape {tensor.shape}; config.json asks for {wanted}"
@@ -233,7 +231,7 @@ def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarr
         for index, theirs in name.tensors(config):
             # An empty index would copy the leaf on its device.
             part = np.asarray(leaf[index] if index else leaf)
-            yield theirs, name.to_theirs(part, config)
+            yield theirs, name.to_theirs(part)
 
 
 def write_params(
