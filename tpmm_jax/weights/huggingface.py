@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -224,16 +225,6 @@ def _put_shards(leaf: Any, shard: Callable[[Index], np.ndarray]) -> jax.Array:
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
 
 
-def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields Hugging Face names and tensors, fetched from the devices one by one."""
-    for name in names(config):
-        leaf = get(params, name.path)
-        for index, theirs in name.tensors(config):
-            # An empty index would copy the leaf on its device.
-            part = np.asarray(leaf[index] if index else leaf)
-            yield theirs, name.to_theirs(part)
-
-
 def write_params(
     params: Params,
     config: ModelConfig,
@@ -246,31 +237,37 @@ def write_params(
     The host holds one file's tensors at a time.
     """
     directory = pathlib.Path(directory)
-    total = sum(x.nbytes for x in jax.tree.leaves(params))
-    files: list[list[str]] = []
-    batch: dict[str, np.ndarray] = {}
-
-    def flush() -> None:
-        file = f"part-{len(files) + 1:05d}.safetensors"
-        save_file(batch, directory / file, metadata={"format": "pt"})
-        files.append(list(batch))
-        batch.clear()
-
-    for name, tensor in tensors(params, config):
-        size = sum(x.nbytes for x in batch.values())
-        if batch and size + tensor.nbytes > max_shard_bytes:
-            flush()
-        batch[name] = np.ascontiguousarray(tensor)
-    flush()
-    if len(files) == 1:
-        os.replace(
-            directory / "part-00001.safetensors", directory / "model.safetensors"
-        )
-        return
+    files: list[dict[str, tuple[Name, tuple[int, ...]]]] = [{}]
+    held = 0
+    for name in names(config):
+        leaf = get(params, name.path)
+        size = leaf.nbytes // math.prod(leaf.shape[: len(name.axes)])
+        for index, theirs in name.tensors(config):
+            if files[-1] and held + size > max_shard_bytes:
+                files.append({})
+                held = 0
+            files[-1][theirs] = name, index
+            held += size
     where = {}
-    for number, held in enumerate(files, start=1):
+    for number, tensors in enumerate(files, start=1):
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        os.replace(directory / f"part-{number:05d}.safetensors", directory / file)
-        where.update(dict.fromkeys(held, file))
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / INDEX).write_text(json.dumps(index, indent=2))
+        if len(files) == 1:
+            file = "model.safetensors"
+        save_file(
+            {theirs: _fetch(params, *place) for theirs, place in tensors.items()},
+            directory / file,
+            metadata={"format": "pt"},
+        )
+        where.update(dict.fromkeys(tensors, file))
+    if len(files) > 1:
+        total = sum(x.nbytes for x in jax.tree.leaves(params))
+        listing = {"metadata": {"total_size": total}, "weight_map": where}
+        (directory / INDEX).write_text(json.dumps(listing, indent=2))
+
+
+def _fetch(params: Params, name: Name, index: tuple[int, ...]) -> np.ndarray:
+    """Returns one of Hugging Face's tensors, from the devices."""
+    leaf = get(params, name.path)
+    # An empty index would copy the leaf on its device.
+    part = np.asarray(leaf[index] if index else leaf)
+    return np.ascontiguousarray(name.to_theirs(part))
