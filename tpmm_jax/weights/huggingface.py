@@ -134,14 +134,37 @@ def check_names(source: TensorSource, table: list[Name], config: ModelConfig) ->
     found = {name for name in source.names() if not name.endswith(DERIVED)}
     if config.tie_embeddings:
         found.discard(HEAD)
+    purpose = f"a {config.family} model of {config.num_layers} layers"
+    check_same(found, wanted, "the checkpoint", purpose)
+
+
+def check_same(
+    found: set[str],
+    wanted: set[str],
+    holder: str,
+    purpose: str,
+    *,
+    most: int = 8,
+    advice: str = "",
+) -> None:
+    """Raises BadInput, with at most so many names, for a missing or unknown tensor."""
     for what, some in (("lacks", wanted - found), ("has unknown", found - wanted)):
         if some:
-            shown = ", ".join(sorted(some)[:8])
-            raise BadInput(
-                f"the checkpoint {what} {len(some)} tensors for a "
-                f"{config.family} model of {config.num_layers} layers: {shown}"
-                + (", ..." if len(some) > 8 else "")
+            shown = ", ".join(sorted(some)[:most]) + (
+                ", ..." if len(some) > most else ""
             )
+            raise BadInput(
+                f"{holder} {what} {len(some)} tensors for {purpose}: {shown}{advice}"
+            )
+
+
+def check_finite(weights: np.ndarray, name: str) -> None:
+    """Raises BadInput for a weight that is NaN or infinite."""
+    if not np.isfinite(weights).all():
+        raise BadInput(
+            f"{name} has weights that are NaN or infinite; the training that "
+            "wrote it went wrong: take an earlier checkpoint"
+        )
 
 
 def _check_tied_head(source: TensorSource, config: ModelConfig) -> None:
@@ -173,11 +196,7 @@ def _read_leaf(source: TensorSource, name: Name, leaf: Any) -> jax.Array:
             theirs = name.tensor(*place)
             tensor = _checked(source.tensor(theirs), theirs, name, shape)
             shard[slot] = name.to_ours(tensor, shape)[index[lead:]]
-            if not np.isfinite(shard[slot]).all():
-                raise BadInput(
-                    f"{theirs} has weights that are NaN or infinite; the training that "
-                    "wrote it went wrong: take an earlier checkpoint"
-                )
+            check_finite(shard[slot], theirs)
         return shard
 
     if leaf.sharding is None:
