@@ -221,15 +221,11 @@ def write_cache(
 ) -> Cache:
     """Writes one layer's keys and values at positions slot, slot + 1, ..."""
     start: Any = (layer, 0, slot, 0, 0)
-    k_LBSGE, v_LBSGE = cache
-    return (
-        jax.lax.dynamic_update_slice(
-            k_LBSGE, k_BTGE[None].astype(k_LBSGE.dtype), start
-        ),
-        jax.lax.dynamic_update_slice(
-            v_LBSGE, v_BTGE[None].astype(v_LBSGE.dtype), start
-        ),
+    k_LBSGE, v_LBSGE = (
+        jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
+        for old, new in zip(cache, (k_BTGE, v_BTGE))
     )
+    return k_LBSGE, v_LBSGE
 
 
 def attend(

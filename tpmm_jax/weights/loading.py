@@ -129,26 +129,22 @@ def resolve(
     base: str | os.PathLike | None = None,
 ) -> Source:
     """Finds a model, reads its config and tokenizer; see ``load``."""
-    base = None if base is None else os.fspath(base)
-    found = _resolve(os.fspath(source), revision, base)
-    _check_base_is_used([found], base)
-    return found
+    given = None if base is None else os.fspath(base)
+    return resolve_all([os.fspath(source)], given, revision)[0]
 
 
-def resolve_all(sources: Sequence[str], base: str | None = None) -> list[Source]:
+def resolve_all(
+    sources: Sequence[str], base: str | None = None, revision: str | None = None
+) -> list[Source]:
     """Returns several models; the base is that of all PEFT adapters among them."""
-    found = [_resolve(source, None, base) for source in sources]
-    _check_base_is_used(found, base)
-    return found
-
-
-def _check_base_is_used(sources: Sequence[Source], base: str | None) -> None:
-    if base is not None and not any(source.adapter for source in sources):
-        names = ", ".join(source.origin["source"] for source in sources)
+    found = [_resolve(source, revision, base) for source in sources]
+    if base is not None and not any(source.adapter for source in found):
+        names = ", ".join(source.origin["source"] for source in found)
         raise BadInput(
             f"the base {base} goes with a PEFT adapter, and there is none "
             f"among {names}; leave the base out"
         )
+    return found
 
 
 def _resolve(name: str, revision: str | None, base: str | None) -> Source:
