@@ -50,9 +50,8 @@ def read_ropes(
         parameters = _object(parameters.get(FULL), f"rope_parameters.{FULL}", problems)
     default = hf.get("rope_theta")
     default = family.rope.theta if default is None else default
-    found = [
-        _rope(hf, x, default, "rope", problems) for x in (scaling, parameters) if x
-    ]
+    objects = [x for x in (scaling, parameters) if x] or [{}]
+    found = [_rope(hf, x, default, "rope", problems) for x in objects]
     if len(found) == 2 and scaling.get("rope_theta") is None:
         # The older field never held the base.
         found[0] = replace(found[0], theta=found[1].theta)
@@ -60,8 +59,6 @@ def read_ropes(
         problems.append(
             f"rope_scaling = {scaling} and rope_parameters = {parameters} differ"
         )
-    if not found:
-        found = [_rope(hf, {}, default, "rope", problems)]
     return found[-1], local
 
 
