@@ -117,20 +117,20 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
       BadInput: tensors that are missing, left over, of another shape or not finite, or
         a tied head that is not the embedding.
     """
-    config, table = decoder.config, names(decoder.config)
-    check_names(source, table, config)
+    config = decoder.config
+    check_names(source, config)
     _check_tied_head(source, config)
     target = decoder.abstract_params(dtype)
     params: Params = {}
-    for name in table:
+    for name in names(config):
         leaf = get(target, name.path)
         put(params, name.path, _read_leaf(source, name, leaf))
     return params
 
 
-def check_names(source: TensorSource, table: list[Name], config: ModelConfig) -> None:
+def check_names(source: TensorSource, config: ModelConfig) -> None:
     """Raises BadInput unless the checkpoint holds exactly what the model needs."""
-    wanted = {tensor for name in table for _, tensor in name.tensors(config)}
+    wanted = {tensor for name in names(config) for _, tensor in name.tensors(config)}
     found = {name for name in source.names() if not name.endswith(DERIVED)}
     if config.tie_embeddings:
         found.discard(HEAD)
@@ -147,7 +147,7 @@ def check_same(
     most: int = 8,
     advice: str = "",
 ) -> None:
-    """Raises BadInput, with at most so many names, for a missing or unknown tensor."""
+    """Raises BadInput for missing or unknown tensors, and names ``most`` of them."""
     for what, some in (("lacks", wanted - found), ("has unknown", found - wanted)):
         if some:
             shown = ", ".join(sorted(some)[:most]) + (

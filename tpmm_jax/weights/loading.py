@@ -28,7 +28,6 @@ from tpmm_jax.weights.hub import (
     is_hub_id,
 )
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, check_names, read_params
-from tpmm_jax.weights.names import names
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 
 NAME_BASE = (
@@ -168,7 +167,7 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
         return _resolve_adapter(directory, origin, base)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
-    check_names(tensors, names(config), config)
+    check_names(tensors, config)
     return Source(config, tokenizer, origin, functools.partial(read_params, tensors))
 
 
