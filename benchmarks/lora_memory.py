@@ -16,11 +16,16 @@ import numpy as np
 from measure import versions
 
 from tpmm_jax.losses import CHUNK_BYTES, LossConfig
-from tpmm_jax.models import Decoder, LoraConfig
-from tpmm_jax.models.families import SIZES
+from tpmm_jax.models import Decoder, LoraConfig, RopeConfig
+from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import Frozen, TrainConfig, abstract_state, preference_step
 
 PAIRS, LENGTH = 8, 96
+SMOLLM2 = make_config(
+    "llama", vocab_size=49_152, width=576, mlp_width=1536, num_layers=30, num_heads=9,
+    num_kv_heads=3, max_positions=8192, norm_eps=1e-5, tie_embeddings=True,
+    rope=RopeConfig(theta=100_000.0),
+)  # fmt: skip
 FORMS = {
     "all weights": None,
     "LoRA, rank 16": LoraConfig(rank=16),
@@ -50,7 +55,7 @@ def main() -> None:
     """Prints a line a form, and the versions."""
     train = TrainConfig(learning_rate=1e-4, batch_size=PAIRS)
     for name, lora in FORMS.items():
-        decoder = Decoder(SIZES["smollm2-135m"], lora=lora)
+        decoder = Decoder(SMOLLM2, lora=lora)
         state, frozen = abstract_state(decoder.abstract_trained(), train), None
         if lora is not None:
             key = jax.eval_shape(lambda: jax.random.key(0)) if lora.dropout else None

@@ -7,11 +7,11 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from published_sizes import SIZES
 
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder, from_mask
-from tpmm_jax.models.families import SIZES
 from tpmm_jax.steps import abstract_state
 
 ROOT = pathlib.Path(__file__).parent.parent

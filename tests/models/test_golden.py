@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from published_sizes import SIZES
 
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import log_probs
 from tpmm_jax.models import Decoder, from_mask
-from tpmm_jax.models.families import SIZES
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
 

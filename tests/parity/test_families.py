@@ -274,7 +274,7 @@ def test_gradients(pair):
     for name in names(model.config):
         leaf = get(ours, name.path)
         for index, tensor in name.tensors(model.config):
-            value = name.to_theirs(np.asarray(leaf[index]), model.config)
+            value = name.to_theirs(np.asarray(leaf[index]))
             near(value, theirs[tensor].grad, 3e-5)
 
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from published_sizes import SIZES
 from safetensors.numpy import load_file, save_file
 
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder, RopeConfig
-from tpmm_jax.models.families import FAMILIES, SIZES, make_config
+from tpmm_jax.models.families import FAMILIES, make_config
 from tpmm_jax.weights.hf_config import parse_config, write_config
 from tpmm_jax.weights.huggingface import (
     INDEX,

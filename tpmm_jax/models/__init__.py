@@ -82,8 +82,6 @@ class Decoder:
             params = nn.unbox(self.module().init(key, Sequences(one, one, one)))
             return jax.tree.map(lambda x: x.astype(dtype), params["params"])
 
-        if self.mesh is None:
-            return jax.jit(make)(key)
         where = jax.tree.map(lambda x: x.sharding, self.abstract_params(dtype))
         return jax.jit(make, out_shardings=where)(key)
 

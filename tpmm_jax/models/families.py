@@ -1,4 +1,4 @@
-"""Model families as data: what their config.json leaves unsaid, and full sizes."""
+"""Model families as data: what their config.json leaves unsaid."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -205,64 +205,3 @@ def windowed_layers(num_layers: int, full_every: int | None) -> tuple[bool, ...]
         full_every is None or (layer + 1) % full_every > 0
         for layer in range(num_layers)
     )
-
-
-# Published sizes (Gemma 2403.08295 table 1; Gemma 2 2408.00118 tables 1 and 2;
-# Gemma 3 2503.19786; Llama 3 2407.21783 table 3; Mistral 7B 2310.06825 table 1; the
-# others, and what the reports leave out, from the models' config.json).
-SIZES: dict[str, ModelConfig] = {
-    "gemma-2b": make_config(
-        "gemma", vocab_size=256_000, width=2048, mlp_width=16_384, num_layers=18,
-        num_heads=8, num_kv_heads=1, bos_id=2, eos_ids=(1,), pad_id=0,
-    ),
-    "gemma-7b": make_config(
-        "gemma", vocab_size=256_000, width=3072, mlp_width=24_576, num_layers=28,
-        num_heads=16, num_kv_heads=16, bos_id=2, eos_ids=(1,), pad_id=0,
-    ),
-    "gemma2-2b": make_config(
-        "gemma2", vocab_size=256_000, width=2304, mlp_width=9216, num_layers=26,
-        num_heads=8, num_kv_heads=4, bos_id=2, eos_ids=(1,), pad_id=0,
-    ),
-    "gemma3-270m": make_config(
-        "gemma3_text", vocab_size=262_144, width=640, mlp_width=2048, num_layers=18,
-        num_heads=4, num_kv_heads=1, max_positions=32_768, window=512,
-        bos_id=2, eos_ids=(1, 106), pad_id=0,
-    ),
-    "gemma3-1b": make_config(
-        "gemma3_text", vocab_size=262_144, width=1152, mlp_width=6912, num_layers=26,
-        num_heads=4, num_kv_heads=1, max_positions=32_768, window=512,
-        bos_id=2, eos_ids=(1, 106), pad_id=0,
-    ),
-    "smollm2-135m": make_config(
-        "llama", vocab_size=49_152, width=576, mlp_width=1536, num_layers=30,
-        num_heads=9, num_kv_heads=3, max_positions=8192, norm_eps=1e-5,
-        tie_embeddings=True, rope=RopeConfig(theta=100_000.0),
-        bos_id=1, eos_ids=(2,), pad_id=2,
-    ),
-    "llama3-8b": make_config(
-        "llama", vocab_size=128_256, width=4096, mlp_width=14_336, num_layers=32,
-        num_heads=32, num_kv_heads=8, max_positions=8192, norm_eps=1e-5,
-        rope=RopeConfig(theta=500_000.0), bos_id=128_000, eos_ids=(128_001,),
-    ),
-    "llama3.1-8b": make_config(
-        "llama", vocab_size=128_256, width=4096, mlp_width=14_336, num_layers=32,
-        num_heads=32, num_kv_heads=8, max_positions=131_072, norm_eps=1e-5,
-        rope=RopeConfig(theta=500_000.0, scaling="llama3", factor=8.0),
-        bos_id=128_000, eos_ids=(128_001,),
-    ),
-    "mistral-7b": make_config(
-        "mistral", vocab_size=32_000, width=4096, mlp_width=14_336, num_layers=32,
-        num_heads=32, num_kv_heads=8, max_positions=32_768, norm_eps=1e-5,
-        bos_id=1, eos_ids=(2,),
-    ),
-    "qwen2.5-0.5b": make_config(
-        "qwen2", vocab_size=151_936, width=896, mlp_width=4864, num_layers=24,
-        num_heads=14, num_kv_heads=2, tie_embeddings=True,
-        rope=RopeConfig(theta=1_000_000.0), bos_id=151_643, eos_ids=(151_643,),
-    ),
-    "qwen3-0.6b": make_config(
-        "qwen3", vocab_size=151_936, width=1024, mlp_width=3072, num_layers=28,
-        num_heads=16, num_kv_heads=8, max_positions=40_960, tie_embeddings=True,
-        rope=RopeConfig(theta=1_000_000.0), bos_id=151_643, eos_ids=(151_645,),
-    ),
-}  # fmt: skip

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
 from tpmm_jax.models.config import ModelConfig
-from tpmm_jax.models.layers import project, scaled_normal, zeros
+from tpmm_jax.models.layers import project
 
 # What a layer reports beside its output, by name.
 Aux = dict[str, jax.Array]
@@ -28,33 +28,17 @@ class Gated(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Aux]:
-        D, F = self.config.width, self.config.mlp_width
-        w_gate = self.param("gate", scaled_normal(D, (FSDP, TENSOR)), (D, F))
-        w_up = self.param("up", scaled_normal(D, (FSDP, TENSOR)), (D, F))
-        w_down = self.param("down", scaled_normal(F, (TENSOR, FSDP)), (F, D))
-        b_gate: Any = None
-        b_up: Any = None
-        b_down: Any = None
-        if self.config.mlp_bias:
-            b_gate = self.param("gate_bias", zeros((TENSOR,)), (F,))
-            b_up = self.param("up_bias", zeros((TENSOR,)), (F,))
-            b_down = self.param("down_bias", zeros((None,)), (D,))
-        gate = project(
-            self, "gate", "BTD,DF->BTF", x_BTD, w_gate, dtype=self.dtype, bias=b_gate
-        )
-        up = project(
-            self, "up", "BTD,DF->BTF", x_BTD, w_up, dtype=self.dtype, bias=b_up
-        )
-        hidden = constrain(
-            ACTIVATIONS[self.config.activation](gate) * up,
-            self.mesh,
-            BATCH,
-            None,
-            TENSOR,
-        )
-        out = project(
-            self, "down", "BTF,FD->BTD", hidden, w_down, dtype=self.dtype, bias=b_down
-        )
+        c = self.config
+        D, F = c.width, c.mlp_width
+
+        def widen(name: str) -> jax.Array:
+            equation, axes = "BTD,DF->BTF", (FSDP, TENSOR)
+            return project(self, name, equation, x_BTD, (D, F), axes, bias=c.mlp_bias)
+
+        hidden = ACTIVATIONS[c.activation](widen("gate")) * widen("up")
+        hidden = constrain(hidden, self.mesh, BATCH, None, TENSOR)
+        equation, axes = "BTF,FD->BTD", (TENSOR, FSDP)
+        out = project(self, "down", equation, hidden, (F, D), axes, bias=c.mlp_bias)
         return out, {}
 
 

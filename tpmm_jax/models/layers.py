@@ -118,33 +118,44 @@ def scaled_normal(fan_in: int, axes: tuple[Any, ...]) -> Any:
     return nn.with_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
 
 
-def zeros(axes: tuple[Any, ...]) -> Any:
-    """The initialiser of a bias, and its axes."""
-    return nn.with_partitioning(nn.initializers.zeros, axes)
-
-
 def project(
-    layer: nn.Module,
+    layer: Any,
     name: str,
     equation: str,
     x: jax.Array,
-    w: jax.Array,
-    bias: jax.Array | None,
-    dtype: Any,
+    shape: tuple[int, ...],
+    axes: tuple[Any, ...],
+    *,
+    bias: bool = False,
 ) -> jax.Array:
-    """x w + bias, and what the layer's adapter of that name adds: (drop(x) A) B."""
+    """x w + bias, and what the layer's adapter of that name adds: (drop(x) A) B.
+
+    Args:
+      layer: declares the parameters, and computes in its ``dtype``.
+      name: of the weight; ``_bias`` is added for the bias.
+      equation: of ``einsum``; x and the result have two axes in front, B and T.
+      shape: of the weight.
+      axes: of the mesh, that the weight is split over.
+    """
+    dtype = layer.dtype
+    x_axes, _, out_axes = re.split(",|->", equation)
+    inputs, outputs = x_axes[2:], out_axes[2:]
+    split = len(inputs)
+    w = layer.param(name, scaled_normal(math.prod(shape[:split]), axes), shape)
     out = einsum(equation, x, w, dtype=dtype)
-    if bias is not None:
+    if bias:
+        # Small: whole where the weight is split for memory alone.
+        b_axes = tuple(None if axis == FSDP else axis for axis in axes[split:])
+        zeros = nn.with_partitioning(nn.initializers.zeros, b_axes)
+        b = layer.param(f"{name}_bias", zeros, shape[split:])
         # Rounded as the weights are: for_decoding may have cast it before.
-        out += bias.astype(dtype).astype(jnp.float32)
+        out += b.astype(dtype).astype(jnp.float32)
     out = out.astype(dtype)
     if not layer.has_variable("lora", name):
         return out
     adapter: Any = layer.get_variable("lora", name)
     if "key" in adapter:
         x = drop(x, adapter["key"], adapter["keep"])
-    x_axes, _, out_axes = re.split(",|->", equation)
-    inputs, outputs = x_axes[2:], out_axes[2:]
     low = einsum(f"{x_axes},{inputs}Z->BTZ", x, adapter["a"], dtype=dtype)
     low = einsum(f"BTZ,Z{outputs}->{out_axes}", low, adapter["b"], dtype=dtype)
     return out + low.astype(dtype)
@@ -167,18 +178,11 @@ class Attention(nn.Module):
         slot: jax.Array | None,
         layer: PerLayer,
     ) -> tuple[jax.Array, Cache | None]:
-        c, dtype = self.config, self.dtype
-        D, H, E = c.width, c.num_heads, c.head_dim
-        q_BTHE = self._project("query", x_BTD, c.num_heads)
+        c = self.config
+        H, E = c.num_heads, c.head_dim
+        q_BTHE = self._project("query", x_BTD, H)
         k_BTGE = self._project("key", x_BTD, c.num_kv_heads)
         v_BTGE = self._project("value", x_BTD, c.num_kv_heads)
-        w_o = self.param(
-            "output", scaled_normal(H * E, (TENSOR, None, FSDP)), (H, E, D)
-        )
-        b_o: Any = None
-        if c.output_bias:
-            b_o = self.param("output_bias", zeros((None,)), (D,))
-
         if c.qk_norm:
             q_BTHE = RMSNorm(c.norm_eps, c.norm_offset, name="query_norm")(q_BTHE)
             k_BTGE = RMSNorm(c.norm_eps, c.norm_offset, name="key_norm")(k_BTGE)
@@ -194,19 +198,18 @@ class Attention(nn.Module):
                 jax.lax.dynamic_index_in_dim(x, layer.number, keepdims=False)
                 for x in cache
             )
-        out_BTHE = attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS, c, dtype)
-        return project(
-            self, "output", "BTHE,HED->BTD", out_BTHE, w_o, dtype=dtype, bias=b_o
-        ), cache
+        out_BTHE = attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS, c, self.dtype)
+        shape, axes = (H, E, c.width), (TENSOR, None, FSDP)
+        out_BTD = project(
+            self, "output", "BTHE,HED->BTD", out_BTHE, shape, axes, bias=c.output_bias
+        )
+        return out_BTD, cache
 
     def _project(self, name: str, x_BTD: jax.Array, heads: int) -> jax.Array:
         """Returns the queries, keys or values [B, T, heads, E], not rotated yet."""
-        D, E = self.config.width, self.config.head_dim
-        w: Any = self.param(name, scaled_normal(D, (FSDP, TENSOR, None)), (D, heads, E))
-        b: Any = None
-        if self.config.qkv_bias:
-            b = self.param(f"{name}_bias", zeros((TENSOR, None)), (heads, E))
-        return project(self, name, "BTD,DHE->BTHE", x_BTD, w, b, self.dtype)
+        c = self.config
+        shape, axes = (c.width, heads, c.head_dim), (FSDP, TENSOR, None)
+        return project(self, name, "BTD,DHE->BTHE", x_BTD, shape, axes, bias=c.qkv_bias)
 
 
 def write_cache(
@@ -218,15 +221,11 @@ def write_cache(
 ) -> Cache:
     """Writes one layer's keys and values at positions slot, slot + 1, ..."""
     start: Any = (layer, 0, slot, 0, 0)
-    k_LBSGE, v_LBSGE = cache
-    return (
-        jax.lax.dynamic_update_slice(
-            k_LBSGE, k_BTGE[None].astype(k_LBSGE.dtype), start
-        ),
-        jax.lax.dynamic_update_slice(
-            v_LBSGE, v_BTGE[None].astype(v_LBSGE.dtype), start
-        ),
+    k_LBSGE, v_LBSGE = (
+        jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
+        for old, new in zip(cache, (k_BTGE, v_BTGE))
     )
+    return k_LBSGE, v_LBSGE
 
 
 def attend(

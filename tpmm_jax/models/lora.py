@@ -11,7 +11,7 @@ Source: LoRA (2106.09685) eq. 3; s = alpha / sqrt(r): rsLoRA (2312.03732).
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -156,24 +156,20 @@ def abstract_adapters(base: Params, config: LoraConfig) -> Params:
     adapters: Params = {}
     for target in targets(config).values():
         leaf, split = get(base, target.path), 1 + target.inputs
-        where = leaf.sharding
-        spec: tuple = ()
-        if isinstance(where, NamedSharding):
-            spec = tuple(where.spec) + (None,) * (leaf.ndim - len(where.spec))
-
-        def part(shape: tuple, axes: tuple, where: Any = where) -> Any:
-            if isinstance(where, NamedSharding):
-                where = NamedSharding(where.mesh, PartitionSpec(*axes))
-            return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
-
-        rank = (config.rank,)
-        a = part(leaf.shape[:split] + rank, (*spec[:split], None))
-        b = part(
-            leaf.shape[:1] + rank + leaf.shape[split:],
-            (*spec[:1], None, *spec[split:]),
-        )
+        a = _part(leaf, [*range(split), None], config.rank)
+        b = _part(leaf, [0, None, *range(split, leaf.ndim)], config.rank)
         put(adapters, target.path, {"a": a, "b": b})
     return adapters
+
+
+def _part(leaf: Any, axes: Sequence[int | None], rank: int) -> jax.ShapeDtypeStruct:
+    """Returns an array of some axes of a matrix; None stands for the rank's."""
+    where = leaf.sharding
+    if isinstance(where, NamedSharding):
+        spec: dict[Any, Any] = dict(enumerate(where.spec))
+        where = NamedSharding(where.mesh, PartitionSpec(*map(spec.get, axes)))
+    shape = [rank if axis is None else leaf.shape[axis] for axis in axes]
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
 
 def init_adapters(base: Params, config: LoraConfig, key: jax.Array) -> Params:
@@ -190,19 +186,12 @@ def init_adapters(base: Params, config: LoraConfig, key: jax.Array) -> Params:
         adapters: Params = {}
         for number, (target, pair) in enumerate(placed(abstract)):
             bound = math.prod(pair["a"].shape[1:-1]) ** -0.5
-            a = jax.random.uniform(
-                jax.random.fold_in(key, number),
-                pair["a"].shape,
-                jnp.float32,
-                -bound,
-                bound,
-            )
+            own = jax.random.fold_in(key, number)
+            a = jax.random.uniform(own, pair["a"].shape, jnp.float32, -bound, bound)
             b = jnp.zeros(pair["b"].shape, jnp.float32)
             put(adapters, target.path, {"a": a, "b": b})
         return adapters
 
-    if jax.tree.leaves(abstract)[0].sharding is None:
-        return jax.jit(make)(key)
     where = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(make, out_shardings=where)(key)
 

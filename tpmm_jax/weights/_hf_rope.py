@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tpmm_jax.models.config import ModelConfig, RopeConfig
 from tpmm_jax.models.families import Family
+from tpmm_jax.weights._hf_windows import FULL, SLIDING
 
 # Hugging Face's names of what each kind of scaling needs, and ours.
 SCALINGS: dict[str, dict[str, str]] = {
@@ -18,8 +20,6 @@ SCALINGS: dict[str, dict[str, str]] = {
         "original_max_position_embeddings": "original_max_positions",
     },
 }
-# The keys of rope_parameters where layers with a window have their own.
-EVERYWHERE, LOCAL = "full_attention", "sliding_attention"
 
 
 def is_positive(value: Any) -> bool:
@@ -31,57 +31,49 @@ def read_ropes(
     hf: Mapping[str, Any], family: Family, problems: list[str]
 ) -> tuple[RopeConfig, RopeConfig | None]:
     """Returns a config.json's rope and local_rope; what is wrong goes to problems."""
-    given: dict[str, dict[str, Any]] = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        value = hf.get(name)
-        if value is not None and not isinstance(value, Mapping):
-            problems.append(f"{name} = {value!r}: wanted an object")
-        given[name] = dict(value) if isinstance(value, Mapping) else {}
-    scaling, parameters = given["rope_scaling"], given["rope_parameters"]
+    scaling, parameters = (
+        _object(hf.get(name), name, problems)
+        for name in ("rope_scaling", "rope_parameters")
+    )
     local: RopeConfig | None = None
     if family.local_rope is not None:
-        strange = sorted(set(parameters) - {EVERYWHERE, LOCAL})
+        strange = sorted(set(parameters) - {FULL, SLIDING})
         if strange:
             problems.append(
                 f"rope_parameters with {strange}: wanted one object each for "
-                f"{EVERYWHERE} and {LOCAL}"
+                f"{FULL} and {SLIDING}"
             )
-        inner = parameters.get(LOCAL)
+        inner = parameters.get(SLIDING)
         default = hf.get("rope_local_base_freq")
         default = family.local_rope.theta if default is None else default
-        local = _rope(hf, inner, default, f"rope of {LOCAL}", problems)
-        parameters = parameters.get(EVERYWHERE) or {}
-    if not isinstance(parameters, Mapping):
-        problems.append(f"rope_parameters.{EVERYWHERE} = {parameters!r}: not an object")
-        parameters = {}
+        local = _rope(hf, inner, default, f"rope of {SLIDING}", problems)
+        parameters = _object(parameters.get(FULL), f"rope_parameters.{FULL}", problems)
     default = hf.get("rope_theta")
     default = family.rope.theta if default is None else default
-    found = [
-        _rope(hf, x, default, "rope", problems) for x in (scaling, parameters) if x
-    ]
+    objects = [x for x in (scaling, parameters) if x] or [{}]
+    found = [_rope(hf, x, default, "rope", problems) for x in objects]
     if len(found) == 2 and scaling.get("rope_theta") is None:
         # The older field never held the base.
-        found[0] = _with_theta(found[0], found[1].theta)
+        found[0] = replace(found[0], theta=found[1].theta)
     if len(found) == 2 and found[0] != found[1]:
         problems.append(
-            f"rope_scaling = {scaling} and rope_parameters = {dict(parameters)} differ"
+            f"rope_scaling = {scaling} and rope_parameters = {parameters} differ"
         )
-    if not found:
-        found = [_rope(hf, {}, default, "rope", problems)]
     return found[-1], local
 
 
-def _with_theta(rope: RopeConfig, theta: float) -> RopeConfig:
-    return RopeConfig(**{**vars(rope), "theta": theta})
+def _object(value: Any, what: str, problems: list[str]) -> dict[str, Any]:
+    """Returns a copy of an object, empty for null or for what is none."""
+    if value is not None and not isinstance(value, Mapping):
+        problems.append(f"{what} = {value!r}: wanted an object")
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _rope(
     hf: Mapping[str, Any], given: Any, theta: Any, what: str, problems: list[str]
 ) -> RopeConfig:
     """Returns one RopeConfig; ``theta`` is the base where ``given`` has none."""
-    if given is not None and not isinstance(given, Mapping):
-        problems.append(f"{what} = {given!r}: wanted an object")
-    scaling = dict(given) if isinstance(given, Mapping) else {}
+    scaling = _object(given, what, problems)
     inner = scaling.pop("rope_theta", None)
     theta = theta if inner is None else inner
     if not is_positive(theta):
@@ -131,8 +123,8 @@ def write_ropes(config: ModelConfig) -> dict[str, Any]:
     }
     if local is not None:
         content["rope_parameters"] = {
-            EVERYWHERE: content["rope_parameters"],
-            LOCAL: {"rope_theta": local.theta, **_scaling(local)},
+            FULL: content["rope_parameters"],
+            SLIDING: {"rope_theta": local.theta, **_scaling(local)},
         }
         content["rope_local_base_freq"] = local.theta
     return content

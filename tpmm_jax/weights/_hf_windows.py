@@ -41,7 +41,7 @@ def read_windows(
             problems.append(f"layer_types = {layers}: in this family all are alike")
     if any(windowed) and window is None:
         problems.append("layers have a window, but sliding_window is null")
-    return (window, windowed) if any(windowed) else (None, ())
+    return window, windowed
 
 
 def _window(hf: Mapping[str, Any], family: Family, problems: list[str]) -> int | None:

@@ -9,6 +9,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.models import LoraConfig, ModelConfig
 from tpmm_jax.models.lora import ALL_LINEAR, TARGETS
 from tpmm_jax.weights._hf_rope import is_positive
+from tpmm_jax.weights._hf_windows import is_count
 from tpmm_jax.weights.names import names
 
 # Fields that are read below, or that change nothing in what the adapter computes.
@@ -82,7 +83,7 @@ def parse_adapter_config(fields: Mapping[str, Any], path: str) -> LoraConfig:
 
 
 def _rank(value: Any, name: str, path: str) -> int:
-    if type(value) is not int or value < 1:
+    if not is_count(value):
         raise BadInput(f"{path}: {name} is {value!r}; wanted a whole number, 1 or more")
     return value
 
@@ -160,11 +161,10 @@ def _check_choice(fields: Mapping[str, Any], path: str) -> None:
         return isinstance(value, list) and all(isinstance(x, str) for x in value)
 
     wanted, layers = fields.get("target_modules"), fields.get("layers_to_transform")
-    if not isinstance(wanted, str) and not texts(wanted):
-        raise BadInput(f"{path}: target_modules is {wanted!r}; wanted a list or a text")
-    for name in ("exclude_modules", "layers_pattern"):
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
         value = fields.get(name)
-        if value is not None and not isinstance(value, str) and not texts(value):
+        absent = value is None and name != "target_modules"
+        if not absent and not isinstance(value, str) and not texts(value):
             raise BadInput(f"{path}: {name} is {value!r}; wanted a list or a text")
     numbers = layers if isinstance(layers, list) else [layers]
     if layers is not None and not all(type(x) is int for x in numbers):

@@ -8,7 +8,7 @@ from typing import Any
 from tpmm_jax.data.codec import find_eos_ids
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import ModelConfig
-from tpmm_jax.weights.hf_config import as_ids, parse_config, write_config
+from tpmm_jax.weights.hf_config import as_ids, one_or_all, parse_config, write_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -61,8 +61,7 @@ def write_description(
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     # Where the tokenizer ends what the config does not: generation ends there as well.
-    ends = list(find_eos_ids(config, tokenizer))
-    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    ids["eos_token_id"] = one_or_all(find_eos_ids(config, tokenizer))
     ids = {key: value for key, value in ids.items() if value is not None}
     text = json.dumps(ids, indent=2) + "\n"
     (directory / "generation_config.json").write_text(text)

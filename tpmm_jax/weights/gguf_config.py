@@ -11,7 +11,7 @@ from jaxtyping import Float
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models.families import FAMILIES, Family
 from tpmm_jax.weights._hf_windows import FULL, SLIDING
-from tpmm_jax.weights.hf_config import ACTIVATIONS
+from tpmm_jax.weights.hf_config import ACTIVATIONS, one_or_all
 
 ROPE_FREQS = "rope_freqs.weight"
 
@@ -31,7 +31,7 @@ class Architecture:
       model_type: Hugging Face's name of the family; one with windows is in
         windowed_type.
       windowed_type: the family of a file that names a sliding window.
-      reads: fields that this architecture has beside those of all.
+      reads: those of EXTRA that this architecture has.
       permuted: query and key rows alternate between the two halves of a head.
       rope_freqs: a tensor may divide the rotary frequencies (Llama 3).
       widest: number of layers of the one size whose query_pre_attn_scalar is
@@ -47,6 +47,15 @@ class Architecture:
 
 
 WINDOW = "attention.sliding_window"
+
+# Fields that only some architectures read, and config.json's names of them.
+EXTRA = {
+    WINDOW: "sliding_window",
+    f"{WINDOW}_pattern": "sliding_window_pattern",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "rope.freq_base_swa": "rope_local_base_freq",
+}
 
 # llama.cpp has no architecture of Mistral's: its files say "llama".
 ARCHITECTURES: dict[str, Architecture] = {
@@ -214,7 +223,6 @@ def make_config_json(
             f"{metadata.origin} lacks {metadata.name}.attention.layer_norm_rms_epsilon"
         )
     family = metadata.family
-    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     config: dict[str, Any] = {
         "model_type": metadata.model_type,
         "architectures": [family.architecture],
@@ -230,7 +238,7 @@ def make_config_json(
         "rope_theta": theta,
         "rope_scaling": _rope_scaling(metadata, theta, head_dim, divisors),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
-        "hidden_act": activations[family.activation],
+        "hidden_act": ACTIVATIONS[family.activation],
     }
     config |= _family_fields(metadata, tensors, config)
     return config | _special_ids(metadata.values)
@@ -241,22 +249,24 @@ def _family_fields(
 ) -> dict[str, Any]:
     """Returns the fields that this family reads and some others have not."""
     biases = [name for name in tensors if name.endswith(".bias")]
+    scalar = config["head_dim"]
+    if config["num_hidden_layers"] == metadata.architecture.widest:
+        scalar = config["hidden_size"] // config["num_attention_heads"]
     found = {
         "attention_bias": any(".self_attn." in name for name in biases),
         "mlp_bias": any(".mlp." in name for name in biases),
         "hidden_activation": config["hidden_act"],
-        **_windows(metadata),
-        **_scores(metadata, config),
+        "query_pre_attn_scalar": scalar,
+        **_extra_fields(metadata),
     }
     return {name: x for name, x in found.items() if name in metadata.family.fields}
 
 
 def _special_ids(values: Mapping[str, Any]) -> dict[str, Any]:
-    ends = _ends(values)
     return {
         "bos_token_id": values.get("tokenizer.ggml.bos_token_id"),
         "pad_token_id": values.get("tokenizer.ggml.padding_token_id"),
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "eos_token_id": one_or_all(_ends(values)),
     }
 
 
@@ -277,41 +287,22 @@ def _ends(values: Mapping[str, Any]) -> list[int]:
     return found
 
 
-def _windows(metadata: Metadata) -> dict[str, Any]:
-    """Returns config.json's fields of the sliding windows and their rope."""
-    architecture, num_layers = metadata.architecture, metadata.count("block_count")
-    if WINDOW not in architecture.reads:
-        return {}
-    found: dict[str, Any] = {}
-    window = metadata.field(WINDOW)
-    if window is not None:
-        found["sliding_window"] = window or None
-    elif metadata.family.local_rope is not None:
-        window = 0
+def _extra_fields(metadata: Metadata) -> dict[str, Any]:
+    """Returns the fields of EXTRA that the file has, as config.json spells them."""
+    found = {
+        theirs: value
+        for name, theirs in EXTRA.items()
+        if name in metadata.architecture.reads
+        and (value := metadata.field(name)) is not None
+    }
+    if metadata.family.local_rope is not None:
+        found.setdefault("sliding_window", 0)
+    if found.get("sliding_window") == 0:
         found["sliding_window"] = None
-    if window == 0:
-        found["layer_types"] = [FULL] * num_layers
-    pattern = metadata.field(f"{WINDOW}_pattern")
-    if isinstance(pattern, list):
+        found["layer_types"] = [FULL] * metadata.count("block_count")
+    if isinstance(found.get("sliding_window_pattern"), list):
+        pattern = found.pop("sliding_window_pattern")
         found["layer_types"] = [SLIDING if x else FULL for x in pattern]
-    elif pattern is not None:
-        found["sliding_window_pattern"] = pattern
-    local = metadata.field("rope.freq_base_swa")
-    if local is not None:
-        found["rope_local_base_freq"] = local
-    return found
-
-
-def _scores(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns config.json's fields of how scores are scaled and capped."""
-    scalar = config["head_dim"]
-    if config["num_hidden_layers"] == metadata.architecture.widest:
-        scalar = config["hidden_size"] // config["num_attention_heads"]
-    found = {"query_pre_attn_scalar": scalar}
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        value = metadata.field(name)
-        if value is not None:
-            found[name] = value
     return found
 
 

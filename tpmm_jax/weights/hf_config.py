@@ -5,7 +5,7 @@ hub's older one (rope_theta, rope_scaling, rope_local_base_freq, torch_dtype,
 sliding_window_pattern). What a field's absence means is transformers' word.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tpmm_jax.errors import BadInput
@@ -45,16 +45,24 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (None, False),
 }
 
-REQUIRED = (
-    "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
-    "vocab_size",
-)  # fmt: skip
+# What every config.json says, and what it may leave out, with our names.
+REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "intermediate_size": "mlp_width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+}
+OPTIONAL = {
+    "max_position_embeddings": "max_positions",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tie_embeddings",
+}
 
 READ = {
-    *REQUIRED, "bos_token_id", "eos_token_id", "head_dim", "hidden_act",
-    "hidden_activation", "layer_types", "max_position_embeddings", "model_type",
-    "num_key_value_heads", "pad_token_id", "rms_norm_eps", "rope_parameters",
-    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings",
+    *REQUIRED, *OPTIONAL, "bos_token_id", "eos_token_id", "head_dim", "hidden_act",
+    "hidden_activation", "layer_types", "model_type", "num_key_value_heads",
+    "pad_token_id", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window",
 }  # fmt: skip
 
 # Fields that may be null, which is not the same as absent.
@@ -65,7 +73,8 @@ SOFTCAPS = {
 
 IDS = "a token id or a list of them"
 
-ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+# Theirs by our names.
+ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
 
 
 def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -97,11 +106,7 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
         )
     return make_config(
         str(hf["model_type"]),
-        vocab_size=hf["vocab_size"],
-        width=hf["hidden_size"],
-        mlp_width=hf["intermediate_size"],
-        num_layers=hf["num_hidden_layers"],
-        num_heads=hf["num_attention_heads"],
+        **{ours: hf[theirs] for theirs, ours in REQUIRED.items()},
         num_kv_heads=_kv_heads(hf, family),
         head_dim=hf.get("head_dim"),
         rope=rope,
@@ -137,12 +142,8 @@ def _family(hf: Mapping[str, Any], origin: str) -> Family:
 def _optional(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Returns the fields of ModelConfig that a config.json may leave out."""
     found: dict[str, Any] = {}
-    for theirs, ours in (
-        ("max_position_embeddings", "max_positions"),
-        ("rms_norm_eps", "norm_eps"),
-        ("tie_word_embeddings", "tie_embeddings"),
-        ("query_pre_attn_scalar", "query_pre_attn_scalar"),
-    ):
+    scalar = "query_pre_attn_scalar"
+    for theirs, ours in {**OPTIONAL, scalar: scalar}.items():
         if hf.get(theirs) is not None:
             found[ours] = hf[theirs]
     for theirs, ours in SOFTCAPS.items():
@@ -171,6 +172,11 @@ def as_ids(value: Any, origin: str) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
+
+
+def one_or_all(ids: Sequence[int]) -> int | list[int] | None:
+    """Returns ids as an eos_token_id; see ``as_ids``."""
+    return ids[0] if len(ids) == 1 else list(ids) or None
 
 
 def _is_even(value: Any) -> bool:
@@ -254,8 +260,7 @@ def _wrong_activations(hf: Mapping[str, Any], family: Family) -> list[str]:
         # The first Gemma releases say "gelu" and mean its tanh approximation.
         if name is None or (family is FAMILIES["gemma"] and name == "gelu"):
             continue
-        known = ACTIVATIONS.get(name) if isinstance(name, str) else None
-        if known != family.activation:
+        if name != ACTIVATIONS[family.activation]:
             problems.append(f"{field} = {name!r}: wanted {family.activation}")
     return problems
 
@@ -268,26 +273,18 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     engines read the same model.
     """
     family = FAMILIES[config.family]
-    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    eos = list(config.eos_ids)
     content: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{theirs: getattr(config, ours) for theirs, ours in REQUIRED.items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": activation[config.activation],
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": ACTIVATIONS[config.activation],
+        **{theirs: getattr(config, ours) for theirs, ours in OPTIONAL.items()},
         **write_ropes(config),
         **write_windows(config, family),
         "bos_token_id": config.bos_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "eos_token_id": one_or_all(config.eos_ids),
         "pad_token_id": config.pad_id,
         "torch_dtype": dtype,
     }

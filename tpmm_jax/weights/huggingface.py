@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -116,31 +117,54 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
       BadInput: tensors that are missing, left over, of another shape or not finite, or
         a tied head that is not the embedding.
     """
-    config, table = decoder.config, names(decoder.config)
-    check_names(source, table, config)
+    config = decoder.config
+    check_names(source, config)
     _check_tied_head(source, config)
     target = decoder.abstract_params(dtype)
     params: Params = {}
-    for name in table:
+    for name in names(config):
         leaf = get(target, name.path)
-        put(params, name.path, _read_leaf(source, name, leaf, config))
+        put(params, name.path, _read_leaf(source, name, leaf))
     return params
 
 
-def check_names(source: TensorSource, table: list[Name], config: ModelConfig) -> None:
+def check_names(source: TensorSource, config: ModelConfig) -> None:
     """Raises BadInput unless the checkpoint holds exactly what the model needs."""
-    wanted = {tensor for name in table for _, tensor in name.tensors(config)}
+    wanted = {tensor for name in names(config) for _, tensor in name.tensors(config)}
     found = {name for name in source.names() if not name.endswith(DERIVED)}
     if config.tie_embeddings:
         found.discard(HEAD)
+    purpose = f"a {config.family} model of {config.num_layers} layers"
+    check_same(found, wanted, "the checkpoint", purpose)
+
+
+def check_same(
+    found: set[str],
+    wanted: set[str],
+    holder: str,
+    purpose: str,
+    *,
+    most: int = 8,
+    advice: str = "",
+) -> None:
+    """Raises BadInput for missing or unknown tensors, and names ``most`` of them."""
     for what, some in (("lacks", wanted - found), ("has unknown", found - wanted)):
         if some:
-            shown = ", ".join(sorted(some)[:8])
-            raise BadInput(
-                f"the checkpoint {what} {len(some)} tensors for a "
-                f"{config.family} model of {config.num_layers} layers: {shown}"
-                + (", ..." if len(some) > 8 else "")
+            shown = ", ".join(sorted(some)[:most]) + (
+                ", ..." if len(some) > most else ""
             )
+            raise BadInput(
+                f"{holder} {what} {len(some)} tensors for {purpose}: {shown}{advice}"
+            )
+
+
+def check_finite(weights: np.ndarray, name: str) -> None:
+    """Raises BadInput for a weight that is NaN or infinite."""
+    if not np.isfinite(weights).all():
+        raise BadInput(
+            f"{name} has weights that are NaN or infinite; the training that "
+            "wrote it went wrong: take an earlier checkpoint"
+        )
 
 
 def _check_tied_head(source: TensorSource, config: ModelConfig) -> None:
@@ -158,11 +182,10 @@ def _check_tied_head(source: TensorSource, config: ModelConfig) -> None:
         )
 
 
-def _read_leaf(
-    source: TensorSource, name: Name, leaf: Any, config: ModelConfig
-) -> jax.Array:
+def _read_leaf(source: TensorSource, name: Name, leaf: Any) -> jax.Array:
     """Returns a parameter, read one tensor after the other into each shard."""
     lead = len(name.axes)
+    shape = leaf.shape[lead:]
 
     def read_shard(index: Index) -> np.ndarray:
         places = [range(*s.indices(n)) for s, n in zip(index, leaf.shape)]
@@ -171,13 +194,9 @@ def _read_leaf(
         slots = np.ndindex(*shard.shape[:lead])
         for slot, place in zip(slots, itertools.product(*places[:lead])):
             theirs = name.tensor(*place)
-            tensor = _checked(source.tensor(theirs), theirs, name, leaf, config)
-            shard[slot] = name.to_ours(tensor, config)[index[lead:]]
-            if not np.isfinite(shard[slot]).all():
-                raise BadInput(
-                    f"{theirs} has weights that are NaN or infinite; the training that "
-                    "wrote it went wrong: take an earlier checkpoint"
-                )
+            tensor = _checked(source.tensor(theirs), theirs, name, shape)
+            shard[slot] = name.to_ours(tensor, shape)[index[lead:]]
+            check_finite(shard[slot], theirs)
         return shard
 
     if leaf.sharding is None:
@@ -186,14 +205,13 @@ def _read_leaf(
 
 
 def _checked(
-    tensor: np.ndarray, theirs: str, name: Name, leaf: Any, config: ModelConfig
+    tensor: np.ndarray, theirs: str, name: Name, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Returns a tensor as it is; raises BadInput for another shape or kind of number.
 
     Checked before the reshape, which a transposed tensor would survive.
     """
-    ours = np.empty(leaf.shape[len(name.axes) :], np.bool_)
-    wanted = name.to_theirs(ours, config).shape
+    wanted = name.to_theirs(np.empty(shape, np.bool_)).shape
     if tensor.shape != wanted:
         raise BadInput(
             f"{theirs} has shape {tensor.shape}; config.json asks for {wanted}"
@@ -226,16 +244,6 @@ def _put_shards(leaf: Any, shard: Callable[[Index], np.ndarray]) -> jax.Array:
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
 
 
-def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields Hugging Face names and tensors, fetched from the devices one by one."""
-    for name in names(config):
-        leaf = get(params, name.path)
-        for index, theirs in name.tensors(config):
-            # An empty index would copy the leaf on its device.
-            part = np.asarray(leaf[index] if index else leaf)
-            yield theirs, name.to_theirs(part, config)
-
-
 def write_params(
     params: Params,
     config: ModelConfig,
@@ -248,31 +256,37 @@ def write_params(
     The host holds one file's tensors at a time.
     """
     directory = pathlib.Path(directory)
-    total = sum(x.nbytes for x in jax.tree.leaves(params))
-    files: list[list[str]] = []
-    batch: dict[str, np.ndarray] = {}
-
-    def flush() -> None:
-        file = f"part-{len(files) + 1:05d}.safetensors"
-        save_file(batch, directory / file, metadata={"format": "pt"})
-        files.append(list(batch))
-        batch.clear()
-
-    for name, tensor in tensors(params, config):
-        size = sum(x.nbytes for x in batch.values())
-        if batch and size + tensor.nbytes > max_shard_bytes:
-            flush()
-        batch[name] = np.ascontiguousarray(tensor)
-    flush()
-    if len(files) == 1:
-        os.replace(
-            directory / "part-00001.safetensors", directory / "model.safetensors"
-        )
-        return
+    files: list[dict[str, tuple[Name, tuple[int, ...]]]] = [{}]
+    held = 0
+    for name in names(config):
+        leaf = get(params, name.path)
+        size = leaf.nbytes // math.prod(leaf.shape[: len(name.axes)])
+        for index, theirs in name.tensors(config):
+            if files[-1] and held + size > max_shard_bytes:
+                files.append({})
+                held = 0
+            files[-1][theirs] = name, index
+            held += size
     where = {}
-    for number, held in enumerate(files, start=1):
+    for number, tensors in enumerate(files, start=1):
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        os.replace(directory / f"part-{number:05d}.safetensors", directory / file)
-        where.update(dict.fromkeys(held, file))
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / INDEX).write_text(json.dumps(index, indent=2))
+        if len(files) == 1:
+            file = "model.safetensors"
+        save_file(
+            {theirs: _fetch(params, *place) for theirs, place in tensors.items()},
+            directory / file,
+            metadata={"format": "pt"},
+        )
+        where.update(dict.fromkeys(tensors, file))
+    if len(files) > 1:
+        total = sum(x.nbytes for x in jax.tree.leaves(params))
+        listing = {"metadata": {"total_size": total}, "weight_map": where}
+        (directory / INDEX).write_text(json.dumps(listing, indent=2))
+
+
+def _fetch(params: Params, name: Name, index: tuple[int, ...]) -> np.ndarray:
+    """Returns one of Hugging Face's tensors, from the devices."""
+    leaf = get(params, name.path)
+    # An empty index would copy the leaf on its device.
+    part = np.asarray(leaf[index] if index else leaf)
+    return np.ascontiguousarray(name.to_theirs(part))

@@ -16,7 +16,7 @@ from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import Base, Trajectory
-from tpmm_jax.weights.description import read_config, read_json, read_tokenizer
+from tpmm_jax.weights.description import read_config, read_tokenizer
 from tpmm_jax.weights.gguf import GGUFFile
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.hub import (
@@ -28,7 +28,6 @@ from tpmm_jax.weights.hub import (
     is_hub_id,
 )
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, check_names, read_params
-from tpmm_jax.weights.names import names
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 
 NAME_BASE = (
@@ -129,30 +128,25 @@ def resolve(
     base: str | os.PathLike | None = None,
 ) -> Source:
     """Finds a model, reads its config and tokenizer; see ``load``."""
-    found = _resolve(os.fspath(source), revision, base)
-    _check_base_is_used([found], base)
-    return found
+    given = None if base is None else os.fspath(base)
+    return resolve_all([os.fspath(source)], given, revision)[0]
 
 
-def resolve_all(sources: Sequence[str], base: str | None = None) -> list[Source]:
+def resolve_all(
+    sources: Sequence[str], base: str | None = None, revision: str | None = None
+) -> list[Source]:
     """Returns several models; the base is that of all PEFT adapters among them."""
-    found = [_resolve(source, None, base) for source in sources]
-    _check_base_is_used(found, base)
-    return found
-
-
-def _check_base_is_used(
-    sources: Sequence[Source], base: str | os.PathLike | None
-) -> None:
-    if base is not None and not any(source.adapter for source in sources):
-        names = ", ".join(source.origin["source"] for source in sources)
+    found = [_resolve(source, revision, base) for source in sources]
+    if base is not None and not any(source.adapter for source in found):
+        names = ", ".join(source.origin["source"] for source in found)
         raise BadInput(
-            f"the base {os.fspath(base)} goes with a PEFT adapter, and there is none "
+            f"the base {base} goes with a PEFT adapter, and there is none "
             f"among {names}; leave the base out"
         )
+    return found
 
 
-def _resolve(name: str, revision: str | None, base: str | os.PathLike | None) -> Source:
+def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if revision is not None and not is_hub_id(name):
         raise BadInput(f"revision={revision!r} is for a hub id; {name} is a local path")
     if match := TRAJECTORY_STEP.fullmatch(name):
@@ -173,13 +167,11 @@ def _resolve(name: str, revision: str | None, base: str | os.PathLike | None) ->
         return _resolve_adapter(directory, origin, base)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
-    check_names(tensors, names(config), config)
+    check_names(tensors, config)
     return Source(config, tokenizer, origin, functools.partial(read_params, tensors))
 
 
-def _resolve_hub(
-    name: str, revision: str | None, base: str | os.PathLike | None
-) -> Source:
+def _resolve_hub(name: str, revision: str | None, base: str | None) -> Source:
     directory, commit = fetch(name, revision, DESCRIPTION_FILES)
     if is_adapter(directory):
         directory, _ = fetch(name, commit, WEIGHT_FILES, ignore=OTHER_WEIGHTS)
@@ -195,14 +187,14 @@ def _resolve_hub(
 
 
 def _resolve_adapter(
-    directory: pathlib.Path,
-    origin: dict[str, Any],
-    base: str | os.PathLike | None,
+    directory: pathlib.Path, origin: dict[str, Any], base: str | None
 ) -> Source:
-    found = _adapter(directory)
-    name, revision = found.base(None if base is None else os.fspath(base))
-    what = f"{found.path} names its base {name}"
-    if base is not None:
+    found = AdapterDirectory(directory)
+    if base is None:
+        name, revision = found.base()
+        what = f"{found.path} names its base {name}"
+    else:
+        name, revision = base, None
         what = f"{name} was given as the base of {directory}"
     try:
         under = resolve(name, revision if is_hub_id(name) else None)
@@ -217,29 +209,18 @@ def _resolve_adapter(
     def adapters(decoder: Decoder) -> Params:
         return found.read(under.config, decoder.abstract_params("float32"))
 
+    def merged(decoder: Decoder, dtype: str) -> Params:
+        added = adapters(decoder)
+        params = merge_adapters(under.read(decoder, "float32"), added, lora)
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
     return Source(
         under.config,
         read_tokenizer(directory) or under.tokenizer,
         origin,
-        functools.partial(_read_merged, lora, under, adapters),
+        merged,
         AdapterSource(lora, under, adapters),
     )
-
-
-def _adapter(directory: pathlib.Path) -> AdapterDirectory:
-    return AdapterDirectory(directory, read_json(directory / "adapter_config.json"))
-
-
-def _read_merged(
-    lora: LoraConfig,
-    under: Source,
-    adapters: Callable[[Decoder], Params],
-    decoder: Decoder,
-    dtype: str,
-) -> Params:
-    added = adapters(decoder)
-    params = merge_adapters(under.read(decoder, "float32"), added, lora)
-    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def run_workdir(directory: pathlib.Path) -> pathlib.Path | None:
@@ -258,12 +239,7 @@ def committed_steps(workdir: pathlib.Path) -> list[int]:
       BadInput: no run, or none committed yet.
       CorruptCheckpoint: one of them is damaged; leaving it out would hide that.
     """
-    return _all_whole(workdir, *_steps(workdir))
-
-
-def _all_whole(
-    workdir: pathlib.Path, steps: list[int], damaged: dict[int, str]
-) -> list[int]:
+    steps, damaged = _steps(workdir)
     if damaged:
         raise _damaged(workdir, *min(damaged.items()))
     if not steps:
@@ -286,24 +262,26 @@ def _damaged(workdir: pathlib.Path, step: int, why: str) -> CorruptCheckpoint:
     )
 
 
-def _resolve_step(workdir: pathlib.Path, step: int | None) -> Source:
+def _resolve_step(workdir: pathlib.Path, wanted: int | None) -> Source:
     """A step of a run's trajectory; None: the newest."""
-    steps, damaged = _steps(workdir)
-    wanted = _all_whole(workdir, steps, damaged)[-1] if step is None else step
-    if wanted in damaged:
-        raise _damaged(workdir, wanted, damaged[wanted])
-    if wanted not in steps:
-        raise BadInput(f"{workdir}/trajectory@{wanted}: it holds the steps {steps}")
+    if wanted is None:
+        step = committed_steps(workdir)[-1]
+    else:
+        step, (steps, damaged) = wanted, _steps(workdir)
+        if step in damaged:
+            raise _damaged(workdir, step, damaged[step])
+        if step not in steps:
+            raise BadInput(f"{workdir}/trajectory@{step}: it holds the steps {steps}")
 
     def read(decoder: Decoder, dtype: str) -> Params:
         with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
             if trajectory.holds_adapters():
                 trajectory.base = adapters_base(workdir, decoder)
-            params = trajectory.restore(wanted, decoder.abstract_params("float32"))
+            params = trajectory.restore(step, decoder.abstract_params("float32"))
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     folder = workdir / "model"
-    origin = {"source": f"{workdir}/trajectory@{wanted}"}
+    origin = {"source": f"{workdir}/trajectory@{step}"}
     return Source(read_config(folder), read_tokenizer(folder), origin, read)
 
 
@@ -317,7 +295,7 @@ def adapters_place(workdir: pathlib.Path) -> tuple[str, str | None]:
     if os.path.lexists(link):
         name = os.path.realpath(link)
         linked = pathlib.Path(name)
-        return _adapter(linked).base(None) if is_adapter(linked) else (name, None)
+        return AdapterDirectory(linked).base() if is_adapter(linked) else (name, None)
     with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
         record = trajectory.meta(0)["base"]
     if commit := record.get("commit"):

@@ -4,15 +4,14 @@ Ours are stacked over layers and shaped by meaning ([L, D, H, E]); theirs are
 one matrix per layer, [out, in].
 """
 
+import math
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tpmm_jax.models.config import ModelConfig
-
-Reshape = Callable[[np.ndarray, ModelConfig], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,13 @@ class Name:
     Attributes:
       theirs: a tensor's name; {layer} and {expert} stand for the axes, in this order,
         that ours has in front of theirs.
+      inputs: how many of the other axes of ours are inputs, theirs being the
+        transpose, [out, in]; 0: a bias, of one axis in theirs; None: both are alike.
     """
 
     path: tuple[str, ...]
     theirs: str
-    to_ours: Reshape
-    to_theirs: Reshape
+    inputs: int | None = None
 
     @property
     def axes(self) -> list[str]:
@@ -44,82 +44,49 @@ class Name:
         for index in np.ndindex(*(sizes[axis] for axis in self.axes)):
             yield index, self.tensor(*index)
 
+    def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns one of their tensors in the shape of ours[index]."""
+        return (tensor.T if self.inputs else tensor).reshape(shape)
 
-def _keep(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x
-
-
-def _transpose(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x.T
-
-
-def _heads_to_ours(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x.T.reshape(c.width, -1, c.head_dim)
-
-
-def _heads_to_theirs(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x.reshape(c.width, -1).T
-
-
-def _output_to_ours(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x.T.reshape(c.num_heads, c.head_dim, c.width)
-
-
-def _output_to_theirs(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x.reshape(-1, c.width).T
-
-
-def _bias_to_ours(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x.reshape(-1, c.head_dim)
-
-
-def _bias_to_theirs(x: np.ndarray, c: ModelConfig) -> np.ndarray:
-    return x.reshape(-1)
-
-
-def names(config: ModelConfig) -> list[Name]:
-    """Returns every parameter of a model. The families share the table."""
-    table = [
-        Name(("embedding",), "model.embed_tokens.weight", _keep, _keep),
-        Name(("final_norm", "scale"), "model.norm.weight", _keep, _keep),
-    ]
-    if not config.tie_embeddings:
-        table.append(Name(("head",), "lm_head.weight", _keep, _keep))
-    return table + _attention(config) + _gated(config) + _norms(config)
+    def to_theirs(self, part: np.ndarray) -> np.ndarray:
+        """Returns ours[index] as their tensor."""
+        if self.inputs is None:
+            return part
+        if self.inputs == 0:
+            return part.reshape(-1)
+        return part.reshape(math.prod(part.shape[: self.inputs]), -1).T
 
 
 LAYER = "model.layers.{layer}."
 
 
-def _attention(config: ModelConfig) -> list[Name]:
-    path, theirs, table = ("layers", "attention"), f"{LAYER}self_attn.", []
-    for ours, part in (("query", "q"), ("key", "k"), ("value", "v")):
-        name = f"{theirs}{part}_proj"
-        table.append(
-            Name((*path, ours), f"{name}.weight", _heads_to_ours, _heads_to_theirs)
-        )
-        if config.qkv_bias:
-            ours = f"{ours}_bias"
-            table.append(
-                Name((*path, ours), f"{name}.bias", _bias_to_ours, _bias_to_theirs)
-            )
-    name = f"{theirs}o_proj"
-    table.append(
-        Name((*path, "output"), f"{name}.weight", _output_to_ours, _output_to_theirs)
-    )
-    if config.output_bias:
-        table.append(Name((*path, "output_bias"), f"{name}.bias", _keep, _keep))
-    return table
+def names(config: ModelConfig) -> list[Name]:
+    """Returns every parameter of a model. The families share the table."""
+    table = [
+        Name(("embedding",), "model.embed_tokens.weight"),
+        Name(("final_norm", "scale"), "model.norm.weight"),
+    ]
+    if not config.tie_embeddings:
+        table.append(Name(("head",), "lm_head.weight"))
+    return table + _projections(config) + _norms(config)
 
 
-def _gated(config: ModelConfig) -> list[Name]:
+def _projections(config: ModelConfig) -> list[Name]:
+    """The matrices of attention and MLP, each before its bias, if it has one."""
     table = []
-    for part in ("gate", "up", "down"):
-        path, theirs = ("layers", "mlp", part), f"{LAYER}mlp.{part}_proj"
-        table.append(Name(path, f"{theirs}.weight", _transpose, _transpose))
-        if config.mlp_bias:
-            path = ("layers", "mlp", f"{part}_bias")
-            table.append(Name(path, f"{theirs}.bias", _keep, _keep))
+    for part, ours, theirs, inputs, bias in (
+        ("attention", "query", "self_attn.q_proj", 1, config.qkv_bias),
+        ("attention", "key", "self_attn.k_proj", 1, config.qkv_bias),
+        ("attention", "value", "self_attn.v_proj", 1, config.qkv_bias),
+        ("attention", "output", "self_attn.o_proj", 2, config.output_bias),
+        ("mlp", "gate", "mlp.gate_proj", 1, config.mlp_bias),
+        ("mlp", "up", "mlp.up_proj", 1, config.mlp_bias),
+        ("mlp", "down", "mlp.down_proj", 1, config.mlp_bias),
+    ):
+        path, name = ("layers", part), f"{LAYER}{theirs}"
+        table.append(Name((*path, ours), f"{name}.weight", inputs))
+        if bias:
+            table.append(Name((*path, f"{ours}_bias"), f"{name}.bias", 0))
     return table
 
 
@@ -139,6 +106,6 @@ def _norms(config: ModelConfig) -> list[Name]:
         norms[("attention", "query_norm")] = "self_attn.q_norm"
         norms[("attention", "key_norm")] = "self_attn.k_norm"
     return [
-        Name(("layers", *path, "scale"), f"{LAYER}{theirs}.weight", _keep, _keep)
+        Name(("layers", *path, "scale"), f"{LAYER}{theirs}.weight")
         for path, theirs in norms.items()
     ]

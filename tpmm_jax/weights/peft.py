@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,7 +27,8 @@ from tpmm_jax.models.lora import (
     targets,
 )
 from tpmm_jax.weights._peft_config import MERGE, joint_config, read_targets
-from tpmm_jax.weights.huggingface import numpy_tensor
+from tpmm_jax.weights.description import read_json
+from tpmm_jax.weights.huggingface import check_finite, check_same, numpy_tensor
 from tpmm_jax.weights.names import names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -40,30 +40,22 @@ def is_adapter(directory: pathlib.Path) -> bool:
     return (directory / CONFIG).is_file()
 
 
-@dataclass(frozen=True)
 class AdapterDirectory:
     """A PEFT directory.
 
     Attributes:
-      fields: of its adapter_config.json.
+      path: of its adapter_config.json, for messages.
+      fields: what that holds.
     """
 
-    directory: pathlib.Path
-    fields: Mapping[str, Any]
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Raises BadInput for an adapter_config.json that is no JSON object."""
+        self.directory = directory
+        self.path = str(directory / CONFIG)
+        self.fields = read_json(directory / CONFIG)
 
-    @property
-    def path(self) -> str:
-        """What messages name."""
-        return str(self.directory / CONFIG)
-
-    def base(self, given: str | None) -> tuple[str, str | None]:
-        """Returns the name and the revision of the model under the adapter.
-
-        Args:
-          given: a name that goes before the directory's own.
-        """
-        if given is not None:
-            return given, None
+    def base(self) -> tuple[str, str | None]:
+        """Returns the name and the revision of the model under the adapter."""
         name = self.fields.get("base_model_name_or_path")
         if not isinstance(name, str) or not name:
             raise BadInput(
@@ -113,7 +105,14 @@ class AdapterDirectory:
         host = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract)
         try:
             with safe_open(path, framework="numpy") as file:
-                _check_tensors(path, set(file.keys()), set(wanted))
+                check_same(
+                    set(file.keys()),
+                    set(wanted),
+                    str(path),
+                    f"its {CONFIG}",
+                    most=4,
+                    advice=f". If PEFT loads it, {MERGE}",
+                )
                 for name, (part, adapter) in wanted.items():
                     pair = get(host, TARGETS[adapter.target].path)
                     into, rank = pair[part.lower()][adapter.layer], adapter.config.rank
@@ -123,23 +122,7 @@ class AdapterDirectory:
                         into *= np.float32(scaling(adapter.config) / scaling(joint))
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{path} cannot be read: {error}") from None
-        return jax.tree.map(_put, host, abstract)
-
-
-def _put(x: np.ndarray, target: Any) -> jax.Array:
-    if target.sharding is None:
-        return jnp.asarray(x)
-    return jax.device_put(x, target.sharding)
-
-
-def _check_tensors(path: pathlib.Path, found: set[str], wanted: set[str]) -> None:
-    for what, some in (("lacks", wanted - found), ("has unknown", found - wanted)):
-        if some:
-            shown = ", ".join(sorted(some)[:4]) + (", ..." if len(some) > 4 else "")
-            raise BadInput(
-                f"{path} {what} {len(some)} tensors for its {CONFIG}: {shown}. If PEFT "
-                f"loads it, {MERGE}"
-            )
+        return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), host, abstract)
 
 
 def _fill(into: np.ndarray, tensor: np.ndarray, part: str, name: str) -> None:
@@ -152,11 +135,7 @@ def _fill(into: np.ndarray, tensor: np.ndarray, part: str, name: str) -> None:
             "rank and the base's shapes ask for"
         )
     into[...] = tensor.astype(np.float32).T.reshape(into.shape)
-    if not np.isfinite(into).all():
-        raise BadInput(
-            f"{name} has weights that are NaN or infinite; the training that "
-            "wrote it went wrong: take an earlier checkpoint"
-        )
+    check_finite(into, name)
 
 
 def adapter_config(lora: LoraConfig, base: str, revision: str | None) -> dict[str, Any]:
