@@ -49,7 +49,7 @@ class AdapterDirectory:
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Raises BadInput for an adapter_config.json that is no JSON object."""
+        """Raises BadInput for an adapter_config.json that is not a JSON object."""
         self.directory = directory
         self.path = str(directory / CONFIG)
         self.fields = read_json(directory / CONFIG)
