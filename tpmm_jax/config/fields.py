@@ -12,13 +12,6 @@ from typing import Any, Literal
 from tpmm_jax.errors import BadInput, nearest
 
 
-def get_field(config: Any, name: str) -> Any:
-    """Returns the value of a dotted name."""
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted name: value} of nested dataclasses or mappings, in their order.
 
