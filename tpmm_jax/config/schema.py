@@ -190,6 +190,13 @@ class Config:
                 f"store.storage is {self.store.storage}, but with model.lora.rank the "
                 "trajectory holds adapters alone, in float32; leave store.storage unset"
             )
+        for name in (
+            "iterations", "model.logits_chunk_mib", "rollout.prompts_per_iteration",
+            "rollout.batch_size", "evaluation.samples_per_prompt",
+            "data.max_prompt_length", "data.max_completion_length",
+        ):  # fmt: skip
+            if (value := operator.attrgetter(name)(self)) < 1:
+                raise BadInput(f"{name} is {value}; use at least 1")
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()
@@ -198,12 +205,6 @@ class Config:
         self._validate_loss_and_reference()
         self.train.validate()
         self.evaluation.validate()
-        for name in (
-            "iterations", "model.logits_chunk_mib", "rollout.prompts_per_iteration",
-            "rollout.batch_size", "evaluation.samples_per_prompt",
-        ):  # fmt: skip
-            if (value := operator.attrgetter(name)(self)) < 1:
-                raise BadInput(f"{name} is {value}; use at least 1")
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:
