@@ -29,6 +29,7 @@ from tpmm_jax.data._transcripts import (
     prompt_messages,
 )
 from tpmm_jax.data.codec import TextCodec
+from tpmm_jax.data.messages import as_messages
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.records import PairRow
@@ -178,9 +179,8 @@ def _side(codec: TextCodec, name: str, pair: PreferencePair, joined: Joined) -> 
     """The chosen or the rejected completion of a pair."""
     clean = without_bos(codec, joined.ids)
     ids, truncated = end_completion(codec, clean)
-    turns = getattr(pair, name)
     # Between the turns of one completion an end is in its place.
-    one_turn = isinstance(turns, str) or len(turns) == 1
+    one_turn = len(as_messages(getattr(pair, name), "assistant")) == 1
     counts: dict[str, int] = {
         "boundary_merged": joined.merged,
         f"{name}_truncated": truncated,
@@ -228,11 +228,7 @@ def _row_counts(
 def _said(pair: PreferencePair) -> list[str]:
     """The texts and messages of a pair, as they are in the data."""
     parts = (pair.prompt, pair.chosen, pair.rejected)
-    return [
-        text
-        for part in parts
-        for text in ([part] if isinstance(part, str) else [m.content for m in part])
-    ]
+    return [m.content for part in parts for m in as_messages(part, "user")]
 
 
 def _leaves_out(texts: _Texts, said: list[str]) -> bool:
