@@ -112,9 +112,7 @@ def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def encode_pairs(
-    codec: TextCodec,
-    pairs: Sequence[PreferencePair],
-    problems: Problems | None = None,
+    codec: TextCodec, pairs: Sequence[PreferencePair], problems: Problems
 ) -> EncodedPairs:
     """Encode preference pairs, dropping those that teach nothing.
 
@@ -124,38 +122,31 @@ def encode_pairs(
     Args:
       codec: of a tokenizer that has EOS.
       pairs: texts or conversations; pairs of sampled ids are ``PairRow`` already.
-      problems: where pairs that cannot be encoded are noted; the caller then settles
-        them. Without it they are raised here.
+      problems: where pairs that cannot be encoded are noted; the caller settles them.
 
     Returns:
       The rows in order, and the counts.
 
     Raises:
-      BadInput: no EOS, no chat template; or, without ``problems``, pairs that cannot be
-        encoded, all of them named, or no pair is left.
+      BadInput: no EOS, or no chat template.
     """
     codec.require_eos()
     leading = leading_ids(codec)
     joiner, writer = Joiner(codec.tokenizer), Writer(codec)
     counts = Counter[str](dict.fromkeys(_PAIR_COUNTS, 0))
-    noted = Problems("pairs") if problems is None else problems
     rows: list[PairRow] = []
     for start in range(0, len(pairs), _CHUNK):
-        texts = _write(codec, writer, pairs[start : start + _CHUNK], noted)
+        texts = _write(codec, writer, pairs[start : start + _CHUNK], problems)
         for pair in _tokenise(codec, joiner, leading, texts):
             counts.update(pair.chosen.counts)
             counts.update(pair.rejected.counts)
-            if _has_fault(codec, pair, noted):
+            if _has_fault(codec, pair, problems):
                 continue
             row = _row(codec, pair)
             counts.update(_row_counts(codec, joiner, pair, row))
             if row.chosen_ids != row.rejected_ids:
                 rows.append(row)
     counts.update(pairs=len(pairs), rows=len(rows))
-    if problems is None:
-        noted.settle()
-        if not rows:
-            raise BadInput(f"no pair is left to train on: {dict(counts)}")
     return EncodedPairs(rows, dict(counts))
 
 

@@ -15,9 +15,8 @@ from tpmm_jax.data.messages import (
     template_faults,
     unread_keys,
 )
-from tpmm_jax.data.problems import OnBadRows, Problems
+from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
 # Read in this order where a row lacks the field "prompt".
@@ -39,40 +38,23 @@ class PromptSet(NamedTuple):
     rows_read: int
 
 
-def load_prompts(
-    source: str,
-    *,
-    field: str = "prompt",
-    split: str = "train",
-    on_bad_rows: OnBadRows = "refuse",
-) -> list[Prompt]:
-    """Read prompts; a row may hold a text, a message list or a list of token ids.
-
-    Args:
-      source: see ``sources.read_rows``.
-      field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
-      split: the split of a dataset.
-      on_bad_rows: whether malformed rows are refused or left out with a warning.
-
-    Returns:
-      The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
-
-    Raises:
-      BadInput: rows are malformed or empty, or formats are mixed; all are listed.
-    """
-    problems = Problems(source, on_bad_rows=on_bad_rows)
-    prompts, _ = read_prompt_set(source, problems, field=field, split=split)
-    if problems.settle():
-        _log.warning("%s", problems.left_out())
-    if not prompts:
-        raise BadInput(f"{source}: no prompt is left; wanted one or more")
-    return prompts
-
-
 def read_prompt_set(
     source: str, problems: Problems, *, field: str = "prompt", split: str = "train"
 ) -> PromptSet:
-    """Read prompts as ``load_prompts`` does, and note what is wrong."""
+    """Read prompts, and note what is wrong.
+
+    A row may hold a text, a message list or a list of token ids.
+
+    Args:
+      source: see ``sources.read_rows``.
+      problems: where rows that are malformed or empty and mixed formats are noted; the
+        caller settles them.
+      field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
+      split: the split of a dataset.
+
+    Returns:
+      The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
+    """
     columns = (field, *_OTHER_FIELDS, *TEMPLATE_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
     found = [one for row in rows if (one := _parse(row, field, problems))]
