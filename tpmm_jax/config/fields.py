@@ -79,21 +79,19 @@ def _set(config: Any, parts: list[str], text: str, name: str) -> Any:
                 else nearest(parts[0], names)
             )
         )
-    value = getattr(config, parts[0])
-    if len(parts) > 1:
-        if not dataclasses.is_dataclass(value):
-            if isinstance(value, Mapping) and len(parts) == 2:
-                of_texts = typing.get_args(hints[parts[0]])[1:] == (str,)
-                item = text if of_texts else _any_value(text)
-                changed = {**value, parts[1]: item}
-                return dataclasses.replace(config, **{parts[0]: changed})
-            raise BadInput(f"--set {name}: {parts[0]} has no fields of its own")
+    value, hint = getattr(config, parts[0]), hints[parts[0]]
+    if dataclasses.is_dataclass(value):
+        if len(parts) == 1:
+            inner = [f"{name}.{f.name}" for f in dataclasses.fields(value)]
+            raise BadInput(f"--set {name}: name one of its fields: {', '.join(inner)}")
         new = _set(value, parts[1:], text, name)
-    elif dataclasses.is_dataclass(value):
-        inner = [f"{name}.{f.name}" for f in dataclasses.fields(value)]
-        raise BadInput(f"--set {name}: name one of its fields: {', '.join(inner)}")
+    elif len(parts) == 1:
+        new = parse(text, hint, name)
+    elif len(parts) == 2 and isinstance(value, Mapping):
+        of_texts = typing.get_args(hint)[1:] == (str,)
+        new = {**value, parts[1]: text if of_texts else _any_value(text)}
     else:
-        new = parse(text, hints[parts[0]], name)
+        raise BadInput(f"--set {name}: {parts[0]} has no fields of its own")
     return dataclasses.replace(config, **{parts[0]: new})
 
 
