@@ -94,19 +94,14 @@ class Writer:
         """
         if not self._chat:
             return _plain(completion), True
+        asked = as_messages(content, "user")
         turns = as_messages(completion, "assistant")
-        messages = (*as_messages(content, "user"), *turns)
-        text = self._without_layout(self._render(messages, opens=False))
+        text = self._without_layout(self._render((*asked, *turns), opens=False))
         if text.startswith(written_prompt):
             return text[len(written_prompt) :], True
         # A mark in the answer's place shows where the template puts it.
         mark = _mark(text)
-        first = len(messages) - len(turns)
-        marked = (
-            *messages[:first],
-            Message(turns[0].role, mark),
-            *messages[first + 1 :],
-        )
+        marked = (*asked, Message(turns[0].role, mark), *turns[1:])
         header, _, _ = self._render(marked, opens=False).partition(mark)
         if not text.startswith(header):
             raise BadInput(
