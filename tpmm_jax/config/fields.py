@@ -157,6 +157,8 @@ def describe(hint: Any) -> str:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a field's type; an int is a float too, a bool is not."""
+    if hint is Any:
+        return True
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, a) for a in args)
@@ -165,15 +167,12 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is Sequence:
         return isinstance(value, (tuple, list)) and all(fits(v, args[0]) for v in value)
     if origin is not None:
-        of_texts = args[1:] == (str,)
-        return isinstance(value, origin) and (
-            not of_texts or all(isinstance(v, str) for v in value.values())
+        return isinstance(value, origin) and all(
+            fits(v, args[1]) for v in value.values()
         )
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def check_types(config: Any, prefix: str = "") -> None:
