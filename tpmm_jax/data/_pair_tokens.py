@@ -11,7 +11,7 @@ gaining a leading space; this is counted as boundary_merged.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from tpmm_jax.data._boundary import (
     cut_prompt,
@@ -208,8 +208,8 @@ def _write(
     texts = []
     for given in pairs:
         try:
-            pair = _for_template(given) if codec.chat else _for_text(given)
-            prompt = writer.prompt(pair.prompt)
+            pair = _for_template(given) if codec.chat else given
+            prompt = writer.prompt(pair.prompt) + ("" if codec.chat else pair.separator)
             sides = [
                 writer.completion(pair.prompt, prompt, side)
                 for side in (pair.chosen, pair.rejected)
@@ -223,23 +223,21 @@ def _write(
     return texts
 
 
-def _for_text(pair: PreferencePair) -> PreferencePair:
-    if not pair.separator or not isinstance(pair.prompt, str):
-        return pair
-    return replace(pair, prompt=pair.prompt + pair.separator)
-
-
 def _for_template(pair: PreferencePair) -> PreferencePair:
     """The pair as turns: a transcript's, or one of the user and one that answers."""
-    prompt, sides = pair.prompt, (pair.chosen, pair.rejected)
-    if not (isinstance(prompt, str) and all(isinstance(s, str) for s in sides)):
+    prompt, one, other = pair.prompt, pair.chosen, pair.rejected
+    if not (
+        isinstance(prompt, str) and isinstance(one, str) and isinstance(other, str)
+    ):
         return pair
-    texts = cast(tuple[str, str], sides)
     if is_transcript(prompt):
-        chosen, rejected = (completion_messages(prompt, text) for text in texts)
-        front = prompt_messages(prompt, answered=True)
-        return replace(pair, prompt=front, chosen=chosen, rejected=rejected)
-    if pair.implicit:
-        # The space at which an implicit prompt was cut opens no turn.
-        texts = (texts[0].lstrip(" \t"), texts[1].lstrip(" \t"))
-    return replace(pair, chosen=texts[0], rejected=texts[1])
+        return replace(
+            pair,
+            chosen=completion_messages(prompt, one),
+            rejected=completion_messages(prompt, other),
+            prompt=prompt_messages(prompt, answered=True),
+        )
+    if not pair.implicit:
+        return pair
+    # The space at which an implicit prompt was cut opens no turn.
+    return replace(pair, chosen=one.lstrip(" \t"), rejected=other.lstrip(" \t"))
