@@ -333,7 +333,7 @@ def _encode(
         contents = []
         for i in texts:
             content, faults = parse_prompt(prompts[i], "prompt")
-            if faults or content is None:
+            if faults:
                 raise BadInput(f"prompt {i}: {'; '.join(faults)}")
             contents.append(content)
         for i, prompt in zip(texts, encode_prompts(codec, contents)):

@@ -7,10 +7,10 @@ import pytest
 import tokenizers_for_tests as small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import encode
 
 from tpmm_jax.data._boundary import text_ids
 from tpmm_jax.data._joining import Joiner
-from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data._split import split_messages, split_text
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair
@@ -58,7 +58,7 @@ def test_rows_keep_their_text_their_prompt_and_their_ends(tokenizer, front, one,
         return
     codec = small.codec(tokenizer, **LONG)
     last = PreferencePair("a", " b", " c", "f:2")
-    encoded = encode_pairs(codec, [pair, pair, last])
+    encoded = encode(codec, [pair, pair, last])
     front_ids = encode_prompts(codec, [front])[0].ids
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for row in encoded.rows[:-1]:
@@ -108,7 +108,7 @@ def test_templates_write_each_row_as_the_whole_conversation(
         return
     pairs = [PreferencePair(front, one, other, "f:1")]
     pairs.append(PreferencePair("a", "world", "answer", "f:2"))
-    row = encode_pairs(small.codec(tokenizer, chat=True, **LONG), pairs).rows[0]
+    row = encode(small.codec(tokenizer, chat=True, **LONG), pairs).rows[0]
     if row.origin != "f:1":
         return  # two letters that the vocabulary lacks are one token
     turns = [{"role": "user", "content": front}, {"role": "assistant", "content": one}]

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 import tokenizers_for_tests as small
+from reading import encode
 
-from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message
@@ -194,10 +194,10 @@ def test_a_completion_ends_at_the_end_of_turn_where_sampling_does():
     end = TURNS.convert_tokens_to_ids("</turn>")
     made = [PreferencePair("hello", "world", "answer", "f:1")]
     codec = small.codec(TURNS, chat=True, eos_ids=(end,))
-    row = encode_pairs(codec, made).rows[0]
+    row = encode(codec, made).rows[0]
     assert row.chosen_ids[-1] == row.rejected_ids[-1] == end
     assert TURNS.eos_token_id not in row.chosen_ids
-    row = encode_pairs(small.codec(TURNS, chat=True), made).rows[0]
+    row = encode(small.codec(TURNS, chat=True), made).rows[0]
     assert row.chosen_ids[-2:] == [end, TURNS.eos_token_id]
 
 
@@ -209,9 +209,7 @@ def test_a_template_that_always_opens_a_turn_ends_no_completion_with_it():
         small.TURNS.removesuffix(header) + "{{ '<turn>assistant\n' }}"
     )
     made = [PreferencePair("hello", "world", "answer", "f:1")]
-    rows = [
-        encode_pairs(small.codec(t, chat=True), made).rows[0] for t in (TURNS, always)
-    ]
+    rows = [encode(small.codec(t, chat=True), made).rows[0] for t in (TURNS, always)]
     assert rows[0] == rows[1]
 
 

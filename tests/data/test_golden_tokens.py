@@ -11,11 +11,10 @@ import pathlib
 
 import pytest
 import tokenizers_for_tests as small
-from reading import describe_row
+from reading import describe_row, encode
 from transformers import AutoTokenizer
 
 from tpmm_jax.data._boundary import text_ids
-from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data.messages import Message
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.prompt_tokens import encode_prompts
@@ -43,7 +42,7 @@ def load(name):
 
 def _encode(name, *pairs, chat):
     codec = small.codec(load(name), chat=chat, eos_ids=ENDS.get(name, ()))
-    return encode_pairs(codec, pairs)
+    return encode(codec, pairs)
 
 
 @every

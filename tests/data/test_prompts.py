@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from reading import load_prompts
 
 from tpmm_jax.data.messages import Message
-from tpmm_jax.data.prompts import duplicate_prompts, load_prompts
+from tpmm_jax.data.prompts import duplicate_prompts
 from tpmm_jax.errors import BadInput
 
 USER = {"role": "user", "content": "hi"}

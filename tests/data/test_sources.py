@@ -9,10 +9,10 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from reading import load_prompts
 
 from tpmm_jax.data import _strict_json as strict_json
 from tpmm_jax.data.problems import Place, Problems, place_of
-from tpmm_jax.data.prompts import load_prompts
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
 

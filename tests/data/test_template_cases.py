@@ -5,10 +5,9 @@ import json
 
 import pytest
 import tokenizers_for_tests as small
-from reading import load_pairs
+from reading import encode, load_pairs
 
 from tpmm_jax.data import codec
-from tpmm_jax.data._pair_tokens import encode_pairs
 from tpmm_jax.data._templates import Writer
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message
@@ -18,7 +17,7 @@ from tpmm_jax.errors import BadInput
 
 
 def _encode(tokenizer, *pairs, **options):
-    return encode_pairs(small.codec(tokenizer, **{"chat": True} | options), pairs)
+    return encode(small.codec(tokenizer, **{"chat": True} | options), pairs)
 
 
 def _turn(role, content):
@@ -80,7 +79,7 @@ def test_a_template_that_writes_the_day_writes_the_codecs(monkeypatch):
 
     def rendered(date=None):
         made = codec.make_codec(None, tokenizer, DataConfig(chat=True), date)
-        return Writer(made).prompt("the sky"), encode_pairs(made, [pair]).rows
+        return Writer(made).prompt("the sky"), encode(made, [pair]).rows
 
     monkeypatch.setattr(codec, "today", lambda: datetime.date(2026, 1, 5))
     without = rendered()

@@ -12,13 +12,6 @@ from typing import Any, Literal
 from tpmm_jax.errors import BadInput, nearest
 
 
-def get_field(config: Any, name: str) -> Any:
-    """Returns the value of a dotted name."""
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted name: value} of nested dataclasses or mappings, in their order.
 
@@ -86,21 +79,19 @@ def _set(config: Any, parts: list[str], text: str, name: str) -> Any:
                 else nearest(parts[0], names)
             )
         )
-    value = getattr(config, parts[0])
-    if len(parts) > 1:
-        if not dataclasses.is_dataclass(value):
-            if isinstance(value, Mapping) and len(parts) == 2:
-                of_texts = typing.get_args(hints[parts[0]])[1:] == (str,)
-                item = text if of_texts else _any_value(text)
-                changed = {**value, parts[1]: item}
-                return dataclasses.replace(config, **{parts[0]: changed})
-            raise BadInput(f"--set {name}: {parts[0]} has no fields of its own")
+    value, hint = getattr(config, parts[0]), hints[parts[0]]
+    if dataclasses.is_dataclass(value):
+        if len(parts) == 1:
+            inner = [f"{name}.{f.name}" for f in dataclasses.fields(value)]
+            raise BadInput(f"--set {name}: name one of its fields: {', '.join(inner)}")
         new = _set(value, parts[1:], text, name)
-    elif dataclasses.is_dataclass(value):
-        inner = [f"{name}.{f.name}" for f in dataclasses.fields(value)]
-        raise BadInput(f"--set {name}: name one of its fields: {', '.join(inner)}")
+    elif len(parts) == 1:
+        new = parse(text, hint, name)
+    elif len(parts) == 2 and isinstance(value, Mapping):
+        of_texts = typing.get_args(hint)[1:] == (str,)
+        new = {**value, parts[1]: text if of_texts else _any_value(text)}
     else:
-        new = parse(text, hints[parts[0]], name)
+        raise BadInput(f"--set {name}: {parts[0]} has no fields of its own")
     return dataclasses.replace(config, **{parts[0]: new})
 
 
@@ -166,6 +157,8 @@ def describe(hint: Any) -> str:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a field's type; an int is a float too, a bool is not."""
+    if hint is Any:
+        return True
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, a) for a in args)
@@ -174,15 +167,12 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is Sequence:
         return isinstance(value, (tuple, list)) and all(fits(v, args[0]) for v in value)
     if origin is not None:
-        of_texts = args[1:] == (str,)
-        return isinstance(value, origin) and (
-            not of_texts or all(isinstance(v, str) for v in value.values())
+        return isinstance(value, origin) and all(
+            fits(v, args[1]) for v in value.values()
         )
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def check_types(config: Any, prefix: str = "") -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import operator
 import os
 import pathlib
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tpmm_jax.config.fields import check_types, get_field, set_field
+from tpmm_jax.config.fields import check_types, set_field
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, nearest
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO
@@ -189,6 +190,13 @@ class Config:
                 f"store.storage is {self.store.storage}, but with model.lora.rank the "
                 "trajectory holds adapters alone, in float32; leave store.storage unset"
             )
+        for name in (
+            "iterations", "model.logits_chunk_mib", "rollout.prompts_per_iteration",
+            "rollout.batch_size", "evaluation.samples_per_prompt",
+            "data.max_prompt_length", "data.max_completion_length",
+        ):  # fmt: skip
+            if (value := operator.attrgetter(name)(self)) < 1:
+                raise BadInput(f"{name} is {value}; use at least 1")
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()
@@ -197,12 +205,6 @@ class Config:
         self._validate_loss_and_reference()
         self.train.validate()
         self.evaluation.validate()
-        for name in (
-            "iterations", "model.logits_chunk_mib", "rollout.prompts_per_iteration",
-            "rollout.batch_size", "evaluation.samples_per_prompt",
-        ):  # fmt: skip
-            if get_field(self, name) < 1:
-                raise BadInput(f"{name} is {get_field(self, name)}; use at least 1")
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:

@@ -11,7 +11,7 @@ gaining a leading space; this is counted as boundary_merged.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from tpmm_jax.data._boundary import (
     cut_prompt,
@@ -29,6 +29,7 @@ from tpmm_jax.data._transcripts import (
     prompt_messages,
 )
 from tpmm_jax.data.codec import TextCodec
+from tpmm_jax.data.messages import as_messages
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.records import PairRow
@@ -86,23 +87,6 @@ class _Texts(NamedTuple):
     rewritten: int
 
 
-class _Side(NamedTuple):
-    """A completion's ids, and what is counted of it."""
-
-    ids: list[int]
-    truncated: bool
-    counts: dict[str, int]
-
-
-class _Tokens(NamedTuple):
-    """What a pair is in tokens, its prompt not cut yet."""
-
-    texts: _Texts
-    prompt: list[int]
-    chosen: _Side
-    rejected: _Side
-
-
 def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
     """(what, how many) for printing, in a fixed order, zeros included."""
     texts = _READ_COUNTS | _PAIR_COUNTS
@@ -111,9 +95,7 @@ def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def encode_pairs(
-    codec: TextCodec,
-    pairs: Sequence[PreferencePair],
-    problems: Problems | None = None,
+    codec: TextCodec, pairs: Sequence[PreferencePair], problems: Problems
 ) -> EncodedPairs:
     """Encode preference pairs, dropping those that teach nothing.
 
@@ -123,121 +105,97 @@ def encode_pairs(
     Args:
       codec: of a tokenizer that has EOS.
       pairs: texts or conversations; pairs of sampled ids are ``PairRow`` already.
-      problems: where pairs that cannot be encoded are noted; the caller then settles
-        them. Without it they are raised here.
+      problems: where pairs that cannot be encoded are noted; the caller settles them.
 
     Returns:
       The rows in order, and the counts.
 
     Raises:
-      BadInput: no EOS, no chat template; or, without ``problems``, pairs that cannot be
-        encoded, all of them named, or no pair is left.
+      BadInput: no EOS, or no chat template.
     """
     codec.require_eos()
     leading = leading_ids(codec)
     joiner, writer = Joiner(codec.tokenizer), Writer(codec)
     counts = Counter[str](dict.fromkeys(_PAIR_COUNTS, 0))
-    noted = Problems("pairs") if problems is None else problems
     rows: list[PairRow] = []
     for start in range(0, len(pairs), _CHUNK):
-        texts = _write(codec, writer, pairs[start : start + _CHUNK], noted)
-        for pair in _tokenise(codec, joiner, leading, texts):
-            counts.update(pair.chosen.counts)
-            counts.update(pair.rejected.counts)
-            if _has_fault(codec, pair, noted):
+        texts = _write(codec, writer, pairs[start : start + _CHUNK], problems)
+        for text, whole, cut in _tokenise(codec, joiner, leading, texts, counts):
+            if _has_fault(codec, whole, problems):
                 continue
-            row = _row(codec, pair)
-            counts.update(_row_counts(codec, joiner, pair, row))
+            row = replace(whole, prompt_ids=cut_prompt(codec, whole.prompt_ids))
+            counts["prompt_truncated"] += len(row.prompt_ids) < len(whole.prompt_ids)
+            counts["template_rewrote_prompt"] += text.rewritten
+            if codec.chat:
+                counts.update(_message_counts(joiner, text))
             if row.chosen_ids != row.rejected_ids:
                 rows.append(row)
+            else:
+                counts["identical_after_truncation" if cut else "identical_tokens"] += 1
     counts.update(pairs=len(pairs), rows=len(rows))
-    if problems is None:
-        noted.settle()
-        if not rows:
-            raise BadInput(f"no pair is left to train on: {dict(counts)}")
     return EncodedPairs(rows, dict(counts))
 
 
 def _tokenise(
-    codec: TextCodec, joiner: Joiner, leading: list[int], texts: list[_Texts]
-) -> Iterator[_Tokens]:
+    codec: TextCodec,
+    joiner: Joiner,
+    leading: list[int],
+    texts: list[_Texts],
+    counts: Counter[str],
+) -> Iterator[tuple[_Texts, PairRow, bool]]:
+    """(texts, row, whether a completion was cut) of each; its prompt is not cut yet."""
     prompts = text_ids(codec.tokenizer, [t.prompt for t in texts])
     fronts = joiner.fronts([t.prompt for t in texts], prompts)
     chosen = joiner.completions(fronts, [t.chosen for t in texts])
     rejected = joiner.completions(fronts, [t.rejected for t in texts])
     for text, ids, one, other in zip(texts, prompts, chosen, rejected):
-        yield _Tokens(
-            text,
-            with_leading(ids, leading),
-            _side(codec, "chosen", text.pair, one),
-            _side(codec, "rejected", text.pair, other),
-        )
+        chosen_ids, cut = _end_side(codec, "chosen", text.pair, one, counts)
+        rejected_ids, too = _end_side(codec, "rejected", text.pair, other, counts)
+        prompt_ids = with_leading(ids, leading)
+        row = PairRow(prompt_ids, chosen_ids, rejected_ids, text.pair.origin)
+        yield text, row, cut or too
 
 
-def _side(codec: TextCodec, name: str, pair: PreferencePair, joined: Joined) -> _Side:
-    """The chosen or the rejected completion of a pair."""
+def _end_side(
+    codec: TextCodec,
+    name: str,
+    pair: PreferencePair,
+    joined: Joined,
+    counts: Counter[str],
+) -> tuple[list[int], bool]:
+    """The ids of chosen or rejected, and whether they were cut."""
     clean = without_bos(codec, joined.ids)
     ids, truncated = end_completion(codec, clean)
-    turns = getattr(pair, name)
     # Between the turns of one completion an end is in its place.
-    one_turn = isinstance(turns, str) or len(turns) == 1
-    counts: dict[str, int] = {
-        "boundary_merged": joined.merged,
-        f"{name}_truncated": truncated,
-        "bos_removed": len(clean) < len(joined.ids),
-        "eos_inside": one_turn and not set(codec.eos_ids).isdisjoint(ids[:-1]),
-        "unknown_tokens": codec.unknown_id is not None and codec.unknown_id in ids,
-    }
-    return _Side(ids, truncated, counts)
+    one_turn = len(as_messages(getattr(pair, name), "assistant")) == 1
+    unknown = codec.unknown_id
+    counts["boundary_merged"] += joined.merged
+    counts[f"{name}_truncated"] += truncated
+    counts["bos_removed"] += len(clean) < len(joined.ids)
+    counts["eos_inside"] += one_turn and not set(codec.eos_ids).isdisjoint(ids[:-1])
+    counts["unknown_tokens"] += unknown is not None and unknown in ids
+    return ids, truncated
 
 
-def _has_fault(codec: TextCodec, pair: _Tokens, problems: Problems) -> bool:
-    origin = pair.texts.pair.origin
-    if not pair.prompt:
-        problems.add(origin, "the prompt has no tokens", field="prompt")
+def _has_fault(codec: TextCodec, row: PairRow, problems: Problems) -> bool:
+    if not row.prompt_ids:
+        problems.add(row.origin, "the prompt has no tokens", field="prompt")
         return True
-    parts = (pair.prompt, pair.chosen.ids, pair.rejected.ids)
-    fault = codec.embedding_fault(*parts)
+    fault = codec.embedding_fault(row.prompt_ids, row.chosen_ids, row.rejected_ids)
     if fault:
-        problems.add(origin, fault)
+        problems.add(row.origin, fault)
     return bool(fault)
 
 
-def _row(codec: TextCodec, pair: _Tokens) -> PairRow:
-    prompt = cut_prompt(codec, pair.prompt)
-    return PairRow(prompt, pair.chosen.ids, pair.rejected.ids, pair.texts.pair.origin)
-
-
-def _row_counts(
-    codec: TextCodec, joiner: Joiner, pair: _Tokens, row: PairRow
-) -> dict[str, int]:
-    counts = {
-        "prompt_truncated": len(row.prompt_ids) < len(pair.prompt),
-        "template_rewrote_prompt": pair.texts.rewritten,
-    }
-    if codec.chat:
-        said = _said(pair.texts.pair)
-        counts["message_left_out"] = _leaves_out(pair.texts, said)
-        counts["special_in_message"] = joiner.holds_special(said)
-    if row.chosen_ids == row.rejected_ids:
-        cut = pair.chosen.truncated or pair.rejected.truncated
-        counts["identical_after_truncation" if cut else "identical_tokens"] = 1
-    return counts
-
-
-def _said(pair: PreferencePair) -> list[str]:
-    """The texts and messages of a pair, as they are in the data."""
-    parts = (pair.prompt, pair.chosen, pair.rejected)
-    return [
-        text
-        for part in parts
-        for text in ([part] if isinstance(part, str) else [m.content for m in part])
-    ]
-
-
-def _leaves_out(texts: _Texts, said: list[str]) -> bool:
+def _message_counts(joiner: Joiner, texts: _Texts) -> dict[str, int]:
+    """What a chat template made of the messages of a pair, as they are in the data."""
+    parts = (texts.pair.prompt, texts.pair.chosen, texts.pair.rejected)
+    said = [m.content for part in parts for m in as_messages(part, "user")]
     written = texts.prompt + texts.chosen + texts.rejected
-    return any(text.strip() not in written for text in said)
+    return {
+        "message_left_out": any(text.strip() not in written for text in said),
+        "special_in_message": joiner.holds_special(said),
+    }
 
 
 def _write(
@@ -250,8 +208,8 @@ def _write(
     texts = []
     for given in pairs:
         try:
-            pair = _for_template(given) if codec.chat else _for_text(given)
-            prompt = writer.prompt(pair.prompt)
+            pair = _for_template(given) if codec.chat else given
+            prompt = writer.prompt(pair.prompt) + ("" if codec.chat else pair.separator)
             sides = [
                 writer.completion(pair.prompt, prompt, side)
                 for side in (pair.chosen, pair.rejected)
@@ -265,23 +223,21 @@ def _write(
     return texts
 
 
-def _for_text(pair: PreferencePair) -> PreferencePair:
-    if not pair.separator or not isinstance(pair.prompt, str):
-        return pair
-    return replace(pair, prompt=pair.prompt + pair.separator)
-
-
 def _for_template(pair: PreferencePair) -> PreferencePair:
     """The pair as turns: a transcript's, or one of the user and one that answers."""
-    prompt, sides = pair.prompt, (pair.chosen, pair.rejected)
-    if not (isinstance(prompt, str) and all(isinstance(s, str) for s in sides)):
+    prompt, one, other = pair.prompt, pair.chosen, pair.rejected
+    if not (
+        isinstance(prompt, str) and isinstance(one, str) and isinstance(other, str)
+    ):
         return pair
-    texts = cast(tuple[str, str], sides)
     if is_transcript(prompt):
-        chosen, rejected = (completion_messages(prompt, text) for text in texts)
-        front = prompt_messages(prompt, answered=True)
-        return replace(pair, prompt=front, chosen=chosen, rejected=rejected)
-    if pair.implicit:
-        # The space at which an implicit prompt was cut opens no turn.
-        texts = (texts[0].lstrip(" \t"), texts[1].lstrip(" \t"))
-    return replace(pair, chosen=texts[0], rejected=texts[1])
+        return replace(
+            pair,
+            chosen=completion_messages(prompt, one),
+            rejected=completion_messages(prompt, other),
+            prompt=prompt_messages(prompt, answered=True),
+        )
+    if not pair.implicit:
+        return pair
+    # The space at which an implicit prompt was cut opens no turn.
+    return replace(pair, chosen=one.lstrip(" \t"), rejected=other.lstrip(" \t"))

@@ -73,7 +73,7 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
         problems.add(name, str(error), fatal=True)
         return []
     rows, line, counted, last = [], 1, 0, 0
-    for number, (at, end) in enumerate(_items(text, start)):
+    for number, (_, at, end) in enumerate(_values(text, start)):
         line += text.count("\n", counted, at)
         # Several rows may stand on one line; each origin names one row.
         shown = f"{name}:{line}" + (f" row {number}" if line == last else "")
@@ -85,20 +85,20 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
 
 
 def _rows_start(text: str) -> int:
-    """The position behind the "[" that opens the rows of a valid document."""
+    """The position of the "[" that opens the rows of a valid document."""
     front = _skip_space(text, 0)
     if text[front] == "[":
-        return front + 1
+        return front
     keys: list[str] = []
     starts: dict[str, int] = {}
-    for key, at in _members(text, front):
+    for key, at, _ in _values(text, front) if text[front] == "{" else ():
         if key in ("data", "rows") and text[at] == "[":
             if starts:
                 raise ValueError(
                     f"holds two lists of rows, {next(iter(starts))!r} and {key!r}; "
                     "leave one of them"
                 )
-            starts[key] = at + 1
+            starts[key] = at
         if key in keys:
             raise ValueError(appears_twice(key))
         keys.append(key)
@@ -111,25 +111,19 @@ def _rows_start(text: str) -> int:
     )
 
 
-def _members(text: str, at: int) -> Iterator[tuple[str, int]]:
-    """(key, position of its value) of the object at ``at``; none of another value."""
-    if text[at] != "{":
-        return
+def _values(text: str, at: int) -> Iterator[tuple[str, int, int]]:
+    """(key, beginning, end) of each value of the list or object at ``at``.
+
+    A list's values have the key "".
+    """
+    of_object, key = text[at] == "{", ""
     at = _skip_space(text, at + 1)
-    while text[at] == '"':
-        key, end = _DECODER.raw_decode(text, at)
-        at = _skip_space(text, _skip_space(text, end) + 1)
-        yield key, at
+    while text[at] not in "]}":
+        if of_object:
+            key, end = _DECODER.raw_decode(text, at)
+            at = _skip_space(text, _skip_space(text, end) + 1)
         _, end = _DECODER.raw_decode(text, at)
-        at = _skip_comma(text, end)
-
-
-def _items(text: str, at: int) -> Iterator[tuple[int, int]]:
-    """(beginning, end) of each value from ``at`` to the "]"."""
-    at = _skip_space(text, at)
-    while text[at] != "]":
-        _, end = _DECODER.raw_decode(text, at)
-        yield at, end
+        yield key, at, end
         at = _skip_comma(text, end)
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 from tpmm_jax.data.problems import RowFault
@@ -21,10 +20,16 @@ def parse_object(text: str) -> dict[str, Any]:
         a RowFault where one column is concerned.
     """
     _check_depth(text)
-    try:
-        value = json.loads(text, **_CHECKS)
-    except RowFault as fault:
-        raise _with_column(text, fault) from None
+    checks = _Checks()
+    value = json.loads(
+        text,
+        object_pairs_hook=checks.unique_keys,
+        parse_constant=checks.refuse_constant,
+        parse_float=checks.finite_float,
+        parse_int=checks.small_int,
+    )
+    if checks.first is not None:
+        raise _with_column(value, checks.first)
     if not isinstance(value, dict):
         raise ValueError(f"the row is {json_type(value)}; wanted an object {{...}}")
     # Only an escape can bring either past the checks on the raw bytes.
@@ -56,31 +61,14 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def _with_column(text: str, fault: RowFault) -> RowFault:
-    """The fault with the column that holds it; json's hooks do not know where they are.
-
-    So the row is parsed again, each faulty value standing for itself.
-    """
-    keeping: dict[str, Any] = {name: _keeping(check) for name, check in _CHECKS.items()}
-    row = json.loads(text, **keeping)
+def _with_column(row: Any, first: RowFault) -> RowFault:
+    """A fault of a row with the column that holds it."""
     if isinstance(row, RowFault):
         return row
     for column, value in row.items() if isinstance(row, dict) else ():
         if found := _first_fault(value):
             return RowFault(f"field {column!r}: {found}", column)
-    return RowFault(str(fault))
-
-
-def _keeping(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The check, which returns the fault that it would raise."""
-
-    def kept(value: Any) -> Any:
-        try:
-            return check(value)
-        except RowFault as fault:
-            return fault
-
-    return kept
+    return RowFault(str(first))
 
 
 def _first_fault(value: Any) -> RowFault | None:
@@ -92,44 +80,46 @@ def _first_fault(value: Any) -> RowFault | None:
     return next((found for item in inner if (found := _first_fault(item))), None)
 
 
-def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(items)
-    if len(result) != len(items):
-        keys = [key for key, _ in items]
-        twice = min(key for key in keys if keys.count(key) > 1)
-        raise RowFault(appears_twice(twice), twice)
-    return result
-
-
 def appears_twice(key: str) -> str:
     """What is said of a key that an object holds twice."""
     return f"field {key!r} appears twice in one object"
 
 
-def _refuse_constant(text: str) -> float:
-    raise RowFault(f"{text} is not JSON; write null or leave the field out")
+class _Checks:
+    """What json.loads calls on each object and number.
 
+    A fault stands for the value, since json does not say where in a row that is.
+    """
 
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise RowFault(f"the number {text[:24]} does not fit a float")
-    return value
+    def __init__(self) -> None:
+        self.first: RowFault | None = None
 
+    def _fault(self, text: str, field: str | None = None) -> RowFault:
+        fault = RowFault(text, field)
+        self.first = self.first or fault
+        return fault
 
-def _small_int(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise RowFault(f"the integer {text[:24]}... does not fit 64 bits")
-    return int(text)
+    def unique_keys(self, items: list[tuple[str, Any]]) -> dict[str, Any] | RowFault:
+        result = dict(items)
+        if len(result) == len(items):
+            return result
+        keys = [key for key, _ in items]
+        twice = min(key for key in keys if keys.count(key) > 1)
+        return self._fault(appears_twice(twice), twice)
 
+    def refuse_constant(self, text: str) -> RowFault:
+        return self._fault(f"{text} is not JSON; write null or leave the field out")
 
-# What json.loads calls on each object and number.
-_CHECKS: dict[str, Any] = {
-    "object_pairs_hook": _unique_keys,
-    "parse_constant": _refuse_constant,
-    "parse_float": _finite_float,
-    "parse_int": _small_int,
-}
+    def finite_float(self, text: str) -> float | RowFault:
+        value = float(text)
+        if math.isfinite(value):
+            return value
+        return self._fault(f"the number {text[:24]} does not fit a float")
+
+    def small_int(self, text: str) -> int | RowFault:
+        if len(text) <= 20 and -(2**63) <= int(text) < 2**64:
+            return int(text)
+        return self._fault(f"the integer {text[:24]}... does not fit 64 bits")
 
 
 def _check_texts(value: object, path: str, field: str) -> None:

@@ -19,6 +19,7 @@ from tpmm_jax.data.messages import (
     Message,
     Written,
     as_dicts,
+    as_messages,
 )
 from tpmm_jax.errors import BadInput
 
@@ -71,7 +72,7 @@ class Writer:
         """
         if not self._chat:
             return _plain(content)
-        messages = _messages(content, "user")
+        messages = as_messages(content, "user")
         if messages[-1].role != "assistant":
             return self._render(messages, opens=True)
         # What the template writes of its own (a default system message) counts too.
@@ -93,19 +94,14 @@ class Writer:
         """
         if not self._chat:
             return _plain(completion), True
-        turns = _messages(completion, "assistant")
-        messages = (*_messages(content, "user"), *turns)
-        text = self._without_layout(self._render(messages, opens=False))
+        asked = as_messages(content, "user")
+        turns = as_messages(completion, "assistant")
+        text = self._without_layout(self._render((*asked, *turns), opens=False))
         if text.startswith(written_prompt):
             return text[len(written_prompt) :], True
         # A mark in the answer's place shows where the template puts it.
         mark = _mark(text)
-        first = len(messages) - len(turns)
-        marked = (
-            *messages[:first],
-            Message(turns[0].role, mark),
-            *messages[first + 1 :],
-        )
+        marked = (*asked, Message(turns[0].role, mark), *turns[1:])
         header, _, _ = self._render(marked, opens=False).partition(mark)
         if not text.startswith(header):
             raise BadInput(
@@ -180,10 +176,6 @@ def _mark(text: str) -> str:
     while mark in text:
         mark += "-x"
     return mark
-
-
-def _messages(content: Written, role: str) -> Conversation:
-    return (Message(role, content),) if isinstance(content, str) else content
 
 
 def _plain(content: Written) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
-from tpmm_jax.data.messages import Content, Written, written
+from tpmm_jax.data.messages import Content, Written, as_messages, written
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Defect
 from tpmm_jax.data.records import PairRow
@@ -24,11 +24,10 @@ def content_key(content: Content) -> Key:
     text = written(content)
     if text is None:
         return content
-    if isinstance(text, str):
-        return text.strip()
-    if len(text) == 1:
-        return text[0].content.strip()
-    return tuple((m.role, m.content.strip()) for m in text)
+    messages = as_messages(text, "user")
+    if len(messages) == 1:
+        return messages[0].content.strip()
+    return tuple((m.role, m.content.strip()) for m in messages)
 
 
 def fold(key: Key) -> Key:
@@ -96,9 +95,7 @@ def text_lengths(pairs: Iterable[PreferencePair]) -> list[tuple[int, int]]:
 
 
 def _characters(content: Written) -> int:
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(message.content) for message in content)
+    return sum(len(message.content) for message in as_messages(content, "assistant"))
 
 
 def end_counts(

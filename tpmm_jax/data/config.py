@@ -66,9 +66,6 @@ class DataConfig:
                 "of which none are set; that of data.pairs is "
                 f'data.fields={{"prompt": "{self.prompt_field}"}}'
             )
-        for name in ("max_prompt_length", "max_completion_length"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"data.{name} is {getattr(self, name)}; use at least 1")
         if self.pairs is None and (
             self.max_completion_length != defaults.max_completion_length
         ):

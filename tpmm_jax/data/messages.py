@@ -46,16 +46,28 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
 
 
-def parse_messages(value: list, field: str) -> tuple[Conversation, list[str]]:
-    """Check the shape of each message, not their order.
+def as_messages(content: Written, role: str) -> Conversation:
+    """A text as one message of that role; a conversation as it is."""
+    return (Message(role, content),) if isinstance(content, str) else content
+
+
+def parse_content(
+    value: object, field: str, wanted: str = "a text or a message list"
+) -> tuple[Written, list[str]]:
+    """Check a text, or the shape of each message, not their order.
 
     Args:
-      value: the list of a row.
+      value: what a row holds.
       field: its name, for the messages.
+      wanted: all that may stand there, for the messages.
 
     Returns:
-      The conversation, and what is wrong with it (empty where nothing is).
+      The text or conversation, and what is wrong with it (empty where nothing is).
     """
+    if isinstance(value, str):
+        return value, [] if value.strip() else [f"field {field!r} is empty"]
+    if not isinstance(value, list):
+        return "", [f"field {field!r} is {json_type(value)}; wanted {wanted}"]
     if not value:
         return (), [f"field {field!r} is an empty message list"]
     messages, faults = [], []

@@ -17,10 +17,10 @@ from tpmm_jax.data.config import PARTS
 from tpmm_jax.data.messages import (
     TEMPLATE_COLUMNS,
     Conversation,
-    Message,
     Written,
+    as_messages,
     order_fault,
-    parse_messages,
+    parse_content,
     template_faults,
     unread_keys,
 )
@@ -172,12 +172,11 @@ def _counts(pairs: list[PreferencePair], notes: Counter[str]) -> dict[str, int]:
 
 
 def _several_turns(pair: PreferencePair) -> bool:
-    chosen, rejected = pair.chosen, pair.rejected
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        transcript = isinstance(pair.prompt, str) and is_transcript(pair.prompt)
-        sides = (chosen, rejected)
-        return transcript and any(isinstance(s, str) and asks(s) for s in sides)
-    return max(len(chosen), len(rejected)) > 1
+    sides = (pair.chosen, pair.rejected)
+    if isinstance(pair.prompt, str):
+        texts = [side for side in sides if isinstance(side, str)]
+        return is_transcript(pair.prompt) and any(map(asks, texts))
+    return max(map(len, sides)) > 1
 
 
 def _stated_scores(row: Row) -> list[str]:
@@ -204,15 +203,13 @@ def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, st
     chosen = _side(row, names["chosen"], faults)
     rejected = _side(row, names["rejected"], faults)
     prompt: Written | None = None
-    name = None
     # A column that was named must be there; otherwise the prompt may be implicit.
     if names["prompt"] in row.data or names["prompt"] != "prompt":
-        name = names["prompt"]
-        prompt = _side(row, name, faults)
+        prompt = _side(row, names["prompt"], faults)
     elif "instruction" in row.data:
-        name = "instruction"
+        names = {**names, "prompt": "instruction"}
         prompt = _instruction(row, faults)
-    if faults or chosen is None or rejected is None:
+    if faults:
         raise _Fault(*faults)
     if isinstance(chosen, str) != isinstance(rejected, str):
         text = (
@@ -223,12 +220,10 @@ def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, st
     texts = isinstance(chosen, str) and isinstance(prompt, str | None)
     if not texts and (faults := template_faults(row.data)):
         raise _Fault(*faults)
-    layout = _Layout(
-        f"{name or 'an implicit prompt'} ({_format(prompt or chosen)})",
-        _format(chosen),
-    )
+    kind = "an implicit prompt" if prompt is None else names["prompt"]
+    layout = _Layout(f"{kind} ({_format(prompt or chosen)})", _format(chosen))
     # The equal ones are left to the caller; there is nothing in them to split.
-    separator = "\n" if name == "instruction" else ""
+    separator = "\n" if names["prompt"] == "instruction" else ""
     pair = PreferencePair(
         prompt or "", chosen, rejected, row.origin, separator=separator
     )
@@ -236,29 +231,20 @@ def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, st
         return layout, pair, ""
     if prompt is None:
         return layout, _implicit(pair, names), ""
-    return layout, *_explicit(pair, name or "prompt", names)
+    return layout, *_explicit(pair, names)
 
 
 def _format(content: Written) -> str:
     return "text" if isinstance(content, str) else "message"
 
 
-def _side(row: Row, name: str, faults: list[tuple[str, str]]) -> Written | None:
+def _side(row: Row, name: str, faults: list[tuple[str, str]]) -> Written:
     if name not in row.data:
         faults.append((name, missing_field(name, row.data)))
-        return None
-    value = row.data[name]
-    if isinstance(value, str):
-        if not value.strip():
-            faults.append((name, f"field {name!r} is empty"))
-        return value
-    if isinstance(value, list):
-        messages, found = parse_messages(value, name)
-        faults.extend((name, text) for text in found)
-        return messages
-    text = f"field {name!r} is {json_type(value)}; wanted a text or a message list"
-    faults.append((name, text))
-    return None
+        return ""
+    content, found = parse_content(row.data[name], name)
+    faults.extend((name, text) for text in found)
+    return content
 
 
 def _instruction(row: Row, faults: list[tuple[str, str]]) -> str:
@@ -298,17 +284,12 @@ def _implicit(pair: PreferencePair, names: dict[str, str]) -> PreferencePair:
             text = _NO_MORE if whole else "the last reply is empty"
             _refuse_empty(chosen, rejected, names, text)
         return PreferencePair(prompt, chosen, rejected, pair.origin, True)
-    parts = split_messages(_turns(chosen, ""), _turns(rejected, ""))
+    parts = split_messages(as_messages(chosen, ""), as_messages(rejected, ""))
     if not parts[0]:
         raise _Fault((names["prompt"], f"{none} first messages; {advice}"))
     # The conversation that ends there has no message of its own to learn from.
     _refuse_empty(*parts[1:], names, _NO_MORE)
-    return _checked(*parts, pair.origin, names, implicit=True)
-
-
-def _turns(content: Written, role: str) -> Conversation:
-    """A text as one message of that role; a conversation as it is."""
-    return (Message(role, content),) if isinstance(content, str) else content
+    return _checked(parts, pair.origin, names, implicit=True)
 
 
 def _refuse_empty(
@@ -325,37 +306,34 @@ def _refuse_empty(
 
 
 def _explicit(
-    pair: PreferencePair, name: str, names: dict[str, str]
+    pair: PreferencePair, names: dict[str, str]
 ) -> tuple[PreferencePair, str]:
     """Bring an explicit prompt and its completions to one format."""
     if isinstance(pair.prompt, str) and isinstance(pair.chosen, str):
         return pair, ""
-    prompt = _turns(pair.prompt, "user")
-    chosen = _turns(pair.chosen, "assistant")
-    rejected = _turns(pair.rejected, "assistant")
-    names = {**names, "prompt": name}
+    prompt = as_messages(pair.prompt, "user")
+    chosen = as_messages(pair.chosen, "assistant")
+    rejected = as_messages(pair.rejected, "assistant")
     # A system message that stands in the completions alone joins the prompt.
     system = chosen[:1] if chosen[0].role == "system" != prompt[0].role else ()
     full = (*system, *prompt)
     size = len(full)
     if chosen[:size] == full == rejected[:size]:
-        _refuse_empty(
-            chosen[size:], rejected[size:], names, "holds the prompt but no answer"
-        )
-        sides = chosen[size:], rejected[size:]
-        return _checked(full, *sides, pair.origin, names), "prompt_repeated"
-    return _checked(prompt, chosen, rejected, pair.origin, names), ""
+        parts = full, chosen[size:], rejected[size:]
+        _refuse_empty(*parts[1:], names, "holds the prompt but no answer")
+        return _checked(parts, pair.origin, names), "prompt_repeated"
+    return _checked((prompt, chosen, rejected), pair.origin, names), ""
 
 
 def _checked(
-    prompt: Conversation,
-    chosen: Conversation,
-    rejected: Conversation,
+    parts: tuple[Conversation, Conversation, Conversation],
     origin: str,
     names: dict[str, str],
     *,
     implicit: bool = False,
 ) -> PreferencePair:
+    """The pair of (prompt, chosen, rejected), unless their roles are out of order."""
+    prompt, chosen, rejected = parts
     last = prompt[-1].role if implicit and prompt[-1].role == "assistant" else "user"
     if fault := order_fault(prompt, last=last):
         # The messages of an implicit prompt stand in both; the first is named.

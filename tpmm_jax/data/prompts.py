@@ -7,19 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tpmm_jax.data._strict_object import json_type
 from tpmm_jax.data.messages import (
     TEMPLATE_COLUMNS,
     Content,
-    Conversation,
     order_fault,
-    parse_messages,
+    parse_content,
     template_faults,
     unread_keys,
 )
-from tpmm_jax.data.problems import OnBadRows, Problems
+from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.sources import Row, read_rows
-from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
 # Read in this order where a row lacks the field "prompt".
@@ -41,48 +38,30 @@ class PromptSet(NamedTuple):
     rows_read: int
 
 
-def load_prompts(
-    source: str,
-    *,
-    field: str = "prompt",
-    split: str = "train",
-    on_bad_rows: OnBadRows = "refuse",
-) -> list[Prompt]:
-    """Read prompts; a row may hold a text, a message list or a list of token ids.
-
-    Args:
-      source: see ``sources.read_rows``.
-      field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
-      split: the split of a dataset.
-      on_bad_rows: whether malformed rows are refused or left out with a warning.
-
-    Returns:
-      The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
-
-    Raises:
-      BadInput: rows are malformed or empty, or formats are mixed; all are listed.
-    """
-    problems = Problems(source, on_bad_rows=on_bad_rows)
-    prompts, _ = read_prompt_set(source, problems, field=field, split=split)
-    if problems.settle():
-        _log.warning("%s", problems.left_out())
-    if not prompts:
-        raise BadInput(f"{source}: no prompt is left; wanted one or more")
-    return prompts
-
-
 def read_prompt_set(
     source: str, problems: Problems, *, field: str = "prompt", split: str = "train"
 ) -> PromptSet:
-    """Read prompts as ``load_prompts`` does, and note what is wrong."""
+    """Read prompts, and note what is wrong.
+
+    A row may hold a text, a message list or a list of token ids.
+
+    Args:
+      source: see ``sources.read_rows``.
+      problems: where rows that are malformed or empty and mixed formats are noted; the
+        caller settles them.
+      field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
+      split: the split of a dataset.
+
+    Returns:
+      The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
+    """
     columns = (field, *_OTHER_FIELDS, *TEMPLATE_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    parsed = [(row.origin, _parse(row, field, problems)) for row in rows]
-    found = [(origin, *p) for origin, p in parsed if p is not None]
-    refuse_mixed([(origin, kind) for origin, kind, _ in found], problems, field=field)
+    found = [one for row in rows if (one := _parse(row, field, problems))]
+    kinds = [(prompt.origin, describe_format(prompt.content)) for prompt in found]
+    refuse_mixed(kinds, problems, field=field)
     bad = problems.origins()
-    prompts = [Prompt(content, origin) for origin, _, content in found]
-    prompts = [p for p in prompts if p.origin not in bad]
+    prompts = [prompt for prompt in found if prompt.origin not in bad]
     _warn_of_keys([row for row in rows if row.origin not in bad], field, source)
     return PromptSet(prompts, count_rows(rows, problems))
 
@@ -153,7 +132,7 @@ def _column(row: Row, field: str) -> str | None:
     return next((n for n in names if n in row.data), None)
 
 
-def _parse(row: Row, field: str, problems: Problems) -> tuple[str, Content] | None:
+def _parse(row: Row, field: str, problems: Problems) -> Prompt | None:
     name = _column(row, field)
     if name is None:
         text = missing_field(field, row.data)
@@ -164,12 +143,12 @@ def _parse(row: Row, field: str, problems: Problems) -> tuple[str, Content] | No
     content, faults = parse_prompt(row.data[name], name)
     for fault in faults:
         problems.add(row.origin, fault, field=name)
-    if content is not None and describe_format(content) == "messages":
+    if faults:
+        return None
+    if describe_format(content) == "messages":
         for column, fault in template_faults(row.data):
             problems.add(row.origin, fault, field=column)
-    if faults or content is None:
-        return None
-    return describe_format(content), content
+    return Prompt(content, row.origin)
 
 
 def describe_format(content: Content) -> str:
@@ -179,34 +158,18 @@ def describe_format(content: Content) -> str:
     return "token ids" if isinstance(content[0], int) else "messages"
 
 
-def parse_prompt(value: Any, field: str) -> tuple[Content | None, list[str]]:
-    """A prompt of any accepted form, or what is wrong with it."""
-    if isinstance(value, str):
-        if not value.strip():
-            return None, [f"field {field!r} is empty"]
-        return value, []
-    if isinstance(value, list):
-        if value and all(type(item) is int for item in value):
-            return _parse_ids(value, field)
-        if not value:
-            return None, [f"field {field!r} is an empty list"]
-        return _parse_conversation(value, field)
-    return None, [
-        f"field {field!r} is {json_type(value)}; wanted a text, a message list or a "
-        "list of token ids"
-    ]
-
-
-def _parse_ids(value: list[int], field: str) -> tuple[Content | None, list[str]]:
-    if min(value) < 0 or max(value) >= 2**31:
-        return None, [f"field {field!r} holds a token id outside 0 to 2^31 - 1"]
-    return tuple(value), []
-
-
-def _parse_conversation(
-    value: list, field: str
-) -> tuple[Conversation | None, list[str]]:
-    messages, faults = parse_messages(value, field)
-    if not faults and (fault := order_fault(messages, last="user")):
-        faults = [f"field {field!r}: {fault}"]
-    return (None, faults) if faults else (messages, [])
+def parse_prompt(value: Any, field: str) -> tuple[Content, list[str]]:
+    """A prompt of any accepted form, and what is wrong with it."""
+    if isinstance(value, list) and not value:
+        return (), [f"field {field!r} is an empty list"]
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        if min(value) < 0 or max(value) >= 2**31:
+            return (), [f"field {field!r} holds a token id outside 0 to 2^31 - 1"]
+        return tuple(value), []
+    content, faults = parse_content(
+        value, field, "a text, a message list or a list of token ids"
+    )
+    if not faults and isinstance(content, tuple):
+        fault = order_fault(content, last="user")
+        faults = [f"field {field!r}: {fault}"] if fault else []
+    return content, faults

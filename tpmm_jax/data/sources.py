@@ -77,8 +77,7 @@ def _read(
         path = Path(source).expanduser()
     except RuntimeError as error:
         raise BadInput(f"{source}: cannot be read: {error}") from error
-    if path.is_file():
-        return _read_file(path, source, split, columns, problems)
+    suffix = _suffix(path)
     if path.is_dir():
         if not is_saved(path):
             raise BadInput(
@@ -86,27 +85,10 @@ def _read(
                 f"name a file in it: {_listing(path)}"
             )
         return read_saved(path, source, split, columns, problems)
-    if not _suffix(path) and (match := _HUB_NAME.fullmatch(source)):
-        return read_hub(source, split, match.groupdict(), columns, problems)
-    raise BadInput(_missing(path, source))
-
-
-def _suffix(path: Path) -> str:
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        suffixes.pop()
-    known = suffixes and (suffixes[-1] in READERS or suffixes[-1] == ".parquet")
-    return suffixes[-1] if known else ""
-
-
-def _read_file(
-    path: Path,
-    source: str,
-    split: str,
-    columns: Collection[str],
-    problems: Problems,
-) -> list[Row]:
-    suffix = _suffix(path)
+    if not path.is_file():
+        if not suffix and (match := _HUB_NAME.fullmatch(source)):
+            return read_hub(source, split, match.groupdict(), columns, problems)
+        raise BadInput(_missing(path, source))
     if not suffix:
         raise BadInput(f"{source}: unknown kind of file; wanted {_SUFFIXES}")
     if split != "train":
@@ -117,6 +99,14 @@ def _read_file(
     if suffix == ".parquet":
         return read_parquet(path, source, columns, problems)
     return READERS[suffix](path, source, problems)
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        suffixes.pop()
+    known = suffixes and (suffixes[-1] in READERS or suffixes[-1] == ".parquet")
+    return suffixes[-1] if known else ""
 
 
 def _missing(path: Path, source: str) -> str:

@@ -3,12 +3,13 @@
 import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow
 
 Part: TypeAlias = Literal["prompt", "completion", "padding"]
-SIDES = (("chosen", CHOSEN), ("rejected", REJECTED))
 # Positions of padding that are shown, to show that the masks leave them out.
 _PADDING = 2
 
@@ -30,7 +31,7 @@ def view_row(tokenizer: Any, row: PairRow) -> dict[str, list[ShownToken]]:
     length = len(row.prompt_ids) + longest + _PADDING
     batch = collate([row], length=length, pad_id=0)
     view = {}
-    for name, n in SIDES:
+    for name, n in (("chosen", CHOSEN), ("rejected", REJECTED)):
         texts = token_texts(tokenizer, batch["tokens_BNT"][0, n].tolist())
         masks = zip(batch["mask_BNT"][0, n], batch["completion_mask_BNT"][0, n])
         view[name] = [
@@ -86,7 +87,4 @@ def _from_bytes(token: str) -> str:
 @functools.cache
 def _byte_letters() -> dict[str, int]:
     """GPT-2's letters for bytes: printable ones are themselves, others from U+0100."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (byte for byte in range(256) if byte not in set(printable))
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}

@@ -20,7 +20,6 @@ from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import (
     Prompt,
     duplicate_prompts,
-    load_prompts,
     parse_prompt,
 )
 from tpmm_jax.errors import BadInput
@@ -124,8 +123,9 @@ def read_prompts(
     data = DataConfig(prompt_field=column, split=split)
     with tempfile.TemporaryDirectory() as folder:
         cache = pathlib.Path(folder) / "made.jsonl"
-        source, data = prompt_file(source, option, data, cache)
-        return load_prompts(source, field=data.prompt_field, split=data.split)
+        found = prepare_prompts(*prompt_file(source, option, data, cache), None)
+    found.problems.settle()
+    return found.prompts
 
 
 def prompt_file(

@@ -1,5 +1,6 @@
 """From rewards to preference pairs: best against worst, held-out prompts apart."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,6 @@ def make_pairs(
       flip_probability: the chance that a pair's labels are swapped.
       seed: of the label flips.
     """
-    R = rewards_BR.shape[1]
     pairs: list[PairPlaces] = []
     tied = 0
     for b, held_out in enumerate(held_out_B):
@@ -77,8 +77,7 @@ def make_pairs(
         if held_out:
             found = [
                 (i, j) if r[i] > r[j] else (j, i)
-                for i in range(R)
-                for j in range(i + 1, R)
+                for i, j in itertools.combinations(range(len(r)), 2)
                 if r[i] != r[j]
             ]
         else:
