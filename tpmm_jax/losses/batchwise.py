@@ -11,9 +11,9 @@ from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.losses.inputs import (
     Moving,
     PairLogProbs,
+    PerPair,
     Scalar,
     difference,
-    example_pair,  # noqa: F401, for the examples
     smoothed_log_sigmoid,
 )
 from tpmm_jax.losses.record import LOG2, Loss
@@ -28,7 +28,7 @@ def _sorted_loss(
     real_B: jax.Array,
     beta: Scalar,
     label_smoothing: Scalar,
-) -> Float[Array, " B"]:
+) -> PerPair:
     """The loss of equal ranks' difference, at the places of ``upper_B``."""
     by_upper = jnp.argsort(jnp.where(real_B, upper_B, jnp.inf))
     by_lower = jnp.argsort(jnp.where(real_B, lower_B, jnp.inf))
@@ -38,9 +38,7 @@ def _sorted_loss(
     return jnp.zeros_like(upper_B).at[by_upper].set(loss_B)
 
 
-def aot(
-    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
-) -> Float[Array, " B"]:
+def aot(logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
     """-log sigma(beta (policy margin - reference margin)) of margins of equal rank.
 
     Both are sorted within the batch; label smoothing as in cdpo.
@@ -62,7 +60,7 @@ def aot(
 
 def aot_unpaired(
     logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
-) -> Float[Array, " B"]:
+) -> PerPair:
     """-log sigma(beta (chosen - rejected)) of log-ratios of equal rank.
 
     Source: 2406.05882 alg. 1, unpaired.
@@ -82,7 +80,7 @@ def aot_unpaired(
 
 def beta_dpo(
     logps: PairLogProbs, *, beta: Scalar, beta_gain: Scalar, beta_keep: Scalar
-) -> Float[Array, " B"]:
+) -> PerPair:
     """-log sigma(beta_used D) of the pairs that are kept, scaled to be their mean.
 
     Source: 2407.08639 and its code, see `select_pairs`.
@@ -171,12 +169,9 @@ def moving_metrics(
 
 
 BATCHWISE = {
-    "aot": Loss(function=aot, kind="batchwise", at_zero=LOG2),
-    "aot_unpaired": Loss(function=aot_unpaired, kind="batchwise", at_zero=LOG2),
+    "aot": Loss(aot, "batchwise", at_zero=LOG2),
+    "aot_unpaired": Loss(aot_unpaired, "batchwise", at_zero=LOG2),
     "beta_dpo": Loss(
-        function=beta_dpo,
-        kind="batchwise",
-        at_zero=LOG2,
-        carried_reads=("beta_momentum",),
+        beta_dpo, "batchwise", at_zero=LOG2, carried_reads=("beta_momentum",)
     ),
 }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.losses.inputs import PairLogProbs, f_prime
+from tpmm_jax.losses.inputs import PairLogProbs, PerPair, f_prime
 from tpmm_jax.losses.record import keywords
 from tpmm_jax.losses.registry import LOSSES
 
@@ -46,9 +46,7 @@ class Objective:
         return function(*args, **{name: self.get(name) for name in keywords(function)})
 
 
-def pair_losses(
-    logps: PairLogProbs, objective: Objective
-) -> dict[str, Float[Array, " B"]]:
+def pair_losses(logps: PairLogProbs, objective: Objective) -> dict[str, PerPair]:
     """Returns each loss of the sum, of each pair, before weights."""
     if divergence := objective.get("f_divergence_type"):
         alpha = objective.get("f_alpha_divergence_coef")
@@ -59,7 +57,7 @@ def pair_losses(
     }
 
 
-def pair_loss(logps: PairLogProbs, objective: Objective) -> Float[Array, " B"]:
+def pair_loss(logps: PairLogProbs, objective: Objective) -> PerPair:
     """Returns the weighted sum of the losses, of each pair.
 
     >>> from tpmm_jax.losses import LossConfig
@@ -74,7 +72,7 @@ def pair_loss(logps: PairLogProbs, objective: Objective) -> Float[Array, " B"]:
     return loss_B * pair_weights(logps)
 
 
-def pair_weights(logps: PairLogProbs) -> Float[Array, " B"]:
+def pair_weights(logps: PairLogProbs) -> PerPair:
     """Returns what each pair's loss is multiplied with: WPO's weight, or 1."""
     if logps.wpo_BN is None:
         return jnp.ones(logps.policy_BN.shape[0], logps.policy_BN.dtype)
@@ -128,9 +126,7 @@ def rewards_BN(logps: PairLogProbs, objective: Objective) -> Float[Array, "B N"]
     return objective.get("beta") * objective.call(rewards, logps)
 
 
-def pair_metrics(
-    logps: PairLogProbs, objective: Objective
-) -> dict[str, Float[Array, " B"]]:
+def pair_metrics(logps: PairLogProbs, objective: Objective) -> dict[str, PerPair]:
     """Returns TRL's metrics, one value per pair [B].
 
     >>> from tpmm_jax.losses import LossConfig
