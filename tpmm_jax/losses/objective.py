@@ -37,6 +37,12 @@ class Objective:
     constants: dict[str, Any]
     weights: tuple[Any, ...] | None = None
 
+    @property
+    def terms(self) -> tuple[tuple[str, Any], ...]:
+        """The (name, weight) of each loss of the sum."""
+        weights = self.weights or (1.0,) * len(self.names)
+        return tuple(zip(self.names, weights, strict=True))
+
     def get(self, name: str) -> Any:
         """Returns a field of LossConfig; None if none of the losses reads it."""
         return self.constants.get(name, dict(self.structure).get(name))
@@ -61,14 +67,12 @@ def pair_loss(logps: PairLogProbs, objective: Objective) -> PerPair:
     """Returns the weighted sum of the losses, of each pair.
 
     >>> from tpmm_jax.losses import LossConfig
-    >>> from tpmm_jax.losses.inputs import example_pair
     >>> config = LossConfig(name=["dpo", "sft"], weights=[1.0, 0.5], beta=0.5)
     >>> f"{pair_loss(example_pair(), config.objective())[0]:.3f}"
     '1.451'
     """
     losses = pair_losses(logps, objective)
-    weights = objective.weights or (1.0,) * len(losses)
-    loss_B = sum(weight * loss_B for weight, loss_B in zip(weights, losses.values()))
+    loss_B = sum(weight * losses[name] for name, weight in objective.terms)
     return loss_B * pair_weights(logps)
 
 
@@ -89,10 +93,9 @@ def loss_at_zero(objective: Objective) -> float | None:
     1.0
     """
     values = {**dict(objective.structure), **objective.constants}
-    weights = objective.weights or (1.0,) * len(objective.names)
     found = [
         weight * (zero(values) if callable(zero) else zero)
-        for name, weight in zip(objective.names, weights)
+        for name, weight in objective.terms
         if (zero := LOSSES[name].at_zero) is not None
     ]
     return sum(found) if found else None
@@ -100,17 +103,12 @@ def loss_at_zero(objective: Objective) -> float | None:
 
 def keep_reference_terms(objective: Objective) -> Objective:
     """Returns the sum without the terms that do not look at the reference."""
-    kept = [
-        place
-        for place, name in enumerate(objective.names)
+    kept = {
+        name: weight
+        for name, weight in objective.terms
         if LOSSES[name].at_zero is not None
-    ]
-    weights = objective.weights
-    return replace(
-        objective,
-        names=tuple(objective.names[place] for place in kept),
-        weights=None if weights is None else tuple(weights[place] for place in kept),
-    )
+    }
+    return replace(objective, names=tuple(kept), weights=tuple(kept.values()))
 
 
 def rewards_BN(logps: PairLogProbs, objective: Objective) -> Float[Array, "B N"]:
@@ -130,7 +128,6 @@ def pair_metrics(logps: PairLogProbs, objective: Objective) -> dict[str, PerPair
     """Returns TRL's metrics, one value per pair [B].
 
     >>> from tpmm_jax.losses import LossConfig
-    >>> from tpmm_jax.losses.inputs import example_pair
     >>> metrics = pair_metrics(example_pair(), LossConfig(beta=0.5).objective())
     >>> metrics["rewards/margins"]
     Array([1.5], dtype=float32)
