@@ -104,23 +104,12 @@ def loss_inputs(scores: PairScores, batch: Batch, objective: Objective) -> PairL
     mean_length_B = batch.get("mean_length_B")
     free = is_reference_free(objective.names)
     return PairLogProbs(
-        policy_BN=scores.policy_BN,
+        **scores._asdict(),
         reference_BN=None if free else batch["reference_BN"],
         length_BN=jnp.sum(batch["completion_mask_BNT"], axis=-1),
         weight_B=batch["weight_B"],
-        plain_BN=scores.plain_BN,
-        wpo_BN=scores.wpo_BN,
         mean_length=None if mean_length_B is None else mean_length_B[0],
     )
-
-
-def _mean_loss(
-    logps: PairLogProbs, batch: Batch, total_weight: jax.Array, objective: Objective
-) -> tuple[jax.Array, Metrics]:
-    weight_B = batch["weight_B"] / total_weight
-    loss = jnp.sum(weight_B * pair_loss(logps, objective))
-    metrics = pair_metrics(logps, objective)
-    return loss, {name: jnp.sum(weight_B * x) for name, x in metrics.items()}
 
 
 def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) -> LossFn:
@@ -131,13 +120,14 @@ def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) ->
     fill the batch.
     """
     assert not is_coupled(objective.names)
+    whole = coupled_loss(decoder, objective, chunk_bytes)
 
     def loss_fn(
         params: Params | Adapted, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        scores = pair_scores(decoder, params, batch, objective, chunk_bytes=chunk_bytes)
-        logps = loss_inputs(scores, batch, objective)
-        return _mean_loss(logps, batch, total_weight, objective)
+        scores = whole.scores(params, batch)
+        value, (metrics, _) = whole.loss(scores, batch, total_weight, ())
+        return value, metrics
 
     return loss_fn
 
@@ -155,8 +145,13 @@ def coupled_loss(
     ) -> tuple[jax.Array, tuple[Metrics, LossState]]:
         logps = loss_inputs(scores, batch, objective)
         logps, state, ours = with_state(logps, state, objective)
-        value, metrics = _mean_loss(logps, batch, total_weight, objective)
-        return value, ({**metrics, **ours}, state)
+        weight_B = batch["weight_B"] / total_weight
+        value = jnp.sum(weight_B * pair_loss(logps, objective))
+        means = {
+            name: jnp.sum(weight_B * x)
+            for name, x in pair_metrics(logps, objective).items()
+        }
+        return value, ({**means, **ours}, state)
 
     return CoupledLoss(scores, loss)
 
@@ -184,7 +179,6 @@ def with_state(
 ) -> tuple[PairLogProbs, LossState, Metrics]:
     """Returns (inputs, next state, metrics) of losses that carry something.
 
-    >>> from tpmm_jax.losses.inputs import example_pair
     >>> objective = LossConfig(name="beta_dpo").objective()
     >>> state = init_loss_state(objective)
     >>> logps, state, metrics = with_state(example_pair(), state, objective)
