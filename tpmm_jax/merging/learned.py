@@ -58,12 +58,12 @@ class HeldOut:
         return put_batch(take(self.table, places, size), self.decoder.mesh)
 
     def margins(self, params: Params) -> np.ndarray:
-        """Returns D of every held-out pair against theta_0, nats, float64 [M]."""
-        run = _margins_fn(self.decoder, self.config.length_normalized, self.chunk_bytes)
+        """Returns D of every held-out pair against theta_0, nats, float64 [P]."""
+        how = (self.decoder, self.config.length_normalized, self.chunk_bytes)
         out = []
         for start in range(0, self.size, self.micro):
             places = np.arange(start, min(start + self.micro, self.size))
-            margin_B = np.asarray(run(params, self.rows(places, self.micro)))
+            margin_B = np.asarray(_margin(*how, params, self.rows(places, self.micro)))
             out.append(margin_B[: len(places)])
         return np.concatenate(out).astype(np.float64)
 
@@ -96,6 +96,9 @@ def fitted_scale(margins: np.ndarray) -> float:
     return low
 
 
+@functools.partial(
+    jax.jit, static_argnames=("decoder", "length_normalized", "chunk_bytes")
+)
 def _margin(
     decoder: Decoder,
     length_normalized: bool,
@@ -108,11 +111,6 @@ def _margin(
     if length_normalized:
         ratios_BN /= jnp.maximum(jnp.sum(batch["completion_mask_BNT"], axis=-1), 1)
     return ratios_BN[:, CHOSEN] - ratios_BN[:, REJECTED]
-
-
-@functools.cache
-def _margins_fn(decoder: Decoder, length_normalized: bool, chunk_bytes: int) -> Any:
-    return jax.jit(functools.partial(_margin, decoder, length_normalized, chunk_bytes))
 
 
 @functools.cache
@@ -146,10 +144,8 @@ def gradient_fn(
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns softmax over checkpoints, float64."""
-    shifted = np.exp(
-        logits.astype(np.float64)
-        - logits.max(axis=-1, keepdims=True).astype(np.float64)
-    )
+    logits = logits.astype(np.float64)
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
