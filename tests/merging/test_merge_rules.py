@@ -264,7 +264,7 @@ def test_the_streamed_gradient_is_that_through_a_stacked_tree(tmp_path, granular
         streamed, _ = logits_gradient(logits, slope, 0.0)
         stacked = {
             path: jnp.stack([deltas.leaf(k, path) for k in range(K)])
-            for path in deltas.paths
+            for path in deltas.shapes
         }
         names = deltas.names
 
