@@ -10,7 +10,7 @@ from tpmm_jax.losses.gradients import (
     gradients,
 )
 from tpmm_jax.losses.inputs import Moving, PairLogProbs, Scalar, completion_sums
-from tpmm_jax.losses.logprobs import CHUNK_BYTES, log_probs
+from tpmm_jax.losses.logprobs import log_probs
 from tpmm_jax.losses.objective import (
     Objective,
     keep_reference_terms,
@@ -32,7 +32,6 @@ from tpmm_jax.losses.record import Loss
 from tpmm_jax.losses.registry import LOSSES, is_coupled, names_of
 
 __all__ = [
-    "CHUNK_BYTES",
     "LOSSES",
     "Batch",
     "CoupledLoss",

@@ -40,16 +40,13 @@ def _token_log_probs(
     params: Params | Adapted,
     batch: Batch,
     *,
-    chunk_bytes: int,
     mass: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns ``log_probs_and_mass`` of a batch of pairs [B, N, T - 1], nats."""
     B, N, T = batch["tokens_BNT"].shape
     rows = (batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT"))
     sequences = from_mask(*(constrain(x, decoder.mesh, BATCH) for x in rows))
-    logp, masses = log_probs_and_mass(
-        decoder, params, sequences, chunk_bytes=chunk_bytes, mass=mass
-    )
+    logp, masses = log_probs_and_mass(decoder, params, sequences, mass=mass)
     shape = (B, N, T - 1)
     return logp.reshape(shape), None if masses is None else masses.reshape(shape)
 
@@ -59,7 +56,6 @@ def pair_log_probs(
     params: Params | Adapted,
     batch: Batch,
     *,
-    chunk_bytes: int,
     ld_alpha: Scalar | None = None,
 ) -> jax.Array:
     """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
@@ -68,26 +64,16 @@ def pair_log_probs(
       batch: tokens_BNT, mask_BNT, completion_mask_BNT, int32.
       ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
     """
-    logp_BNT, _ = _token_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    logp_BNT, _ = _token_log_probs(decoder, params, batch)
     return completion_sums(logp_BNT, batch["completion_mask_BNT"], ld_alpha)
 
 
 def pair_scores(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: Batch,
-    objective: Objective,
-    *,
-    chunk_bytes: int,
+    decoder: Decoder, params: Params | Adapted, batch: Batch, objective: Objective
 ) -> PairScores:
     """Returns the policy's part of a loss's inputs; differentiable."""
-    logp_BNT, mass_BNT = _token_log_probs(
-        decoder,
-        params,
-        batch,
-        chunk_bytes=chunk_bytes,
-        mass=bool(objective.get("use_weighting")),
-    )
+    weighs = bool(objective.get("use_weighting"))
+    logp_BNT, mass_BNT = _token_log_probs(decoder, params, batch, mass=weighs)
     completion_BNT = batch["completion_mask_BNT"]
     plain_BN = completion_sums(logp_BNT, completion_BNT, None)
     policy_BN = plain_BN
@@ -112,7 +98,7 @@ def loss_inputs(scores: PairScores, batch: Batch, objective: Objective) -> PairL
     )
 
 
-def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) -> LossFn:
+def preference_loss(decoder: Decoder, objective: Objective) -> LossFn:
     """Returns the loss function of pairs; for losses that do not couple them.
 
     The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN float32
@@ -120,7 +106,7 @@ def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) ->
     fill the batch.
     """
     assert not is_coupled(objective.names)
-    whole = coupled_loss(decoder, objective, chunk_bytes)
+    whole = coupled_loss(decoder, objective)
 
     def loss_fn(
         params: Params | Adapted, batch: Batch, total_weight: jax.Array
@@ -132,13 +118,11 @@ def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) ->
     return loss_fn
 
 
-def coupled_loss(
-    decoder: Decoder, objective: Objective, chunk_bytes: int
-) -> CoupledLoss:
+def coupled_loss(decoder: Decoder, objective: Objective) -> CoupledLoss:
     """Returns the loss of a whole batch's scores; for every loss."""
 
     def scores(params: Params | Adapted, batch: Batch) -> PairScores:
-        return pair_scores(decoder, params, batch, objective, chunk_bytes=chunk_bytes)
+        return pair_scores(decoder, params, batch, objective)
 
     def loss(
         scores: PairScores, batch: Batch, total_weight: jax.Array, state: LossState

@@ -46,7 +46,6 @@ class HeldOut:
     config: ReferenceConfig
     table: Table
     micro: int
-    chunk_bytes: int
     seed: int
 
     @property
@@ -59,7 +58,7 @@ class HeldOut:
 
     def margins(self, params: Params) -> np.ndarray:
         """Returns D of every held-out pair against theta_0, nats, float64 [P]."""
-        how = (self.decoder, self.config.length_normalized, self.chunk_bytes)
+        how = (self.decoder, self.config.length_normalized)
         out = []
         for start in range(0, self.size, self.micro):
             places = np.arange(start, min(start + self.micro, self.size))
@@ -96,17 +95,11 @@ def fitted_scale(margins: np.ndarray) -> float:
     return low
 
 
-@functools.partial(
-    jax.jit, static_argnames=("decoder", "length_normalized", "chunk_bytes")
-)
+@functools.partial(jax.jit, static_argnames=("decoder", "length_normalized"))
 def _margin(
-    decoder: Decoder,
-    length_normalized: bool,
-    chunk_bytes: int,
-    params: Params,
-    batch: Batch,
+    decoder: Decoder, length_normalized: bool, params: Params, batch: Batch
 ) -> jax.Array:
-    logps_BN = pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    logps_BN = pair_log_probs(decoder, params, batch)
     ratios_BN = logps_BN - batch["reference_BN"]
     if length_normalized:
         ratios_BN /= jnp.maximum(jnp.sum(batch["completion_mask_BNT"], axis=-1), 1)
@@ -114,16 +107,14 @@ def _margin(
 
 
 @functools.cache
-def gradient_fn(
-    decoder: Decoder, length_normalized: bool, chunk_bytes: int, accumulation: int
-) -> Any:
+def gradient_fn(decoder: Decoder, length_normalized: bool, accumulation: int) -> Any:
     """Returns jitted (params, s, batch) -> (dL/dparams, dL/ds, L), KL term apart."""
 
     def loss_fn(
         both: tuple[Params, jax.Array], batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         params, log_scale = both
-        margin_B = _margin(decoder, length_normalized, chunk_bytes, params, batch)
+        margin_B = _margin(decoder, length_normalized, params, batch)
         losses_B = -jax.nn.log_sigmoid(jnp.exp(log_scale) * margin_B)
         return jnp.sum(batch["weight_B"] * losses_B) / total_weight, {}
 
@@ -196,9 +187,7 @@ def learn(
     size = min(config.batch_size, held_out.size)
     accumulation = -(-size // held_out.micro)
     padded = accumulation * held_out.micro
-    run = gradient_fn(
-        held_out.decoder, config.length_normalized, held_out.chunk_bytes, accumulation
-    )
+    run = gradient_fn(held_out.decoder, config.length_normalized, accumulation)
     variables: dict[str, Any] = {
         "logits": start_logits(config, len(deltas.names), deltas.count, carried),
         "log_scale": np.float32(np.log(config.beta)),
