@@ -210,26 +210,12 @@ def _forward(
     return (sums.target - lse_BT, mass_BT), saved
 
 
-def _logit_gradient(
-    blocks: _Blocks,
-    logits: jax.Array,
-    hit: jax.Array,
-    lse_BT: jax.Array,
-    grad_BT: jax.Array,
-) -> jax.Array:
-    """Returns the gradient of a block's h . w_v [B, T, C, V] from log p's."""
-    gradient = hit.astype(jnp.float32) - jnp.exp(logits - lse_BT[..., None, None])
-    gradient *= grad_BT[..., None, None]
-    if (softcap := blocks.decoder.config.final_softcap) is not None:
-        gradient *= 1.0 - (logits / softcap) ** 2
-    return gradient
-
-
 def _backward(
     blocks: _Blocks, saved: Any, gradients: _Found
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden_BTD, head_VD, targets_BT, lse_BT = saved
     head_CVD, dtype = blocks.split(head_VD), blocks.decoder.compute_dtype
+    softcap = blocks.decoder.config.final_softcap
 
     def add_block(block: jax.Array, carry: tuple) -> tuple:
         d_hidden_BTD, d_head_CVD = carry
@@ -237,7 +223,11 @@ def _backward(
         logits = blocks.logits(hidden_BTD, block_CVD)
         ids_CV, new_V = blocks.ids_and_new(block)
         hit = targets_BT[..., None, None] == ids_CV
-        d_logits = _logit_gradient(blocks, logits, hit, lse_BT, gradients[0])
+        # Of h . w_v, from log p's.
+        d_logits = hit.astype(jnp.float32) - jnp.exp(logits - lse_BT[..., None, None])
+        d_logits *= gradients[0][..., None, None]
+        if softcap is not None:
+            d_logits *= 1.0 - (logits / softcap) ** 2
         # A row that was seen before gets the same gradient once more.
         d_head_CVD = jax.lax.dynamic_update_slice_in_dim(
             d_head_CVD,
