@@ -23,13 +23,14 @@ MIN_BETA, MIN_DEVIATION = 1e-3, 1e-6
 
 
 def _sorted_loss(
+    logps: PairLogProbs,
     upper_B: jax.Array,
     lower_B: jax.Array,
-    real_B: jax.Array,
     beta: Scalar,
     label_smoothing: Scalar,
 ) -> PerPair:
     """The loss of equal ranks' difference, at the places of ``upper_B``."""
+    real_B = logps.real_B()
     by_upper = jnp.argsort(jnp.where(real_B, upper_B, jnp.inf))
     by_lower = jnp.argsort(jnp.where(real_B, lower_B, jnp.inf))
     loss_B = smoothed_log_sigmoid(
@@ -49,13 +50,8 @@ def aot(logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar) -> PerPai
     '0.351'
     """
     assert logps.reference_BN is not None
-    return _sorted_loss(
-        difference(logps.policy_BN),
-        difference(logps.reference_BN),
-        logps.real_B(),
-        beta,
-        label_smoothing,
-    )
+    policy_B, reference_B = difference(logps.policy_BN), difference(logps.reference_BN)
+    return _sorted_loss(logps, policy_B, reference_B, beta, label_smoothing)
 
 
 def aot_unpaired(
@@ -69,13 +65,8 @@ def aot_unpaired(
     '0.351'
     """
     ratios_BN = logps.log_ratios_BN()
-    return _sorted_loss(
-        ratios_BN[:, CHOSEN],
-        ratios_BN[:, REJECTED],
-        logps.real_B(),
-        beta,
-        label_smoothing,
-    )
+    chosen_B, rejected_B = ratios_BN[:, CHOSEN], ratios_BN[:, REJECTED]
+    return _sorted_loss(logps, chosen_B, rejected_B, beta, label_smoothing)
 
 
 def beta_dpo(
