@@ -9,7 +9,7 @@ from tpmm_jax.losses.gradients import (
     coupled_gradients,
     gradients,
 )
-from tpmm_jax.losses.inputs import Moving, PairLogProbs, Scalar, completion_sums
+from tpmm_jax.losses.inputs import PairLogProbs, completion_sums
 from tpmm_jax.losses.logprobs import log_probs
 from tpmm_jax.losses.objective import (
     Objective,
@@ -19,7 +19,6 @@ from tpmm_jax.losses.objective import (
     pair_metrics,
 )
 from tpmm_jax.losses.preference import (
-    LossState,
     coupled_loss,
     init_loss_state,
     loss_inputs,
@@ -38,12 +37,9 @@ __all__ = [
     "Loss",
     "LossConfig",
     "LossFn",
-    "LossState",
     "Metrics",
-    "Moving",
     "Objective",
     "PairLogProbs",
-    "Scalar",
     "completion_sums",
     "coupled_gradients",
     "coupled_loss",

@@ -20,10 +20,6 @@ from tpmm_jax.losses.inputs import (
 from tpmm_jax.losses.record import Loss
 
 
-def _plain_BN(logps: PairLogProbs) -> jax.Array:
-    return logps.policy_BN if logps.plain_BN is None else logps.plain_BN
-
-
 def average_BN(logps: PairLogProbs) -> Float[Array, "B N"]:
     """Returns the mean log-prob of a completion's tokens, nats."""
     return logps.policy_BN / logps.lengths_BN()
@@ -44,7 +40,8 @@ def sft(logps: PairLogProbs) -> PerPair:
         length = mean_chosen_length(
             logps.length_BN, logps.weight_B, logps.policy_BN.dtype
         )
-    return -_plain_BN(logps)[:, CHOSEN] / jnp.maximum(length, 1)
+    plain_BN = logps.policy_BN if logps.plain_BN is None else logps.plain_BN
+    return -plain_BN[:, CHOSEN] / jnp.maximum(length, 1)
 
 
 def simpo(
