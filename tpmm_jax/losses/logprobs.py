@@ -42,11 +42,7 @@ def log_probs(
 
 
 def log_probs_and_mass(
-    decoder: Decoder,
-    params: Params | Adapted,
-    sequences: Sequences,
-    *,
-    mass: bool,
+    decoder: Decoder, params: Params | Adapted, sequences: Sequences, *, mass: bool
 ) -> tuple[Float[Array, "B _"], Float[Array, "B _"] | None]:
     """Returns ``log_probs`` and log sum_v p(v)^2 of each token's distribution.
 

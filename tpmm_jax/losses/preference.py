@@ -1,5 +1,6 @@
 """From a model and a batch of pairs to the loss: scores, then the loss of scores."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -36,11 +37,7 @@ class PairScores(NamedTuple):
 
 
 def _token_log_probs(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: Batch,
-    *,
-    mass: bool = False,
+    decoder: Decoder, params: Params | Adapted, batch: Batch, *, mass: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns ``log_probs_and_mass`` of a batch of pairs [B, N, T - 1], nats."""
     B, N, T = batch["tokens_BNT"].shape
@@ -121,9 +118,6 @@ def preference_loss(decoder: Decoder, objective: Objective) -> LossFn:
 def coupled_loss(decoder: Decoder, objective: Objective) -> CoupledLoss:
     """Returns the loss of a whole batch's scores; for every loss."""
 
-    def scores(params: Params | Adapted, batch: Batch) -> PairScores:
-        return pair_scores(decoder, params, batch, objective)
-
     def loss(
         scores: PairScores, batch: Batch, total_weight: jax.Array, state: LossState
     ) -> tuple[jax.Array, tuple[Metrics, LossState]]:
@@ -137,6 +131,7 @@ def coupled_loss(decoder: Decoder, objective: Objective) -> CoupledLoss:
         }
         return value, ({**means, **ours}, state)
 
+    scores = functools.partial(pair_scores, decoder, objective=objective)
     return CoupledLoss(scores, loss)
 
 
