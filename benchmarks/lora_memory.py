@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from measure import versions
 
-from tpmm_jax.losses import CHUNK_BYTES, LossConfig
+from tpmm_jax.losses import LossConfig
 from tpmm_jax.models import Decoder, LoraConfig, RopeConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import Frozen, TrainConfig, abstract_state, preference_step
@@ -60,7 +60,7 @@ def main() -> None:
         if lora is not None:
             key = jax.eval_shape(lambda: jax.random.key(0)) if lora.dropout else None
             frozen = Frozen(decoder.abstract_params(), key)
-        step = preference_step(decoder, LossConfig(), train, CHUNK_BYTES)
+        step = preference_step(decoder, LossConfig(), train)
         arguments = (state, batch(), np.float32(0), frozen)
         compiled = step.func.lower(*arguments, **step.keywords).compile()
         found = compiled.memory_analysis()

@@ -18,7 +18,6 @@ import numpy as np
 from measure import PeakMemory, fresh, versions
 
 from tpmm_jax.axes import Params
-from tpmm_jax.losses import CHUNK_BYTES
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig, group_names
 from tpmm_jax.merging.learned import gradient_fn, learn
 from tpmm_jax.models import Decoder
@@ -46,7 +45,7 @@ def held_out(model: Decoder, config: ReferenceConfig) -> HeldOut:
         "reference_BN": np.zeros((PAIRS, 2), np.float32),
         "weight_B": np.ones(PAIRS, np.float32),
     }
-    return HeldOut(model, config, table, PAIRS, CHUNK_BYTES, seed=0)
+    return HeldOut(model, config, table, PAIRS, seed=0)
 
 
 def one(count: int) -> None:
@@ -63,7 +62,7 @@ def one(count: int) -> None:
         scratch = pathlib.Path(folder) / "deltas"
         with Deltas(scratch, restore, count, names) as deltas, PeakMemory() as memory:
             learn(deltas, pairs)
-    run = gradient_fn(model, False, CHUNK_BYTES, 1)
+    run = gradient_fn(model, False, 1)
     batch = pairs.rows(np.arange(PAIRS), PAIRS)
     compiled = run.lower(model.abstract_params(), np.float32(0), batch).compile()
     analysis = compiled.memory_analysis()

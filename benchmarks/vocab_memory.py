@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from measure import PeakMemory, fresh, versions
 
-from tpmm_jax.losses import CHUNK_BYTES, LossConfig
+from tpmm_jax.losses import LossConfig
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import TrainConfig, init_state, preference_step
@@ -44,7 +44,7 @@ def one(vocab_size: int) -> None:
         "reference_BN": jnp.full((PAIRS, 2), -1500.0, jnp.float32),
         "weight_B": jnp.ones(PAIRS, jnp.float32),
     }
-    step = preference_step(decoder, LossConfig(), train, CHUNK_BYTES)
+    step = preference_step(decoder, LossConfig(), train)
     rate = jnp.float32(1e-5)
 
     state = init_state(decoder.init(jax.random.key(0)), train)

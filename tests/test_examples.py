@@ -18,6 +18,7 @@ import doctest, importlib, pathlib, pkgutil, sys
 sys.path.insert(0, sys.argv[1])
 import tiny_run
 import tpmm_jax as tpmm
+from tpmm_jax.losses.inputs import example_pair
 
 tiny_run.build_model(pathlib.Path("my-model"))
 names = ["tpmm_jax.facade", "tpmm_jax.weights.loading", "tpmm_jax.weights.saving"]
@@ -27,7 +28,8 @@ for room in ("losses", "merging", "rewards"):
 failed = tried = 0
 for name in names:
     module = importlib.import_module(name)
-    globs = {**vars(module), "tpmm": tpmm, "pathlib": pathlib}
+    known = {"tpmm": tpmm, "pathlib": pathlib, "example_pair": example_pair}
+    globs = {**vars(module), **known}
     result = doctest.testmod(module, globs=globs)
     failed, tried = failed + result.failed, tried + result.attempted
 print(f"{failed} of {tried} failed")

@@ -19,7 +19,7 @@ DECODER = Decoder(
         "llama", vocab_size=29, width=12, mlp_width=10, num_layers=2, num_heads=2,
         num_kv_heads=1, head_dim=6, max_positions=32,
     ),
-    lora=LORA,
+    lora=LORA, chunk_bytes=1 << 16,
 )  # fmt: skip
 B, T = 4, 9
 
@@ -50,7 +50,7 @@ def one_step(base, loss, accumulation, order=slice(None)):
     )
     adapters = init_adapters(DECODER.abstract_params(), LORA, jax.random.key(1))
     state = init_state(adapters, config)
-    step = preference_step(DECODER, loss, config, 1 << 16)
+    step = preference_step(DECODER, loss, config)
     rows = {name: x[order] for name, x in batch().items()}
     for _ in range(2):
         frozen = Frozen(base, jax.random.key(2))

@@ -42,7 +42,7 @@ CONFIG = make_config(
     "llama", vocab_size=23, width=10, mlp_width=13, num_layers=2, num_heads=3,
     num_kv_heads=1, head_dim=4, max_positions=64,
 )  # fmt: skip
-DECODER = Decoder(CONFIG)
+DECODER = Decoder(CONFIG, chunk_bytes=500)
 
 
 def pairs(B, T=9, seed=0):
@@ -65,7 +65,7 @@ def initial():
 
 @functools.cache
 def gradients_of(accumulation):
-    loss_fn = preference_loss(DECODER, LossConfig().objective(), 500)
+    loss_fn = preference_loss(DECODER, LossConfig().objective())
     return jax.jit(lambda p, b: gradients(loss_fn, p, b, accumulation, None))
 
 
@@ -172,7 +172,7 @@ def train_config(**changes):
 
 def start(config):
     params = jax.tree.map(jnp.array, initial())
-    step = preference_step(DECODER, LossConfig(), config, 500)
+    step = preference_step(DECODER, LossConfig(), config)
     return init_state(params, config), step
 
 
@@ -192,7 +192,7 @@ def test_a_sweep_over_beta_compiles_once_and_without_smoothing_anew():
     losses = {}
     for beta, eps, programs in ((0.1, 0.0, 1), (0.2, 0.0, 1), (0.1, 0.1, 2)):
         loss = LossConfig(name="aot", beta=beta, label_smoothing=eps)
-        step = preference_step(DECODER, loss, config, 500)
+        step = preference_step(DECODER, loss, config)
         state = init_state(jax.tree.map(jnp.array, initial()), config)
         _, metrics = step(state, batch, 0.1)
         losses[beta, eps] = float(metrics["loss"])
@@ -231,11 +231,11 @@ def test_adamw_in_numpy():
 def test_check_step_shifts_and_swaps(loss):
     batch = jax.tree.map(jnp.asarray, pairs(6))
     params = initial()
-    batch["reference_BN"] = pair_log_probs_step(DECODER, params, batch, chunk_bytes=500)
+    batch["reference_BN"] = pair_log_probs_step(DECODER, params, batch)
     for shift, swap, wanted in ((0, False, 0), (1, False, -1), (1, True, 1)):
         margin, value = pair_check_step(
             DECODER, loss.objective(), params, batch, jnp.float32(shift),
-            jnp.asarray(swap), chunk_bytes=500,
+            jnp.asarray(swap),
         )  # fmt: skip
         np.testing.assert_allclose(margin, wanted, rtol=0, atol=1e-4)
         if shift == 0:
@@ -277,7 +277,7 @@ def test_language_model_loss_is_the_mean_a_token():
         "mask_BT": mask,
         "weight_B": jnp.asarray([8.0, 3.0, 1.0, 0.0]),
     }
-    loss_fn = language_model_loss(DECODER, 500)
+    loss_fn = language_model_loss(DECODER)
     run = jax.jit(gradients, static_argnums=(0, 3, 4))
     _, loss, _ = run(loss_fn, params, batch, 2, None)
     logits = jax.jit(

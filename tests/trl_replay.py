@@ -21,7 +21,6 @@ from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
 
 FOLDER = pathlib.Path(__file__).parent / "fixtures" / "trl_dpo"
-CHUNK = 1 << 18
 TOLERANCE = {
     "loss": 1e-5,
     "grad_norm": 5e-4,
@@ -52,7 +51,7 @@ RUNS = {
 def load():
     """Decoder, initial parameters (NumPy), batches with reference_BN, expectations."""
     hf = json.loads((FOLDER / "model" / "config.json").read_text())
-    decoder = Decoder(parse_config(hf, "config.json"))
+    decoder = Decoder(parse_config(hf, "config.json"), chunk_bytes=1 << 18)
     params = read_params(SafetensorsDirectory(FOLDER / "model"), decoder, "float32")
     arrays = np.load(FOLDER / "batches.npz")
 
@@ -67,7 +66,7 @@ def load():
             "completion_mask_BNT": pairs(arrays["completion_mask"][i]),
             "weight_B": jnp.ones(8, jnp.float32),
         }
-        reference_BN = pair_log_probs_step(decoder, params, batch, chunk_bytes=CHUNK)
+        reference_BN = pair_log_probs_step(decoder, params, batch)
         batches.append({**batch, "reference_BN": reference_BN})
     expected = json.loads((FOLDER / "expected.json").read_text())
     return decoder, jax.device_get(params), batches, expected
@@ -87,7 +86,7 @@ def replay(run):
         accumulation=accumulation,
     )
     state = init_state(jax.tree.map(jnp.array, params), config)
-    step = preference_step(decoder, loss, config, CHUNK)
+    step = preference_step(decoder, loss, config)
     rate = make_learning_rate(config, 20)
     found = []
     for i, batch in enumerate(batches):

@@ -24,9 +24,9 @@ CONFIG = make_config(
 )  # fmt: skip
 
 
-def decoder(softcap=None, dtype="float32"):
+def decoder(softcap=None, dtype="float32", **how):
     config = dataclasses.replace(CONFIG, final_softcap=softcap)
-    return Decoder(config, compute_dtype=dtype)
+    return Decoder(config, compute_dtype=dtype, **how)
 
 
 def arrays(T=T, scale=3.0):
@@ -61,8 +61,7 @@ def chunked(softcap, width, dtype="float32"):
             hidden,
             head,
             targets,
-            decoder=decoder(softcap, dtype),
-            chunk_bytes=4 * B * T * width,
+            decoder=decoder(softcap, dtype, chunk_bytes=4 * B * T * width),
         )[0]
 
     return run
@@ -181,9 +180,8 @@ def test_whole_logits_never_exist_in_forward_and_backward():
     chunk_bytes = 4 * rows * (length - 1) * width
 
     def total(params, tokens, mask, bound):
-        return jnp.sum(
-            log_probs(model, params, from_mask(tokens, mask), chunk_bytes=bound)
-        )
+        chunked = dataclasses.replace(model, chunk_bytes=bound)
+        return jnp.sum(log_probs(chunked, params, from_mask(tokens, mask)))
 
     def program(bound):
         step = jax.value_and_grad(lambda p, t, m: total(p, t, m, bound))

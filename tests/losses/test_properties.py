@@ -1,5 +1,6 @@
 """What may not change a log-prob, a margin or a gradient: drawn cases, few compiles."""
 
+import dataclasses
 import functools
 
 import jax
@@ -27,7 +28,7 @@ CONFIG = make_config(
     num_kv_heads=1, head_dim=8, max_positions=64,
 )  # fmt: skip
 B, T, LONG = 8, 13, 24
-DECODER = Decoder(CONFIG, remat=False)
+DECODER = Decoder(CONFIG, remat=False, chunk_bytes=1000)
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 
 
@@ -45,13 +46,11 @@ def params_on(sizes=None):
 
 @functools.cache
 def runner(chunk_bytes, sizes):
-    decoder, _ = params_on(sizes)
+    decoder = dataclasses.replace(params_on(sizes)[0], chunk_bytes=chunk_bytes)
 
     @jax.jit
     def run(params, tokens, mask):
-        return log_probs(
-            decoder, params, from_mask(tokens, mask), chunk_bytes=chunk_bytes
-        )
+        return log_probs(decoder, params, from_mask(tokens, mask))
 
     return run
 
@@ -118,14 +117,14 @@ PLAIN = LossConfig(name=["dpo", "sft", "nca"], weights=[1.0, 0.5, 0.25])
 @functools.cache
 def gradient_step(config, accumulation):
     if config.coupled:
-        loss = coupled_loss(DECODER, config.objective(), 1000)
+        loss = coupled_loss(DECODER, config.objective())
         state = init_loss_state(config)
 
         def run(params, batch):
             return coupled_gradients(loss, params, batch, state, accumulation, None)
 
     else:
-        loss = preference_loss(DECODER, config.objective(), 1000)
+        loss = preference_loss(DECODER, config.objective())
 
         def run(params, batch):
             return *gradients(loss, params, batch, accumulation, None), ()

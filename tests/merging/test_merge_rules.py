@@ -178,7 +178,7 @@ CONFIG = make_config(
     "llama", vocab_size=17, width=6, mlp_width=7, num_layers=2, num_heads=2,
     num_kv_heads=1, head_dim=4, max_positions=32,
 )  # fmt: skip
-DECODER = Decoder(CONFIG)
+DECODER = Decoder(CONFIG, chunk_bytes=1000)
 K = 3
 
 
@@ -202,7 +202,7 @@ def held_out_table(M=11, T=8):
         "completion_mask_BNT": (mask * (np.arange(T) >= 2)).astype(np.int32),
         "weight_B": np.ones(M, np.float32),
     }
-    run = jax.jit(lambda p, b: pair_log_probs(DECODER, p, b, chunk_bytes=1000))
+    run = jax.jit(lambda p, b: pair_log_probs(DECODER, p, b))
     batch = jax.tree.map(jnp.asarray, table)
     anchor, wish = (np.asarray(run(trajectory()[k], batch)) for k in (0, 2))
     # Checkpoint 2 is what the labels prefer, but for every fifth pair.
@@ -217,7 +217,7 @@ def held_out_table(M=11, T=8):
 
 def held_out(**changes):
     config = ReferenceConfig(**{"steps": 12, "batch_size": 64, **changes})
-    return HeldOut(DECODER, config, held_out_table(), 4, 1000, 7)
+    return HeldOut(DECODER, config, held_out_table(), 4, 7)
 
 
 def open_deltas(tmp_path, granularity="model"):
@@ -234,9 +234,7 @@ def test_the_anchor_has_no_margin():
 @pytest.mark.parametrize("normalized", [False, True])
 def test_margins_are_those_of_whole_batches(normalized):
     table = jax.tree.map(jnp.asarray, held_out_table())
-    logps = jax.jit(lambda p: pair_log_probs(DECODER, p, table, chunk_bytes=1000))(
-        trajectory()[1]
-    )
+    logps = jax.jit(lambda p: pair_log_probs(DECODER, p, table))(trajectory()[1])
     ratio = np.asarray(logps) - table["reference_BN"]
     if normalized:
         ratio = ratio / np.asarray(table["completion_mask_BNT"]).sum(-1)
@@ -256,7 +254,7 @@ def test_the_streamed_gradient_is_that_through_a_stacked_tree(tmp_path, granular
         groups = len(deltas.names)
         logits = np.random.default_rng(4).normal(0, 1, (groups, K)).astype(np.float32)
         batch = jax.tree.map(jnp.asarray, held_out_table())
-        run = gradient_fn(DECODER, False, 1000, 1)
+        run = gradient_fn(DECODER, False, 1)
         g, d_scale, loss = run(
             deltas.merge(softmax(logits)), jnp.float32(np.log(0.3)), batch
         )
@@ -264,7 +262,7 @@ def test_the_streamed_gradient_is_that_through_a_stacked_tree(tmp_path, granular
         streamed, _ = logits_gradient(logits, slope, 0.0)
         stacked = {
             path: jnp.stack([deltas.leaf(k, path) for k in range(K)])
-            for path in deltas.paths
+            for path in deltas.shapes
         }
         names = deltas.names
 
@@ -290,7 +288,7 @@ def test_the_streamed_gradient_is_that_through_a_stacked_tree(tmp_path, granular
         return tree
 
     def whole(weights, log_scale):
-        logps = pair_log_probs(DECODER, theta(weights), batch, chunk_bytes=1000)
+        logps = pair_log_probs(DECODER, theta(weights), batch)
         ratio = logps - batch["reference_BN"]
         margin = ratio[:, 0] - ratio[:, 1]
         return jnp.mean(-jax.nn.log_sigmoid(jnp.exp(log_scale) * margin))

@@ -47,8 +47,8 @@ def mesh222():
 @functools.cache
 def both(name):
     """(decoder, parameters) on one device and on the mesh, of the same numbers."""
-    one = Decoder(CONFIGS[name])
-    many = Decoder(CONFIGS[name], mesh=mesh222())
+    one = Decoder(CONFIGS[name], chunk_bytes=400)
+    many = Decoder(CONFIGS[name], mesh=mesh222(), chunk_bytes=400)
     # Biases away from where they start, zero.
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: x + 0.3 if path[-1].key.endswith("bias") else x,
@@ -100,7 +100,7 @@ def test_forward(name, B):
         run = jax.jit(
             lambda p, t, m, d=decoder: (
                 d.logits(p, d.hidden(p, from_mask(t, m))),
-                log_probs(d, p, from_mask(t, m), chunk_bytes=400),
+                log_probs(d, p, from_mask(t, m)),
             )
         )
         found.append(jax.device_get(run(params, *batch)))
@@ -122,7 +122,7 @@ def test_preference_gradient(name, B, accumulation):
     batch = pairs(B, 9, CONFIGS[name].vocab_size)
     found = []
     for decoder, params in both(name):
-        loss_fn = preference_loss(decoder, LossConfig().objective(), 300)
+        loss_fn = preference_loss(decoder, LossConfig().objective())
         run = jax.jit(
             lambda p, b, f=loss_fn, d=decoder: gradients(f, p, b, accumulation, d.mesh)
         )
@@ -140,7 +140,7 @@ def test_training_steps_keep_every_sharding(name):
     for decoder, params in both(name):
         state = init_state(jax.tree.map(jnp.array, params), config)
         before = jax.tree.map(lambda x: x.sharding, state)
-        step = preference_step(decoder, LossConfig(), config, 1000)
+        step = preference_step(decoder, LossConfig(), config)
         for seed in range(3):
             batch = pairs(4, 9, decoder.config.vocab_size, seed)
             state, _ = step(state, put_batch(batch, decoder.mesh), 1e-2)

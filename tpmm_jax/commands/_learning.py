@@ -18,7 +18,6 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.log_probs import batched_log_probs
-from tpmm_jax.losses import CHUNK_BYTES
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig, one_hot
 from tpmm_jax.merging.learned import fitted_scale, learn, softmax
 from tpmm_jax.models import Decoder
@@ -164,10 +163,9 @@ def _held_out(
                 anchor,
                 table,
                 size=micro,
-                chunk_bytes=CHUNK_BYTES,
                 advance=anchor_bar.advance,
             )
-            sets.append(HeldOut(decoder, config, table, micro, CHUNK_BYTES, seed))
+            sets.append(HeldOut(decoder, config, table, micro, seed))
     return sets
 
 

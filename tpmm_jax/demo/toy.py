@@ -50,7 +50,6 @@ TEXT_LENGTH = 31
 MAX_POSITIONS = 64
 
 _PRETRAIN = TrainConfig(batch_size=32, learning_rate=1e-2, warmup_fraction=0.05)
-_CHUNK_BYTES = 32 * 2**20
 
 
 def prompts() -> list[str]:
@@ -173,7 +172,7 @@ def build_model(directory: pathlib.Path, console: RunConsole, steps: int = 250) 
 def _pretrain(
     decoder: Decoder, params: Any, tokenizer: Any, steps: int, console: RunConsole
 ) -> Any:
-    loss_fn = language_model_loss(decoder, _CHUNK_BYTES)
+    loss_fn = language_model_loss(decoder)
     beginnings = all_prompts()
 
     def batch(step: int) -> Batch:

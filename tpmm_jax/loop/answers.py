@@ -60,7 +60,6 @@ class PolicyRunner:
     micro_batch: int
     prompt_length: int
     pair_length: int
-    chunk_bytes: int
 
 
 def sample_answers(

@@ -39,7 +39,6 @@ from tpmm_jax.loop.log_probs import ModelLogProbs, model_log_probs
 from tpmm_jax.loop.prompts import EncodedPrompts, number_prompts
 from tpmm_jax.loop.run import EVALUATION
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.losses.logprobs import CHUNK_BYTES
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import Raters
@@ -203,7 +202,6 @@ def _runner(settings: Settings, candidate: Candidate) -> PolicyRunner:
         micro_batch=LOG_PROB_ROWS // 2,
         prompt_length=round_up(longest, config.max_positions - new),
         pair_length=round_up(both, config.max_positions),
-        chunk_bytes=CHUNK_BYTES,
     )
 
 

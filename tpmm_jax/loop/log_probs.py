@@ -66,7 +66,6 @@ def answer_log_probs(
                 runner.decoder,
                 params,
                 *put_batch((tokens_BT, mask_BT), runner.decoder.mesh),
-                chunk_bytes=runner.chunk_bytes,
             )
             logp_B = (np.asarray(logp_BT, np.float64) * of_answer_BT[:, 1:]).sum(axis=1)
             out.append(logp_B[: len(some)])
@@ -103,7 +102,6 @@ def table_log_probs(
             params,
             table,
             size=runner.micro_batch,
-            chunk_bytes=runner.chunk_bytes,
             ld_alpha=ld_alpha,
             advance=advance,
         )
@@ -115,7 +113,6 @@ def batched_log_probs(
     table: Table,
     *,
     size: int,
-    chunk_bytes: int,
     ld_alpha: float | None = None,
     advance: Callable[[int], None],
 ) -> np.ndarray:
@@ -130,9 +127,7 @@ def batched_log_probs(
     for start in range(0, rows, size):
         places = np.arange(start, min(start + size, rows))
         batch = put_batch(take(table, places, size), decoder.mesh)
-        logps_BN = pair_log_probs_step(
-            decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
-        )
+        logps_BN = pair_log_probs_step(decoder, params, batch, ld_alpha=ld_alpha)
         out.append(np.asarray(logps_BN)[: len(places)])
         advance(len(places))
     return np.concatenate(out)

@@ -220,7 +220,6 @@ def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOut:
         config,
         table,
         min(runner.micro_batch, len(rows)),
-        runner.chunk_bytes,
         plan.config.seed * 1009 + iteration,
     )
 
@@ -279,7 +278,6 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
             batch,
             jnp.float32(shift),
             jnp.asarray(swap),
-            chunk_bytes=plan.runner.chunk_bytes,
         )
         return np.asarray(margin_B)[:size], float(loss)
 

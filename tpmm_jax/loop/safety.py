@@ -148,9 +148,7 @@ def offending_rows(task: Task, state: TrainState, places: np.ndarray) -> dict[in
 
 def _by_gradient(task: Task, state: TrainState, places: np.ndarray) -> dict[int, str]:
     plan, config, found = task.plan, task.plan.config.train, {}
-    norm_of = preference_gradient_norm_step(
-        plan.decoder, plan.config.loss, config, plan.runner.chunk_bytes
-    )
+    norm_of = preference_gradient_norm_step(plan.decoder, plan.config.loss, config)
     for place in places:
         row = take(task.table, np.array([place]), config.batch_size)
         if not np.isfinite(norm_of(state, put_batch(row, plan.mesh), task.frozen)):

@@ -118,6 +118,7 @@ def prepare(
         config.model.remat,
         mesh,
         config.model.adapters,
+        config.model.logits_chunk_mib * 2**20,
     )
     runner = make_runner(config, decoder, codec, lengths)
     return Plan(config, runner, raters, schedule, chunks), source
@@ -135,7 +136,6 @@ def make_runner(
         micro_batch=config.train.batch_size // config.train.accumulation,
         prompt_length=lengths[0],
         pair_length=lengths[1],
-        chunk_bytes=config.model.logits_chunk_mib * 2**20,
     )
 
 

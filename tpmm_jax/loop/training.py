@@ -102,9 +102,7 @@ def _fit(
 ) -> TrainState:
     """Trains on the iteration's pairs to step ``end``."""
     plan, train = task.plan, task.plan.config.train
-    step_fn = preference_step(
-        plan.decoder, plan.config.loss, train, plan.runner.chunk_bytes
-    )
+    step_fn = preference_step(plan.decoder, plan.config.loss, train)
     return fit(
         state,
         functools.partial(step_fn, frozen=task.frozen),

@@ -9,8 +9,8 @@ from tpmm_jax.losses.gradients import (
     coupled_gradients,
     gradients,
 )
-from tpmm_jax.losses.inputs import Moving, PairLogProbs, Scalar, completion_sums
-from tpmm_jax.losses.logprobs import CHUNK_BYTES, log_probs
+from tpmm_jax.losses.inputs import PairLogProbs, completion_sums
+from tpmm_jax.losses.logprobs import log_probs
 from tpmm_jax.losses.objective import (
     Objective,
     keep_reference_terms,
@@ -19,7 +19,6 @@ from tpmm_jax.losses.objective import (
     pair_metrics,
 )
 from tpmm_jax.losses.preference import (
-    LossState,
     coupled_loss,
     init_loss_state,
     loss_inputs,
@@ -32,19 +31,15 @@ from tpmm_jax.losses.record import Loss
 from tpmm_jax.losses.registry import LOSSES, is_coupled, names_of
 
 __all__ = [
-    "CHUNK_BYTES",
     "LOSSES",
     "Batch",
     "CoupledLoss",
     "Loss",
     "LossConfig",
     "LossFn",
-    "LossState",
     "Metrics",
-    "Moving",
     "Objective",
     "PairLogProbs",
-    "Scalar",
     "completion_sums",
     "coupled_gradients",
     "coupled_loss",

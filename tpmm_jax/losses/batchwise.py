@@ -11,9 +11,9 @@ from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.losses.inputs import (
     Moving,
     PairLogProbs,
+    PerPair,
     Scalar,
     difference,
-    example_pair,  # noqa: F401, for the examples
     smoothed_log_sigmoid,
 )
 from tpmm_jax.losses.record import LOG2, Loss
@@ -23,13 +23,14 @@ MIN_BETA, MIN_DEVIATION = 1e-3, 1e-6
 
 
 def _sorted_loss(
+    logps: PairLogProbs,
     upper_B: jax.Array,
     lower_B: jax.Array,
-    real_B: jax.Array,
     beta: Scalar,
     label_smoothing: Scalar,
-) -> Float[Array, " B"]:
+) -> PerPair:
     """The loss of equal ranks' difference, at the places of ``upper_B``."""
+    real_B = logps.real_B()
     by_upper = jnp.argsort(jnp.where(real_B, upper_B, jnp.inf))
     by_lower = jnp.argsort(jnp.where(real_B, lower_B, jnp.inf))
     loss_B = smoothed_log_sigmoid(
@@ -38,9 +39,7 @@ def _sorted_loss(
     return jnp.zeros_like(upper_B).at[by_upper].set(loss_B)
 
 
-def aot(
-    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
-) -> Float[Array, " B"]:
+def aot(logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
     """-log sigma(beta (policy margin - reference margin)) of margins of equal rank.
 
     Both are sorted within the batch; label smoothing as in cdpo.
@@ -51,18 +50,13 @@ def aot(
     '0.351'
     """
     assert logps.reference_BN is not None
-    return _sorted_loss(
-        difference(logps.policy_BN),
-        difference(logps.reference_BN),
-        logps.real_B(),
-        beta,
-        label_smoothing,
-    )
+    policy_B, reference_B = difference(logps.policy_BN), difference(logps.reference_BN)
+    return _sorted_loss(logps, policy_B, reference_B, beta, label_smoothing)
 
 
 def aot_unpaired(
     logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
-) -> Float[Array, " B"]:
+) -> PerPair:
     """-log sigma(beta (chosen - rejected)) of log-ratios of equal rank.
 
     Source: 2406.05882 alg. 1, unpaired.
@@ -71,18 +65,13 @@ def aot_unpaired(
     '0.351'
     """
     ratios_BN = logps.log_ratios_BN()
-    return _sorted_loss(
-        ratios_BN[:, CHOSEN],
-        ratios_BN[:, REJECTED],
-        logps.real_B(),
-        beta,
-        label_smoothing,
-    )
+    chosen_B, rejected_B = ratios_BN[:, CHOSEN], ratios_BN[:, REJECTED]
+    return _sorted_loss(logps, chosen_B, rejected_B, beta, label_smoothing)
 
 
 def beta_dpo(
     logps: PairLogProbs, *, beta: Scalar, beta_gain: Scalar, beta_keep: Scalar
-) -> Float[Array, " B"]:
+) -> PerPair:
     """-log sigma(beta_used D) of the pairs that are kept, scaled to be their mean.
 
     Source: 2407.08639 and its code, see `select_pairs`.
@@ -171,12 +160,9 @@ def moving_metrics(
 
 
 BATCHWISE = {
-    "aot": Loss(function=aot, kind="batchwise", at_zero=LOG2),
-    "aot_unpaired": Loss(function=aot_unpaired, kind="batchwise", at_zero=LOG2),
+    "aot": Loss(aot, "batchwise", at_zero=LOG2),
+    "aot_unpaired": Loss(aot_unpaired, "batchwise", at_zero=LOG2),
     "beta_dpo": Loss(
-        function=beta_dpo,
-        kind="batchwise",
-        at_zero=LOG2,
-        carried_reads=("beta_momentum",),
+        beta_dpo, "batchwise", at_zero=LOG2, carried_reads=("beta_momentum",)
     ),
 }

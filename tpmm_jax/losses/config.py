@@ -9,8 +9,6 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.losses.objective import Objective
 from tpmm_jax.losses.registry import LOSSES, is_coupled, is_reference_free, names_of
 
-DEFAULT_BETA = 0.1
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -39,7 +37,7 @@ class LossConfig:
 
     name: str | Sequence[str] = "dpo"
     weights: Sequence[float] | None = None
-    beta: float = DEFAULT_BETA
+    beta: float = 0.1
     label_smoothing: float = 0.0
     length_normalized: bool = True
     f_divergence_type: Literal[
@@ -117,12 +115,9 @@ class LossConfig:
             for name, value in values.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
+        values |= numbers
         constants = {name: value for name, value in numbers.items() if value != 0}
-        structure = {
-            name: numbers.get(name, value)
-            for name, value in values.items()
-            if name not in constants
-        }
+        structure = {name: values[name] for name in values if name not in constants}
         return Objective(
             names=self.names,
             structure=tuple(structure.items()),
@@ -172,9 +167,8 @@ def _check_names(config: LossConfig) -> None:
 def _check_meaning(config: LossConfig) -> None:
     """Refuses constants that none of the chosen losses reads."""
     for f in fields(config):
-        if f.name in ("name", "weights", *config.reads):
-            continue
-        if getattr(config, f.name) != f.default:
+        read = f.name in ("name", "weights", *config.reads)
+        if not read and getattr(config, f.name) != f.default:
             owners = [name for name, loss in LOSSES.items() if f.name in loss.reads]
             raise BadInput(
                 f"loss.{f.name} has no meaning for {config.title}, only for "
@@ -188,19 +182,12 @@ def _check_meaning(config: LossConfig) -> None:
             "loss.f_alpha_divergence_coef has no meaning for f_divergence_type "
             f"{config.f_divergence_type!r}, only for 'alpha_divergence'"
         )
-    _check_every_term(
-        config,
-        "use_weighting",
-        config.names,
-        "has no value for one pair alone",
-    )
+    why = "has no value for one pair alone"
+    _check_every_term(config, "use_weighting", config.names, why)
     # Its normaliser cancels in a margin only. "sft" has no ratio to transform.
-    _check_every_term(
-        config,
-        "f_divergence_type",
-        [name for name in config.names if name != "sft"],
-        "is not a loss of a margin, where its normaliser cancels",
-    )
+    names = [name for name in config.names if name != "sft"]
+    why = "is not a loss of a margin, where its normaliser cancels"
+    _check_every_term(config, "f_divergence_type", names, why)
 
 
 def _check_every_term(
@@ -247,9 +234,9 @@ def _check_ranges(config: LossConfig) -> None:
         if not good:
             raise BadInput(f"loss.{name} is {getattr(config, name)}; use {wanted}")
     name, usual = _find_usual(config, "beta")
-    if name and config.beta == DEFAULT_BETA:
+    if name and config.beta == LossConfig.beta:
         raise BadInput(
-            f"loss.beta is {DEFAULT_BETA}, the default for sums of log-probs; "
+            f"loss.beta is {config.beta}, the default for sums of log-probs; "
             f"{name} takes means over tokens and wants a larger one: {usual} is usual, "
             "up to 10"
         )

@@ -1,6 +1,6 @@
 """What a preference loss sees of a batch: log-probabilities, lengths, weights."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from tpmm_jax.axes import CHOSEN, REJECTED
 
 # A constant of a loss: a Python number, or an argument of a compiled program.
 Scalar = float | jax.Array
+# A number of each pair of a batch.
+PerPair: TypeAlias = Float[Array, " B"]
 
 
 class Moving(NamedTuple):
@@ -102,8 +104,8 @@ def token_weights(
 
 
 def completion_sums(
-    logp_BNT: Float[Array, "B N S"],
-    completion_mask_BNT: Int[Array, "B N S+1"],
+    logp_BNT: Float[Array, "B N T"],
+    completion_mask_BNT: Int[Array, "B N T+1"],
     ld_alpha: Scalar | None,
 ) -> Float[Array, "B N"]:
     """Returns sums of log-probs over completion tokens, nats."""
@@ -116,9 +118,9 @@ def completion_sums(
 
 
 def wpo_log_weights(
-    logp_BNT: Float[Array, "B N S"],
-    mass_BNT: Float[Array, "B N S"],
-    completion_mask_BNT: Int[Array, "B N S+1"],
+    logp_BNT: Float[Array, "B N T"],
+    mass_BNT: Float[Array, "B N T"],
+    completion_mask_BNT: Int[Array, "B N T+1"],
 ) -> Float[Array, "B N"]:
     """Returns mean over completion tokens of log p(token) - log sum_v p(v)^2.
 

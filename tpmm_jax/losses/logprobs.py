@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
@@ -25,40 +24,25 @@ from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
 from tpmm_jax.models import Adapted, Decoder, Sequences, soft_cap
 from tpmm_jax.models.layers import einsum
 
-# Size of one block of float32 logits on a device. Larger blocks are faster on
-# accelerators, smaller ones leaner.
-CHUNK_BYTES = 32 * 2**20
 MIN_BLOCK = 128
 
 
 def log_probs(
-    decoder: Decoder,
-    params: Params | Adapted,
-    sequences: Sequences,
-    *,
-    chunk_bytes: int = CHUNK_BYTES,
+    decoder: Decoder, params: Params | Adapted, sequences: Sequences
 ) -> Float[Array, "B _"]:
     """Returns log p(token t+1 | its sequence up to t) in nats, float32.
 
     Args:
       sequences: [B, T].
-      chunk_bytes: size of one block of logits on a device.
 
     Returns:
       [B, T - 1]; entry t is 0 unless tokens t and t + 1 are of one sequence.
     """
-    return log_probs_and_mass(
-        decoder, params, sequences, chunk_bytes=chunk_bytes, mass=False
-    )[0]
+    return log_probs_and_mass(decoder, params, sequences, mass=False)[0]
 
 
 def log_probs_and_mass(
-    decoder: Decoder,
-    params: Params | Adapted,
-    sequences: Sequences,
-    *,
-    chunk_bytes: int,
-    mass: bool,
+    decoder: Decoder, params: Params | Adapted, sequences: Sequences, *, mass: bool
 ) -> tuple[Float[Array, "B _"], Float[Array, "B _"] | None]:
     """Returns ``log_probs`` and log sum_v p(v)^2 of each token's distribution.
 
@@ -72,7 +56,6 @@ def log_probs_and_mass(
         forward.head,
         tokens_BT[:, 1:],
         decoder=decoder,
-        chunk_bytes=chunk_bytes,
         mass=mass,
     )
     here_BT, next_BT = segments_BT[:, :-1], segments_BT[:, 1:]
@@ -88,9 +71,7 @@ class _Blocks(NamedTuple):
     rows that were seen before: those are masked.
     """
 
-    softcap: float | None
-    dtype: str
-    mesh: Mesh | None
+    decoder: Decoder
     parts: int
     width: int
     rows: int
@@ -115,13 +96,14 @@ class _Blocks(NamedTuple):
 
     def logits(self, hidden_BTD: jax.Array, block_CVD: jax.Array) -> jax.Array:
         """Returns the block's logits [B, T, C, V], float32."""
-        logits = einsum("BTD,CVD->BTCV", hidden_BTD, block_CVD, dtype=self.dtype)
-        logits = constrain(logits, self.mesh, BATCH, None, TENSOR)
-        return soft_cap(logits, self.softcap)
+        dtype = self.decoder.compute_dtype
+        logits = einsum("BTD,CVD->BTCV", hidden_BTD, block_CVD, dtype=dtype)
+        logits = constrain(logits, self.decoder.mesh, BATCH, None, TENSOR)
+        return soft_cap(logits, self.decoder.config.final_softcap)
 
     def split(self, head_VD: jax.Array) -> jax.Array:
         head_CVD = head_VD.reshape(self.parts, self.rows, -1)
-        return constrain(head_CVD, self.mesh, TENSOR, None, FSDP)
+        return constrain(head_CVD, self.decoder.mesh, TENSOR, None, FSDP)
 
 
 def chunked_log_probs(
@@ -130,7 +112,6 @@ def chunked_log_probs(
     targets_BT: Int[Array, "B T"],
     *,
     decoder: Decoder,
-    chunk_bytes: int = CHUNK_BYTES,
     mass: bool = False,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
     """Returns log softmax(soft_cap(hidden head^T))[target], float32 nats.
@@ -148,18 +129,9 @@ def chunked_log_probs(
         batch_shards = math.prod(shape[name] for name in BATCH)
         batch_shards = batch_shards if B % batch_shards == 0 else 1
     rows = V // parts
-    width = max(MIN_BLOCK, chunk_bytes * batch_shards // (4 * B * T))
-    blocks = _Blocks(
-        decoder.config.final_softcap,
-        decoder.compute_dtype,
-        decoder.mesh,
-        parts,
-        min(width, rows),
-        rows,
-        mass,
-    )
-    logp_BT, mass_BT = _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
-    return logp_BT, None if mass_BT is None else jax.lax.stop_gradient(mass_BT)
+    width = max(MIN_BLOCK, decoder.chunk_bytes * batch_shards // (4 * B * T))
+    blocks = _Blocks(decoder, parts, min(width, rows), rows, mass)
+    return _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
 
 
 class _Sums(NamedTuple):
@@ -234,26 +206,12 @@ def _forward(
     return (sums.target - lse_BT, mass_BT), saved
 
 
-def _logit_gradient(
-    blocks: _Blocks,
-    logits: jax.Array,
-    hit: jax.Array,
-    lse_BT: jax.Array,
-    grad_BT: jax.Array,
-) -> jax.Array:
-    """Returns the gradient of a block's h . w_v [B, T, C, V] from log p's."""
-    gradient = hit.astype(jnp.float32) - jnp.exp(logits - lse_BT[..., None, None])
-    gradient *= grad_BT[..., None, None]
-    if blocks.softcap is not None:
-        gradient *= 1.0 - (logits / blocks.softcap) ** 2
-    return gradient
-
-
 def _backward(
     blocks: _Blocks, saved: Any, gradients: _Found
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden_BTD, head_VD, targets_BT, lse_BT = saved
-    head_CVD, dtype = blocks.split(head_VD), blocks.dtype
+    head_CVD, dtype = blocks.split(head_VD), blocks.decoder.compute_dtype
+    softcap = blocks.decoder.config.final_softcap
 
     def add_block(block: jax.Array, carry: tuple) -> tuple:
         d_hidden_BTD, d_head_CVD = carry
@@ -261,7 +219,11 @@ def _backward(
         logits = blocks.logits(hidden_BTD, block_CVD)
         ids_CV, new_V = blocks.ids_and_new(block)
         hit = targets_BT[..., None, None] == ids_CV
-        d_logits = _logit_gradient(blocks, logits, hit, lse_BT, gradients[0])
+        # Of h . w_v, from log p's.
+        d_logits = hit.astype(jnp.float32) - jnp.exp(logits - lse_BT[..., None, None])
+        d_logits *= gradients[0][..., None, None]
+        if softcap is not None:
+            d_logits *= 1.0 - (logits / softcap) ** 2
         # A row that was seen before gets the same gradient once more.
         d_head_CVD = jax.lax.dynamic_update_slice_in_dim(
             d_head_CVD,

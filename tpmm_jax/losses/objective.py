@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.losses.inputs import PairLogProbs, f_prime
+from tpmm_jax.losses.inputs import PairLogProbs, PerPair, f_prime
 from tpmm_jax.losses.record import keywords
 from tpmm_jax.losses.registry import LOSSES
 
@@ -37,6 +37,12 @@ class Objective:
     constants: dict[str, Any]
     weights: tuple[Any, ...] | None = None
 
+    @property
+    def terms(self) -> tuple[tuple[str, Any], ...]:
+        """The (name, weight) of each loss of the sum."""
+        weights = self.weights or (1.0,) * len(self.names)
+        return tuple(zip(self.names, weights, strict=True))
+
     def get(self, name: str) -> Any:
         """Returns a field of LossConfig; None if none of the losses reads it."""
         return self.constants.get(name, dict(self.structure).get(name))
@@ -46,9 +52,7 @@ class Objective:
         return function(*args, **{name: self.get(name) for name in keywords(function)})
 
 
-def pair_losses(
-    logps: PairLogProbs, objective: Objective
-) -> dict[str, Float[Array, " B"]]:
+def pair_losses(logps: PairLogProbs, objective: Objective) -> dict[str, PerPair]:
     """Returns each loss of the sum, of each pair, before weights."""
     if divergence := objective.get("f_divergence_type"):
         alpha = objective.get("f_alpha_divergence_coef")
@@ -59,22 +63,20 @@ def pair_losses(
     }
 
 
-def pair_loss(logps: PairLogProbs, objective: Objective) -> Float[Array, " B"]:
+def pair_loss(logps: PairLogProbs, objective: Objective) -> PerPair:
     """Returns the weighted sum of the losses, of each pair.
 
     >>> from tpmm_jax.losses import LossConfig
-    >>> from tpmm_jax.losses.inputs import example_pair
     >>> config = LossConfig(name=["dpo", "sft"], weights=[1.0, 0.5], beta=0.5)
     >>> f"{pair_loss(example_pair(), config.objective())[0]:.3f}"
     '1.451'
     """
     losses = pair_losses(logps, objective)
-    weights = objective.weights or (1.0,) * len(losses)
-    loss_B = sum(weight * loss_B for weight, loss_B in zip(weights, losses.values()))
+    loss_B = sum(weight * losses[name] for name, weight in objective.terms)
     return loss_B * pair_weights(logps)
 
 
-def pair_weights(logps: PairLogProbs) -> Float[Array, " B"]:
+def pair_weights(logps: PairLogProbs) -> PerPair:
     """Returns what each pair's loss is multiplied with: WPO's weight, or 1."""
     if logps.wpo_BN is None:
         return jnp.ones(logps.policy_BN.shape[0], logps.policy_BN.dtype)
@@ -91,10 +93,9 @@ def loss_at_zero(objective: Objective) -> float | None:
     1.0
     """
     values = {**dict(objective.structure), **objective.constants}
-    weights = objective.weights or (1.0,) * len(objective.names)
     found = [
         weight * (zero(values) if callable(zero) else zero)
-        for name, weight in zip(objective.names, weights)
+        for name, weight in objective.terms
         if (zero := LOSSES[name].at_zero) is not None
     ]
     return sum(found) if found else None
@@ -102,17 +103,12 @@ def loss_at_zero(objective: Objective) -> float | None:
 
 def keep_reference_terms(objective: Objective) -> Objective:
     """Returns the sum without the terms that do not look at the reference."""
-    kept = [
-        place
-        for place, name in enumerate(objective.names)
+    kept = {
+        name: weight
+        for name, weight in objective.terms
         if LOSSES[name].at_zero is not None
-    ]
-    weights = objective.weights
-    return replace(
-        objective,
-        names=tuple(objective.names[place] for place in kept),
-        weights=None if weights is None else tuple(weights[place] for place in kept),
-    )
+    }
+    return replace(objective, names=tuple(kept), weights=tuple(kept.values()))
 
 
 def rewards_BN(logps: PairLogProbs, objective: Objective) -> Float[Array, "B N"]:
@@ -128,13 +124,10 @@ def rewards_BN(logps: PairLogProbs, objective: Objective) -> Float[Array, "B N"]
     return objective.get("beta") * objective.call(rewards, logps)
 
 
-def pair_metrics(
-    logps: PairLogProbs, objective: Objective
-) -> dict[str, Float[Array, " B"]]:
+def pair_metrics(logps: PairLogProbs, objective: Objective) -> dict[str, PerPair]:
     """Returns TRL's metrics, one value per pair [B].
 
     >>> from tpmm_jax.losses import LossConfig
-    >>> from tpmm_jax.losses.inputs import example_pair
     >>> metrics = pair_metrics(example_pair(), LossConfig(beta=0.5).objective())
     >>> metrics["rewards/margins"]
     Array([1.5], dtype=float32)

@@ -8,28 +8,27 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from tpmm_jax.losses.inputs import (
     PairLogProbs,
+    PerPair,
     Scalar,
     difference,
-    example_pair,  # noqa: F401, for the examples
     smoothed_log_sigmoid,
 )
 from tpmm_jax.losses.record import LOG2, Loss
 
 
-def _z(logps: PairLogProbs, beta: Scalar) -> Float[Array, " B"]:
+def _z(logps: PairLogProbs, beta: Scalar) -> PerPair:
     return beta * difference(logps.scores_BN())
 
 
-def _mean_difference(logps: PairLogProbs) -> Float[Array, " B"]:
+def _mean_difference(logps: PairLogProbs) -> PerPair:
     """D of means over tokens."""
     return difference(logps.scores_BN() / logps.lengths_BN())
 
 
-def dpo(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def dpo(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """-log sigma(z). Source: 2305.18290 eq. 7.
 
     >>> f"{dpo(example_pair(), beta=0.5)[0]:.3f}"
@@ -38,9 +37,7 @@ def dpo(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     return -jax.nn.log_sigmoid(_z(logps, beta))
 
 
-def cdpo(
-    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
-) -> Float[Array, " B"]:
+def cdpo(logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
     """-(1 - eps) log sigma(z) - eps log sigma(-z).
 
     Source: label smoothing of DPO (Mitchell 2023, "A note on DPO with noisy
@@ -52,9 +49,7 @@ def cdpo(
     return smoothed_log_sigmoid(_z(logps, beta), label_smoothing)
 
 
-def robust(
-    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
-) -> Float[Array, " B"]:
+def robust(logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
     """[-(1 - eps) log sigma(z) + eps log sigma(-z)] / (1 - 2 eps); unbounded below.
 
     Source: 2403.00409 eq. 12.
@@ -67,9 +62,7 @@ def robust(
     return loss / (1 - 2 * eps)
 
 
-def ipo(
-    logps: PairLogProbs, *, beta: Scalar, length_normalized: bool
-) -> Float[Array, " B"]:
+def ipo(logps: PairLogProbs, *, beta: Scalar, length_normalized: bool) -> PerPair:
     """(D - 1 / (2 beta))^2, D of means over tokens or of sums.
 
     Source: 2310.12036 eq. 17; means as the authors told TRL's.
@@ -84,7 +77,7 @@ def ipo(
     return (margin_B - 1 / (2 * beta)) ** 2
 
 
-def hinge(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def hinge(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """max(0, 1 - z). Source: 2305.10425 (SLiC), as a DPO variant.
 
     >>> f"{hinge(example_pair(), beta=0.25)[0]:.3f}"
@@ -93,7 +86,7 @@ def hinge(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     return jax.nn.relu(1 - _z(logps, beta))
 
 
-def sigmoid_norm(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def sigmoid_norm(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """-log sigma(beta D), D of means over tokens.
 
     Source: length-normalised DPO of Tulu 3, 2411.15124.
@@ -104,9 +97,7 @@ def sigmoid_norm(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     return -jax.nn.log_sigmoid(beta * _mean_difference(logps))
 
 
-def exo(
-    logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar
-) -> Float[Array, " B"]:
+def exo(logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
     """KL((sigma(z), sigma(-z)) || (1 - eps, eps)). Source: 2402.00856 eq. 16.
 
     >>> f"{exo(example_pair(), beta=0.5, label_smoothing=0.1)[0]:.3f}"
@@ -117,9 +108,7 @@ def exo(
     return won + jax.nn.sigmoid(-z) * (jax.nn.log_sigmoid(-z) - jnp.log(eps))
 
 
-def discopop(
-    logps: PairLogProbs, *, beta: Scalar, discopop_tau: Scalar
-) -> Float[Array, " B"]:
+def discopop(logps: PairLogProbs, *, beta: Scalar, discopop_tau: Scalar) -> PerPair:
     """-(1 - m) log sigma(z) + m exp(-z), m = sigma(z / tau).
 
     Source: 2406.08414 eq. 5 (log-ratio modulated loss).
@@ -140,30 +129,18 @@ def _exo_at_zero(eps: float) -> float:
 
 
 PAIRWISE = {
-    "dpo": Loss(function=dpo, kind="pairwise", at_zero=LOG2, trl_name="sigmoid"),
-    "cdpo": Loss(
-        function=cdpo,
-        kind="pairwise",
-        at_zero=LOG2,
-        usual={"label_smoothing": "0.1"},
-    ),
-    "robust": Loss(
-        function=robust,
-        kind="pairwise",
-        at_zero=LOG2,
-        usual={"label_smoothing": "0.1"},
-    ),
-    "ipo": Loss(
-        function=ipo, kind="pairwise", at_zero=lambda c: 1 / (4 * c["beta"] ** 2)
-    ),
-    "hinge": Loss(function=hinge, kind="pairwise", at_zero=1.0),
-    "sigmoid_norm": Loss(function=sigmoid_norm, kind="pairwise", at_zero=LOG2),
+    "dpo": Loss(dpo, "pairwise", at_zero=LOG2, trl_name="sigmoid"),
+    "cdpo": Loss(cdpo, "pairwise", at_zero=LOG2, usual={"label_smoothing": "0.1"}),
+    "robust": Loss(robust, "pairwise", at_zero=LOG2, usual={"label_smoothing": "0.1"}),
+    "ipo": Loss(ipo, "pairwise", at_zero=lambda c: 1 / (4 * c["beta"] ** 2)),
+    "hinge": Loss(hinge, "pairwise", at_zero=1.0),
+    "sigmoid_norm": Loss(sigmoid_norm, "pairwise", at_zero=LOG2),
     "exo": Loss(
-        function=exo,
-        kind="pairwise",
+        exo,
+        "pairwise",
         at_zero=lambda c: _exo_at_zero(c["label_smoothing"]),
         usual={"label_smoothing": "1e-3"},
         trl_name="exo_pair",
     ),
-    "discopop": Loss(function=discopop, kind="pairwise", at_zero=(LOG2 + 1) / 2),
+    "discopop": Loss(discopop, "pairwise", at_zero=(LOG2 + 1) / 2),
 }

@@ -1,5 +1,6 @@
 """From a model and a batch of pairs to the loss: scores, then the loss of scores."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -36,20 +37,13 @@ class PairScores(NamedTuple):
 
 
 def _token_log_probs(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: Batch,
-    *,
-    chunk_bytes: int,
-    mass: bool = False,
+    decoder: Decoder, params: Params | Adapted, batch: Batch, *, mass: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns ``log_probs_and_mass`` of a batch of pairs [B, N, T - 1], nats."""
     B, N, T = batch["tokens_BNT"].shape
     rows = (batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT"))
     sequences = from_mask(*(constrain(x, decoder.mesh, BATCH) for x in rows))
-    logp, masses = log_probs_and_mass(
-        decoder, params, sequences, chunk_bytes=chunk_bytes, mass=mass
-    )
+    logp, masses = log_probs_and_mass(decoder, params, sequences, mass=mass)
     shape = (B, N, T - 1)
     return logp.reshape(shape), None if masses is None else masses.reshape(shape)
 
@@ -59,7 +53,6 @@ def pair_log_probs(
     params: Params | Adapted,
     batch: Batch,
     *,
-    chunk_bytes: int,
     ld_alpha: Scalar | None = None,
 ) -> jax.Array:
     """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
@@ -68,26 +61,16 @@ def pair_log_probs(
       batch: tokens_BNT, mask_BNT, completion_mask_BNT, int32.
       ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
     """
-    logp_BNT, _ = _token_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    logp_BNT, _ = _token_log_probs(decoder, params, batch)
     return completion_sums(logp_BNT, batch["completion_mask_BNT"], ld_alpha)
 
 
 def pair_scores(
-    decoder: Decoder,
-    params: Params | Adapted,
-    batch: Batch,
-    objective: Objective,
-    *,
-    chunk_bytes: int,
+    decoder: Decoder, params: Params | Adapted, batch: Batch, objective: Objective
 ) -> PairScores:
     """Returns the policy's part of a loss's inputs; differentiable."""
-    logp_BNT, mass_BNT = _token_log_probs(
-        decoder,
-        params,
-        batch,
-        chunk_bytes=chunk_bytes,
-        mass=bool(objective.get("use_weighting")),
-    )
+    weighs = bool(objective.get("use_weighting"))
+    logp_BNT, mass_BNT = _token_log_probs(decoder, params, batch, mass=weighs)
     completion_BNT = batch["completion_mask_BNT"]
     plain_BN = completion_sums(logp_BNT, completion_BNT, None)
     policy_BN = plain_BN
@@ -104,26 +87,15 @@ def loss_inputs(scores: PairScores, batch: Batch, objective: Objective) -> PairL
     mean_length_B = batch.get("mean_length_B")
     free = is_reference_free(objective.names)
     return PairLogProbs(
-        policy_BN=scores.policy_BN,
+        **scores._asdict(),
         reference_BN=None if free else batch["reference_BN"],
         length_BN=jnp.sum(batch["completion_mask_BNT"], axis=-1),
         weight_B=batch["weight_B"],
-        plain_BN=scores.plain_BN,
-        wpo_BN=scores.wpo_BN,
         mean_length=None if mean_length_B is None else mean_length_B[0],
     )
 
 
-def _mean_loss(
-    logps: PairLogProbs, batch: Batch, total_weight: jax.Array, objective: Objective
-) -> tuple[jax.Array, Metrics]:
-    weight_B = batch["weight_B"] / total_weight
-    loss = jnp.sum(weight_B * pair_loss(logps, objective))
-    metrics = pair_metrics(logps, objective)
-    return loss, {name: jnp.sum(weight_B * x) for name, x in metrics.items()}
-
-
-def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) -> LossFn:
+def preference_loss(decoder: Decoder, objective: Objective) -> LossFn:
     """Returns the loss function of pairs; for losses that do not couple them.
 
     The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN float32
@@ -131,33 +103,35 @@ def preference_loss(decoder: Decoder, objective: Objective, chunk_bytes: int) ->
     fill the batch.
     """
     assert not is_coupled(objective.names)
+    whole = coupled_loss(decoder, objective)
 
     def loss_fn(
         params: Params | Adapted, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        scores = pair_scores(decoder, params, batch, objective, chunk_bytes=chunk_bytes)
-        logps = loss_inputs(scores, batch, objective)
-        return _mean_loss(logps, batch, total_weight, objective)
+        scores = whole.scores(params, batch)
+        value, (metrics, _) = whole.loss(scores, batch, total_weight, ())
+        return value, metrics
 
     return loss_fn
 
 
-def coupled_loss(
-    decoder: Decoder, objective: Objective, chunk_bytes: int
-) -> CoupledLoss:
+def coupled_loss(decoder: Decoder, objective: Objective) -> CoupledLoss:
     """Returns the loss of a whole batch's scores; for every loss."""
-
-    def scores(params: Params | Adapted, batch: Batch) -> PairScores:
-        return pair_scores(decoder, params, batch, objective, chunk_bytes=chunk_bytes)
 
     def loss(
         scores: PairScores, batch: Batch, total_weight: jax.Array, state: LossState
     ) -> tuple[jax.Array, tuple[Metrics, LossState]]:
         logps = loss_inputs(scores, batch, objective)
         logps, state, ours = with_state(logps, state, objective)
-        value, metrics = _mean_loss(logps, batch, total_weight, objective)
-        return value, ({**metrics, **ours}, state)
+        weight_B = batch["weight_B"] / total_weight
+        value = jnp.sum(weight_B * pair_loss(logps, objective))
+        means = {
+            name: jnp.sum(weight_B * x)
+            for name, x in pair_metrics(logps, objective).items()
+        }
+        return value, ({**means, **ours}, state)
 
+    scores = functools.partial(pair_scores, decoder, objective=objective)
     return CoupledLoss(scores, loss)
 
 
@@ -184,7 +158,6 @@ def with_state(
 ) -> tuple[PairLogProbs, LossState, Metrics]:
     """Returns (inputs, next state, metrics) of losses that carry something.
 
-    >>> from tpmm_jax.losses.inputs import example_pair
     >>> objective = LossConfig(name="beta_dpo").objective()
     >>> state = init_loss_state(objective)
     >>> logps, state, metrics = with_state(example_pair(), state, objective)

@@ -4,10 +4,12 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from jaxtyping import Array, Float
+
+from tpmm_jax.losses.inputs import PerPair
 
 # The options that go with each kind of loss, beside the constants that it reads:
 # a margin's f-divergence, LD-DPO's weights of tokens, WPO's weights of pairs.
@@ -32,7 +34,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 LOG2 = math.log(2)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Loss:
     """A loss of pairs, one entry of LOSSES.
 
@@ -49,8 +51,9 @@ class Loss:
       trl_name: what TRL calls it, if it is something else.
     """
 
-    function: Callable[..., Float[Array, " B"]]
+    function: Callable[..., PerPair]
     kind: str
+    _: KW_ONLY
     at_zero: float | Callable[[Mapping[str, Any]], float] | None = None
     rewards: Callable[..., Float[Array, "B N"]] | None = None
     usual: Mapping[str, str] = field(default_factory=dict)

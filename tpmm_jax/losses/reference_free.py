@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from tpmm_jax.axes import CHOSEN
 from tpmm_jax.losses.inputs import (
     PairLogProbs,
+    PerPair,
     Scalar,
     difference,
-    example_pair,  # noqa: F401, for the examples
     is_zero,
     mean_chosen_length,
     smoothed_log_sigmoid,
@@ -20,16 +20,12 @@ from tpmm_jax.losses.inputs import (
 from tpmm_jax.losses.record import Loss
 
 
-def _plain_BN(logps: PairLogProbs) -> jax.Array:
-    return logps.policy_BN if logps.plain_BN is None else logps.plain_BN
-
-
 def average_BN(logps: PairLogProbs) -> Float[Array, "B N"]:
     """Returns the mean log-prob of a completion's tokens, nats."""
     return logps.policy_BN / logps.lengths_BN()
 
 
-def sft(logps: PairLogProbs) -> Float[Array, " B"]:
+def sft(logps: PairLogProbs) -> PerPair:
     """-logp_w over the batch's mean length of chosen.
 
     Its mean over pairs is the mean over all chosen tokens of the batch.
@@ -44,7 +40,8 @@ def sft(logps: PairLogProbs) -> Float[Array, " B"]:
         length = mean_chosen_length(
             logps.length_BN, logps.weight_B, logps.policy_BN.dtype
         )
-    return -_plain_BN(logps)[:, CHOSEN] / jnp.maximum(length, 1)
+    plain_BN = logps.policy_BN if logps.plain_BN is None else logps.plain_BN
+    return -plain_BN[:, CHOSEN] / jnp.maximum(length, 1)
 
 
 def simpo(
@@ -53,7 +50,7 @@ def simpo(
     beta: Scalar,
     label_smoothing: Scalar,
     gamma_beta_ratio: Scalar,
-) -> Float[Array, " B"]:
+) -> PerPair:
     """-log sigma(beta (avg_w - avg_l) - gamma), gamma = beta gamma_beta_ratio.
 
     Source: 2405.14734 eq. 6.
@@ -80,7 +77,7 @@ def alphapo(
     label_smoothing: Scalar,
     gamma_beta_ratio: Scalar,
     alphapo_alpha: Scalar,
-) -> Float[Array, " B"]:
+) -> PerPair:
     """SimPO's loss of rewards (1 - exp(-alpha avg)) / alpha. Source: 2501.03884.
 
     >>> constants = dict(beta=2.0, label_smoothing=0.0, gamma_beta_ratio=0.25)
@@ -92,7 +89,7 @@ def alphapo(
     return smoothed_log_sigmoid(beta * margin_B, label_smoothing)
 
 
-def orpo(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def orpo(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """sft - beta log sigma(log odds_w - log odds_l), odds = p / (1 - p), p = exp(avg).
 
     Source: 2403.07691 eq. 6; the likelihood is of completion tokens.
@@ -117,13 +114,13 @@ def _log1mexp(x: jax.Array) -> jax.Array:
 
 def _add_likelihood(
     preference_B: jax.Array, logps: PairLogProbs, cpo_alpha: Scalar
-) -> Float[Array, " B"]:
+) -> PerPair:
     return preference_B if is_zero(cpo_alpha) else preference_B + cpo_alpha * sft(logps)
 
 
 def cpo(
     logps: PairLogProbs, *, beta: Scalar, label_smoothing: Scalar, cpo_alpha: Scalar
-) -> Float[Array, " B"]:
+) -> PerPair:
     """-log sigma(beta (logp_w - logp_l)) + cpo_alpha sft. Source: 2401.08417.
 
     >>> f"{cpo(example_pair(), beta=0.1, label_smoothing=0.0, cpo_alpha=1.0)[0]:.3f}"
@@ -133,9 +130,7 @@ def cpo(
     return _add_likelihood(smoothed_log_sigmoid(z, label_smoothing), logps, cpo_alpha)
 
 
-def cpo_hinge(
-    logps: PairLogProbs, *, beta: Scalar, cpo_alpha: Scalar
-) -> Float[Array, " B"]:
+def cpo_hinge(logps: PairLogProbs, *, beta: Scalar, cpo_alpha: Scalar) -> PerPair:
     """max(0, 1 - beta (logp_w - logp_l)) + cpo_alpha sft.
 
     Source: SLiC-HF, 2305.10425; as TRL's CPO trainer with loss type hinge.
@@ -147,9 +142,7 @@ def cpo_hinge(
     return _add_likelihood(preference_B, logps, cpo_alpha)
 
 
-def cpo_ipo(
-    logps: PairLogProbs, *, beta: Scalar, cpo_alpha: Scalar
-) -> Float[Array, " B"]:
+def cpo_ipo(logps: PairLogProbs, *, beta: Scalar, cpo_alpha: Scalar) -> PerPair:
     """(avg_w - avg_l - 1/(2 beta))^2 + cpo_alpha sft.
 
     Source: 2310.12036 eq. 17 without a reference; as TRL's CPO trainer with type ipo.
@@ -165,18 +158,13 @@ def cpo_ipo(
 _OF_MEANS = {"beta": "2.0"}
 
 REFERENCE_FREE = {
-    "sft": Loss(function=sft, kind="likelihood"),
-    "simpo": Loss(
-        function=simpo, kind="reference_free", rewards=average_BN, usual=_OF_MEANS
-    ),
+    "sft": Loss(sft, "likelihood"),
+    "simpo": Loss(simpo, "reference_free", rewards=average_BN, usual=_OF_MEANS),
     "alphapo": Loss(
-        function=alphapo,
-        kind="reference_free",
-        rewards=alphapo_rewards_BN,
-        usual=_OF_MEANS,
+        alphapo, "reference_free", rewards=alphapo_rewards_BN, usual=_OF_MEANS
     ),
-    "orpo": Loss(function=orpo, kind="reference_free", rewards=average_BN),
-    "cpo": Loss(function=cpo, kind="reference_free"),
-    "cpo_hinge": Loss(function=cpo_hinge, kind="reference_free"),
-    "cpo_ipo": Loss(function=cpo_ipo, kind="reference_free", rewards=average_BN),
+    "orpo": Loss(orpo, "reference_free", rewards=average_BN),
+    "cpo": Loss(cpo, "reference_free"),
+    "cpo_hinge": Loss(cpo_hinge, "reference_free"),
+    "cpo_ipo": Loss(cpo_ipo, "reference_free", rewards=average_BN),
 }

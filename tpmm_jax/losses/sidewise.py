@@ -4,14 +4,9 @@ r_w, r_l = beta (log pi - log pi_ref) of chosen and rejected, nats.
 """
 
 import jax
-from jaxtyping import Array, Float
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.losses.inputs import (
-    PairLogProbs,
-    Scalar,
-    example_pair,  # noqa: F401, for the examples
-)
+from tpmm_jax.losses.inputs import PairLogProbs, PerPair, Scalar
 from tpmm_jax.losses.record import LOG2, Loss
 
 
@@ -20,7 +15,7 @@ def _rewards(logps: PairLogProbs, beta: Scalar) -> tuple[jax.Array, jax.Array]:
     return rewards_BN[:, CHOSEN], rewards_BN[:, REJECTED]
 
 
-def nca(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def nca(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """-log sigma(r_w) - (log sigma(-r_w) + log sigma(-r_l)) / 2.
 
     Source: 2402.05369, for two answers with rewards 1 and 0.
@@ -33,7 +28,7 @@ def nca(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     return -jax.nn.log_sigmoid(won) - 0.5 * both
 
 
-def bco(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def bco(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """-log sigma(r_w) - log sigma(-r_l).
 
     Source: 2404.04656 without reward shift, as in TRL's bco_pair, which keeps no
@@ -46,7 +41,7 @@ def bco(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     return -jax.nn.log_sigmoid(won) - jax.nn.log_sigmoid(-lost)
 
 
-def sppo(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def sppo(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """(log-ratio_w - 1/(2 beta))^2 + (log-ratio_l + 1/(2 beta))^2.
 
     Source: 2405.00675 eq. 4.7 with win probabilities 1 and 0 (TRL's sppo_hard).
@@ -58,7 +53,7 @@ def sppo(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     return (ratios_BN[:, CHOSEN] - half) ** 2 + (ratios_BN[:, REJECTED] + half) ** 2
 
 
-def apo_zero(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def apo_zero(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """1 - sigma(r_w) + sigma(r_l): chosen up, rejected down.
 
     Source: 2408.06266 eq. 7.
@@ -70,7 +65,7 @@ def apo_zero(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
     return jax.nn.sigmoid(-won) + jax.nn.sigmoid(lost)
 
 
-def apo_down(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
+def apo_down(logps: PairLogProbs, *, beta: Scalar) -> PerPair:
     """sigma(r_w) + 1 - sigma(r_w - r_l): chosen down, rejected further down.
 
     Source: 2408.06266 eq. 8.
@@ -83,14 +78,14 @@ def apo_down(logps: PairLogProbs, *, beta: Scalar) -> Float[Array, " B"]:
 
 
 SIDEWISE = {
-    "nca": Loss(function=nca, kind="sidewise", at_zero=2 * LOG2, trl_name="nca_pair"),
-    "bco": Loss(function=bco, kind="sidewise", at_zero=2 * LOG2, trl_name="bco_pair"),
+    "nca": Loss(nca, "sidewise", at_zero=2 * LOG2, trl_name="nca_pair"),
+    "bco": Loss(bco, "sidewise", at_zero=2 * LOG2, trl_name="bco_pair"),
     "sppo": Loss(
-        function=sppo,
-        kind="sidewise",
+        sppo,
+        "sidewise",
         at_zero=lambda c: 1 / (2 * c["beta"] ** 2),
         trl_name="sppo_hard",
     ),
-    "apo_zero": Loss(function=apo_zero, kind="sidewise", at_zero=1.0),
-    "apo_down": Loss(function=apo_down, kind="sidewise", at_zero=1.0),
+    "apo_zero": Loss(apo_zero, "sidewise", at_zero=1.0),
+    "apo_down": Loss(apo_down, "sidewise", at_zero=1.0),
 }

@@ -19,9 +19,8 @@ from tpmm_jax.merging.trees import (
     Path,
     add_leaf,
     dot_leaf,
-    get_leaf,
-    leaf_paths,
-    leaf_weights,
+    groups_of,
+    leaves_by_path,
     subtract_leaf,
 )
 
@@ -46,11 +45,11 @@ class Deltas:
         self.directory, self.count, self.names = directory, count, names
         shutil.rmtree(directory, ignore_errors=True)
         base = restore(0)
-        self.structure = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding),
-            base,
-        )
-        self.paths = leaf_paths(base)
+        self.structure = jax.tree.structure(base)
+        self.shapes = {
+            path: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding)
+            for path, x in leaves_by_path(base).items()
+        }
         self._write(0, base)
         del base
         for k in range(1, count):
@@ -63,47 +62,50 @@ class Deltas:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _write(self, k: int, params: Params) -> None:
-        folder = self.directory / str(k)
-        folder.mkdir(parents=True)
-        for number, path in enumerate(self.paths):
-            leaf = get_leaf(params, path)
+        (self.directory / str(k)).mkdir(parents=True)
+        for path, leaf in leaves_by_path(params).items():
             if k > 0:
                 leaf = subtract_leaf(leaf, self.leaf(0, path))
             for shard in leaf.addressable_shards:
-                file = folder / f"{number}.{_slug(shard.index)}.npy"
+                file = self._file(k, path, shard.index)
                 if not file.exists():
                     np.save(file, np.asarray(shard.data, np.float32))
 
+    def _file(self, k: int, path: Path, index: tuple[slice, ...]) -> pathlib.Path:
+        """Returns the file of a shard at ``index`` of its leaf."""
+        place = "_".join(
+            f"{s.start or 0}-{'' if s.stop is None else s.stop}" for s in index
+        )
+        return self.directory / str(k) / f"{'.'.join(path)}.{place}.npy"
+
     def leaf(self, k: int, path: Path) -> jax.Array:
         """Returns theta_0's leaf (k = 0) or that of theta_k - theta_0, float32."""
-        target = get_leaf(self.structure, path)
-        number = self.paths.index(path)
+        target = self.shapes[path]
         where = target.sharding.addressable_devices_indices_map(target.shape)
-        shards = []
-        for device, index in where.items():
-            file = self.directory / str(k) / f"{number}.{_slug(index)}.npy"
-            shards.append(jax.device_put(np.load(file, mmap_mode="r"), device))
+        shards = [
+            jax.device_put(np.load(self._file(k, path, index), mmap_mode="r"), device)
+            for device, index in where.items()
+        ]
         return jax.make_array_from_single_device_arrays(
             target.shape, target.sharding, shards
         )
 
     def merge(self, weights_GK: np.ndarray) -> Params:
         """Returns theta_0 sum_k w_k + sum_k w_k (theta_k - theta_0), float32."""
-        merged: Params = {}
-        for path in self.paths:
+        # Of what is added to theta_0: itself, and the deltas.
+        scales_GK = weights_GK.astype(np.float32)
+        scales_GK[:, 0] = weights_GK.sum(axis=1) - 1
+        leaves = []
+        for path in self.shapes:
+            scales = scales_GK[groups_of(path, self.names)]
             total = self.leaf(0, path)
-            scale = leaf_weights(weights_GK.sum(axis=1) - 1, path, self.names)
-            total = add_leaf(total, total, np.asarray(scale, np.float32))
+            total = add_leaf(total, total, scales[:, 0])
             for k in range(1, self.count):
-                weight = leaf_weights(weights_GK[:, k], path, self.names)
-                total = add_leaf(total, self.leaf(k, path), weight.astype(np.float32))
+                total = add_leaf(total, self.leaf(k, path), scales[:, k])
                 # Without the wait, K leaves could be on their way at once.
                 total.block_until_ready()
-            node = merged
-            for key in path[:-1]:
-                node = node.setdefault(key, {})
-            node[path[-1]] = total
-        return merged
+            leaves.append(total)
+        return jax.tree.unflatten(self.structure, leaves)
 
     def weight_gradient(self, gradient: Params) -> np.ndarray:
         """Returns dL/dw [G, K] float64 from dL/dtheta: <g, theta_k - theta_0>.
@@ -111,18 +113,8 @@ class Deltas:
         The constant <g, theta_0> is left out: it cancels in the softmax.
         """
         out = np.zeros((len(self.names), self.count))
-        by_layer = len(self.names) > 1
         for k in range(1, self.count):
-            for path in self.paths:
-                stacked = by_layer and path[0] == "layers"
-                dots = dot_leaf(get_leaf(gradient, path), self.leaf(k, path), stacked)
-                if stacked:
-                    out[: len(dots), k] += dots
-                else:
-                    out[self.names.index(path[0]) if by_layer else 0, k] += dots[0]
+            for path, leaf in leaves_by_path(gradient).items():
+                groups = groups_of(path, self.names)
+                out[groups, k] += dot_leaf(leaf, self.leaf(k, path), len(out[groups]))
         return out
-
-
-def _slug(index: tuple[slice, ...]) -> str:
-    """A shard's place in its array, as part of a file name."""
-    return "_".join(f"{s.start or 0}-{'' if s.stop is None else s.stop}" for s in index)

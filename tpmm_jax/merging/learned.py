@@ -46,7 +46,6 @@ class HeldOut:
     config: ReferenceConfig
     table: Table
     micro: int
-    chunk_bytes: int
     seed: int
 
     @property
@@ -58,12 +57,12 @@ class HeldOut:
         return put_batch(take(self.table, places, size), self.decoder.mesh)
 
     def margins(self, params: Params) -> np.ndarray:
-        """Returns D of every held-out pair against theta_0, nats, float64 [M]."""
-        run = _margins_fn(self.decoder, self.config.length_normalized, self.chunk_bytes)
+        """Returns D of every held-out pair against theta_0, nats, float64 [P]."""
+        how = (self.decoder, self.config.length_normalized)
         out = []
         for start in range(0, self.size, self.micro):
             places = np.arange(start, min(start + self.micro, self.size))
-            margin_B = np.asarray(run(params, self.rows(places, self.micro)))
+            margin_B = np.asarray(_margin(*how, params, self.rows(places, self.micro)))
             out.append(margin_B[: len(places)])
         return np.concatenate(out).astype(np.float64)
 
@@ -96,14 +95,11 @@ def fitted_scale(margins: np.ndarray) -> float:
     return low
 
 
+@functools.partial(jax.jit, static_argnames=("decoder", "length_normalized"))
 def _margin(
-    decoder: Decoder,
-    length_normalized: bool,
-    chunk_bytes: int,
-    params: Params,
-    batch: Batch,
+    decoder: Decoder, length_normalized: bool, params: Params, batch: Batch
 ) -> jax.Array:
-    logps_BN = pair_log_probs(decoder, params, batch, chunk_bytes=chunk_bytes)
+    logps_BN = pair_log_probs(decoder, params, batch)
     ratios_BN = logps_BN - batch["reference_BN"]
     if length_normalized:
         ratios_BN /= jnp.maximum(jnp.sum(batch["completion_mask_BNT"], axis=-1), 1)
@@ -111,21 +107,14 @@ def _margin(
 
 
 @functools.cache
-def _margins_fn(decoder: Decoder, length_normalized: bool, chunk_bytes: int) -> Any:
-    return jax.jit(functools.partial(_margin, decoder, length_normalized, chunk_bytes))
-
-
-@functools.cache
-def gradient_fn(
-    decoder: Decoder, length_normalized: bool, chunk_bytes: int, accumulation: int
-) -> Any:
+def gradient_fn(decoder: Decoder, length_normalized: bool, accumulation: int) -> Any:
     """Returns jitted (params, s, batch) -> (dL/dparams, dL/ds, L), KL term apart."""
 
     def loss_fn(
         both: tuple[Params, jax.Array], batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         params, log_scale = both
-        margin_B = _margin(decoder, length_normalized, chunk_bytes, params, batch)
+        margin_B = _margin(decoder, length_normalized, params, batch)
         losses_B = -jax.nn.log_sigmoid(jnp.exp(log_scale) * margin_B)
         return jnp.sum(batch["weight_B"] * losses_B) / total_weight, {}
 
@@ -146,10 +135,8 @@ def gradient_fn(
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns softmax over checkpoints, float64."""
-    shifted = np.exp(
-        logits.astype(np.float64)
-        - logits.max(axis=-1, keepdims=True).astype(np.float64)
-    )
+    logits = logits.astype(np.float64)
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
@@ -200,9 +187,7 @@ def learn(
     size = min(config.batch_size, held_out.size)
     accumulation = -(-size // held_out.micro)
     padded = accumulation * held_out.micro
-    run = gradient_fn(
-        held_out.decoder, config.length_normalized, held_out.chunk_bytes, accumulation
-    )
+    run = gradient_fn(held_out.decoder, config.length_normalized, accumulation)
     variables: dict[str, Any] = {
         "logits": start_logits(config, len(deltas.names), deltas.count, carried),
         "log_scale": np.float32(np.log(config.beta)),

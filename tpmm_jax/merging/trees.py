@@ -18,18 +18,10 @@ from tpmm_jax.axes import Params
 Path = tuple[str, ...]
 
 
-def leaf_paths(params: Params) -> list[Path]:
-    """Returns every leaf's path, in the order of jax.tree.leaves."""
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    return [tuple(str(key.key) for key in path) for path, _ in paths]
-
-
-def get_leaf(params: Params, path: Path) -> Any:
-    """Returns the leaf at ``path``."""
-    node: Any = params
-    for key in path:
-        node = node[key]
-    return node
+def leaves_by_path(params: Params) -> dict[Path, Any]:
+    """Returns every leaf under its path, in the order of jax.tree.leaves."""
+    leaves = jax.tree.leaves_with_path(params)
+    return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
 def group_names(params: Params, granularity: str) -> list[str]:
@@ -41,15 +33,12 @@ def group_names(params: Params, granularity: str) -> list[str]:
     return [f"layer {i}" for i in range(layers)] + outside
 
 
-def leaf_weights(
-    weights_G: np.ndarray, path: Path, names: Sequence[str]
-) -> np.ndarray | np.floating:
-    """Returns the weights of one leaf: [] or, for a leaf of all layers, [L]."""
-    if len(names) == 1:
-        return weights_G[0]
-    if path[0] == "layers":
-        return weights_G[: len(names) - sum(not n.startswith("layer ") for n in names)]
-    return weights_G[names.index(path[0])]
+def groups_of(path: Path, names: Sequence[str]) -> slice:
+    """Returns which groups weigh a leaf: one or, for a leaf of all layers, L."""
+    if len(names) > 1 and path[0] == "layers":
+        return slice(sum(name.startswith("layer ") for name in names))
+    place = names.index(path[0]) if len(names) > 1 else 0
+    return slice(place, place + 1)
 
 
 def one_hot(groups: int, count: int, k: int) -> np.ndarray:
@@ -66,13 +55,13 @@ def one_hot_index(weights_GK: np.ndarray) -> int | None:
 
 @jax.jit
 def scale_leaf(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """weight * x in float32; a weight [L] acts on the leading axis."""
+    """weight * x in float32; weights [L] act on the leading axis."""
     return x.astype(jnp.float32) * _along(weight, x)
 
 
 @jax.jit
 def add_leaf(total: jax.Array, delta: jax.Array, weight: jax.Array) -> jax.Array:
-    """total + weight * delta in float32; a weight [L] acts on the leading axis."""
+    """total + weight * delta in float32; weights [L] act on the leading axis."""
     return total + _along(weight, delta) * delta.astype(jnp.float32)
 
 
@@ -88,14 +77,14 @@ def _row_dots(gradient: jax.Array, delta: jax.Array) -> jax.Array:
     return jnp.sum(product, axis=-1)
 
 
-def dot_leaf(gradient: jax.Array, delta: jax.Array, by_layer: bool) -> np.ndarray:
-    """<gradient, delta>, float64: [1], or [L] over the leading axis.
+def dot_leaf(gradient: jax.Array, delta: jax.Array, groups: int) -> np.ndarray:
+    """<gradient, delta> of each of the parts of the leading axis, float64 [groups].
 
     The last axis is summed in float32 on the device, the others on the host, so
     that a sum of 1e9 products keeps its digits.
     """
     rows = np.asarray(_row_dots(gradient, delta), np.float64)
-    return rows.reshape(len(rows) if by_layer else 1, -1).sum(axis=1)
+    return rows.reshape(groups, -1).sum(axis=1)
 
 
 def _along(weight: jax.Array, x: jax.Array) -> jax.Array:
@@ -168,11 +157,7 @@ def signal_to_rounding(merged: Params, base: Params, dtype: str) -> float:
     Far above 1 the merge is kept; near or below 1 a cast to ``dtype`` drowns it.
     Infinite where nothing is rounded.
     """
-    pairs = jax.tree.map(lambda m, b: _signal_and_error(m, b, dtype), merged, base)
-    sums = [(float(s), float(e)) for s, e in jax.tree.leaves(pairs, is_leaf=_is_pair)]
-    signal, error = (sum(column) for column in zip(*sums))
+    leaves = zip(jax.tree.leaves(merged), jax.tree.leaves(base), strict=True)
+    pairs = [_signal_and_error(m, b, dtype) for m, b in leaves]
+    signal, error = (sum(map(float, column)) for column in zip(*pairs))
     return signal / error if error > 0 else float("inf")
-
-
-def _is_pair(x: Any) -> bool:
-    return isinstance(x, tuple)

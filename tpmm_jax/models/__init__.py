@@ -62,6 +62,8 @@ class Decoder:
       remat: recompute each layer in the backward pass.
       mesh: where it runs; None for the default device.
       lora: how a policy is adapted in training; None: all weights are trained.
+      chunk_bytes: of one block of float32 logits on a device, in log-probs; larger
+        blocks are faster on accelerators, smaller ones leaner.
     """
 
     config: ModelConfig
@@ -69,6 +71,7 @@ class Decoder:
     remat: bool = True
     mesh: Mesh | None = None
     lora: LoraConfig | None = None
+    chunk_bytes: int = 32 * 2**20
 
     def module(self) -> Transformer:
         dtype = jnp.dtype(self.compute_dtype)

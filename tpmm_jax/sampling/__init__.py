@@ -1,6 +1,6 @@
 """Drawing completions from a policy."""
 
-from tpmm_jax.sampling.decode import check_prompt, generate_batches, sample
+from tpmm_jax.sampling.decode import check_prompt, generate_batches
 from tpmm_jax.sampling.rules import SamplingConfig
 from tpmm_jax.sampling.stream import stream_tokens, text_pieces
 
@@ -8,7 +8,6 @@ __all__ = [
     "SamplingConfig",
     "check_prompt",
     "generate_batches",
-    "sample",
     "stream_tokens",
     "text_pieces",
 ]

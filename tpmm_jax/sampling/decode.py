@@ -83,11 +83,9 @@ def row_keys(
     key: Key[Array, ""], prompt_B: Int[Array, " B"], sample_R: Int[Array, " R"]
 ) -> Key[Array, "B R"]:
     """Returns the key of each prompt's each sample, by their numbers."""
-    return jax.vmap(
-        lambda p: jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, p), r))(
-            sample_R
-        )
-    )(prompt_B)
+    prompt_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_B)
+    of_samples = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(of_samples, (0, None))(prompt_keys_B, sample_R)
 
 
 def draw_next(

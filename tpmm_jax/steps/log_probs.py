@@ -9,7 +9,6 @@ from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.losses import (
     Batch,
     Objective,
-    Scalar,
     init_loss_state,
     keep_reference_terms,
     log_probs,
@@ -21,37 +20,20 @@ from tpmm_jax.losses import (
 )
 from tpmm_jax.models import Decoder, from_mask
 
-
-@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
-def pair_log_probs_step(
-    decoder: Decoder,
-    params: Params,
-    batch: Batch,
-    *,
-    chunk_bytes: int,
-    ld_alpha: Scalar | None = None,
-) -> jax.Array:
-    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
-    return pair_log_probs(
-        decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
-    )
+# Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
+pair_log_probs_step = jax.jit(pair_log_probs, static_argnames="decoder")
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
+@functools.partial(jax.jit, static_argnames="decoder")
 def token_log_probs_step(
-    decoder: Decoder,
-    params: Params,
-    tokens_BT: jax.Array,
-    mask_BT: jax.Array,
-    *,
-    chunk_bytes: int,
+    decoder: Decoder, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array
 ) -> jax.Array:
     """Returns log p of every next token [B, T-1], nats."""
     sequences = from_mask(tokens_BT, mask_BT)
-    return log_probs(decoder, params, sequences, chunk_bytes=chunk_bytes)
+    return log_probs(decoder, params, sequences)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
+@functools.partial(jax.jit, static_argnames="decoder")
 def pair_check_step(
     decoder: Decoder,
     objective: Objective,
@@ -59,8 +41,6 @@ def pair_check_step(
     batch: Batch,
     shift: jax.Array,
     swap: jax.Array,
-    *,
-    chunk_bytes: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns D [B] and the loss with policy = reference, for the self-check.
 
@@ -71,7 +51,7 @@ def pair_check_step(
       shift: nats added to the reference's chosen log-prob, of D only.
       swap: bool scalar, whether chosen and rejected change places in D.
     """
-    scores = pair_scores(decoder, params, batch, objective, chunk_bytes=chunk_bytes)
+    scores = pair_scores(decoder, params, batch, objective)
     logps = loss_inputs(scores, batch, objective)
     equal = logps._replace(reference_BN=logps.policy_BN, wpo_BN=None)
     equal, *_ = with_state(equal, init_loss_state(objective), objective)

@@ -24,29 +24,27 @@ from tpmm_jax.steps.state import Frozen, TrainState, abstract_state
 from tpmm_jax.steps.train import TrainStep, make_train_step, state_gradients
 
 
-def pair_loss_fn(
-    decoder: Decoder, objective: Objective, chunk_bytes: int
-) -> LossFn | CoupledLoss:
+def pair_loss_fn(decoder: Decoder, objective: Objective) -> LossFn | CoupledLoss:
     """Returns the loss function of pairs: in one pass, where their losses allow it."""
     kind = coupled_loss if is_coupled(objective.names) else preference_loss
-    return kind(decoder, objective, chunk_bytes)
+    return kind(decoder, objective)
 
 
 def preference_step(
-    decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
+    decoder: Decoder, loss: LossConfig, train: TrainConfig
 ) -> functools.partial[tuple[TrainState, Metrics]]:
     """Returns the train step of pairs, compiled once for all constants of a loss."""
-    step = _preference_step(decoder, loss.names, train, chunk_bytes)
+    step = _preference_step(decoder, loss.names, train)
     return functools.partial(step, constants=loss.objective())
 
 
 @functools.cache
 def _preference_step(
-    decoder: Decoder, names: tuple[str, ...], train: TrainConfig, chunk_bytes: int
+    decoder: Decoder, names: tuple[str, ...], train: TrainConfig
 ) -> TrainStep:
     loss_state = init_loss_state(LossConfig(name=names))
     return make_train_step(
-        lambda objective: pair_loss_fn(decoder, objective, chunk_bytes),
+        lambda objective: pair_loss_fn(decoder, objective),
         train,
         abstract_state(decoder.abstract_trained(), train, loss_state),
     )
@@ -54,10 +52,10 @@ def _preference_step(
 
 @functools.cache
 def preference_gradient_norm_step(
-    decoder: Decoder, loss: LossConfig, train: TrainConfig, chunk_bytes: int
+    decoder: Decoder, loss: LossConfig, train: TrainConfig
 ) -> Callable[..., jax.Array]:
     """Returns the norm of a batch's gradient, to look for what made it not finite."""
-    loss_fn = pair_loss_fn(decoder, loss.objective(), chunk_bytes)
+    loss_fn = pair_loss_fn(decoder, loss.objective())
 
     @jax.jit
     def norm(

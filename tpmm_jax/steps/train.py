@@ -28,7 +28,7 @@ from tpmm_jax.steps.state import Frozen, TrainState, mesh_of, shardings
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
-def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
+def language_model_loss(decoder: Decoder) -> LossFn:
     """Returns the mean negative log-probability per token, for pretraining.
 
     The batch: tokens_BT, mask_BT int32; weight_B float32, each row's number of
@@ -39,7 +39,7 @@ def language_model_loss(decoder: Decoder, chunk_bytes: int) -> LossFn:
         params: Params | Adapted, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         sequences = from_mask(batch["tokens_BT"], batch["mask_BT"])
-        logp = log_probs(decoder, params, sequences, chunk_bytes=chunk_bytes)
+        logp = log_probs(decoder, params, sequences)
         logp *= (batch["weight_B"] > 0)[:, None]
         return -jnp.sum(logp) / total_weight, {}
 
