@@ -10,11 +10,11 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("TPMM_TEST_PLATFORM", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+DEVICES = "--xla_force_host_platform_device_count"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8"
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.setdefault(name, "1")
 
@@ -34,6 +34,10 @@ install_import_hook("tpmm_jax", "typechecker.check")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
+
+from tpmm_jax.loop import setup  # noqa: E402
+from tpmm_jax.mesh import MeshConfig, make_mesh  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
 FIXTURES = TESTS / "fixtures"
@@ -53,11 +57,12 @@ WHOLE_RUNS = (
 )
 # Folders and files whose tests hold numbers to a formula or other software's.
 NUMBERS = (
-    "losses",
-    "parity",
-    "models/test_golden.py",
-    "models/test_packed.py",
+    "losses/test_logprobs.py",
+    "losses/test_pairwise.py",
+    "losses/test_trl_losses.py",
     "merging",
+    "models/test_golden.py",
+    "parity",
     "test_fit.py",
     "test_steps.py",
     "weights",
@@ -94,3 +99,25 @@ def compiler(request: pytest.FixtureRequest) -> None:
 def fixtures() -> pathlib.Path:
     """The folder of golden files."""
     return FIXTURES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Puts whole runs that name no mesh on one device: eight take half as long again.
+
+    Tests of meshes name theirs; they, and those of models and steps, run on eight.
+    """
+    if not _is_among(WHOLE_RUNS, request.path):
+        yield
+        return
+    first = jax.devices()[:1]
+
+    def make(config: MeshConfig) -> Mesh:
+        return make_mesh(config, first if config == MeshConfig() else None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_mesh", make)
+        # Commands that a test starts: the last flag counts.
+        one = f"{os.environ['XLA_FLAGS']} {DEVICES}=1"
+        patch.setenv("XLA_FLAGS", one)
+        yield

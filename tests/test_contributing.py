@@ -8,6 +8,7 @@ import importlib
 import pathlib
 import re
 import runpy
+import sys
 from typing import Any
 
 import jax
@@ -110,8 +111,11 @@ def test_a_scorer(tmp_path, monkeypatch):
     path, code = BLOCK.search(SECTIONS["How to add a scorer"]).groups()
     (tmp_path / path).write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    function = re.search(r"def (\w+)", code)[1]
-    name = f"{pathlib.Path(path).stem}:{function}"
+    function, module = re.search(r"def (\w+)", code)[1], pathlib.Path(path).stem
+    # Other documents' tests import another module of this name.
+    monkeypatch.setitem(sys.modules, module, None)
+    del sys.modules[module]
+    name = f"{module}:{function}"
     scorer = load_scorer(ScorerConfig(name=name))
     rewards_BR = scorer(["Tea?"], [["Tea?", "Or not?? No."]])
     np.testing.assert_array_equal(rewards_BR, [[1, 2]])
