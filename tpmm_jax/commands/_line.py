@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
@@ -90,16 +90,23 @@ def escape_unprintable() -> None:
 
 
 def guarded(
-    work: Callable[[], int | None], console: RunConsole, *, needs_reader: bool = False
+    work: Callable[[argparse.Namespace, RunConsole], int | None],
+    args: argparse.Namespace,
+    file: TextIO | None = None,
+    *,
+    needs_reader: bool = False,
 ) -> int:
     """Returns the exit code of ``work``; errors are said without a traceback.
 
     Args:
+      work: called with the command line and the console.
+      file: where remarks go; None: the standard output.
       needs_reader: whether a closed standard output ends the work early; else its
         reader (head, less) has just seen enough.
     """
+    console = RunConsole(file)  # type: ignore[arg-type]
     try:
-        return work() or 0
+        return work(args, console) or 0
     except TpmmError as error:
         console.error(str(error))
         return error.exit_code

@@ -345,5 +345,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     escape_unprintable()
     # With --json the standard output is the summary's alone.
-    console = RunConsole(sys.stderr if args.json else None)  # type: ignore[arg-type]
-    return guarded(lambda: check(args, console), console)
+    return guarded(check, args, sys.stderr if args.json else None)

@@ -310,6 +310,4 @@ def _plain(name: str, value: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole(file=sys.stderr)  # type: ignore[arg-type]
-    return guarded(lambda: evaluate(args, console), console)
+    return guarded(evaluate, parse_args(argv), sys.stderr)

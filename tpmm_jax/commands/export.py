@@ -258,6 +258,4 @@ def finish(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole()
-    return guarded(lambda: run(args, console), console)
+    return guarded(run, parse_args(argv))

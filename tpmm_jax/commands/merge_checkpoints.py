@@ -336,6 +336,4 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole()
-    return guarded(lambda: run(args, console), console)
+    return guarded(run, parse_args(argv))

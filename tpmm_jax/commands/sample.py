@@ -255,7 +255,5 @@ def stream_all(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
     # Answers alone go to standard output, so that they can be piped.
-    console = RunConsole(file=sys.stderr)  # type: ignore[arg-type]
-    return guarded(lambda: run(args, console), console)
+    return guarded(run, parse_args(argv), sys.stderr)
