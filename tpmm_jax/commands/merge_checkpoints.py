@@ -14,7 +14,13 @@ from typing import Any
 import jax
 
 from tpmm_jax.commands._learning import Learned, Split, split_rows
-from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._line import (
+    Parser,
+    add_base,
+    check_all,
+    check_least,
+    guarded,
+)
 from tpmm_jax.commands._merges import (
     Merged,
     expand,
@@ -165,16 +171,13 @@ def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
     config = ReferenceConfig(rule="learned", **changes)
     config.validate(tuple(RULES))
-    wrong = []
-    if not 0 < args.holdout < 1:
-        wrong.append(f"--holdout is {args.holdout}; use a share between 0 and 1")
-    if args.seed < 0:
-        wrong.append(f"--seed is {args.seed}; use 0 or more")
-    for name in ("max_prompt_length", "max_completion_length"):
-        if (value := getattr(args, name)) < 1:
-            wrong.append(f"--{name.replace('_', '-')} is {value}; use at least 1")
-    if wrong:
-        raise BadInput("\n".join(wrong))
+
+    def check_holdout() -> None:
+        if not 0 < args.holdout < 1:
+            raise BadInput(f"--holdout is {args.holdout}; use a share between 0 and 1")
+
+    least = {"seed": 0, "max_prompt_length": 1, "max_completion_length": 1}
+    check_all(check_holdout, lambda: check_least(args, least))
     return config
 
 
