@@ -14,11 +14,12 @@ import jax
 from tpmm_jax.axes import Params
 from tpmm_jax.commands._card import local_name, merge_facts, run_facts, write_card
 from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._merges import warn_if_faint
 from tpmm_jax.commands._peft import read_step, save_adapter
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
-from tpmm_jax.merging import FAINT, faint_text, signal_text, signal_to_rounding
+from tpmm_jax.merging import signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.store import tree_digest
 from tpmm_jax.weights.hub import is_hub_id
@@ -113,13 +114,6 @@ def read_model(
         console.note(signal_text(ratio, dtype))
         warn_if_faint(console, ratio, "what the run changed", "its change to theta_0")
     return jax.tree.map(lambda x: x.astype(dtype), params), digest, decoder
-
-
-def warn_if_faint(console: RunConsole, ratio: float, lost: str, change: str) -> None:
-    """Warns where a cast to bfloat16 would undo a change; 0 is no change."""
-    if 0 < ratio < FAINT:
-        instead = "use --dtype float32"
-        console.warn(faint_text(ratio, "bfloat16", lost, change, instead))
 
 
 def base_model(args: argparse.Namespace, source: Source, facts: Facts | None) -> str:

@@ -27,6 +27,7 @@ from tpmm_jax.commands._merges import (
     merge_given,
     merge_learned,
     open_sources,
+    warn_if_faint,
 )
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
@@ -34,13 +35,7 @@ from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
-from tpmm_jax.merging import (
-    FAINT,
-    RULES,
-    ReferenceConfig,
-    faint_text,
-    signal_text,
-)
+from tpmm_jax.merging import RULES, ReferenceConfig, signal_text
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
@@ -210,10 +205,6 @@ def record(
     merged: Merged,
 ) -> dict[str, Any]:
     """Returns the content of merge.json."""
-
-    def number(ratio: float) -> float | None:
-        return ratio if math.isfinite(ratio) else None
-
     rule = "learned" if args.learn else "uniform" if args.uniform else "given"
     content: dict[str, Any] = {
         "sources": [
@@ -226,8 +217,8 @@ def record(
         "dtype": check_dtype(args.dtype),
         # null: nothing is rounded.
         "signal_to_rounding": {
-            "float32": number(merged.float32_ratio),
-            "bfloat16": number(merged.bfloat16_ratio),
+            dtype: ratio if math.isfinite(ratio) else None
+            for dtype, ratio in merged.ratios.items()
         },
         "versions": versions(),
     }
@@ -260,10 +251,7 @@ def show(merged: Merged, names: Sequence[str], console: RunConsole) -> None:
     console.header("weights", rows)
     if merged.learned is not None:
         show_scores(merged.learned, console)
-    for dtype, ratio in (
-        ("float32", merged.float32_ratio),
-        ("bfloat16", merged.bfloat16_ratio),
-    ):
+    for dtype, ratio in merged.ratios.items():
         console.note(signal_text(ratio, dtype))
 
 
@@ -318,13 +306,9 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
             console.warn(f"the weights add up to {sum(weights):g}, not to 1")
     show(merged, names, console)
     content = record(args, learning, sources, merged)
-    ratio = merged.bfloat16_ratio
-    # 0: the merge is the first model, so nothing is lost.
-    if dtype == "bfloat16" and 0 < ratio < FAINT:
+    if dtype == "bfloat16":
         change = f"its change to {names[0]}"
-        console.warn(
-            faint_text(ratio, dtype, "the merge", change, "use --dtype float32")
-        )
+        warn_if_faint(console, merged.ratios[dtype], "the merge", change)
     params = jax.tree.map(lambda x: x.astype(dtype), merged.params)
     origin = {"source": str(output)}
     model = Model(decoder, params, sources[0].tokenizer, origin)
