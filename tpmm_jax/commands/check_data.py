@@ -229,6 +229,7 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
                 check_labels(scorer, found)
             except TpmmError as error:
                 failed = error
+    found.counts["refused_whole"] = sum(defect.fatal for defect in found.errors)
     if args.json:
         # Escaped, so that any encoding of the output will do.
         print(json.dumps(summary(found)))
