@@ -138,7 +138,7 @@ The configuration of the run:
 {{ run.config_text }}
 ```
 {% elif merge -%}
-A merge of {{ merge.sources | length }} checkpoints in float32, by
+A merge of {{ merge.rows | length }} checkpoints in float32, by
 {{ merge.rule }} weights.
 {% if merge.rule == "learned" %}
 The weights were learned on preference pairs. The objective is our reconstruction of
@@ -300,7 +300,6 @@ def merge_facts(directory: pathlib.Path) -> dict[str, Any] | None:
         ]
         return {
             "rule": known["rule"],
-            "sources": known["sources"],
             "rows": rows,
             # None: nothing is rounded, or the record is of an older version.
             "bfloat16_ratio": known.get("signal_to_rounding", {}).get("bfloat16"),

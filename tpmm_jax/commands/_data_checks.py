@@ -114,9 +114,8 @@ def check_pairs(
     found.counts["empty"] = empty_count(found.errors)
     found.counts.update(dict.fromkeys(("malformed", "identical", "pairs"), 0))
     # Over all files, not the sum of each one's.
-    for name in ("duplicate_prompts", "duplicate_pairs"):
-        found.counts.pop(name, None)
-    found.counts.update(repeat_counts(found.pairs))
+    for name, count in repeat_counts(found.pairs).items():
+        found.counts[name] = count
     if codec is None:
         del found.counts["rows_kept"]
         found.skipped.append(("tokens, masks, BOS and EOS, cuts", "--model"))

@@ -35,8 +35,7 @@ class Parser(argparse.ArgumentParser):
                 near = near or difflib.get_close_matches(name, known, n=1)
                 if name.startswith("-") and near:
                     hints.append(f"did you mean {near[0]}?")
-        text = " ".join([f"error: {message}", *(f"; {h}" for h in hints)])
-        text = text.replace(" ; ", "; ")
+        text = "; ".join([f"error: {message}", *hints])
         print(f"{text}\nhow to use it: {self.prog} --help", file=sys.stderr)
         raise SystemExit(BadInput.exit_code)
 

@@ -142,7 +142,6 @@ def _continued(
     output: pathlib.Path, made_from: dict[str, Any], count: int, batch_size: int
 ) -> int:
     """Returns how many rows are done, in whole batches; cuts what lies beyond."""
-    check_file(output)
     lines = read_lines_repaired(output)
     if not lines:
         return 0

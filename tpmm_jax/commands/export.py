@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import jax
 
-from tpmm_jax.axes import Params
 from tpmm_jax.commands._card import local_name, merge_facts, run_facts, write_card
 from tpmm_jax.commands._line import Parser, add_base, guarded
 from tpmm_jax.commands._merges import warn_if_faint
@@ -94,8 +93,8 @@ def parse_size(text: str) -> int:
 
 def read_model(
     source: Source, facts: Facts | None, dtype: str, console: RunConsole
-) -> tuple[Params, str, Decoder]:
-    """Returns the weights in ``dtype`` and their digest in float32.
+) -> tuple[Model, str]:
+    """Returns the model in ``dtype`` and the weights' digest in float32.
 
     Warns where the cast would undo the training.
     """
@@ -104,16 +103,15 @@ def read_model(
         params = source.read(decoder, "float32")
         digest = tree_digest(params)
         bar.advance(1)
-    if dtype == "float32":
-        return params, digest, decoder
-    if facts is not None and facts["step"] > 0:
+    if dtype != "float32" and facts is not None and facts["step"] > 0:
         workdir = source.origin["source"].rpartition("@")[0]
         base = resolve(f"{workdir}@0").read(decoder, "float32")
         ratio = signal_to_rounding(params, base, dtype)
         del base
         console.note(signal_text(ratio, dtype))
         warn_if_faint(console, ratio, "what the run changed", "its change to theta_0")
-    return jax.tree.map(lambda x: x.astype(dtype), params), digest, decoder
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return Model(decoder, params, source.tokenizer, source.origin), digest
 
 
 def base_model(args: argparse.Namespace, source: Source, facts: Facts | None) -> str:
@@ -191,9 +189,8 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     if merge is not None and dtype == "bfloat16" and merge["bfloat16_ratio"]:
         change = f"its change to {merge['rows'][0]['source']}"
         warn_if_faint(console, merge["bfloat16_ratio"], "the merge", change)
-    params, digest, decoder = read_model(source, facts, dtype, console)
+    model, digest = read_model(source, facts, dtype, console)
     text = card(args, source, facts, digest, merge, base)
-    model = Model(decoder, params, source.tokenizer, source.origin)
     files = {"README.md": text}
     with console.phase("write", 1, "models") as bar:
         save(model, args.output, max_shard_bytes=size, files=files)
