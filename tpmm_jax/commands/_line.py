@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
@@ -120,19 +120,20 @@ def escape_unprintable() -> None:
 def guarded(
     work: Callable[[argparse.Namespace, RunConsole], int | None],
     args: argparse.Namespace,
-    file: TextIO | None = None,
     *,
+    result_alone: bool = False,
     needs_reader: bool = False,
 ) -> int:
     """Returns the exit code of ``work``; errors are said without a traceback.
 
     Args:
       work: called with the command line and the console.
-      file: where remarks go; None: the standard output.
+      result_alone: whether remarks go to the standard error, so that the standard
+        output can be piped.
       needs_reader: whether a closed standard output ends the work early; else its
         reader (head, less) has just seen enough.
     """
-    console = RunConsole(file)  # type: ignore[arg-type]
+    console = RunConsole(sys.stderr if result_alone else None)  # type: ignore[arg-type]
     try:
         return work(args, console) or 0
     except TpmmError as error:

@@ -345,5 +345,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     args = parse_args(argv)
     escape_unprintable()
-    # With --json the standard output is the summary's alone.
-    return guarded(check, args, sys.stderr if args.json else None)
+    return guarded(check, args, result_alone=args.json)

@@ -295,4 +295,4 @@ def _plain(name: str, value: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    return guarded(evaluate, parse_args(argv), sys.stderr)
+    return guarded(evaluate, parse_args(argv), result_alone=True)

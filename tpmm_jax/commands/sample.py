@@ -263,5 +263,4 @@ def stream_all(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    # Answers alone go to standard output, so that they can be piped.
-    return guarded(run, parse_args(argv), sys.stderr)
+    return guarded(run, parse_args(argv), result_alone=True)
