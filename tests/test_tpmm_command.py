@@ -1,5 +1,6 @@
 """The command tpmm: quick to explain itself, and the same as python -m."""
 
+import argparse
 import importlib
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import tpmm_jax
 from tpmm_jax.commands import dispatch
 from tpmm_jax.commands._line import guarded
 from tpmm_jax.errors import CorruptCheckpoint
-from tpmm_jax.log.console import RunConsole
 
 
 def test_help_needs_neither_jax_nor_transformers():
@@ -70,17 +70,19 @@ def test_an_abbreviated_option_is_refused(capsys):
 
 
 def test_errors_become_exit_codes(capsys):
-    def broken():
+    nothing = argparse.Namespace()
+
+    def broken(args, console):
         raise CorruptCheckpoint("step 3 is damaged; restore it")
 
-    assert guarded(broken, RunConsole()) == 3
+    assert guarded(broken, nothing) == 3
     assert "step 3 is damaged" in capsys.readouterr().err
-    assert guarded(lambda: None, RunConsole()) == 0
+    assert guarded(lambda args, console: None, nothing) == 0
 
-    def stopped():
+    def stopped(args, console):
         raise KeyboardInterrupt
 
-    assert guarded(stopped, RunConsole()) == 75
+    assert guarded(stopped, nothing) == 75
 
 
 def test_the_facade_is_imported_when_it_is_used():
@@ -92,10 +94,11 @@ def test_the_facade_is_imported_when_it_is_used():
 
 def test_a_closed_output_does_not_pass_for_the_end_of_a_run(capfd, monkeypatch):
     monkeypatch.setattr("tpmm_jax.commands._line.os.dup2", lambda *_: None)
+    nothing = argparse.Namespace()
 
-    def work():
+    def work(args, console):
         raise BrokenPipeError
 
-    assert guarded(work, RunConsole()) == 0
-    assert guarded(work, RunConsole(), needs_reader=True) == 1
+    assert guarded(work, nothing) == 0
+    assert guarded(work, nothing, needs_reader=True) == 1
     assert "the same command continues" in capfd.readouterr().err

@@ -16,6 +16,7 @@ from tpmm_jax import losses
 from tpmm_jax.axes import Params
 from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.messages import Content
 from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.errors import BadInput
@@ -285,15 +286,22 @@ def encode(codec: TextCodec, prompts: Sequence[Any]) -> list[list[int]]:
     Raises:
       BadInput: names the prompt and what is wrong with it.
     """
-    plain = [_token_ids(i, prompt) for i, prompt in enumerate(prompts)]
-    ids = _encode(codec, prompts, plain)
-    for i, row in enumerate(ids):
-        if row and not 0 <= min(row) <= max(row) < codec.num_embeddings:
+    given = [_token_ids(i, prompt) for i, prompt in enumerate(prompts)]
+    texts = [_content(i, prompts[i]) for i, ids in enumerate(given) if ids is None]
+    if texts and codec.tokenizer is None:
+        raise BadInput(
+            "the model has no tokenizer: give prompts as lists of token ids, or load "
+            "it from a directory that holds tokenizer.json"
+        )
+    encoded = iter(encode_prompts(codec, texts) if texts else ())
+    found = [next(encoded).ids if ids is None else ids for ids in given]
+    for i, ids in enumerate(found):
+        if not 0 <= min(ids) <= max(ids) < codec.num_embeddings:
             raise BadInput(
-                f"prompt {i} has token ids from {min(row)} to {max(row)}; the "
+                f"prompt {i} has token ids from {min(ids)} to {max(ids)}; the "
                 f"vocabulary has {codec.num_embeddings}"
             )
-    return ids
+    return found
 
 
 def _token_ids(number: int, prompt: Any) -> list[int] | None:
@@ -311,34 +319,19 @@ def _token_ids(number: int, prompt: Any) -> list[int] | None:
         ) from None
 
 
-def _encode(
-    codec: TextCodec, prompts: Sequence[Any], plain: Sequence[list[int] | None]
-) -> list[list[int]]:
-    texts = [i for i, ids in enumerate(plain) if ids is None]
-    for i in texts:
-        if not len(prompts[i]):
-            raise BadInput(f"prompt {i} is empty; wanted a text or token ids")
-        if isinstance(prompts[i], str):
-            try:
-                prompts[i].encode()
-            except UnicodeEncodeError:
-                raise BadInput(f"prompt {i} is not UTF-8: {prompts[i]!r:.80}") from None
-    if texts and codec.tokenizer is None:
-        raise BadInput(
-            "the model has no tokenizer: give prompts as lists of token ids, or load "
-            "it from a directory that holds tokenizer.json"
-        )
-    ids = list(plain)
-    if texts:
-        contents = []
-        for i in texts:
-            content, faults = parse_prompt(prompts[i], "prompt")
-            if faults:
-                raise BadInput(f"prompt {i}: {'; '.join(faults)}")
-            contents.append(content)
-        for i, prompt in zip(texts, encode_prompts(codec, contents)):
-            ids[i] = prompt.ids
-    return [list(x or []) for x in ids]
+def _content(number: int, prompt: Any) -> Content:
+    """A text, or the messages of a list of them."""
+    if not len(prompt):
+        raise BadInput(f"prompt {number} is empty; wanted a text or token ids")
+    if isinstance(prompt, str):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"prompt {number} is not UTF-8: {prompt!r:.80}") from None
+    content, faults = parse_prompt(prompt, "prompt")
+    if faults:
+        raise BadInput(f"prompt {number}: {'; '.join(faults)}")
+    return content
 
 
 def merge(

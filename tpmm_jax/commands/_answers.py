@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, cast
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade import codec_of, encode, token_stream
+from tpmm_jax.facade import BATCH_SIZE, codec_of, encode, token_stream
 from tpmm_jax.sampling import SamplingConfig, text_pieces
 from tpmm_jax.weights.loading import Model
 
@@ -25,26 +25,28 @@ class Settings:
       seed: of the random keys.
       chat: whether prompts are written with the chat template.
       system: a system message before every conversation.
+      num_samples: answers of each prompt.
+      batch_size: prompts that are answered together, where they come from a file.
     """
 
     sampling: SamplingConfig
     seed: int
     chat: bool
     system: str | None = None
+    num_samples: int = 1
+    batch_size: int = BATCH_SIZE
 
     def conversation(self, prompt: Any) -> Any:
         """Returns the prompt with the system message before it.
 
         Raises:
-          BadInput: there is one already, or the prompt is token ids.
+          BadInput: there is one already.
         """
         if self.system is None:
             return prompt
         system = {"role": "system", "content": self.system}
         if isinstance(prompt, str):
             return [system, {"role": "user", "content": prompt}]
-        if not isinstance(prompt[0], dict):
-            raise BadInput("--system cannot be put before a prompt of token ids")
         if prompt[0].get("role") == "system":
             raise BadInput("a prompt has its own system message; leave --system out")
         return [system, *prompt]
@@ -93,7 +95,6 @@ def stream_answer(
     model: Model,
     prompt: Any,
     settings: Settings,
-    interrupt: Interrupt,
     out: io.TextIOBase,
     *,
     number: int = 0,
@@ -104,14 +105,19 @@ def stream_answer(
     Raises:
       BadInput: the prompt cannot be encoded, or is too long.
     """
-    config = room_for(model, settings.sampling)
     codec = codec_of(model, chat=settings.chat)
     (ids,) = encode(codec, [settings.conversation(prompt)])
+    interrupt = Interrupt()
     drawn: list[int] = []
 
     def tokens() -> Iterator[int]:
         for token in token_stream(
-            model, ids, config, seed=settings.seed, number=number, sample=sample
+            model,
+            ids,
+            settings.sampling,
+            seed=settings.seed,
+            number=number,
+            sample=sample,
         ):
             drawn.append(token)
             yield token
@@ -126,19 +132,8 @@ def stream_answer(
             out.flush()
     out.write("\n")
     out.flush()
-    full = len(drawn) == config.max_new_tokens
+    full = len(drawn) == settings.sampling.max_new_tokens
     return Answer("".join(said), len(drawn), interrupt.raised, full)
-
-
-def room_for(model: Model, sampling: SamplingConfig) -> SamplingConfig:
-    """Returns the sampling, checked against the model's positions."""
-    most = model.config.max_positions
-    if sampling.max_new_tokens >= most:
-        raise BadInput(
-            f"--max-new-tokens is {sampling.max_new_tokens}; the model has {most} "
-            f"positions for prompt and answer together: give at most {most - 1}"
-        )
-    return sampling
 
 
 def escape_controls(text: str, out: io.TextIOBase) -> str:

@@ -8,7 +8,6 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -31,7 +30,7 @@ COLUMNS = (
 
 TEMPLATE = """\
 ---
-library_name: {{ "peft" if lora else "transformers" }}
+library_name: {{ library }}
 pipeline_tag: text-generation
 tags:
 {%- for tag in tags %}
@@ -54,29 +53,28 @@ parameters. Written by tpmm_jax.
 ```python
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
-model = AutoPeftModelForCausalLM.from_pretrained("{{ name }}")
-```
 {% else -%}
 {{ parameters }} parameters, {{ family }}, weights in {{ dtype }}. Written by tpmm_jax.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
+{% endif %}
 tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
-model = AutoModelForCausalLM.from_pretrained("{{ name }}")
+model = {{ reader }}.from_pretrained("{{ name }}")
 ```
-{% endif -%}
 {% if chat %}
 The tokenizer has a chat template.
 {% endif %}
-{%- if run %}
 ## How it was made
 
+{% if run -%}
 Policy {{ run.step }} of a run of {{ run.config.iterations }} iterations of preference
 optimisation ({{ run.loss }} loss) from {{ run.first }}. In each
-iteration {{ run.source }},
+iteration {% if run.scorer -%}
+the policy answered prompts, `{{ run.scorer }}` labelled pairs of answers,
+{%- else -%}
+a part of a preference set was taken,
+{%- endif %}
 and the policy was trained {% if run.rule == "none" -%}
 without a reference.
 {%- else -%}
@@ -139,10 +137,8 @@ The configuration of the run:
 ```json
 {{ run.config_text }}
 ```
-{% elif merge %}
-## How it was made
-
-A merge of {{ merge.sources | length }} checkpoints in float32, by
+{% elif merge -%}
+A merge of {{ merge.rows | length }} checkpoints in float32, by
 {{ merge.rule }} weights.
 {% if merge.rule == "learned" %}
 The weights were learned on preference pairs. The objective is our reconstruction of
@@ -153,9 +149,7 @@ TPMM-DPO's (arXiv 2605.23398), which is not public.
 {%- for row in merge.rows %}
 | {{ row.source }} | {{ row.weight }} | `{{ row.digest }}` |
 {%- endfor %}
-{% else %}
-## How it was made
-
+{% else -%}
 Converted from {{ source }}{% if commit %} at commit `{{ commit }}`{% endif %}, without
 training.
 
@@ -169,49 +163,10 @@ training.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What a run's files say of one of its policies."""
-
-    step: int
-    config: Mapping[str, Any]
-    first: str
-    first_hub: str | None
-    references: Sequence[Mapping[str, Any]]
-    headings: Sequence[str]
-    table: Sequence[Sequence[str]]
-    more: Sequence[tuple[str, str]]
-    watch: Sequence[str]
-    data: Sequence[tuple[str, str]]
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> str:
-        """The loss, or the losses of a sum."""
-        name = self.config["loss"]["name"]
-        return name if isinstance(name, str) else " + ".join(name)
-
-    @property
-    def rule(self) -> str:
-        return self.config["reference"]["rule"]
-
-    @property
-    def scorer(self) -> str | None:
-        return (self.config.get("scorer") or {}).get("name")
-
-    @property
-    def source(self) -> str:
-        if self.scorer is None:
-            return "a part of a preference set was taken"
-        return f"the policy answered prompts, `{self.scorer}` labelled pairs of answers"
-
-    @property
-    def config_text(self) -> str:
-        return json.dumps(without_paths(self.config), indent=2, sort_keys=True)
-
-
-def run_facts(source: str) -> RunFacts | None:
+def run_facts(source: str) -> dict[str, Any] | None:
     """Returns what is known of "workdir/trajectory@N", or None for other models.
+
+    TEMPLATE names it "run"; "first_hub" is the hub id that the run began with.
 
     Keys and files that the run does not have (it is older, or offline) are left out.
     """
@@ -240,19 +195,24 @@ def run_facts(source: str) -> RunFacts | None:
         digests += [
             (name, pinned[name]) for name in ("pairs", "prompts") if pinned[name]
         ]
-    return RunFacts(
-        step=step,
-        config=config,
-        first=first,
-        first_hub=hub,
-        references=references(workdir, step),
-        headings=headings,
-        table=table,
-        more=further(last),
-        watch=list(last.get("watch", ())),
-        data=digests,
-        versions=run_versions(workdir),
-    )
+    loss = config["loss"]["name"]
+    return {
+        "step": step,
+        "config": config,
+        "config_text": json.dumps(without_paths(config), indent=2, sort_keys=True),
+        "loss": loss if isinstance(loss, str) else " + ".join(loss),
+        "rule": config["reference"]["rule"],
+        "scorer": (config.get("scorer") or {}).get("name"),
+        "first": first,
+        "first_hub": hub,
+        "references": references(workdir, step),
+        "headings": headings,
+        "table": table,
+        "more": further(last),
+        "watch": list(last.get("watch", ())),
+        "data": digests,
+        "versions": run_versions(workdir),
+    }
 
 
 def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -264,12 +224,16 @@ def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
             continue
         known = read_json(path)
         groups = known["weights"]
-        mean = [sum(column) / len(groups) for column in zip(*groups)]
-        text = ", ".join(f"{w:.3f}" for w in mean)
+        text = ", ".join(f"{w:.3f}" for w in mean_weights(groups))
         if len(groups) > 1:
             text += f" (means over {len(groups)} groups)"
         found.append({"iteration": iteration, "rule": known["rule"], "weights": text})
     return found
+
+
+def mean_weights(groups: Sequence[Sequence[float]]) -> list[float]:
+    """Returns each model's weight, the mean over the groups."""
+    return [sum(column) / len(groups) for column in zip(*groups)]
 
 
 def evaluation_table(
@@ -325,8 +289,7 @@ def merge_facts(directory: pathlib.Path) -> dict[str, Any] | None:
         return None
     known = read_json(path)
     try:
-        groups = known["weights"]
-        means = [sum(column) / len(groups) for column in zip(*groups)]
+        means = mean_weights(known["weights"])
         rows = [
             {
                 "source": local_name(source["source"]),
@@ -337,7 +300,6 @@ def merge_facts(directory: pathlib.Path) -> dict[str, Any] | None:
         ]
         return {
             "rule": known["rule"],
-            "sources": known["sources"],
             "rows": rows,
             # None: nothing is rounded, or the record is of an older version.
             "bfloat16_ratio": known.get("signal_to_rounding", {}).get("bfloat16"),
@@ -371,9 +333,7 @@ def without_paths(value: Any) -> Any:
 
 def write_card(**facts: Any) -> str:
     """Returns the card's text; see TEMPLATE for the names."""
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     # ASCII-safe JSON is YAML as well.
     environment.filters["tojson"] = json.dumps
     text = environment.from_string(TEMPLATE).render(**facts)

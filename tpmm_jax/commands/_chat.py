@@ -5,7 +5,7 @@ import io
 import sys
 from typing import Any
 
-from tpmm_jax.commands._answers import Answer, Interrupt, Settings, stream_answer
+from tpmm_jax.commands._answers import Answer, Settings, stream_answer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.weights.loading import Model
@@ -31,7 +31,6 @@ class Chat:
         self.model, self.settings = model, settings
         self.console, self.out = console, out
         self.turns: list[dict[str, str]] = []
-        self.interrupt = Interrupt()
         # Never used twice, so that a repeated question is a new draw.
         self.answers = 0
 
@@ -83,12 +82,7 @@ class Chat:
             prompt = [*self.turns, {"role": "user", "content": line}]
         try:
             answer = stream_answer(
-                self.model,
-                prompt,
-                self.settings,
-                self.interrupt,
-                self.out,
-                number=self.answers,
+                self.model, prompt, self.settings, self.out, number=self.answers
             )
         except BadInput as error:
             advice = "; /reset begins a new conversation" if self.turns else ""

@@ -114,9 +114,8 @@ def check_pairs(
     found.counts["empty"] = empty_count(found.errors)
     found.counts.update(dict.fromkeys(("malformed", "identical", "pairs"), 0))
     # Over all files, not the sum of each one's.
-    for name in ("duplicate_prompts", "duplicate_pairs"):
-        found.counts.pop(name, None)
-    found.counts.update(repeat_counts(found.pairs))
+    for name, count in repeat_counts(found.pairs).items():
+        found.counts[name] = count
     if codec is None:
         del found.counts["rows_kept"]
         found.skipped.append(("tokens, masks, BOS and EOS, cuts", "--model"))
@@ -260,17 +259,13 @@ def plain_text(content: Content) -> str:
     return "\n".join(f"{m['role']}: {m['content']}" for m in as_dicts(text))
 
 
-def error_entry(defect: Defect) -> dict[str, Any]:
-    """A defect as JSON; "row" is there where rows are counted, not lines."""
-    place = defect.origin
-    row = {} if place.row is None else {"row": place.row}
-    what = {"field": defect.field, "reason": defect.reason}
-    return {"file": place.file, "line": place.number, **row, **what}
-
-
 def summary(found: Checked) -> dict[str, Any]:
-    """What --json prints."""
-    errors = [error_entry(defect) for defect in in_order(found.errors)]
-    found.counts["refused_whole"] = sum(defect.fatal for defect in found.errors)
+    """What --json prints; an error has a "row" where rows are counted, not lines."""
+    errors = []
+    for defect in in_order(found.errors):
+        place = defect.origin
+        row = {} if place.row is None else {"row": place.row}
+        what = {"field": defect.field, "reason": defect.reason}
+        errors.append({"file": place.file, "line": place.number, **row, **what})
     counts = {name: int(count) for name, count in found.counts.items()}
     return {"rows": found.rows, "errors": errors, "counts": counts}

@@ -46,25 +46,24 @@ def find_codec(
     Weights are not read; a directory that is named for the check may hold a tokenizer
     alone.
     """
-    revision = base = None
-    alone = model is not None
-    if model is None and config is not None:
-        model, revision = config.model.source, config.model.revision
-        base = config.model.base
+    if model is not None:
+        folder = pathlib.Path(model)
+        if folder.is_dir() and not (folder / "config.json").exists():
+            tokenizer = read_tokenizer(folder)
+            if tokenizer is not None:
+                return make_codec(None, tokenizer, data), None
+        found = resolve(model)
+    elif config is not None:
+        model = config.model.source
         if ":" in model and not pathlib.Path(model).exists():
             console.warn(
                 f"model.source = {model} is a function that builds a model; to "
                 "check tokens, give --model its directory (WORKDIR/model of a run)"
             )
             return None, None
-    if model is None:
+        found = resolve(model, config.model.revision, config.model.base)
+    else:
         return None, None
-    folder = pathlib.Path(model)
-    if alone and folder.is_dir() and not (folder / "config.json").exists():
-        tokenizer = read_tokenizer(folder)
-        if tokenizer is not None:
-            return make_codec(None, tokenizer, data), None
-    found = resolve(model, revision, base)
     if found.tokenizer is None:
         raise BadInput(f"{model} has no tokenizer (tokenizer.json)")
     codec = make_codec(found.config, found.tokenizer, data)

@@ -1,6 +1,5 @@
 """What a person sees of a data check: one table, a few rows, the errors."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -102,9 +101,9 @@ CHECKS: dict[str, Sequence[Check]] = {
     ),
     "evaluation": (
         Check(
-            "eval_same_prompt", "its prompt is trained on", "eval_rows", "", "yellow"
+            "eval_same_prompt", "its prompt is trained on", "evaluation", "", "yellow"
         ),
-        Check("eval_same_pair", "its pair is trained on", "eval_rows", "", "red"),
+        Check("eval_same_pair", "its pair is trained on", "evaluation", "", "red"),
     ),
 }
 
@@ -115,8 +114,7 @@ def data_table(found: Checked, drops: bool) -> RenderableType:
     Args:
       drops: whether bad rows are dropped instead of refused.
     """
-    counts = Counter(found.counts)
-    counts["refused_whole"] = sum(defect.fatal for defect in found.errors)
+    counts = found.counts
     outcomes = {USED: ""} if found.refused else {REFUSED: DROPPED} if drops else {}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     table.add_column("")
@@ -132,8 +130,8 @@ def data_table(found: Checked, drops: bool) -> RenderableType:
         ]
         if not lines:
             continue
-        head = Text(section, style="bold")
-        table.add_row(head, _base_text(section, found, bases), "", "")
+        whole = f"{bases[section]:,}" if section in bases else ""
+        table.add_row(Text(section, style="bold"), whole, "", "")
         for check in lines:
             table.add_row(*_cells(check, counts, bases, outcomes))
     parts: list[RenderableType] = [table]
@@ -143,6 +141,7 @@ def data_table(found: Checked, drops: bool) -> RenderableType:
 
 
 def _bases(found: Checked) -> dict[str, int]:
+    """Returns what counts are shares of; a section's own stands in its head."""
     lengths = ("chosen_longer", "rejected_longer", "equally_long")
     return {
         "rows": found.rows,
@@ -150,17 +149,9 @@ def _bases(found: Checked) -> dict[str, int]:
         "given": found.counts["pairs"] or found.counts["prompts"],
         "encoded": len(found.encoded) + len(found.encoded_prompts),
         "compared": sum(found.counts[name] for name in lengths),
-        "eval_rows": found.counts["eval_rows"],
+        "tokens": found.counts["tokens"],
+        "evaluation": found.counts["eval_rows"],
     }
-
-
-def _base_text(section: str, found: Checked, bases: Mapping[str, int]) -> str:
-    if section == "tokens":
-        return f"{found.counts['tokens']:,}"
-    return {
-        "rows": f"{bases['rows']:,}",
-        "evaluation": f"{bases['eval_rows']:,}",
-    }.get(section, "")
 
 
 def _cells(

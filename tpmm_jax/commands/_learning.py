@@ -5,6 +5,7 @@ reconstruction): the merge is scored as a policy against the anchor, the first m
 Whole prompts are held out of the learning, and all numbers reported are of those.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ MICRO_BATCH = 8
 _SPLIT = 11
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Score:
     """A model on the held-out pairs, as a policy against the anchor.
 
@@ -84,24 +85,19 @@ def split_rows(rows: list[PairRow], share: float, seed: int) -> Split:
 
 def learn_weights(
     deltas: Deltas,
-    decoder: Decoder,
     rows: Split,
+    sets: Sequence[HeldOut],
     config: ReferenceConfig,
-    *,
-    names: list[str],
-    pad: int,
-    seed: int,
+    names: Sequence[str],
     console: RunConsole,
 ) -> Learned:
     """Returns weights_GK by Adam on the pairs to learn on, scored on the others.
 
     Args:
+      sets: both parts of ``rows``, from ``held_out_sets``.
       names: of the models, for the scores.
-      pad: the id to fill with.
     """
-    learning, report = _held_out(
-        deltas, decoder, rows, config, pad=pad, seed=seed, console=console
-    )
+    learning, report = sets
     with console.phase("learn", config.steps, "steps") as bar:
 
         def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
@@ -132,7 +128,7 @@ def learn_weights(
     return Learned(weights_GK, scale, scores, counts)
 
 
-def _held_out(
+def held_out_sets(
     deltas: Deltas,
     decoder: Decoder,
     rows: Split,
@@ -142,7 +138,11 @@ def _held_out(
     seed: int,
     console: RunConsole,
 ) -> list[HeldOut]:
-    """Returns the pairs to learn on and to report on, scored by the anchor."""
+    """Returns the pairs to learn on and to report on, scored by the anchor.
+
+    Args:
+      pad: the id to fill with.
+    """
     limit = decoder.config.max_positions
     longest = pair_length([*rows.learn, *rows.report])
     if longest > limit:
@@ -175,11 +175,4 @@ def score(
     """Returns a model's score; pairs of one prompt are one cluster."""
     found = accuracy_interval(margins, prompts)
     loss = float(np.mean(np.logaddexp(0, -scale * margins)))
-    return Score(
-        model=model,
-        accuracy=found.mean,
-        low=found.low,
-        high=found.high,
-        loss=loss,
-        scale=scale,
-    )
+    return Score(model, *found, loss=loss, scale=scale)

@@ -5,11 +5,12 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.sampling import SamplingConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +35,7 @@ class Parser(argparse.ArgumentParser):
                 near = near or difflib.get_close_matches(name, known, n=1)
                 if name.startswith("-") and near:
                     hints.append(f"did you mean {near[0]}?")
-        text = " ".join([f"error: {message}", *(f"; {h}" for h in hints)])
-        text = text.replace(" ; ", "; ")
+        text = "; ".join([f"error: {message}", *hints])
         print(f"{text}\nhow to use it: {self.prog} --help", file=sys.stderr)
         raise SystemExit(BadInput.exit_code)
 
@@ -47,7 +47,7 @@ def add_base(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how tokens are drawn, and how many answers."""
+    """Adds the options that say how prompts are answered, and how often."""
     add = parser.add_argument
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
     add(
@@ -63,6 +63,34 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="keep this many of the most likely tokens (default: 0, all)",
     )
     add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
+    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
+    add("--seed", type=int, default=0, help="default: 0")
+
+
+def sampling_of(args: argparse.Namespace, max_new_tokens: int) -> SamplingConfig:
+    """Returns what the options of ``add_sampling`` say of the draws, not checked."""
+    return SamplingConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+    )
+
+
+def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Refuses numbers that are too small; an option that was not given is None.
+
+    Raises:
+      BadInput: all of them, one line each.
+    """
+    faults = []
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            wanted = f"at least {bound}" if bound else "0 or more"
+            faults.append(f"--{name.replace('_', '-')} is {value}; use {wanted}")
+    if faults:
+        raise BadInput("\n".join(faults))
 
 
 def check_all(*checks: Callable[[], Any]) -> list[Any]:
@@ -90,16 +118,24 @@ def escape_unprintable() -> None:
 
 
 def guarded(
-    work: Callable[[], int | None], console: RunConsole, *, needs_reader: bool = False
+    work: Callable[[argparse.Namespace, RunConsole], int | None],
+    args: argparse.Namespace,
+    *,
+    result_alone: bool = False,
+    needs_reader: bool = False,
 ) -> int:
     """Returns the exit code of ``work``; errors are said without a traceback.
 
     Args:
+      work: called with the command line and the console.
+      result_alone: whether remarks go to the standard error, so that the standard
+        output can be piped.
       needs_reader: whether a closed standard output ends the work early; else its
         reader (head, less) has just seen enough.
     """
+    console = RunConsole(sys.stderr if result_alone else None)  # type: ignore[arg-type]
     try:
-        return work() or 0
+        return work(args, console) or 0
     except TpmmError as error:
         console.error(str(error))
         return error.exit_code

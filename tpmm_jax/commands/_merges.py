@@ -9,14 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.commands._learning import Learned, Split, learn_weights
+from tpmm_jax.commands._learning import Learned, Split, held_out_sets, learn_weights
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import check_same_architecture, codec_of
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.merging import (
+    FAINT,
     Deltas,
     ReferenceConfig,
+    faint_text,
     group_names,
+    one_hot,
     signal_to_rounding,
     weighted_sum,
 )
@@ -29,13 +32,16 @@ RANGE = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<first>\d+)\.\.(?P<last>\d+)
 
 @dataclass
 class Merged:
-    """A merge, and what merge.json says of it."""
+    """A merge, and what merge.json says of it.
+
+    Attributes:
+      ratios: signal to rounding by dtype.
+    """
 
     params: Params
     weights_GK: np.ndarray
     digests: list[str]
-    bfloat16_ratio: float
-    float32_ratio: float
+    ratios: dict[str, float]
     learned: Learned | None = None
 
 
@@ -111,7 +117,15 @@ def merge_given(
 
         merged, ratio = weighted_sum(models(), weights)
     half = signal_to_rounding(merged, base, "bfloat16")
-    return Merged(merged, np.asarray([weights]), digests, half, ratio)
+    ratios = {"float32": ratio, "bfloat16": half}
+    return Merged(merged, np.asarray([weights]), digests, ratios)
+
+
+def warn_if_faint(console: RunConsole, ratio: float, lost: str, change: str) -> None:
+    """Warns where a cast to bfloat16 would undo a change; 0 is no change."""
+    if 0 < ratio < FAINT:
+        instead = "use --dtype float32"
+        console.warn(faint_text(ratio, "bfloat16", lost, change, instead))
 
 
 def merge_learned(
@@ -146,20 +160,13 @@ def merge_learned(
             folder = pathlib.Path(scratch) / "deltas"
             deltas = Deltas(folder, restore, len(sources), groups)
         with deltas:
-            learned = learn_weights(
-                deltas,
-                decoder,
-                rows,
-                config,
-                names=list(names),
-                pad=codec_of(sources[0]).pad_id,
-                seed=seed,
-                console=console,
+            pad = codec_of(sources[0]).pad_id
+            sets = held_out_sets(
+                deltas, decoder, rows, config, pad=pad, seed=seed, console=console
             )
+            learned = learn_weights(deltas, rows, sets, config, names, console)
             merged = deltas.merge(learned.weights_GK)
-            hot = np.zeros_like(learned.weights_GK)
-            hot[:, 0] = 1.0
-            base = deltas.merge(hot)
-    half = signal_to_rounding(merged, base, "bfloat16")
-    ratio = signal_to_rounding(merged, base, "float32")
-    return Merged(merged, learned.weights_GK, digests, half, ratio, learned)
+            base = deltas.merge(one_hot(len(groups), len(sources), 0))
+    dtypes = ("float32", "bfloat16")
+    ratios = {dtype: signal_to_rounding(merged, base, dtype) for dtype in dtypes}
+    return Merged(merged, learned.weights_GK, digests, ratios, learned)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tpmm_jax.commands._answers import Settings, room_for
+from tpmm_jax.commands._answers import Settings
 from tpmm_jax.config.fields import changes
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import as_dicts, written
@@ -66,22 +66,18 @@ def answer_rows(
     model: Model,
     prompts: Sequence[Any],
     settings: Settings,
-    *,
-    num_samples: int,
-    batch_size: int,
     start: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yields a batch of rows: prompt, responses (texts), response_ids."""
-    config = room_for(model, settings.sampling)
     codec = codec_of(model, chat=settings.chat)
     ids = prepare(codec, prompts, settings)
     for places, completions in completion_batches(
         model,
         ids,
-        config,
+        settings.sampling,
         seed=settings.seed,
-        num_samples=num_samples,
-        batch_size=batch_size,
+        num_samples=settings.num_samples,
+        batch_size=settings.batch_size,
         start=start,
     ):
         rows = []
@@ -99,9 +95,6 @@ def answer_file(
     settings: Settings,
     output: pathlib.Path,
     console: RunConsole,
-    *,
-    num_samples: int,
-    batch_size: int,
 ) -> None:
     """Writes one row per prompt; those of an interrupted run are kept.
 
@@ -114,10 +107,8 @@ def answer_file(
         "compute_dtype": model.decoder.compute_dtype,
         "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         **asdict(settings),
-        "num_samples": num_samples,
-        "batch_size": batch_size,
     }
-    done = _continued(output, made_from, len(prompts), batch_size)
+    done = _continued(output, made_from, len(prompts), settings.batch_size)
     if done == len(prompts):
         console.note(f"{output} is complete: {done} rows")
         return
@@ -126,14 +117,7 @@ def answer_file(
     write_json(_mark(output), made_from)
     with console.phase("sample", len(prompts), "prompts") as bar:
         bar.advance(done)
-        for rows in answer_rows(
-            model,
-            prompts,
-            settings,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            start=done,
-        ):
+        for rows in answer_rows(model, prompts, settings, done):
             append_lines(output, [json.dumps(row, ensure_ascii=False) for row in rows])
             bar.advance(len(rows))
     console.note(f"wrote {output}")
@@ -158,7 +142,6 @@ def _continued(
     output: pathlib.Path, made_from: dict[str, Any], count: int, batch_size: int
 ) -> int:
     """Returns how many rows are done, in whole batches; cuts what lies beyond."""
-    check_file(output)
     lines = read_lines_repaired(output)
     if not lines:
         return 0

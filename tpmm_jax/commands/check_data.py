@@ -229,6 +229,7 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
                 check_labels(scorer, found)
             except TpmmError as error:
                 failed = error
+    found.counts["refused_whole"] = sum(defect.fatal for defect in found.errors)
     if args.json:
         # Escaped, so that any encoding of the output will do.
         print(json.dumps(summary(found)))
@@ -344,6 +345,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     args = parse_args(argv)
     escape_unprintable()
-    # With --json the standard output is the summary's alone.
-    console = RunConsole(sys.stderr if args.json else None)  # type: ignore[arg-type]
-    return guarded(lambda: check(args, console), console)
+    return guarded(check, args, result_alone=args.json)

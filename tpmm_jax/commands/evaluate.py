@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 
 import argparse
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -15,7 +14,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tpmm_jax.commands._line import Parser, add_base, add_sampling, check_all, guarded
+from tpmm_jax.commands._line import (
+    Parser,
+    add_base,
+    add_sampling,
+    check_all,
+    check_least,
+    guarded,
+    sampling_of,
+)
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
@@ -31,7 +38,6 @@ from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.loop.theta_0 import check_codec
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
-from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.loading import committed_steps, resolve_all, run_workdir
 from tpmm_jax.weights.saving import check_output
@@ -60,6 +66,8 @@ The table (with --json the summary) goes to standard output, everything else to 
 error. In the summary, as in a run's metrics, "-inf" and "inf" are bounds of an interval
 that is open because there are too few prompts or the scores hardly differ.
 """
+
+LEAST = {"num_samples": 1, "batch_size": 1, "limit": 1, "seed": 0}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,9 +105,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--drop-bad-rows", action="store_true", help="drop bad rows of --pairs")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     add_sampling(parser)
-    add("--seed", type=int, default=0, help="default: 0")
     add("--chat", action="store_true", help="write prompts with the chat template")
-    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
     add("--output", metavar="DIR", help="new folder for all rows and summary.json")
     add("--json", action="store_true", help="print the summary as JSON")
     return parser.parse_args(argv)
@@ -135,31 +141,6 @@ def read_raters(args: argparse.Namespace) -> Raters:
         scorers_field="--also",
         judges_field="--judge",
     )
-
-
-def check_numbers(args: argparse.Namespace) -> SamplingConfig:
-    """Returns how answers are drawn; raises BadInput for a number out of range."""
-
-    def at_least(name: str, least: int, wanted: str) -> None:
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise BadInput(f"--{name.replace('_', '-')} is {value}; use {wanted}")
-
-    config = SamplingConfig(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-    )
-    check_all(
-        *(
-            functools.partial(at_least, name, 1, "at least 1")
-            for name in ("num_samples", "batch_size", "limit")
-        ),
-        functools.partial(at_least, "seed", 0, "0 or more"),
-        functools.partial(config.validate, "evaluate"),
-    )
-    return config
 
 
 def named_sources(models: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
@@ -254,8 +235,12 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         if output is not None:
             check_output(output)
 
-    sampling, raters, _ = check_all(
-        lambda: check_numbers(args), lambda: read_raters(args), check_folder
+    sampling = sampling_of(args, args.max_new_tokens)
+    _, _, raters, _ = check_all(
+        lambda: check_least(args, LEAST),
+        lambda: sampling.validate("evaluate"),
+        lambda: read_raters(args),
+        check_folder,
     )
     candidates = find_candidates(args, console, sampling.max_new_tokens)
     if raters.judges and len(candidates) < 2:
@@ -310,6 +295,4 @@ def _plain(name: str, value: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole(file=sys.stderr)  # type: ignore[arg-type]
-    return guarded(lambda: evaluate(args, console), console)
+    return guarded(evaluate, parse_args(argv), result_alone=True)

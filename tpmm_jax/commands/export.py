@@ -7,24 +7,18 @@ import argparse
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
-from tpmm_jax.axes import Params
-from tpmm_jax.commands._card import (
-    RunFacts,
-    local_name,
-    merge_facts,
-    run_facts,
-    write_card,
-)
+from tpmm_jax.commands._card import local_name, merge_facts, run_facts, write_card
 from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._merges import warn_if_faint
 from tpmm_jax.commands._peft import read_step, save_adapter
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
-from tpmm_jax.merging import FAINT, faint_text, signal_text, signal_to_rounding
+from tpmm_jax.merging import signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.store import tree_digest
 from tpmm_jax.weights.hub import is_hub_id
@@ -50,8 +44,14 @@ examples:
 
 The directory appears whole or not at all; one that is not empty is refused.
 """
+# With --peft: library and class that load what is written.
+READERS = {
+    False: ("transformers", "AutoModelForCausalLM"),
+    True: ("peft", "AutoPeftModelForCausalLM"),
+}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+Facts: TypeAlias = Mapping[str, Any]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,12 +92,9 @@ def parse_size(text: str) -> int:
 
 
 def read_model(
-    source: Source,
-    facts: RunFacts | None,
-    dtype: str,
-    console: RunConsole,
-) -> tuple[Params, str, Decoder]:
-    """Returns the weights in ``dtype`` and their digest in float32.
+    source: Source, facts: Facts | None, dtype: str, console: RunConsole
+) -> tuple[Model, str]:
+    """Returns the model in ``dtype`` and the weights' digest in float32.
 
     Warns where the cast would undo the training.
     """
@@ -106,26 +103,18 @@ def read_model(
         params = source.read(decoder, "float32")
         digest = tree_digest(params)
         bar.advance(1)
-    if dtype == "float32":
-        return params, digest, decoder
-    if facts is not None and facts.step > 0:
+    if dtype != "float32" and facts is not None and facts["step"] > 0:
         workdir = source.origin["source"].rpartition("@")[0]
         base = resolve(f"{workdir}@0").read(decoder, "float32")
         ratio = signal_to_rounding(params, base, dtype)
         del base
         console.note(signal_text(ratio, dtype))
         warn_if_faint(console, ratio, "what the run changed", "its change to theta_0")
-    return jax.tree.map(lambda x: x.astype(dtype), params), digest, decoder
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return Model(decoder, params, source.tokenizer, source.origin), digest
 
 
-def warn_if_faint(console: RunConsole, ratio: float, lost: str, change: str) -> None:
-    """Warns where a cast to bfloat16 would undo a change; 0 is no change."""
-    if 0 < ratio < FAINT:
-        instead = "use --dtype float32"
-        console.warn(faint_text(ratio, "bfloat16", lost, change, instead))
-
-
-def base_model(args: argparse.Namespace, source: Source, facts: RunFacts | None) -> str:
+def base_model(args: argparse.Namespace, source: Source, facts: Facts | None) -> str:
     """Returns the hub id that the card names, or "" where none is known."""
     if args.base_model is not None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.base_model):
@@ -134,30 +123,33 @@ def base_model(args: argparse.Namespace, source: Source, facts: RunFacts | None)
             )
         return args.base_model
     if facts is not None:
-        return facts.first_hub or ""
+        return facts["first_hub"] or ""
     return source.origin["source"] if "commit" in source.origin else ""
 
 
 def card(
     args: argparse.Namespace,
     source: Source,
-    facts: RunFacts | None,
+    facts: Facts | None,
     digest: str,
-    merge: Mapping[str, Any] | None,
+    merge: Facts | None,
     base: str,
     lora: LoraConfig | None = None,
 ) -> str:
     """Returns the model card, of adapters if there is a LoraConfig."""
-    known = {f"{n} (run)": v for n, v in (facts.versions if facts else {}).items()}
+    known = {f"{n} (run)": v for n, v in (facts["versions"] if facts else {}).items()}
     known |= {f"{n} (export)" if known else n: v for n, v in versions().items()}
     tags = ["tpmm_jax"]
     if facts is not None:
-        tags += ["preference-optimization", facts.config["loss"]["name"]]
+        tags += ["preference-optimization", facts["config"]["loss"]["name"]]
     if merge is not None:
         tags.append("merge")
     if lora is not None:
         tags.append("lora")
+    library, reader = READERS[args.peft]
     return write_card(
+        library=library,
+        reader=reader,
         name=args.name or pathlib.Path(args.output).absolute().name,
         tags=tags,
         base_model=base,
@@ -197,14 +189,13 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     if merge is not None and dtype == "bfloat16" and merge["bfloat16_ratio"]:
         change = f"its change to {merge['rows'][0]['source']}"
         warn_if_faint(console, merge["bfloat16_ratio"], "the merge", change)
-    params, digest, decoder = read_model(source, facts, dtype, console)
+    model, digest = read_model(source, facts, dtype, console)
     text = card(args, source, facts, digest, merge, base)
-    model = Model(decoder, params, source.tokenizer, source.origin)
     files = {"README.md": text}
     with console.phase("write", 1, "models") as bar:
         save(model, args.output, max_shard_bytes=size, files=files)
         bar.advance(1)
-    finish(args, base, "AutoModelForCausalLM", "transformers", console)
+    finish(args, base, console)
 
 
 def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> None:
@@ -230,12 +221,10 @@ def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> N
         bar.advance(1)
     if not base:
         console.note(f"adapter_config.json names the base by its path: {stored.base}")
-    finish(args, base, "AutoPeftModelForCausalLM", "peft", console)
+    finish(args, base, console)
 
 
-def finish(
-    args: argparse.Namespace, base: str, reader: str, library: str, console: RunConsole
-) -> None:
+def finish(args: argparse.Namespace, base: str, console: RunConsole) -> None:
     """Says what the card leaves open and how the directory is used."""
     unstated = [
         f"{what} ({option})"
@@ -247,6 +236,7 @@ def finish(
     ]
     if unstated:
         console.note(f"the card states {' and '.join(unstated)}")
+    library, reader = READERS[args.peft]
     console.next_steps(
         [
             f"tpmm sample {args.output}",
@@ -258,6 +248,4 @@ def finish(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole()
-    return guarded(lambda: run(args, console), console)
+    return guarded(run, parse_args(argv))

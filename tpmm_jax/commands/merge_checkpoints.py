@@ -14,13 +14,20 @@ from typing import Any
 import jax
 
 from tpmm_jax.commands._learning import Learned, Split, split_rows
-from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._line import (
+    Parser,
+    add_base,
+    check_all,
+    check_least,
+    guarded,
+)
 from tpmm_jax.commands._merges import (
     Merged,
     expand,
     merge_given,
     merge_learned,
     open_sources,
+    warn_if_faint,
 )
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
@@ -28,13 +35,7 @@ from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
-from tpmm_jax.merging import (
-    FAINT,
-    RULES,
-    ReferenceConfig,
-    faint_text,
-    signal_text,
-)
+from tpmm_jax.merging import RULES, ReferenceConfig, signal_text
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
@@ -165,16 +166,13 @@ def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
     config = ReferenceConfig(rule="learned", **changes)
     config.validate(tuple(RULES))
-    wrong = []
-    if not 0 < args.holdout < 1:
-        wrong.append(f"--holdout is {args.holdout}; use a share between 0 and 1")
-    if args.seed < 0:
-        wrong.append(f"--seed is {args.seed}; use 0 or more")
-    for name in ("max_prompt_length", "max_completion_length"):
-        if (value := getattr(args, name)) < 1:
-            wrong.append(f"--{name.replace('_', '-')} is {value}; use at least 1")
-    if wrong:
-        raise BadInput("\n".join(wrong))
+
+    def check_holdout() -> None:
+        if not 0 < args.holdout < 1:
+            raise BadInput(f"--holdout is {args.holdout}; use a share between 0 and 1")
+
+    least = {"seed": 0, "max_prompt_length": 1, "max_completion_length": 1}
+    check_all(check_holdout, lambda: check_least(args, least))
     return config
 
 
@@ -207,10 +205,6 @@ def record(
     merged: Merged,
 ) -> dict[str, Any]:
     """Returns the content of merge.json."""
-
-    def number(ratio: float) -> float | None:
-        return ratio if math.isfinite(ratio) else None
-
     rule = "learned" if args.learn else "uniform" if args.uniform else "given"
     content: dict[str, Any] = {
         "sources": [
@@ -223,8 +217,8 @@ def record(
         "dtype": check_dtype(args.dtype),
         # null: nothing is rounded.
         "signal_to_rounding": {
-            "float32": number(merged.float32_ratio),
-            "bfloat16": number(merged.bfloat16_ratio),
+            dtype: ratio if math.isfinite(ratio) else None
+            for dtype, ratio in merged.ratios.items()
         },
         "versions": versions(),
     }
@@ -257,10 +251,7 @@ def show(merged: Merged, names: Sequence[str], console: RunConsole) -> None:
     console.header("weights", rows)
     if merged.learned is not None:
         show_scores(merged.learned, console)
-    for dtype, ratio in (
-        ("float32", merged.float32_ratio),
-        ("bfloat16", merged.bfloat16_ratio),
-    ):
+    for dtype, ratio in merged.ratios.items():
         console.note(signal_text(ratio, dtype))
 
 
@@ -315,13 +306,9 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
             console.warn(f"the weights add up to {sum(weights):g}, not to 1")
     show(merged, names, console)
     content = record(args, learning, sources, merged)
-    ratio = merged.bfloat16_ratio
-    # 0: the merge is the first model, so nothing is lost.
-    if dtype == "bfloat16" and 0 < ratio < FAINT:
+    if dtype == "bfloat16":
         change = f"its change to {names[0]}"
-        console.warn(
-            faint_text(ratio, dtype, "the merge", change, "use --dtype float32")
-        )
+        warn_if_faint(console, merged.ratios[dtype], "the merge", change)
     params = jax.tree.map(lambda x: x.astype(dtype), merged.params)
     origin = {"source": str(output)}
     model = Model(decoder, params, sources[0].tokenizer, origin)
@@ -336,6 +323,4 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    console = RunConsole()
-    return guarded(lambda: run(args, console), console)
+    return guarded(run, parse_args(argv))

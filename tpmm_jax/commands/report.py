@@ -58,5 +58,4 @@ def report(args: argparse.Namespace, console: RunConsole) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args, console = parse_args(argv), RunConsole()
-    return guarded(lambda: report(args, console), console)
+    return guarded(report, parse_args(argv))

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 """
 
 import argparse
+import io
 import json
 import pathlib
 import sys
@@ -11,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tpmm_jax.commands._answers import (
-    Interrupt,
-    Settings,
-    room_for,
-    standard_output,
-    stream_answer,
-)
+from tpmm_jax.commands._answers import Settings, standard_output, stream_answer
 from tpmm_jax.commands._chat import Chat, is_terminal, say_end
-from tpmm_jax.commands._line import Parser, add_base, add_sampling, guarded
+from tpmm_jax.commands._line import (
+    Parser,
+    add_base,
+    add_sampling,
+    guarded,
+    sampling_of,
+)
 from tpmm_jax.commands._prompt_file import (
     answer_file,
     answer_rows,
@@ -74,8 +75,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="default: 256, at most half of the model's positions",
     )
     add_sampling(parser)
-    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
-    add("--seed", type=int, default=0, help="default: 0")
     add(
         "--chat",
         action=argparse.BooleanOptionalAction,
@@ -89,12 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def check_args(args: argparse.Namespace) -> SamplingConfig:
     """Returns the sampling; raises BadInput before a model is loaded."""
     most = DEFAULT_NEW_TOKENS if args.max_new_tokens is None else args.max_new_tokens
-    config = SamplingConfig(
-        max_new_tokens=most,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-    )
+    config = sampling_of(args, most)
     config.validate("sample")
     for name in ("num_samples", "batch_size"):
         if getattr(args, name) < 1:
@@ -162,6 +156,16 @@ def choose_chat(
     return False, "plain text (the model has no chat template)"
 
 
+def check_room(model: Model, sampling: SamplingConfig) -> None:
+    """Refuses answers that would leave the prompt none of the model's positions."""
+    most = model.config.max_positions
+    if sampling.max_new_tokens >= most:
+        raise BadInput(
+            f"--max-new-tokens is {sampling.max_new_tokens}; the model has {most} "
+            f"positions for prompt and answer together: give at most {most - 1}"
+        )
+
+
 def introduce(
     model: Model,
     settings: Settings,
@@ -197,20 +201,24 @@ def run(args: argparse.Namespace, console: RunConsole) -> int:
     if args.max_new_tokens is None:
         most = min(sampling.max_new_tokens, model.config.max_positions // 2)
         sampling = replace(sampling, max_new_tokens=most)
-    room_for(model, sampling)
+    check_room(model, sampling)
     chat, how = choose_chat(args, model, prompts)
     settings = Settings(
-        sampling=sampling, seed=args.seed, chat=chat, system=args.system
+        sampling=sampling,
+        seed=args.seed,
+        chat=chat,
+        system=args.system,
+        num_samples=args.num_samples,
+        batch_size=args.batch_size,
     )
     introduce(model, settings, args, how, console)
     out = standard_output()
-    counts = {"num_samples": args.num_samples, "batch_size": args.batch_size}
     if prompts is None:
         Chat(model, settings, console, out).run()
     elif args.output is not None:
         path = pathlib.Path(args.output)
         try:
-            answer_file(model, prompts, settings, path, console, **counts)
+            answer_file(model, prompts, settings, path, console)
         except KeyboardInterrupt:
             console.note(
                 f"stopped; {path} keeps the finished answers. The same command "
@@ -218,12 +226,12 @@ def run(args: argparse.Namespace, console: RunConsole) -> int:
             )
             return Stopped.exit_code
     elif args.prompts is not None:
-        for rows in answer_rows(model, prompts, settings, **counts):
+        for rows in answer_rows(model, prompts, settings):
             for row in rows:
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
             out.flush()
     else:
-        return stream_all(model, prompts, settings, args.num_samples, console)
+        return stream_all(model, prompts, settings, out, console)
     return 0
 
 
@@ -231,11 +239,11 @@ def stream_all(
     model: Model,
     prompts: Sequence[str],
     settings: Settings,
-    num_samples: int,
+    out: io.TextIOBase,
     console: RunConsole,
 ) -> int:
     """Streams every prompt's answers, with a line of introduction if there are many."""
-    out, interrupt = standard_output(), Interrupt()
+    num_samples = settings.num_samples
     for number, prompt in enumerate(prompts):
         for sample in range(num_samples):
             if len(prompts) > 1 and sample == 0:
@@ -243,7 +251,7 @@ def stream_all(
             if num_samples > 1:
                 out.write(f"[{sample + 1} of {num_samples}]\n")
             answer = stream_answer(
-                model, prompt, settings, interrupt, out, number=number, sample=sample
+                model, prompt, settings, out, number=number, sample=sample
             )
             say_end(answer, console)
             if answer.interrupted:
@@ -255,7 +263,4 @@ def stream_all(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args = parse_args(argv)
-    # Answers alone go to standard output, so that they can be piped.
-    console = RunConsole(file=sys.stderr)  # type: ignore[arg-type]
-    return guarded(lambda: run(args, console), console)
+    return guarded(run, parse_args(argv), result_alone=True)

@@ -5,6 +5,7 @@ The same command again continues a run that was stopped or killed. Exit codes: 0
 """
 
 import argparse
+import functools
 import pathlib
 import shlex
 import sys
@@ -65,7 +66,7 @@ def run(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
         )
 
 
-def train(args: argparse.Namespace, command: Sequence[str], console: RunConsole) -> int:
+def train(command: Sequence[str], args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line; a run that is stopped says how it goes on.
 
     Args:
@@ -86,6 +87,5 @@ def train(args: argparse.Namespace, command: Sequence[str], console: RunConsole)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    args, console = parse_args(argv), RunConsole()
-    command = sys.argv[1:] if argv is None else argv
-    return guarded(lambda: train(args, command, console), console, needs_reader=True)
+    work = functools.partial(train, sys.argv[1:] if argv is None else argv)
+    return guarded(work, parse_args(argv), needs_reader=True)
