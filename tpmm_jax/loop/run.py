@@ -27,7 +27,6 @@ ROLLOUT, EVALUATION, DROPOUT = 0, 1, 2
 # In the place of an iteration: the adapters that a run of LoRA begins with.
 ADAPTERS = 2**31 - 1
 
-
 # Kinds of metric and timing rows, in the order in which an iteration writes them.
 KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
 
