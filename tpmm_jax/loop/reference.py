@@ -7,7 +7,6 @@ never of paths. Then the reference leaves memory.
 
 import contextlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -65,11 +64,11 @@ def reference_log_probs(
             return found["logps_MN"]
     title = f"iteration {iteration}: reference log-probs"
     ld_alpha = plan.config.loss.ld_alpha
-    with merged_reference(plan, disk, voice, iteration) as (params, digest):
-        table = pair_table(plan.runner, pairs.train)
-        logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
-        refuse_log_probs(logps_PN, pairs.train, title)
-        self_check(plan, params, table, logps_PN)
+    params, digest = merged_reference(plan, disk, voice, iteration)
+    table = pair_table(plan.runner, pairs.train)
+    logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
+    refuse_log_probs(logps_PN, pairs.train, title)
+    self_check(plan, params, table, logps_PN)
     write_cache(cache, cache_key(plan, pairs, digest), {"logps_MN": logps_PN})
     return logps_PN
 
@@ -86,11 +85,10 @@ def cache_key(plan: Plan, pairs: IterationPairs, digest: str) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-@contextlib.contextmanager
 def merged_reference(
     plan: Plan, disk: Disk, voice: Voice, iteration: int
-) -> Iterator[tuple[Params, str]]:
-    """Yields the reference's parameters and their digest; records reference.json."""
+) -> tuple[Params, str]:
+    """Returns the reference's parameters and their digest; records reference.json."""
     path = disk.folder(iteration) / "reference.json"
     known = read_json(path) if path.exists() else None
     with _open_deltas(plan, disk, iteration, known) as deltas:
@@ -111,7 +109,7 @@ def merged_reference(
         write_json(path, record)
     # Also where a stop came between the two.
     (disk.folder(iteration) / PROGRESS).unlink(missing_ok=True)
-    yield params, digest
+    return params, digest
 
 
 def _open_deltas(
