@@ -3,7 +3,6 @@
 import functools
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -84,76 +83,9 @@ def train(
         bar.advance(first)
         task = Task(plan, disk, voice, iteration, rows, table, order, rate, frozen, bar)
         started = time.monotonic()
-        if reference is None:
-            log, save = functools.partial(_log, task), functools.partial(_save, task)
-            state = _fit(task, state, order.steps, log, save)
-        else:
-            state = _fit_moving(task, state, reference)
+        state = _fit(task, state, reference)
         _log_speed(task, first, time.monotonic() - started)
     _finish(task, state.params)
-
-
-def _fit(
-    task: Task,
-    state: TrainState,
-    end: int,
-    log: Callable[[TrainState, int, Metrics], None],
-    save: Callable[[TrainState], None],
-) -> TrainState:
-    """Trains on the iteration's pairs to step ``end``."""
-    plan, train = task.plan, task.plan.config.train
-    step_fn = preference_step(
-        plan.decoder, plan.config.loss, train, plan.runner.chunk_bytes
-    )
-    return fit(
-        state,
-        functools.partial(step_fn, frozen=task.frozen),
-        task.batch,
-        end,
-        learning_rate=task.learning_rate,
-        log=log,
-        save=save,
-        save_every=train.checkpoint_every,
-        stop=lambda: task.voice.stop.raised is not None,
-    )
-
-
-def _log(
-    task: Task, state: TrainState, step: int, metrics: Metrics, **texts: str
-) -> None:
-    """Writes a step's metric row; raises NotFinite where one is not finite."""
-    metrics = {"learning_rate": task.learning_rate(step), **metrics}
-    values = {name: float(value) for name, value in metrics.items()}
-    if not all(map(math.isfinite, values.values())):
-        stop_training(task, state, step, values)
-    task.disk.log.log(
-        "train", iteration=task.iteration, step=step, values={**values, **texts}
-    )
-    task.bar.advance(
-        1, loss=f"{values['loss']:.4f}", margin=f"{values['rewards/margins']:+.3f}"
-    )
-
-
-def _save(task: Task, state: TrainState, reference: Params | None = None) -> None:
-    """Writes a work checkpoint; raises Stopped where a signal came."""
-    disk, step = task.disk, int(state.step)
-    saved: dict[str, Any] = {"state": state}
-    if reference is not None:
-        saved["reference"] = reference
-    disk.log.flush()
-    refuse_weights(state.params, f"iteration {task.iteration} after step {step}")
-    disk.work.save(step, saved, {"iteration": task.iteration})
-    task.voice.stop.check()
-
-
-def _finish(task: Task, params: Params) -> None:
-    disk, iteration = task.disk, task.iteration
-    disk.log.flush()
-    refuse_weights(params, f"theta_{iteration}")
-    meta = {"iteration": iteration, "rule": task.plan.config.reference.rule}
-    disk.trajectory.append(iteration, params, meta)
-    disk.work.clear()
-    (disk.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
 
 
 def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params | None]:
@@ -178,19 +110,17 @@ def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params |
     return state, disk.policy(iteration - 1) if moving else None
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
-    """theta_ref <- (1 - alpha) theta_ref + alpha theta (TR-DPO, 2404.09656)."""
-    return jax.tree.map(lambda r, p: (1 - alpha) * r + alpha * p, reference, params)
+def _fit(task: Task, state: TrainState, reference: Params | None) -> TrainState:
+    """Trains on the iteration's pairs.
 
-
-def _fit_moving(task: Task, state: TrainState, reference: Params) -> TrainState:
-    """Trains in segments of tau steps; after each of them the reference moves."""
-    tau = task.plan.config.reference.trust_region_tau
+    With trust_region in segments of tau steps; after each of them the reference moves.
+    """
     every, steps = task.plan.config.train.checkpoint_every, task.order.steps
+    moving = reference is not None
+    tau = task.plan.config.reference.trust_region_tau if moving else steps
     step = int(state.step)
     while step < steps:
-        if step >= tau:
+        if reference is not None and step >= tau:
             _refresh(task, reference, step // tau * tau)
         step = min((step // tau + 1) * tau, steps)
         state, reference = _fit_segment(task, state, reference, step)
@@ -201,28 +131,47 @@ def _fit_moving(task: Task, state: TrainState, reference: Params) -> TrainState:
 
 
 def _fit_segment(
-    task: Task, state: TrainState, reference: Params, end: int
-) -> tuple[TrainState, Params]:
+    task: Task, state: TrainState, reference: Params | None, end: int
+) -> tuple[TrainState, Params | None]:
     """Returns the state at step ``end``, and the reference, moved where it is due."""
-    config = task.plan.config.reference
+    plan, train = task.plan, task.plan.config.train
+    config, moving = plan.config.reference, reference is not None
     held: list[tuple[int, Metrics]] = []
 
     def log(state: TrainState, step: int, metrics: Metrics) -> None:
         # The row of the step before a move waits for the moved reference's digest.
-        if (step + 1) % config.trust_region_tau == 0:
+        if moving and (step + 1) % config.trust_region_tau == 0:
             held.append((step, metrics))
         else:
             _log(task, state, step, metrics)
 
-    save = functools.partial(_save, task, reference=reference)
-    state = _fit(task, state, end, log, save)
+    step_fn = preference_step(
+        plan.decoder, plan.config.loss, train, plan.runner.chunk_bytes
+    )
+    state = fit(
+        state,
+        functools.partial(step_fn, frozen=task.frozen),
+        task.batch,
+        end,
+        learning_rate=task.learning_rate,
+        log=log,
+        save=functools.partial(_save, task, reference=reference),
+        save_every=train.checkpoint_every,
+        stop=lambda: task.voice.stop.raised is not None,
+    )
     for step, metrics in held:
-        policy = task.plan.dense(state.params, task.frozen)
+        policy = plan.dense(state.params, task.frozen)
         reference = _move(reference, policy, jnp.float32(config.trust_region_alpha))
         del policy
         moved = {"reference/digest": tree_digest(reference)}
         _log(task, state, step, metrics, **moved)
     return state, reference
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
+    """theta_ref <- (1 - alpha) theta_ref + alpha theta (TR-DPO, 2404.09656)."""
+    return jax.tree.map(lambda r, p: (1 - alpha) * r + alpha * p, reference, params)
 
 
 def _refresh(task: Task, reference: Params, moved_at: int) -> None:
@@ -237,6 +186,44 @@ def _refresh(task: Task, reference: Params, moved_at: int) -> None:
     refuse_log_probs(logps, [task.rows[place] for place in places], title)
     table["reference_BN"] = table["reference_BN"].copy()
     table["reference_BN"][places] = logps
+
+
+def _log(
+    task: Task, state: TrainState, step: int, metrics: Metrics, **texts: str
+) -> None:
+    """Writes a step's metric row; raises NotFinite where one is not finite."""
+    metrics = {"learning_rate": task.learning_rate(step), **metrics}
+    values = {name: float(value) for name, value in metrics.items()}
+    if not all(map(math.isfinite, values.values())):
+        stop_training(task, state, step, values)
+    task.disk.log.log(
+        "train", iteration=task.iteration, step=step, values={**values, **texts}
+    )
+    task.bar.advance(
+        1, loss=f"{values['loss']:.4f}", margin=f"{values['rewards/margins']:+.3f}"
+    )
+
+
+def _save(task: Task, state: TrainState, reference: Params | None) -> None:
+    """Writes a work checkpoint; raises Stopped where a signal came."""
+    disk, step = task.disk, int(state.step)
+    saved: dict[str, Any] = {"state": state}
+    if reference is not None:
+        saved["reference"] = reference
+    disk.log.flush()
+    refuse_weights(state.params, f"iteration {task.iteration} after step {step}")
+    disk.work.save(step, saved, {"iteration": task.iteration})
+    task.voice.stop.check()
+
+
+def _finish(task: Task, params: Params) -> None:
+    disk, iteration = task.disk, task.iteration
+    disk.log.flush()
+    refuse_weights(params, f"theta_{iteration}")
+    meta = {"iteration": iteration, "rule": task.plan.config.reference.rule}
+    disk.trajectory.append(iteration, params, meta)
+    disk.work.clear()
+    (disk.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
 
 
 def _log_speed(task: Task, first: int, seconds: float) -> None:
