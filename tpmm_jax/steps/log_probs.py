@@ -9,7 +9,6 @@ from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.losses import (
     Batch,
     Objective,
-    Scalar,
     init_loss_state,
     keep_reference_terms,
     log_probs,
@@ -21,20 +20,10 @@ from tpmm_jax.losses import (
 )
 from tpmm_jax.models import Decoder, from_mask
 
-
-@functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
-def pair_log_probs_step(
-    decoder: Decoder,
-    params: Params,
-    batch: Batch,
-    *,
-    chunk_bytes: int,
-    ld_alpha: Scalar | None = None,
-) -> jax.Array:
-    """Returns log p(completion | prompt) [B, N] of a batch of pairs, nats."""
-    return pair_log_probs(
-        decoder, params, batch, chunk_bytes=chunk_bytes, ld_alpha=ld_alpha
-    )
+# Log p(completion | prompt) [B, N] of a batch of pairs, nats.
+pair_log_probs_step = jax.jit(
+    pair_log_probs, static_argnames=("decoder", "chunk_bytes")
+)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "chunk_bytes"))
