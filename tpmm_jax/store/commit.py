@@ -61,23 +61,20 @@ def save_step(
 
 def _discard(directory: pathlib.Path, step: int) -> None:
     """Removes what a killed save of this step left behind."""
-    if manager.is_primary():
-        with storage_errors(directory):
-            folder = directory / str(step)
-            if folder.is_symlink() or folder.is_file():
-                folder.unlink()
-            elif folder.exists():
-                # One rename first: a kill must not leave half a step behind.
-                folder.rename(directory / f"{_DISCARDED}{step}-{now()}")
+    with storage_errors(directory):
+        folder = directory / str(step)
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            # One rename first: a kill must not leave half a step behind.
+            folder.rename(directory / f"{_DISCARDED}{step}-{now()}")
     _remove_all(directory, f"{_DISCARDED}*")
     _remove_all(directory, f"*{manager.UNFINISHED}*")
-    manager.barrier("discarded")
 
 
 def _remove_all(directory: pathlib.Path, pattern: str) -> None:
-    if manager.is_primary():
-        for path in directory.glob(pattern):
-            remove_tree(path)
+    for path in directory.glob(pattern):
+        remove_tree(path)
 
 
 def _saved_files(directory: pathlib.Path, step: int) -> dict[str, int]:
@@ -90,8 +87,7 @@ def _saved_files(directory: pathlib.Path, step: int) -> dict[str, int]:
             "same command again"
         )
     with storage_errors(folder):
-        if manager.is_primary():
-            manager.flush(folder)
+        manager.flush(folder)
         return manager.file_sizes(folder)
 
 

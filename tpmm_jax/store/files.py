@@ -255,8 +255,7 @@ class RunLock:
     """Lets one process at a time write to a run's folder.
 
     The kernel holds the lock, on an open file, so that it goes with the process
-    however the process ends. The file's content only serves the message. In a job
-    of several processes, process 0 takes it.
+    however the process ends. The file's content only serves the message.
 
     Raises:
       BadInput: another live process holds it; names its host, pid and start.

@@ -15,14 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from jax.sharding import (
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    Sharding,
-    SingleDeviceSharding,
-)
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError, TpmmError
@@ -38,17 +31,6 @@ _NOISE = (
     "Given directory is read only",
     "Metadata file does not exist",
 )
-
-
-def is_primary() -> bool:
-    """True in the one process of a job that writes single files."""
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits for the other processes of the job."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"tpmm_jax:{name}")
 
 
 @contextlib.contextmanager
@@ -218,9 +200,7 @@ def flush(folder: pathlib.Path) -> None:
 
 def default_sharding() -> Sharding:
     """Where a leaf lies whose target names no sharding."""
-    if jax.process_count() == 1:
-        return SingleDeviceSharding(jax.devices()[0])
-    return NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
+    return SingleDeviceSharding(jax.devices()[0])
 
 
 def abstract(name: str, leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:

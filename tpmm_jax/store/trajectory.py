@@ -46,8 +46,7 @@ from tpmm_jax.store.space import check_storage
 class Trajectory:
     """The committed policies theta_0, theta_1, ... in a folder.
 
-    Nothing is held in memory between calls; a reader sees what is on the disk. In a
-    job of several processes every process makes the same calls, on a shared folder.
+    Nothing is held in memory between calls; a reader sees what is on the disk.
 
     Args:
       directory: made if missing, unless read_only.
@@ -187,9 +186,7 @@ class Trajectory:
             files=files,
             time=commit.now(),
         )
-        if manager.is_primary():
-            append_lines(self.directory / LIST, [entry.line()])
-        manager.barrier("committed")
+        append_lines(self.directory / LIST, [entry.line()])
         return entry.digest
 
     def _base(self) -> Base:
@@ -341,8 +338,7 @@ class Trajectory:
     # ---- the list
 
     def _entries(self) -> list[Entry]:
-        repair = not self.read_only and manager.is_primary()
-        return read_list(self.directory, repair=repair)
+        return read_list(self.directory, repair=not self.read_only)
 
     def _entry(self, step: int) -> Entry:
         entries = self._entries()

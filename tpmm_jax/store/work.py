@@ -177,16 +177,13 @@ class WorkStore:
 
     def _remove(self, steps: list[int]) -> None:
         """Moves steps to the trash by one rename each, and empties the trash."""
-        if manager.is_primary():
-            trash = self.directory / _TRASH
-            with storage_errors(trash):
-                remove_tree(trash)
-                for step in steps:
-                    trash.mkdir(exist_ok=True)
-                    (self.directory / str(step)).rename(trash / str(step))
-                remove_tree(trash)
-        if steps:
-            manager.barrier("removed")
+        trash = self.directory / _TRASH
+        with storage_errors(trash):
+            remove_tree(trash)
+            for step in steps:
+                trash.mkdir(exist_ok=True)
+                (self.directory / str(step)).rename(trash / str(step))
+            remove_tree(trash)
 
     def clear(self) -> None:
         """Removes every step; for the end of an iteration.
