@@ -170,10 +170,8 @@ class WorkStore:
 
     def _abandon_manager(self) -> None:
         """After a failure, which is being raised: closing would raise it again."""
-        current, self._manager = self._manager, None
-        if current is not None:
-            with contextlib.suppress(Exception):
-                current.close()
+        with contextlib.suppress(Exception):
+            self._close_manager(None)
 
     def _remove(self, steps: list[int]) -> None:
         """Moves steps to the trash by one rename each, and empties the trash."""
@@ -231,9 +229,8 @@ class WorkStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._corrupt(step, f"loop or integrity ({error})") from None
         wanted = _flatten(target)
-        trees.check_same(
-            layout(wanted), saved["layout"], came="target", against=f"step {step}"
-        )
+        against = f"step {step}"
+        trees.check_same(wanted, saved["layout"], came="target", against=against)
         flat = self._read_leaves(step, wanted, order)
         if changed := changed_leaf(flat, fingerprints):
             raise self._corrupt(step, f"leaf {changed[0]}")
