@@ -46,9 +46,7 @@ def save_step(
             manager.save_errors(directory, step),
             # Not in the background: the commit waits for it anyway, and a failure is
             # raised here.
-            manager.open_manager(
-                directory, ITEMS, enable_async_checkpointing=False
-            ) as writer,
+            manager.open_manager(directory, enable_async_checkpointing=False) as writer,
         ):
             manager.save(writer, directory, step, args)
             writer.wait_until_finished()
@@ -79,9 +77,7 @@ def _remove_all(directory: pathlib.Path, pattern: str) -> None:
 
 def _saved_files(directory: pathlib.Path, step: int) -> dict[str, int]:
     folder = directory / str(step)
-    with manager.open_manager(directory, ITEMS, read_only=True, create=False) as reader:
-        listed = step in reader.all_steps()
-    if not listed or not manager.looks_whole(folder, ITEMS):
+    if not manager.looks_whole(folder, ITEMS):
         raise StorageError(
             f"{folder} was saved but is missing; check the file system and run the "
             "same command again"

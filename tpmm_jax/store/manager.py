@@ -9,7 +9,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -48,44 +48,23 @@ def _without_noise() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def open_manager(
-    directory: pathlib.Path, items: dict[str, str], **options: Any
-) -> ocp.CheckpointManager:
-    """Opens an Orbax manager.
+def open_manager(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
+    """Opens an Orbax manager; what is saved or restored says how, by its ocp.args.
 
     Args:
       directory: absolute.
-      items: item name -> "tree" or "json".
       **options: of ocp.CheckpointManagerOptions.
     """
-    handlers: dict[str, Any] = {
-        name: ocp.StandardCheckpointHandler()
-        if kind == "tree"
-        else ocp.JsonCheckpointHandler()
-        for name, kind in items.items()
-    }
+    chosen = ocp.CheckpointManagerOptions(lightweight_initialize=True, **options)
     with _without_noise():
-        return ocp.CheckpointManager(
-            directory,
-            options=ocp.CheckpointManagerOptions(
-                lightweight_initialize=True, **options
-            ),
-            item_handlers=handlers,
-        )
+        return ocp.CheckpointManager(directory, options=chosen)
 
 
-def read_items(
-    directory: pathlib.Path,
-    items: dict[str, str],
-    step: int,
-    advice: str,
-    **args: Any,
-) -> Any:
+def read_items(directory: pathlib.Path, step: int, advice: str, **args: Any) -> Any:
     """Restores items of one step through a read-only manager.
 
     Args:
       directory: of the steps.
-      items: item name -> "tree" or "json".
       step: one that is there.
       advice: the end of an error's message: what to do.
       **args: item name -> ocp.args.
@@ -98,7 +77,7 @@ def read_items(
     try:
         with (
             _without_noise(),
-            open_manager(directory, items, read_only=True, create=False) as manager,
+            open_manager(directory, read_only=True, create=False) as manager,
         ):
             return manager.restore(step, args=ocp.args.Composite(**args))
     except TpmmError:
@@ -163,7 +142,7 @@ def save(
         raise StorageError(f"{directory / str(step)}: Orbax skipped the save")
 
 
-def looks_whole(folder: pathlib.Path, items: dict[str, str]) -> bool:
+def looks_whole(folder: pathlib.Path, items: Iterable[str]) -> bool:
     """True if Orbax finished this step: its own file and every item are there."""
     return (
         not folder.is_symlink()

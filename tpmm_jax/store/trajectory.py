@@ -357,8 +357,7 @@ class Trajectory:
         )
 
     def _read(self, step: int, **args: Any) -> Any:
-        advice = what_to_do(step)
-        return manager.read_items(self.directory, ITEMS, step, advice, **args)
+        return manager.read_items(self.directory, step, what_to_do(step), **args)
 
     # ---- the list
 

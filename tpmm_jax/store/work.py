@@ -27,7 +27,7 @@ from tpmm_jax.store.files import (
 )
 from tpmm_jax.store.fingerprint import changed_leaf, fingerprint, layout
 
-ITEMS = {"state": "tree", "loop": "json", "integrity": "json"}
+ITEMS = ("state", "loop", "integrity")
 _TRASH = "_trash"
 
 
@@ -125,7 +125,6 @@ class WorkStore:
         if self._manager is None:
             self._manager = manager.open_manager(
                 self.directory,
-                ITEMS,
                 preservation_policy=manager.LATEST_2,
                 todelete_subdir=_TRASH,
                 cleanup_tmp_directories=True,
@@ -211,13 +210,8 @@ class WorkStore:
             raise BadInput(
                 f"{self.directory} has no step {step}; it holds {self.steps()}"
             )
-        notes = manager.read_items(
-            self.directory,
-            ITEMS,
-            step,
-            self._advice(step),
-            loop=ocp.args.JsonRestore(),
-            integrity=ocp.args.JsonRestore(),
+        notes = self._read(
+            step, loop=ocp.args.JsonRestore(), integrity=ocp.args.JsonRestore()
         )
         saved, loop = notes["integrity"], notes["loop"]
         try:
@@ -245,13 +239,7 @@ class WorkStore:
             if np.size(wanted[name])
         }
         target = target or {_index(0): manager.abstract("", np.zeros(1), np.int32)}
-        leaves = manager.read_items(
-            self.directory,
-            ITEMS,
-            step,
-            self._advice(step),
-            state=ocp.args.StandardRestore(target),
-        )["state"]
+        leaves = self._read(step, state=ocp.args.StandardRestore(target))["state"]
         empty = {
             name: jax.device_put(
                 np.zeros(x.shape, x.dtype), manager.abstract(name, x, x.dtype).sharding
@@ -261,6 +249,9 @@ class WorkStore:
         }
         read = {n: leaves[_index(i)] for i, n in enumerate(order) if n not in empty}
         return read | empty
+
+    def _read(self, step: int, **args: Any) -> Any:
+        return manager.read_items(self.directory, step, self._advice(step), **args)
 
     def _corrupt(self, step: int, what: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(
