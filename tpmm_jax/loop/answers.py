@@ -20,9 +20,6 @@ from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig, generate_batches
 from tpmm_jax.store.records import append_records, resume_records
 
-# The name of a run's own evaluation prompts among the sets.
-MAIN = "evaluation"
-
 
 class LazyParams:
     """Parameters that are read when they are first asked for, and can be let go."""

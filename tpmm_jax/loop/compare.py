@@ -26,7 +26,7 @@ from tpmm_jax.evaluation import (
     watch,
 )
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.loop.answers import MAIN, LazyParams, PolicyRunner, sample_answers
+from tpmm_jax.loop.answers import LazyParams, PolicyRunner, sample_answers
 from tpmm_jax.loop.judging import (
     Contest,
     judge_contests,
@@ -36,7 +36,7 @@ from tpmm_jax.loop.judging import (
     preference_accuracy,
 )
 from tpmm_jax.loop.log_probs import ModelLogProbs, model_log_probs
-from tpmm_jax.loop.prompts import EncodedPrompts, number_prompts
+from tpmm_jax.loop.prompts import MAIN, EncodedPrompts, number_prompts
 from tpmm_jax.loop.run import EVALUATION
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.losses.logprobs import CHUNK_BYTES
@@ -87,8 +87,6 @@ class Settings:
     num_samples: int = 1
     seed: int = 0
     batch_size: int = 32
-    max_kl_per_token: float = MAX_KL_PER_TOKEN
-    max_length_ratio: float = MAX_LENGTH_RATIO
     pairs: Sequence[PairRow] = ()
     consecutive: bool = False
     output: pathlib.Path | None = None
@@ -122,16 +120,14 @@ def compare(
     contests = [
         _contest(candidate, baseline, answers, logps) for candidate in candidates
     ]
-    judgements: list[Judgement] = []
-    if settings.raters.judges and others:
-        judgements = judge_contests(
-            settings.output and settings.output / "judgements.jsonl",
-            contests,
-            settings.raters.judges,
-            batch_size=settings.batch_size,
-            voice=voice,
-            title="judge",
-        )
+    judgements = judge_contests(
+        settings.output and settings.output / "judgements.jsonl",
+        contests,
+        settings.raters.judges,
+        batch_size=settings.batch_size,
+        voice=voice,
+        title="judge",
+    )
     measures = []
     for candidate, contest in zip(candidates, contests):
         values = measure_contest(contest, judgements)
@@ -253,8 +249,8 @@ def _watch(
         path = answers_path(settings, candidate)
         warnings = watch(
             history,
-            max_kl_per_token=settings.max_kl_per_token,
-            max_length_ratio=settings.max_length_ratio,
+            max_kl_per_token=MAX_KL_PER_TOKEN,
+            max_length_ratio=MAX_LENGTH_RATIO,
             look_at=str(path or "its samples (--output DIR)"),
             consecutive=settings.consecutive,
         )

@@ -19,7 +19,7 @@ from tpmm_jax.log.metrics import MetricsLog, iteration_rows
 from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, split_chunks
-from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
+from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
 from tpmm_jax.loop.run import Disk, Plan, Run
 from tpmm_jax.loop.theta_0 import (
     check_adapter,
@@ -117,7 +117,7 @@ def prepare(
     if started:
         check_data(workdir, schedule, chunks)
     if schedule is not None:
-        prompt = schedule.evaluation.texts[0]
+        prompt = schedule.sets[MAIN].texts[0]
         raters.probe(prompt, config.rollout.samples_per_prompt)
     check_steps(config, schedule, chunks)
     lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
