@@ -93,7 +93,14 @@ def merged_reference(
     known = read_json(path) if path.exists() else None
     with _open_deltas(plan, disk, iteration, known) as deltas:
         record = known or _choose(plan, disk, voice, iteration, deltas)
-        params = _merge(disk, deltas, np.asarray(record["weights"], np.float64))
+        weights_GK = np.asarray(record["weights"], np.float64)
+        # One-hot weights give that checkpoint, bit for bit.
+        hot = one_hot_index(weights_GK)
+        if hot is not None:
+            params = disk.policy(hot)
+        else:
+            assert deltas is not None
+            params = deltas.merge(weights_GK)
     refuse_weights(params, f"the reference of iteration {iteration}")
     digest = tree_digest(params)
     if record.get("digest", digest) != digest:
@@ -103,7 +110,9 @@ def merged_reference(
             "or the record was changed; restore it, or start a new workdir"
         )
     if "digest" not in record:
-        ratio = _signal_to_rounding(plan, disk, params, record["weights"])
+        ratio, dtype = None, plan.decoder.compute_dtype
+        if hot != 0:
+            ratio = signal_to_rounding(params, disk.policy(0), dtype)
         record |= {"digest": digest, "signal_to_rounding": ratio}
         _log_reference(plan, disk, voice, iteration, record)
         write_json(path, record)
@@ -131,15 +140,6 @@ def _groups(plan: Plan) -> list[str]:
     config = plan.config.reference
     granularity = config.granularity if config.rule == "learned" else "model"
     return group_names(plan.decoder.abstract_params("float32"), granularity)
-
-
-def _merge(disk: Disk, deltas: Deltas | None, weights_GK: np.ndarray) -> Params:
-    """Returns the merge; one-hot weights give that checkpoint, bit for bit."""
-    hot = one_hot_index(weights_GK)
-    if hot is not None:
-        return disk.policy(hot)
-    assert deltas is not None
-    return deltas.merge(weights_GK)
 
 
 def _choose(
@@ -221,15 +221,6 @@ def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOut:
         runner.chunk_bytes,
         plan.config.seed * 1009 + iteration,
     )
-
-
-def _signal_to_rounding(
-    plan: Plan, disk: Disk, params: Params, weights: list[list[float]]
-) -> float | None:
-    """|merged - theta_0| over the rounding error of computing with the merge."""
-    if one_hot_index(np.asarray(weights)) == 0:
-        return None
-    return signal_to_rounding(params, disk.policy(0), plan.decoder.compute_dtype)
 
 
 def _log_reference(
