@@ -15,7 +15,7 @@ from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import show_header
-from tpmm_jax.log.metrics import MetricsLog, iteration_rows
+from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, split_chunks
@@ -85,11 +85,11 @@ def open_run(
         write_json(workdir / "data.json", {**digests, "date": date})
         if not started:
             store_first(source, plan.decoder, trajectory, config.seed, workdir, console)
-        coming = next_iteration(config, workdir, trajectory.steps())
-        log_session(workdir, resumed=started, next_iteration=coming)
         work = stack.enter_context(WorkStore(workdir / "work"))
         log = stack.enter_context(MetricsLog(workdir))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
+        coming = disk.next_iteration(config.iterations)
+        log_session(workdir, resumed=started, next_iteration=coming)
         yield Run(plan, disk, Voice(console))
 
 
@@ -159,18 +159,6 @@ def check_unchanged(config: Config, workdir: pathlib.Path) -> None:
             + "\n  ".join(changed)
             + "\nChange it back to continue that run, or choose another --workdir"
         )
-
-
-def next_iteration(config: Config, workdir: pathlib.Path, steps: list[int]) -> int:
-    """Returns the first iteration that is not finished; T + 1 where all are.
-
-    Args:
-      steps: of the trajectory.
-    """
-    rows = {row["iteration"] for row in iteration_rows(workdir)}
-    every = range(config.iterations + 1)
-    missing = (t for t in every if t not in rows or t not in steps)
-    return next(missing, config.iterations + 1)
 
 
 def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
