@@ -9,6 +9,7 @@ be known to whoever reads it.
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -47,8 +48,8 @@ class WorkStore:
 
     def __init__(self, directory: PathLike):
         self.directory = pathlib.Path(directory).absolute()
-        self._manager: ocp.CheckpointManager | None = None
-        self._pending: int | None = None
+        # The save under way: its step and its writer.
+        self._saving: tuple[int, ocp.CheckpointManager] | None = None
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
         whole = self.steps()
@@ -59,7 +60,7 @@ class WorkStore:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            self.close()
+            self.wait()
         except Exception as failure:
             if error is None:
                 raise
@@ -108,69 +109,36 @@ class WorkStore:
             integrity=ocp.args.JsonSave(integrity),
         )
         self.wait()
-        replayed = [n for n in self.steps() if n >= step]
-        if replayed:
-            self._close_manager(step)
-        self._remove(replayed)
-        try:
-            with manager.save_errors(self.directory, step):
-                self._pending = step
-                manager.save(self._writer(), self.directory, step, args)
-        except BaseException:
-            self._pending = None
-            self._abandon_manager()
-            raise
-
-    def _writer(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            self._manager = manager.open_manager(
+        self._remove([n for n in self.steps() if n >= step])
+        with manager.save_errors(self.directory, step):
+            writer = manager.open_manager(
                 self.directory,
                 preservation_policy=manager.LATEST_2,
                 todelete_subdir=_TRASH,
                 cleanup_tmp_directories=True,
             )
-        return self._manager
+            with _closed_on_failure(writer):
+                manager.save(writer, self.directory, step, args)
+        self._saving = step, writer
 
     def wait(self) -> None:
-        """Waits until the save under way is on the disk.
+        """Waits until the save under way is on the disk, and lets go of the folder.
 
         Raises:
           StorageError: it failed; names its path. Earlier steps are as they were.
         """
-        if self._manager is None:
+        if self._saving is None:
             return
-        step, self._pending = self._pending, None
-        try:
-            with manager.save_errors(self.directory, step):
-                self._manager.wait_until_finished()
-                if step is not None and step not in self.steps():
+        (step, writer), self._saving = self._saving, None
+        with manager.save_errors(self.directory, step):
+            with _closed_on_failure(writer):
+                writer.wait_until_finished()
+                if step not in self.steps():
                     raise StorageError(
                         f"{self.directory / str(step)} was saved but is missing"
                     )
-        except Exception:
-            self._abandon_manager()
-            raise
+            writer.close()
         self._remove([])
-
-    def close(self) -> None:
-        """Finishes the save under way and lets go of the folder.
-
-        Raises:
-          StorageError: that save failed.
-        """
-        self.wait()
-        self._close_manager(None)
-
-    def _close_manager(self, step: int | None) -> None:
-        current, self._manager = self._manager, None
-        if current is not None:
-            with manager.save_errors(self.directory, step):
-                current.close()
-
-    def _abandon_manager(self) -> None:
-        """After a failure, which is being raised: closing would raise it again."""
-        with contextlib.suppress(Exception):
-            self._close_manager(None)
 
     def _remove(self, steps: list[int]) -> None:
         """Moves steps to the trash by one rename each, and empties the trash."""
@@ -188,7 +156,7 @@ class WorkStore:
         A kill in between leaves whole steps or none: `loop` has to say which
         iteration a step belongs to.
         """
-        self.close()
+        self.wait()
         self._remove(list(manager.numbered(self.directory))[::-1])
 
     def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
@@ -263,6 +231,17 @@ class WorkStore:
         older = [n for n in self.steps() if n < step]
         then = f"from step {older[-1]}" if older else "with the iteration's start"
         return f"move that folder elsewhere and the run continues {then}"
+
+
+@contextlib.contextmanager
+def _closed_on_failure(writer: ocp.CheckpointManager) -> Iterator[None]:
+    """Closes a writer on the way out of an error, which closing would raise again."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            writer.close()
+        raise
 
 
 def _index(i: int) -> str:
