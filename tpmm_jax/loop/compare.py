@@ -16,7 +16,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import Prompt
-from tpmm_jax.data.records import Judgement, PairRow, Rollout
+from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import (
@@ -128,7 +128,9 @@ def compare(
         voice=voice,
         title="judge",
     )
-    measures = []
+    measures: list[dict[str, Any]] = []
+    history: list[Evaluated] = []
+    warnings: list[str] = []
     for candidate, contest in zip(candidates, contests):
         values = measure_contest(contest, judgements)
         if candidate is baseline:
@@ -139,7 +141,26 @@ def compare(
             values |= preference_accuracy(settings.pairs, ours, theirs)
         head = {"name": candidate.name, "source": candidate.found.origin}
         measures.append(head | values)
-    return measures, _watch(settings, candidates, contests, judgements, measures)
+        history.append(
+            observe(
+                candidate.name,
+                contest.answers,
+                judge_wins(judgements, contest.set, BASELINE),
+                settings.raters.judges,
+                values.get(f"kl/{BASELINE}"),
+                candidate.same_tokens,
+            )
+        )
+        path = answers_path(settings, candidate)
+        found = watch(
+            history,
+            max_kl_per_token=MAX_KL_PER_TOKEN,
+            max_length_ratio=MAX_LENGTH_RATIO,
+            look_at=str(path or "its samples (--output DIR)"),
+            consecutive=settings.consecutive,
+        )
+        warnings += [f"{candidate.name}: {text}" for text in found]
+    return measures, warnings
 
 
 def _run_candidate(
@@ -224,35 +245,3 @@ def _contest(
         anchor_BR = logps[baseline.name].answers[name]
         ratios[BASELINE] = logps[name].answers[MAIN] - anchor_BR
     return Contest(name, answers[name], {BASELINE: answers[baseline.name]}, ratios)
-
-
-def _watch(
-    settings: Settings,
-    candidates: Sequence[Candidate],
-    contests: Sequence[Contest],
-    judgements: Sequence[Judgement],
-    measures: Sequence[Mapping[str, Any]],
-) -> list[str]:
-    history: list[Evaluated] = []
-    found: list[str] = []
-    for candidate, contest, values in zip(candidates, contests, measures):
-        history.append(
-            observe(
-                candidate.name,
-                contest.answers,
-                judge_wins(judgements, contest.set, BASELINE),
-                settings.raters.judges,
-                values.get(f"kl/{BASELINE}"),
-                candidate.same_tokens,
-            )
-        )
-        path = answers_path(settings, candidate)
-        warnings = watch(
-            history,
-            max_kl_per_token=MAX_KL_PER_TOKEN,
-            max_length_ratio=MAX_LENGTH_RATIO,
-            look_at=str(path or "its samples (--output DIR)"),
-            consecutive=settings.consecutive,
-        )
-        found += [f"{candidate.name}: {text}" for text in warnings]
-    return found
