@@ -120,7 +120,8 @@ def prepare(
         prompt = schedule.sets[MAIN].texts[0]
         raters.probe(prompt, config.rollout.samples_per_prompt)
     check_steps(config, schedule, chunks)
-    lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
+    positions = source.config.max_positions
+    longest_prompt, longest_pair = run_lengths(config, schedule, chunks, positions)
     decoder = Decoder(
         source.config,
         config.model.compute_dtype,
@@ -128,24 +129,17 @@ def prepare(
         mesh,
         config.model.adapters,
     )
-    runner = make_runner(config, decoder, codec, lengths)
-    return Plan(config, runner, raters, schedule, chunks), source
-
-
-def make_runner(
-    config: Config, decoder: Decoder, codec: TextCodec, lengths: tuple[int, int]
-) -> PolicyRunner:
-    """Returns how the run's policies are sampled and evaluated."""
-    return PolicyRunner(
+    runner = PolicyRunner(
         decoder=decoder,
         codec=codec,
         sampling=config.rollout.sampling(),
         batch_size=config.rollout.batch_size,
         micro_batch=config.train.batch_size // config.train.accumulation,
-        prompt_length=lengths[0],
-        pair_length=lengths[1],
+        prompt_length=longest_prompt,
+        pair_length=longest_pair,
         chunk_bytes=config.model.logits_chunk_mib * 2**20,
     )
+    return Plan(config, runner, raters, schedule, chunks), source
 
 
 def check_unchanged(config: Config, workdir: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 import functools
 import math
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,12 +96,11 @@ def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params |
         state = abstract_state(
             plan.decoder.abstract_trained(), config, init_loss_state(plan.config.loss)
         )
-        target: dict[str, Any] = {"state": state}
-        if moving:
-            target["reference"] = plan.decoder.abstract_params("float32")
+        reference = plan.decoder.abstract_params("float32") if moving else None
+        target = {"state": state, "reference": reference}
         saved, loop = disk.work.restore(latest, target)
         if loop["iteration"] == iteration:
-            return saved["state"], saved.get("reference")
+            return saved["state"], saved["reference"]
         del saved
         disk.work.clear()
     loss_state = init_loss_state(plan.config.loss, [plan.config.seed, iteration, 3])
@@ -207,11 +205,9 @@ def _log(
 def _save(task: Task, state: TrainState, reference: Params | None) -> None:
     """Writes a work checkpoint; raises Stopped where a signal came."""
     disk, step = task.disk, int(state.step)
-    saved: dict[str, Any] = {"state": state}
-    if reference is not None:
-        saved["reference"] = reference
     disk.log.flush()
     refuse_weights(state.params, f"iteration {task.iteration} after step {step}")
+    saved = {"state": state, "reference": reference}
     disk.work.save(step, saved, {"iteration": task.iteration})
     task.voice.stop.check()
 
