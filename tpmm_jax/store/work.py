@@ -201,22 +201,17 @@ class WorkStore:
     def _read_leaves(
         self, step: int, wanted: dict[str, Any], order: list[str]
     ) -> dict[str, Any]:
-        target = {
-            _index(i): manager.abstract(name, wanted[name], wanted[name].dtype)
-            for i, name in enumerate(order)
-            if np.size(wanted[name])
+        targets = {n: manager.abstract(n, x, x.dtype) for n, x in wanted.items()}
+        empty = {
+            name: jnp.zeros(x.shape, x.dtype, device=x.sharding)
+            for name, x in targets.items()
+            if not x.size
         }
+        places = {n: _index(i) for i, n in enumerate(order) if n not in empty}
+        target = {place: targets[name] for name, place in places.items()}
         target = target or {_index(0): manager.abstract("", np.zeros(1), np.int32)}
         leaves = self._read(step, state=ocp.args.StandardRestore(target))["state"]
-        empty = {
-            name: jax.device_put(
-                np.zeros(x.shape, x.dtype), manager.abstract(name, x, x.dtype).sharding
-            )
-            for name, x in wanted.items()
-            if not np.size(x)
-        }
-        read = {n: leaves[_index(i)] for i, n in enumerate(order) if n not in empty}
-        return read | empty
+        return {name: leaves[place] for name, place in places.items()} | empty
 
     def _read(self, step: int, **args: Any) -> Any:
         return manager.read_items(self.directory, step, self._advice(step), **args)
