@@ -100,7 +100,7 @@ def encode_for(
     if cut := sum(prompt.truncated for prompt in encoded):
         limit = codec.max_prompt_length
         console.warn(f"{cut} of {len(prompts)} prompts were cut to {limit} tokens")
-    return number_prompts(codec, prompts, encoded)
+    return number_prompts(codec, prompts, encoded, range(len(prompts)))
 
 
 def compare(

@@ -75,26 +75,25 @@ class PromptSchedule:
 
     def iteration(self, iteration: int) -> EncodedPrompts:
         """Returns the prompts of iteration 1, 2, ...; a used-up pool starts again."""
-        drawn = []
+        numbers, held_out = list[int](), list[bool]()
         streams = (self.train, self.held_out)
         for held, (stream, count) in enumerate(zip(streams, self.per_iteration)):
             for place in range((iteration - 1) * count, iteration * count):
-                drawn.append((*self._at(stream, place), bool(held)))
-        prompts = [self.pool[place] for _, place, _ in drawn]
-        ids = [prompt.ids for prompt in encode_prompts(self.codec, prompts)]
-        return EncodedPrompts(
-            [epoch * len(self.pool) + place for epoch, place, _ in drawn],
-            [_text(self.codec, prompt, i) for prompt, i in zip(prompts, ids)],
-            ids,
-            [held for _, _, held in drawn],
-        )
+                numbers.append(self._number(stream, place))
+                held_out.append(bool(held))
+        prompts = [self.pool[number % len(self.pool)] for number in numbers]
+        encoded = encode_prompts(self.codec, prompts)
+        return number_prompts(self.codec, prompts, encoded, numbers, held_out)
 
-    def _at(self, stream: np.ndarray, place: int) -> tuple[int, int]:
-        """Returns (epoch, place in the pool); each epoch is reshuffled."""
+    def _number(self, stream: np.ndarray, place: int) -> int:
+        """Returns a prompt's place in the pool, plus its size for every epoch before.
+
+        Each epoch is reshuffled.
+        """
         epoch, index = divmod(place, len(stream))
         if epoch > 0:
             stream = np.random.default_rng([self.seed, epoch]).permutation(stream)
-        return epoch, int(stream[index])
+        return epoch * len(self.pool) + int(stream[index])
 
     def longest(self, iterations: int) -> int:
         """Returns the tokens of the longest prompt; encodes, and so checks, all."""
@@ -243,7 +242,8 @@ def plan_schedule(
     )
     sets, first = {}, 0
     for name, some in asked.items():
-        sets[name] = number_prompts(codec, some, encode_prompts(codec, some), first)
+        numbers = range(first, first + len(some))
+        sets[name] = number_prompts(codec, some, encode_prompts(codec, some), numbers)
         first += len(some)
     return PromptSchedule(
         pool=pool,
@@ -261,13 +261,13 @@ def number_prompts(
     codec: TextCodec,
     prompts: Sequence[Prompt],
     encoded: Sequence[EncodedPrompt],
-    first: int = 0,
+    numbers: Iterable[int],
+    held_out: list[bool] | None = None,
 ) -> EncodedPrompts:
-    """Returns prompts to evaluate on, numbered from ``first``."""
+    """Returns prompts with their numbers; those to evaluate on are all held out."""
     ids = [prompt.ids for prompt in encoded]
     texts = [_text(codec, prompt, i) for prompt, i in zip(prompts, ids)]
-    numbers = list(range(first, first + len(ids)))
-    return EncodedPrompts(numbers, texts, ids, [True] * len(ids))
+    return EncodedPrompts(list(numbers), texts, ids, held_out or [True] * len(ids))
 
 
 def _digest(pool: list[Prompt], asked: Mapping[str, list[Prompt]]) -> str:
