@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
-from orbax.checkpoint import checkpoint_managers
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError, TpmmError
 from tpmm_jax.store.files import storage_errors, sync
@@ -24,7 +23,6 @@ from tpmm_jax.store.files import storage_errors, sync
 # Present in every step that Orbax finished, written before the final rename.
 STEP_FILE = "_CHECKPOINT_METADATA"
 UNFINISHED = ".orbax-checkpoint-tmp"
-LATEST_2 = checkpoint_managers.LatestN(2)
 
 _NOISE = (
     "CheckpointManagerOptions.read_only=True",

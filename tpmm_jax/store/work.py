@@ -74,8 +74,7 @@ class WorkStore:
 
     def latest(self) -> int | None:
         """The newest finished step, or None; a save under way does not count yet."""
-        steps = self.steps()
-        return steps[-1] if steps else None
+        return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any, loop: dict[str, Any]) -> None:
         """Starts saving a step, once the previous save is on the disk.
@@ -113,7 +112,7 @@ class WorkStore:
         with manager.save_errors(self.directory, step):
             writer = manager.open_manager(
                 self.directory,
-                preservation_policy=manager.LATEST_2,
+                preservation_policy=ocp.checkpoint_managers.LatestN(2),
                 todelete_subdir=_TRASH,
                 cleanup_tmp_directories=True,
             )
