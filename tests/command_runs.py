@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
-from tpmm_jax.store import Trajectory, write_json
+from tpmm_jax.store import Trajectory
+from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.saving import save

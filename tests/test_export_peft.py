@@ -11,7 +11,8 @@ import tpmm_jax as tpmm
 from tpmm_jax.commands import export
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
-from tpmm_jax.store import Base, Trajectory, write_json
+from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.saving import save

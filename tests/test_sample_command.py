@@ -22,7 +22,7 @@ from tpmm_jax.commands._answers import Interrupt, escape_controls
 from tpmm_jax.commands._chat import Chat
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.store import append_lines
+from tpmm_jax.store.files import append_lines
 
 SHORT = ["--max-new-tokens", "12"]
 

@@ -10,21 +10,21 @@ from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop.evaluation import evaluate
 from tpmm_jax.loop.reference import reference_log_probs
 from tpmm_jax.loop.rollouts import gather_pairs
-from tpmm_jax.loop.run import Disk, Run
+from tpmm_jax.loop.run import Run
 from tpmm_jax.loop.training import train
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.plots import plot_reward
 
 
 def iterate(run: Run) -> None:
-    """Runs iterations 1..T, or those of them that are missing."""
+    """Runs iterations 1..T, or those from the first one that is not finished."""
     plan, disk, voice = run.plan, run.disk, run.voice
-    if not finished(disk, 0):
+    last = plan.config.iterations
+    first = disk.next_iteration(last)
+    if first == 0:
         evaluate(plan, disk, voice, 0, None)
-    drawn = False
-    for iteration in range(1, plan.config.iterations + 1):
-        if finished(disk, iteration):
-            continue
+    # Work on an iteration drops the metric rows of all later ones: they come again.
+    for iteration in range(max(first, 1), last + 1):
         started = time.monotonic()
         pairs = gather_pairs(plan, disk, voice, iteration)
         if iteration not in disk.trajectory.steps():
@@ -37,20 +37,9 @@ def iterate(run: Run) -> None:
         seconds = {"seconds": time.monotonic() - started}
         disk.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
         show(run)
-        drawn = True
-    if not drawn:
+    if first > last:
         # A kill may have come between the last row and its pictures.
         draw(run)
-
-
-def finished(disk: Disk, iteration: int) -> bool:
-    """Whether an iteration's policy, summary and metrics row are all there."""
-    rows = iteration_rows(disk.workdir)
-    return (
-        iteration in disk.trajectory.steps()
-        and (disk.folder(iteration) / "summary.json").exists()
-        and any(row["iteration"] == iteration for row in rows)
-    )
 
 
 def show(run: Run) -> None:

@@ -11,7 +11,7 @@ from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
+from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
 
 
 def codec_of(data: DataConfig) -> TextCodec:
@@ -77,7 +77,7 @@ def test_prompts_that_cannot_be_encoded_are_refused_or_dropped_with_a_count(
     assert len(found.train) + len(found.held_out) == 24
     assert "2 bad rows left out" in said.getvalue() and ":5:" in said.getvalue()
     longest = max(map(len, found.iteration(1).ids))
-    assert found.longest(1) == longest == 3 and len(found.evaluation.ids) == 6
+    assert found.longest(1) == longest == 3 and len(found.sets[MAIN].ids) == 6
     # What was left out was no part of the pool: a run without those rows is the same.
     path.write_text(
         "".join(json.dumps(r) + "\n" for r in rows if 99999 not in r["prompt"])

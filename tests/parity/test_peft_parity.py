@@ -136,7 +136,8 @@ def test_a_runs_adapter_in_peft(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from tpmm_jax.commands import export
-    from tpmm_jax.store import Base, Trajectory, write_json
+    from tpmm_jax.store import Base, Trajectory
+    from tpmm_jax.store.files import write_json
     from tpmm_jax.weights.description import write_description
 
     model = base(tmp_path / "base", "llama")

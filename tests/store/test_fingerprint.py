@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.store import digest, fingerprint, layout, tree_digest
+from tpmm_jax.store.fingerprint import digest, fingerprint, layout, tree_digest
 
 
 def by_hand(bits: np.ndarray) -> list[int]:

@@ -15,13 +15,9 @@ import numpy as np
 import pytest
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
-from tpmm_jax.store import (
-    RunLock,
+from tpmm_jax.store import RunLock, check_space, check_writable, disk_need, files
+from tpmm_jax.store.files import (
     append_lines,
-    check_space,
-    check_writable,
-    disk_need,
-    files,
     read_json,
     read_lines_repaired,
     write_json,

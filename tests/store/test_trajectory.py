@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
-from tpmm_jax.store import Trajectory, fingerprint, tree_digest
+from tpmm_jax.store import Trajectory, tree_digest
 from tpmm_jax.store.deltas import _difference, _sum
+from tpmm_jax.store.fingerprint import fingerprint
 
 STORAGES = ("float32", "bfloat16_delta")
 

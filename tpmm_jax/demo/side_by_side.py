@@ -16,7 +16,7 @@ from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.records import Rollout
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.evaluation import paired_interval
-from tpmm_jax.iterate import finished, iterate
+from tpmm_jax.iterate import iterate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.log.progress import clock_text
@@ -99,11 +99,12 @@ def side_by_side(config: Config, workdir: pathlib.Path, console: RunConsole) -> 
 def run_rule(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
     """Runs one configuration to its end, or what is missing of it."""
     with open_run(config, workdir, console) as run, run.voice.stop:
-        done = [t for t in range(1, config.iterations + 1) if finished(run.disk, t)]
-        if len(done) == config.iterations:
-            console.note(f"{workdir}: all {len(done)} iterations are finished already")
-        elif finished(run.disk, 0):
-            console.note(f"{workdir}: continues after {len(done)} finished iterations")
+        last = config.iterations
+        coming = run.disk.next_iteration(last)
+        if coming > last:
+            console.note(f"{workdir}: all {last} iterations are finished already")
+        elif coming > 0:
+            console.note(f"{workdir}: continues after {coming - 1} finished iterations")
         iterate(run)
 
 

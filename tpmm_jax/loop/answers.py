@@ -4,7 +4,7 @@ Nothing here knows of a run: the loop and ``python -m tpmm_jax.evaluate`` share 
 """
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -19,9 +19,6 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig, generate_batches
 from tpmm_jax.store.records import append_records, resume_records
-
-# The name of a run's own evaluation prompts among the sets.
-MAIN = "evaluation"
 
 
 class LazyParams:
@@ -87,15 +84,22 @@ def sample_answers(
     if len(answers) == total:
         return answers
     with voice.phase(title, total, "prompts", done=len(answers)) as advance:
-        for batch in sample_and_rate(
-            runner,
+        batches = generate_batches(
+            runner.decoder,
             params(),
-            prompts,
-            raters,
+            prompts.ids,
             key=key,
+            config=runner.sampling,
+            eos_ids=runner.codec.eos_ids,
             num_samples=num_samples,
+            batch_size=size,
+            numbers=prompts.numbers,
             start=len(answers),
-        ):
+            length=runner.prompt_length,
+            pad_id=runner.codec.pad_id,
+        )
+        for places, completions in batches:
+            batch = _rate(runner.codec, prompts, raters, places, completions)
             append_records(path, batch)
             answers += batch
             advance(len(batch), **_mean_reward(answers))
@@ -108,52 +112,34 @@ def _mean_reward(answers: Sequence[Rollout]) -> dict[str, str]:
     return {"reward": f"{np.mean([row.rewards for row in answers]):.3f}"}
 
 
-def sample_and_rate(
-    runner: PolicyRunner,
-    params: Params,
+def _rate(
+    codec: TextCodec,
     prompts: EncodedPrompts,
     raters: Raters,
-    *,
-    key: jax.Array,
-    num_samples: int,
-    start: int,
-) -> Iterator[list[Rollout]]:
-    """Yields rated answers, a batch of prompts at a time."""
-    batches = generate_batches(
-        runner.decoder,
-        params,
-        prompts.ids,
-        key=key,
-        config=runner.sampling,
-        eos_ids=runner.codec.eos_ids,
-        num_samples=num_samples,
-        batch_size=runner.batch_size,
-        numbers=prompts.numbers,
-        start=start,
-        length=runner.prompt_length,
-        pad_id=runner.codec.pad_id,
-    )
-    for places, completions in batches:
-        texts = [prompts.texts[i] for i in places]
-        responses = [
-            runner.codec.completion_texts(prompts.ids[i], ids)
-            for i, ids in zip(places, completions)
-        ]
-        scorer = raters.scorer
-        rewards = None if scorer is None else scorer(texts, responses).tolist()
-        scores = {
-            label: scorer(texts, responses).tolist()
-            for label, scorer in raters.scorers.items()
-        }
-        yield [
-            Rollout(
-                prompt=texts[b],
-                responses=responses[b],
-                rewards=None if rewards is None else rewards[b],
-                scores={label: found[b] for label, found in scores.items()},
-                held_out=prompts.held_out[i],
-                prompt_ids=prompts.ids[i],
-                response_ids=completions[b],
-            )
-            for b, i in enumerate(places)
-        ]
+    places: Sequence[int],
+    completions: Sequence[list[list[int]]],
+) -> list[Rollout]:
+    """Returns the answers to a batch of prompts with what every scorer gives them."""
+    texts = [prompts.texts[i] for i in places]
+    responses = [
+        codec.completion_texts(prompts.ids[i], ids)
+        for i, ids in zip(places, completions)
+    ]
+    scorer = raters.scorer
+    rewards = None if scorer is None else scorer(texts, responses).tolist()
+    scores = {
+        label: scorer(texts, responses).tolist()
+        for label, scorer in raters.scorers.items()
+    }
+    return [
+        Rollout(
+            prompt=texts[b],
+            responses=responses[b],
+            rewards=None if rewards is None else rewards[b],
+            scores={label: found[b] for label, found in scores.items()},
+            held_out=prompts.held_out[i],
+            prompt_ids=prompts.ids[i],
+            response_ids=completions[b],
+        )
+        for b, i in enumerate(places)
+    ]

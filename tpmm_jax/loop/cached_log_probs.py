@@ -1,11 +1,9 @@
 """Log-probabilities of an evaluation: three models, one after the other."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tpmm_jax.axes import Params
 from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.loop.answers import LazyParams
 from tpmm_jax.loop.cache import read_cache, write_cache
@@ -48,6 +46,11 @@ def cached_log_probs(
     digests = [disk.trajectory.digest(step) for step in range(t + 1)]
     key = sha256([texts, pairs, digests, weights.tolist(), plan.runner.codec.digest])
     known = read_cache(path, key)
+    lazy = {
+        POLICY: policy,
+        THETA_0: LazyParams(lambda: disk.policy(0)),
+        REFERENCE: LazyParams(lambda: merged_reference(plan, disk, voice, t)[0]),
+    }
     for model in models:
         if any(f".{model}_" in name for name in known):
             continue
@@ -56,27 +59,14 @@ def cached_log_probs(
             known |= {n.replace(THETA_0, REFERENCE): known[n] for n in of_0}
         else:
             title = f"iteration {t}: log-probs of {model}"
-            with _open_model(plan, disk, voice, t, model, policy) as params:
-                found = model_log_probs(
-                    plan.runner, voice, params, answers, held_out, title
-                )
+            params = lazy[model]
+            found = model_log_probs(
+                plan.runner, voice, params, answers, held_out, title
+            )
+            params.release()
             known |= {f"{name}.{model}_BS": x for name, x in found.answers.items()}
             if found.pairs is not None:
                 known[f"held_out.{model}_MN"] = found.pairs
         write_cache(path, key, known)
     policy.release()
     return known
-
-
-@contextlib.contextmanager
-def _open_model(
-    plan: Plan, disk: Disk, voice: Voice, t: int, model: str, policy: LazyParams
-) -> Iterator[Callable[[], Params]]:
-    """Yields what gives a model's parameters; they leave memory afterwards."""
-    if model == REFERENCE:
-        with merged_reference(plan, disk, voice, t) as (params, _):
-            yield lambda: params
-        return
-    lazy = policy if model == POLICY else LazyParams(lambda: disk.policy(0))
-    yield lazy
-    lazy.release()

@@ -5,29 +5,15 @@ from typing import TypeAlias
 import numpy as np
 
 from tpmm_jax.config import Config
-from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.prepare import group_by_prompt, load_rows
+from tpmm_jax.data.prepare import group_by_prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
-from tpmm_jax.log.console import RunConsole
 
 PairChunks: TypeAlias = list[list[tuple[bool, PairRow]]]
 
 
-def load_chunks(config: Config, codec: TextCodec, console: RunConsole) -> PairChunks:
-    """Returns T chunks of the pair set; whole prompts are held out.
-
-    Raises:
-      BadInput: rows that are to be refused, all of them listed, or too few are left.
-    """
-    source = config.data.pairs
-    assert source is not None
-    rows = load_rows(source, config.data, codec, note=console.note, warn=console.warn)
-    return split_chunks(config, rows)
-
-
 def split_chunks(config: Config, rows: list[PairRow]) -> PairChunks:
-    """Returns T chunks. A prompt is in one chunk, and held out there or not.
+    """Returns T chunks of the pair set. A prompt is in one, and held out there or not.
 
     Raises:
       BadInput: too few pairs or prompts.

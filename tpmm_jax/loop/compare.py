@@ -16,7 +16,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import Prompt
-from tpmm_jax.data.records import Judgement, PairRow, Rollout
+from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import (
@@ -26,7 +26,7 @@ from tpmm_jax.evaluation import (
     watch,
 )
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.loop.answers import MAIN, LazyParams, PolicyRunner, sample_answers
+from tpmm_jax.loop.answers import LazyParams, PolicyRunner, sample_answers
 from tpmm_jax.loop.judging import (
     Contest,
     judge_contests,
@@ -36,7 +36,7 @@ from tpmm_jax.loop.judging import (
     preference_accuracy,
 )
 from tpmm_jax.loop.log_probs import ModelLogProbs, model_log_probs
-from tpmm_jax.loop.prompts import EncodedPrompts, number_prompts
+from tpmm_jax.loop.prompts import MAIN, EncodedPrompts, number_prompts
 from tpmm_jax.loop.run import EVALUATION
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import MeshConfig, make_mesh
@@ -86,8 +86,6 @@ class Settings:
     num_samples: int = 1
     seed: int = 0
     batch_size: int = 32
-    max_kl_per_token: float = MAX_KL_PER_TOKEN
-    max_length_ratio: float = MAX_LENGTH_RATIO
     pairs: Sequence[PairRow] = ()
     consecutive: bool = False
     output: pathlib.Path | None = None
@@ -101,7 +99,7 @@ def encode_for(
     if cut := sum(prompt.truncated for prompt in encoded):
         limit = codec.max_prompt_length
         console.warn(f"{cut} of {len(prompts)} prompts were cut to {limit} tokens")
-    return number_prompts(codec, prompts, encoded)
+    return number_prompts(codec, prompts, encoded, range(len(prompts)))
 
 
 def compare(
@@ -121,17 +119,17 @@ def compare(
     contests = [
         _contest(candidate, baseline, answers, logps) for candidate in candidates
     ]
-    judgements: list[Judgement] = []
-    if settings.raters.judges and others:
-        judgements = judge_contests(
-            settings.output and settings.output / "judgements.jsonl",
-            contests,
-            settings.raters.judges,
-            batch_size=settings.batch_size,
-            voice=voice,
-            title="judge",
-        )
-    measures = []
+    judgements = judge_contests(
+        settings.output and settings.output / "judgements.jsonl",
+        contests,
+        settings.raters.judges,
+        batch_size=settings.batch_size,
+        voice=voice,
+        title="judge",
+    )
+    measures: list[dict[str, Any]] = []
+    history: list[Evaluated] = []
+    warnings: list[str] = []
     for candidate, contest in zip(candidates, contests):
         values = measure_contest(contest, judgements)
         if candidate is baseline:
@@ -142,7 +140,26 @@ def compare(
             values |= preference_accuracy(settings.pairs, ours, theirs)
         head = {"name": candidate.name, "source": candidate.found.origin}
         measures.append(head | values)
-    return measures, _watch(settings, candidates, contests, judgements, measures)
+        history.append(
+            observe(
+                candidate.name,
+                contest.answers,
+                judge_wins(judgements, contest.set, BASELINE),
+                settings.raters.judges,
+                values.get(f"kl/{BASELINE}"),
+                candidate.same_tokens,
+            )
+        )
+        path = answers_path(settings, candidate)
+        found = watch(
+            history,
+            max_kl_per_token=MAX_KL_PER_TOKEN,
+            max_length_ratio=MAX_LENGTH_RATIO,
+            look_at=str(path or "its samples (--output DIR)"),
+            consecutive=settings.consecutive,
+        )
+        warnings += [f"{candidate.name}: {text}" for text in found]
+    return measures, warnings
 
 
 def _run_candidate(
@@ -226,35 +243,3 @@ def _contest(
         anchor_BR = logps[baseline.name].answers[name]
         ratios[BASELINE] = logps[name].answers[MAIN] - anchor_BR
     return Contest(name, answers[name], {BASELINE: answers[baseline.name]}, ratios)
-
-
-def _watch(
-    settings: Settings,
-    candidates: Sequence[Candidate],
-    contests: Sequence[Contest],
-    judgements: Sequence[Judgement],
-    measures: Sequence[Mapping[str, Any]],
-) -> list[str]:
-    history: list[Evaluated] = []
-    found: list[str] = []
-    for candidate, contest, values in zip(candidates, contests, measures):
-        history.append(
-            observe(
-                candidate.name,
-                contest.answers,
-                judge_wins(judgements, contest.set, BASELINE),
-                settings.raters.judges,
-                values.get(f"kl/{BASELINE}"),
-                candidate.same_tokens,
-            )
-        )
-        path = answers_path(settings, candidate)
-        warnings = watch(
-            history,
-            max_kl_per_token=settings.max_kl_per_token,
-            max_length_ratio=settings.max_length_ratio,
-            look_at=str(path or "its samples (--output DIR)"),
-            consecutive=settings.consecutive,
-        )
-        found += [f"{candidate.name}: {text}" for text in warnings]
-    return found

@@ -17,7 +17,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import Evaluated, watch
 from tpmm_jax.log.jsonl import plain, restored
 from tpmm_jax.log.metrics import read_metrics
-from tpmm_jax.loop.answers import MAIN, LazyParams, sample_answers
+from tpmm_jax.loop.answers import LazyParams, sample_answers
 from tpmm_jax.loop.cached_log_probs import (
     POLICY,
     THETA_0,
@@ -32,6 +32,7 @@ from tpmm_jax.loop.judging import (
     observe,
     preference_accuracy,
 )
+from tpmm_jax.loop.prompts import MAIN
 from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Disk, Plan
 from tpmm_jax.loop.voice import Voice
@@ -76,16 +77,14 @@ def _evaluation(
     if held_out:
         values |= _held_out_summary(plan, disk, t, held_out, logps)
     contests = [_contest(plan, disk, t, name, answers[name], logps) for name in answers]
-    judgements: list[Judgement] = []
-    if t > 0 and contests and plan.raters.judges:
-        judgements = judge_contests(
-            disk.folder(t) / "judgements.jsonl",
-            contests,
-            plan.raters.judges,
-            batch_size=plan.runner.batch_size,
-            voice=voice,
-            title=f"iteration {t}: judge",
-        )
+    judgements = judge_contests(
+        disk.folder(t) / "judgements.jsonl",
+        contests,
+        plan.raters.judges,
+        batch_size=plan.runner.batch_size,
+        voice=voice,
+        title=f"iteration {t}: judge",
+    )
     warnings: list[str] = []
     for contest in contests:
         prefix = "" if contest.set == MAIN else f"{contest.set}/"
@@ -94,7 +93,13 @@ def _evaluation(
             found |= {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         values |= {prefix + key: value for key, value in found.items()}
         history = _history(plan, disk, t, contest, judgements, found["kl/theta_0"])
-        for text in _watch(plan, disk, t, contest.set, history):
+        for text in watch(
+            history,
+            max_kl_per_token=plan.config.evaluation.max_kl_per_token,
+            max_length_ratio=plan.config.evaluation.max_length_ratio,
+            # Without the workdir, so that moved or repeated runs agree.
+            look_at=str(_path(disk, t, contest.set).relative_to(disk.workdir)),
+        ):
             warnings.append(text if contest.set == MAIN else f"{contest.set}: {text}")
     for text in warnings:
         voice.console.warn(text)
@@ -114,7 +119,6 @@ def _sample_sets(
     if plan.schedule is None:
         return {}
     title = f"iteration {t}: evaluate" if t else "evaluate theta_0"
-    sets = {MAIN: plan.schedule.evaluation, **plan.schedule.sets}
     return {
         name: sample_answers(
             plan.runner,
@@ -128,7 +132,7 @@ def _sample_sets(
             num_samples=plan.config.evaluation.samples_per_prompt,
             title=title if name == MAIN else f"{title} on {name}",
         )
-        for name, prompts in sets.items()
+        for name, prompts in plan.schedule.sets.items()
     }
 
 
@@ -210,18 +214,6 @@ def _history(
     wins = judge_wins(judgements, name, THETA_0)
     own = f"iteration {t}" if t else THETA_0
     return [*history, observe(own, contest.answers, wins, judges, kl)]
-
-
-def _watch(
-    plan: Plan, disk: Disk, t: int, name: str, history: Sequence[Evaluated]
-) -> list[str]:
-    return watch(
-        history,
-        max_kl_per_token=plan.config.evaluation.max_kl_per_token,
-        max_length_ratio=plan.config.evaluation.max_length_ratio,
-        # Without the workdir, so that moved or repeated runs agree.
-        look_at=str(_path(disk, t, name).relative_to(disk.workdir)),
-    )
 
 
 def _training_summary(

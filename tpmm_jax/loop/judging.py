@@ -64,7 +64,7 @@ def judge_contests(
     """Returns one judgement per answer: by contest, opponent, judge, prompt, sample.
 
     They are appended to ``path`` a batch at a time, and those that are there are not
-    asked for again.
+    asked for again. Without judges, or where nobody meets, there is none.
 
     Args:
       batch_size: prompts whose answers a judge gets at once.

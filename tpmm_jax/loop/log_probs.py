@@ -9,7 +9,8 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.data.table import Table, take
-from tpmm_jax.loop.answers import MAIN, PolicyRunner
+from tpmm_jax.loop.answers import PolicyRunner
+from tpmm_jax.loop.prompts import MAIN
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder

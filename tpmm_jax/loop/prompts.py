@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.rewards import import_object
 from tpmm_jax.store.files import write_text
 
+# The name of a run's own evaluation prompts among the sets.
+MAIN = "evaluation"
 _SET = "evaluation.sets."
 
 
@@ -57,7 +59,7 @@ class PromptSchedule:
     Attributes:
       train, held_out: places in the pool, in the order of their first use.
       per_iteration: how many of each an iteration takes.
-      sets: the evaluation's further prompts, by name.
+      sets: the evaluation's prompts by name; the run's own are MAIN.
       digest: SHA-256 of the contents of the pool and of all that is evaluated on.
     """
 
@@ -65,38 +67,36 @@ class PromptSchedule:
     train: np.ndarray
     held_out: np.ndarray
     per_iteration: tuple[int, int]
-    evaluation: EncodedPrompts
+    sets: Mapping[str, EncodedPrompts]
     codec: TextCodec
     seed: int
     digest: str
-    sets: Mapping[str, EncodedPrompts] = field(default_factory=dict)
 
     def iteration(self, iteration: int) -> EncodedPrompts:
         """Returns the prompts of iteration 1, 2, ...; a used-up pool starts again."""
-        drawn = []
+        numbers, held_out = list[int](), list[bool]()
         streams = (self.train, self.held_out)
         for held, (stream, count) in enumerate(zip(streams, self.per_iteration)):
             for place in range((iteration - 1) * count, iteration * count):
-                drawn.append((*self._at(stream, place), bool(held)))
-        prompts = [self.pool[place] for _, place, _ in drawn]
-        ids = [prompt.ids for prompt in encode_prompts(self.codec, prompts)]
-        return EncodedPrompts(
-            [epoch * len(self.pool) + place for epoch, place, _ in drawn],
-            [_text(self.codec, prompt, i) for prompt, i in zip(prompts, ids)],
-            ids,
-            [held for _, _, held in drawn],
-        )
+                numbers.append(self._number(stream, place))
+                held_out.append(bool(held))
+        prompts = [self.pool[number % len(self.pool)] for number in numbers]
+        encoded = encode_prompts(self.codec, prompts)
+        return number_prompts(self.codec, prompts, encoded, numbers, held_out)
 
-    def _at(self, stream: np.ndarray, place: int) -> tuple[int, int]:
-        """Returns (epoch, place in the pool); each epoch is reshuffled."""
+    def _number(self, stream: np.ndarray, place: int) -> int:
+        """Returns a prompt's place in the pool, plus its size for every epoch before.
+
+        Each epoch is reshuffled.
+        """
         epoch, index = divmod(place, len(stream))
         if epoch > 0:
             stream = np.random.default_rng([self.seed, epoch]).permutation(stream)
-        return epoch, int(stream[index])
+        return epoch * len(self.pool) + int(stream[index])
 
     def longest(self, iterations: int) -> int:
         """Returns the tokens of the longest prompt; encodes, and so checks, all."""
-        used = [p.ids for p in (self.evaluation, *self.sets.values())]
+        used = [prompts.ids for prompts in self.sets.values()]
         if self.pool:
             used += [self.iteration(t).ids for t in range(1, iterations + 1)]
         return max(len(ids) for prompts in used for ids in prompts)
@@ -226,31 +226,34 @@ def plan_schedule(
         aside = list(prompts["data.eval_prompts"][:wanted])
     else:
         aside, order = [pool[i] for i in order[:wanted]], order[wanted:]
-    further = {
-        name: list(prompts[_SET + name][:wanted])
-        for name in sorted(config.evaluation.sets)
-    }
     train, held_out = _split(pool, order, config)
     _check_counts(config, len(pool), len(aside), len(train), len(held_out))
-    _check_sets(config, further)
-    _report_repeats(pool, {"evaluation": aside, **further}, order, console)
+    asked = {MAIN: aside}
+    for name, source in sorted(config.evaluation.sets.items()):
+        asked[name] = list(prompts[_SET + name][:wanted])
+        if len(asked[name]) < 2:
+            raise BadInput(
+                f"evaluation.sets.{name}: {source} holds {len(asked[name])} prompts; "
+                "give at least 2 different ones"
+            )
+    _report_repeats(pool, asked, order, console)
     per_held = round(
         config.pairing.holdout_fraction * config.rollout.prompts_per_iteration
     )
     sets, first = {}, 0
-    for name, some in {"evaluation": aside, **further}.items():
-        sets[name] = number_prompts(codec, some, encode_prompts(codec, some), first)
+    for name, some in asked.items():
+        numbers = range(first, first + len(some))
+        sets[name] = number_prompts(codec, some, encode_prompts(codec, some), numbers)
         first += len(some)
     return PromptSchedule(
         pool=pool,
         train=train,
         held_out=held_out,
         per_iteration=(config.rollout.prompts_per_iteration - per_held, per_held),
-        evaluation=sets.pop("evaluation"),
+        sets=sets,
         codec=codec,
         seed=config.seed,
-        digest=_digest(pool, aside, further),
-        sets=sets,
+        digest=_digest(pool, asked),
     )
 
 
@@ -258,20 +261,18 @@ def number_prompts(
     codec: TextCodec,
     prompts: Sequence[Prompt],
     encoded: Sequence[EncodedPrompt],
-    first: int = 0,
+    numbers: Iterable[int],
+    held_out: list[bool] | None = None,
 ) -> EncodedPrompts:
-    """Returns prompts to evaluate on, numbered from ``first``."""
+    """Returns prompts with their numbers; those to evaluate on are all held out."""
     ids = [prompt.ids for prompt in encoded]
     texts = [_text(codec, prompt, i) for prompt, i in zip(prompts, ids)]
-    numbers = list(range(first, first + len(ids)))
-    return EncodedPrompts(numbers, texts, ids, [True] * len(ids))
+    return EncodedPrompts(list(numbers), texts, ids, held_out or [True] * len(ids))
 
 
-def _digest(
-    pool: list[Prompt], aside: list[Prompt], further: Mapping[str, list[Prompt]]
-) -> str:
-    contents: list[Any] = [[p.content for p in prompts] for prompts in (pool, aside)]
-    contents += [[name, [p.content for p in ps]] for name, ps in further.items()]
+def _digest(pool: list[Prompt], asked: Mapping[str, list[Prompt]]) -> str:
+    main, *further = ([name, [p.content for p in ps]] for name, ps in asked.items())
+    contents = [[p.content for p in pool], main[1], *further]
     return hashlib.sha256(repr(contents).encode()).hexdigest()
 
 
@@ -304,15 +305,6 @@ def _report_repeats(
         if shared := sum(prompt.content in known for prompt in prompts):
             console.note(
                 f"{shared} of {len(prompts)} {name} prompts are trained on too"
-            )
-
-
-def _check_sets(config: Config, further: Mapping[str, list[Prompt]]) -> None:
-    for name, prompts in further.items():
-        if len(prompts) < 2:
-            raise BadInput(
-                f"evaluation.sets.{name}: {config.evaluation.sets[name]} holds "
-                f"{len(prompts)} prompts; give at least 2 different ones"
             )
 
 

@@ -7,7 +7,6 @@ never of paths. Then the reference leaves memory.
 
 import contextlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -65,11 +64,11 @@ def reference_log_probs(
             return found["logps_MN"]
     title = f"iteration {iteration}: reference log-probs"
     ld_alpha = plan.config.loss.ld_alpha
-    with merged_reference(plan, disk, voice, iteration) as (params, digest):
-        table = pair_table(plan.runner, pairs.train)
-        logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
-        refuse_log_probs(logps_PN, pairs.train, title)
-        self_check(plan, params, table, logps_PN)
+    params, digest = merged_reference(plan, disk, voice, iteration)
+    table = pair_table(plan.runner, pairs.train)
+    logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
+    refuse_log_probs(logps_PN, pairs.train, title)
+    self_check(plan, params, table, logps_PN)
     write_cache(cache, cache_key(plan, pairs, digest), {"logps_MN": logps_PN})
     return logps_PN
 
@@ -86,16 +85,22 @@ def cache_key(plan: Plan, pairs: IterationPairs, digest: str) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-@contextlib.contextmanager
 def merged_reference(
     plan: Plan, disk: Disk, voice: Voice, iteration: int
-) -> Iterator[tuple[Params, str]]:
-    """Yields the reference's parameters and their digest; records reference.json."""
+) -> tuple[Params, str]:
+    """Returns the reference's parameters and their digest; records reference.json."""
     path = disk.folder(iteration) / "reference.json"
     known = read_json(path) if path.exists() else None
     with _open_deltas(plan, disk, iteration, known) as deltas:
         record = known or _choose(plan, disk, voice, iteration, deltas)
-        params = _merge(disk, deltas, np.asarray(record["weights"], np.float64))
+        weights_GK = np.asarray(record["weights"], np.float64)
+        # One-hot weights give that checkpoint, bit for bit.
+        hot = one_hot_index(weights_GK)
+        if hot is not None:
+            params = disk.policy(hot)
+        else:
+            assert deltas is not None
+            params = deltas.merge(weights_GK)
     refuse_weights(params, f"the reference of iteration {iteration}")
     digest = tree_digest(params)
     if record.get("digest", digest) != digest:
@@ -105,13 +110,15 @@ def merged_reference(
             "or the record was changed; restore it, or start a new workdir"
         )
     if "digest" not in record:
-        ratio = _signal_to_rounding(plan, disk, params, record["weights"])
+        ratio, dtype = None, plan.decoder.compute_dtype
+        if hot != 0:
+            ratio = signal_to_rounding(params, disk.policy(0), dtype)
         record |= {"digest": digest, "signal_to_rounding": ratio}
         _log_reference(plan, disk, voice, iteration, record)
         write_json(path, record)
     # Also where a stop came between the two.
     (disk.folder(iteration) / PROGRESS).unlink(missing_ok=True)
-    yield params, digest
+    return params, digest
 
 
 def _open_deltas(
@@ -133,15 +140,6 @@ def _groups(plan: Plan) -> list[str]:
     config = plan.config.reference
     granularity = config.granularity if config.rule == "learned" else "model"
     return group_names(plan.decoder.abstract_params("float32"), granularity)
-
-
-def _merge(disk: Disk, deltas: Deltas | None, weights_GK: np.ndarray) -> Params:
-    """Returns the merge; one-hot weights give that checkpoint, bit for bit."""
-    hot = one_hot_index(weights_GK)
-    if hot is not None:
-        return disk.policy(hot)
-    assert deltas is not None
-    return deltas.merge(weights_GK)
 
 
 def _choose(
@@ -222,15 +220,6 @@ def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOut:
         min(runner.micro_batch, len(rows)),
         plan.config.seed * 1009 + iteration,
     )
-
-
-def _signal_to_rounding(
-    plan: Plan, disk: Disk, params: Params, weights: list[list[float]]
-) -> float | None:
-    """|merged - theta_0| over the rounding error of computing with the merge."""
-    if one_hot_index(np.asarray(weights)) == 0:
-        return None
-    return signal_to_rounding(params, disk.policy(0), plan.decoder.compute_dtype)
 
 
 def _log_reference(

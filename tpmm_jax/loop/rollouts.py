@@ -12,7 +12,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.answers import sample_answers
 from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.rewards import make_pairs
+from tpmm_jax.rewards import Raters, make_pairs
 from tpmm_jax.store.records import read_records, write_records
 
 
@@ -72,7 +72,8 @@ def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollo
         voice,
         disk.folder(iteration) / "rollouts.jsonl",
         plan.schedule.iteration(iteration),
-        plan.raters.labelling(),
+        # Only what labels: further scorers and judges see the evaluation alone.
+        Raters(plan.raters.scorer),
         params=lambda: disk.policy(iteration - 1),
         key=plan.key(iteration, ROLLOUT),
         num_samples=plan.config.rollout.samples_per_prompt,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
-from tpmm_jax.log.metrics import MetricsLog
+from tpmm_jax.log.metrics import MetricsLog, iteration_rows
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks
 from tpmm_jax.loop.prompts import PromptSchedule
@@ -26,7 +26,6 @@ from tpmm_jax.store import Trajectory, WorkStore
 ROLLOUT, EVALUATION, DROPOUT = 0, 1, 2
 # In the place of an iteration: the adapters that a run of LoRA begins with.
 ADAPTERS = 2**31 - 1
-
 
 # Kinds of metric and timing rows, in the order in which an iteration writes them.
 KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
@@ -94,6 +93,15 @@ class Disk:
         folder = self.workdir / "iterations" / f"{iteration:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def next_iteration(self, last: int) -> int:
+        """Returns the first one without policy, summary or metrics row; or last + 1."""
+        rows = {row["iteration"] for row in iteration_rows(self.workdir)}
+        there = rows.intersection(self.trajectory.steps())
+        for t in range(last + 1):
+            if t not in there or not (self.folder(t) / "summary.json").exists():
+                return t
+        return last + 1
 
     def policy(self, step: int) -> Params:
         """Returns theta_step from the trajectory, float32, on the mesh."""

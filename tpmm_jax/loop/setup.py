@@ -8,16 +8,18 @@ import pathlib
 from collections.abc import Iterator
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
+from tpmm_jax.config.fields import changes
 from tpmm_jax.data.codec import TextCodec, make_codec, today
+from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import show_header
-from tpmm_jax.log.metrics import MetricsLog, iteration_rows
+from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.answers import PolicyRunner
-from tpmm_jax.loop.chunks import PairChunks, load_chunks
-from tpmm_jax.loop.prompts import PromptSchedule, make_schedule
+from tpmm_jax.loop.chunks import PairChunks, split_chunks
+from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
 from tpmm_jax.loop.run import Disk, Plan, Run
 from tpmm_jax.loop.theta_0 import (
     check_adapter,
@@ -27,18 +29,22 @@ from tpmm_jax.loop.theta_0 import (
 )
 from tpmm_jax.loop.training import check_tau
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.loop.workdir import check_unchanged, open_workdir, pin_config
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
-from tpmm_jax.rewards import Raters, load_raters
+from tpmm_jax.rewards import load_raters
 from tpmm_jax.store import (
+    RunLock,
     Trajectory,
     WorkStore,
     check_space,
+    check_writable,
     disk_need,
 )
 from tpmm_jax.store.files import read_json, write_json
 from tpmm_jax.weights.loading import Source, adapters_base
+
+# Pinned in the workdir: the configuration that later starts are compared with.
+CONFIG = "config.json"
 
 
 @contextlib.contextmanager
@@ -52,7 +58,8 @@ def open_run(
     """
     config.validate()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(open_workdir(workdir))
+        check_writable(workdir)
+        stack.enter_context(RunLock(workdir))
         storage = "lora" if config.model.adapters else config.store.storage
         trajectory = stack.enter_context(
             Trajectory(
@@ -62,7 +69,7 @@ def open_run(
         # Before theta_0 is committed nothing binds: a first start may be corrected.
         started = bool(trajectory.steps())
         if started:
-            check_unchanged(workdir, to_dict(config), may_change(config))
+            check_unchanged(config, workdir)
         plan, source = prepare(config, workdir, console, started=started)
         if started and plan.decoder.lora is not None:
             trajectory.base = adapters_base(workdir, plan.decoder)
@@ -72,17 +79,17 @@ def open_run(
             check_space(workdir, need)
         lengths = plan.runner.prompt_length, plan.runner.pair_length
         show_header(console, config, source, plan.mesh, workdir, need, lengths)
-        pin_config(workdir, to_dict(config))
+        write_json(workdir / CONFIG, to_dict(config))
         date = plan.runner.codec.date.isoformat()
         digests = data_digests(plan.schedule, plan.pair_chunks)
         write_json(workdir / "data.json", {**digests, "date": date})
         if not started:
             store_first(source, plan.decoder, trajectory, config.seed, workdir, console)
-        coming = next_iteration(config, workdir, trajectory.steps())
-        log_session(workdir, resumed=started, next_iteration=coming)
         work = stack.enter_context(WorkStore(workdir / "work"))
         log = stack.enter_context(MetricsLog(workdir))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
+        coming = disk.next_iteration(config.iterations)
+        log_session(workdir, resumed=started, next_iteration=coming)
         yield Run(plan, disk, Voice(console))
 
 
@@ -109,9 +116,12 @@ def prepare(
     schedule, chunks = load_data(config, codec, workdir, console)
     if started:
         check_data(workdir, schedule, chunks)
-    probe(config, raters, schedule)
+    if schedule is not None:
+        prompt = schedule.sets[MAIN].texts[0]
+        raters.probe(prompt, config.rollout.samples_per_prompt)
     check_steps(config, schedule, chunks)
-    lengths = run_lengths(config, schedule, chunks, source.config.max_positions)
+    positions = source.config.max_positions
+    longest_prompt, longest_pair = run_lengths(config, schedule, chunks, positions)
     decoder = Decoder(
         source.config,
         config.model.compute_dtype,
@@ -120,41 +130,29 @@ def prepare(
         config.model.adapters,
         config.model.logits_chunk_mib * 2**20,
     )
-    runner = make_runner(config, decoder, codec, lengths)
-    return Plan(config, runner, raters, schedule, chunks), source
-
-
-def make_runner(
-    config: Config, decoder: Decoder, codec: TextCodec, lengths: tuple[int, int]
-) -> PolicyRunner:
-    """Returns how the run's policies are sampled and evaluated."""
-    return PolicyRunner(
+    runner = PolicyRunner(
         decoder=decoder,
         codec=codec,
         sampling=config.rollout.sampling(),
         batch_size=config.rollout.batch_size,
         micro_batch=config.train.batch_size // config.train.accumulation,
-        prompt_length=lengths[0],
-        pair_length=lengths[1],
+        prompt_length=longest_prompt,
+        pair_length=longest_pair,
     )
+    return Plan(config, runner, raters, schedule, chunks), source
 
 
-def may_change(config: Config) -> set[str]:
-    """Returns the fields that a started run may be given other values of."""
+def check_unchanged(config: Config, workdir: pathlib.Path) -> None:
+    """Raises BadInput if the folder is pinned to another configuration."""
     # Offline, the number of iterations decides which pairs each one takes.
-    return set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
-
-
-def next_iteration(config: Config, workdir: pathlib.Path, steps: list[int]) -> int:
-    """Returns the first iteration that is not finished; T + 1 where all are.
-
-    Args:
-      steps: of the trajectory.
-    """
-    rows = {row["iteration"] for row in iteration_rows(workdir)}
-    every = range(config.iterations + 1)
-    missing = (t for t in every if t not in rows or t not in steps)
-    return next(missing, config.iterations + 1)
+    may_change = set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
+    changed = changes(read_json(workdir / CONFIG), to_dict(config), may_change)
+    if changed:
+        raise BadInput(
+            f"{workdir} holds a run of another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nChange it back to continue that run, or choose another --workdir"
+        )
 
 
 def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
@@ -211,7 +209,11 @@ def load_data(
     workdir: pathlib.Path,
     console: RunConsole,
 ) -> tuple[PromptSchedule | None, PairChunks | None]:
-    """Returns the prompts and the offline pairs that the run uses, either or both."""
+    """Returns the prompts and the offline pairs that the run uses, either or both.
+
+    Raises:
+      BadInput: rows that are to be refused, all of them listed, or too few are left.
+    """
     schedule, chunks = None, None
     if config.data.prompts is not None or config.data.eval_prompts is not None:
         schedule = make_schedule(config, codec, workdir, console)
@@ -222,15 +224,15 @@ def load_data(
                 "iterations; give more prompts if each iteration is to have its own"
             )
     if config.data.pairs is not None:
-        chunks = load_chunks(config, codec, console)
+        rows = load_rows(
+            config.data.pairs,
+            config.data,
+            codec,
+            note=console.note,
+            warn=console.warn,
+        )
+        chunks = split_chunks(config, rows)
     return schedule, chunks
-
-
-def probe(config: Config, raters: Raters, schedule: PromptSchedule | None) -> None:
-    """Calls scorers and judges once on made-up responses."""
-    if schedule is not None:
-        prompt = schedule.evaluation.texts[0]
-        raters.probe(prompt, config.rollout.samples_per_prompt)
 
 
 def check_steps(

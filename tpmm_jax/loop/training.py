@@ -3,8 +3,6 @@
 import functools
 import math
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,36 +82,106 @@ def train(
         bar.advance(first)
         task = Task(plan, disk, voice, iteration, rows, table, order, rate, frozen, bar)
         started = time.monotonic()
-        if reference is None:
-            log, save = functools.partial(_log, task), functools.partial(_save, task)
-            state = _fit(task, state, order.steps, log, save)
-        else:
-            state = _fit_moving(task, state, reference)
+        state = _fit(task, state, reference)
         _log_speed(task, first, time.monotonic() - started)
     _finish(task, state.params)
 
 
-def _fit(
-    task: Task,
-    state: TrainState,
-    end: int,
-    log: Callable[[TrainState, int, Metrics], None],
-    save: Callable[[TrainState], None],
-) -> TrainState:
-    """Trains on the iteration's pairs to step ``end``."""
+def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params | None]:
+    """Returns the saved state of this iteration, or a fresh one from theta_{t-1}."""
+    config = plan.config.train
+    moving = plan.config.reference.rule == "trust_region"
+    latest = disk.work.latest()
+    if latest is not None:
+        state = abstract_state(
+            plan.decoder.abstract_trained(), config, init_loss_state(plan.config.loss)
+        )
+        reference = plan.decoder.abstract_params("float32") if moving else None
+        target = {"state": state, "reference": reference}
+        saved, loop = disk.work.restore(latest, target)
+        if loop["iteration"] == iteration:
+            return saved["state"], saved["reference"]
+        del saved
+        disk.work.clear()
+    loss_state = init_loss_state(plan.config.loss, [plan.config.seed, iteration, 3])
+    state = init_state(disk.trained(iteration - 1), config, loss_state)
+    return state, disk.policy(iteration - 1) if moving else None
+
+
+def _fit(task: Task, state: TrainState, reference: Params | None) -> TrainState:
+    """Trains on the iteration's pairs.
+
+    With trust_region in segments of tau steps; after each of them the reference moves.
+    """
+    every, steps = task.plan.config.train.checkpoint_every, task.order.steps
+    moving = reference is not None
+    tau = task.plan.config.reference.trust_region_tau if moving else steps
+    step = int(state.step)
+    while step < steps:
+        if reference is not None and step >= tau:
+            _refresh(task, reference, step // tau * tau)
+        step = min((step // tau + 1) * tau, steps)
+        state, reference = _fit_segment(task, state, reference, step)
+        due = task.voice.stop.raised or (every and step % every == 0)
+        if due and step < steps:
+            _save(task, state, reference)
+    return state
+
+
+def _fit_segment(
+    task: Task, state: TrainState, reference: Params | None, end: int
+) -> tuple[TrainState, Params | None]:
+    """Returns the state at step ``end``, and the reference, moved where it is due."""
     plan, train = task.plan, task.plan.config.train
+    config, moving = plan.config.reference, reference is not None
+    held: list[tuple[int, Metrics]] = []
+
+    def log(state: TrainState, step: int, metrics: Metrics) -> None:
+        # The row of the step before a move waits for the moved reference's digest.
+        if moving and (step + 1) % config.trust_region_tau == 0:
+            held.append((step, metrics))
+        else:
+            _log(task, state, step, metrics)
+
     step_fn = preference_step(plan.decoder, plan.config.loss, train)
-    return fit(
+    state = fit(
         state,
         functools.partial(step_fn, frozen=task.frozen),
         task.batch,
         end,
         learning_rate=task.learning_rate,
         log=log,
-        save=save,
+        save=functools.partial(_save, task, reference=reference),
         save_every=train.checkpoint_every,
         stop=lambda: task.voice.stop.raised is not None,
     )
+    for step, metrics in held:
+        policy = plan.dense(state.params, task.frozen)
+        reference = _move(reference, policy, jnp.float32(config.trust_region_alpha))
+        del policy
+        moved = {"reference/digest": tree_digest(reference)}
+        _log(task, state, step, metrics, **moved)
+    return state, reference
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
+    """theta_ref <- (1 - alpha) theta_ref + alpha theta (TR-DPO, 2404.09656)."""
+    return jax.tree.map(lambda r, p: (1 - alpha) * r + alpha * p, reference, params)
+
+
+def _refresh(task: Task, reference: Params, moved_at: int) -> None:
+    """Recomputes reference_BN of the batches from step ``moved_at`` on."""
+    plan, table, order = task.plan, task.table, task.order
+    coming = [order.places(step) for step in range(moved_at, order.steps)]
+    places = np.unique(np.concatenate(coming))
+    some = {name: x[places] for name, x in table.items()}
+    title = f"iteration {task.iteration}: moved reference log-probs"
+    ld_alpha = plan.config.loss.ld_alpha
+    logps = table_log_probs(plan.runner, task.voice, reference, some, title, ld_alpha)
+    refuse_log_probs(logps, [task.rows[place] for place in places], title)
+    table["reference_BN"] = table["reference_BN"].copy()
+    table["reference_BN"][places] = logps
 
 
 def _log(
@@ -132,14 +200,12 @@ def _log(
     )
 
 
-def _save(task: Task, state: TrainState, reference: Params | None = None) -> None:
+def _save(task: Task, state: TrainState, reference: Params | None) -> None:
     """Writes a work checkpoint; raises Stopped where a signal came."""
     disk, step = task.disk, int(state.step)
-    saved: dict[str, Any] = {"state": state}
-    if reference is not None:
-        saved["reference"] = reference
     disk.log.flush()
     refuse_weights(state.params, f"iteration {task.iteration} after step {step}")
+    saved = {"state": state, "reference": reference}
     disk.work.save(step, saved, {"iteration": task.iteration})
     task.voice.stop.check()
 
@@ -152,89 +218,6 @@ def _finish(task: Task, params: Params) -> None:
     disk.trajectory.append(iteration, params, meta)
     disk.work.clear()
     (disk.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
-
-
-def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params | None]:
-    """Returns the saved state of this iteration, or a fresh one from theta_{t-1}."""
-    config = plan.config.train
-    moving = plan.config.reference.rule == "trust_region"
-    latest = disk.work.latest()
-    if latest is not None:
-        state = abstract_state(
-            plan.decoder.abstract_trained(), config, init_loss_state(plan.config.loss)
-        )
-        target: dict[str, Any] = {"state": state}
-        if moving:
-            target["reference"] = plan.decoder.abstract_params("float32")
-        saved, loop = disk.work.restore(latest, target)
-        if loop["iteration"] == iteration:
-            return saved["state"], saved.get("reference")
-        del saved
-        disk.work.clear()
-    loss_state = init_loss_state(plan.config.loss, [plan.config.seed, iteration, 3])
-    state = init_state(disk.trained(iteration - 1), config, loss_state)
-    return state, disk.policy(iteration - 1) if moving else None
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _move(reference: Params, params: Params, alpha: jax.Array) -> Params:
-    """theta_ref <- (1 - alpha) theta_ref + alpha theta (TR-DPO, 2404.09656)."""
-    return jax.tree.map(lambda r, p: (1 - alpha) * r + alpha * p, reference, params)
-
-
-def _fit_moving(task: Task, state: TrainState, reference: Params) -> TrainState:
-    """Trains in segments of tau steps; after each of them the reference moves."""
-    tau = task.plan.config.reference.trust_region_tau
-    every, steps = task.plan.config.train.checkpoint_every, task.order.steps
-    step = int(state.step)
-    while step < steps:
-        if step >= tau:
-            _refresh(task, reference, step // tau * tau)
-        step = min((step // tau + 1) * tau, steps)
-        state, reference = _fit_segment(task, state, reference, step)
-        due = task.voice.stop.raised or (every and step % every == 0)
-        if due and step < steps:
-            _save(task, state, reference)
-    return state
-
-
-def _fit_segment(
-    task: Task, state: TrainState, reference: Params, end: int
-) -> tuple[TrainState, Params]:
-    """Returns the state at step ``end``, and the reference, moved where it is due."""
-    config = task.plan.config.reference
-    held: list[tuple[int, Metrics]] = []
-
-    def log(state: TrainState, step: int, metrics: Metrics) -> None:
-        # The row of the step before a move waits for the moved reference's digest.
-        if (step + 1) % config.trust_region_tau == 0:
-            held.append((step, metrics))
-        else:
-            _log(task, state, step, metrics)
-
-    save = functools.partial(_save, task, reference=reference)
-    state = _fit(task, state, end, log, save)
-    for step, metrics in held:
-        policy = task.plan.dense(state.params, task.frozen)
-        reference = _move(reference, policy, jnp.float32(config.trust_region_alpha))
-        del policy
-        moved = {"reference/digest": tree_digest(reference)}
-        _log(task, state, step, metrics, **moved)
-    return state, reference
-
-
-def _refresh(task: Task, reference: Params, moved_at: int) -> None:
-    """Recomputes reference_BN of the batches from step ``moved_at`` on."""
-    plan, table, order = task.plan, task.table, task.order
-    coming = [order.places(step) for step in range(moved_at, order.steps)]
-    places = np.unique(np.concatenate(coming))
-    some = {name: x[places] for name, x in table.items()}
-    title = f"iteration {task.iteration}: moved reference log-probs"
-    ld_alpha = plan.config.loss.ld_alpha
-    logps = table_log_probs(plan.runner, task.voice, reference, some, title, ld_alpha)
-    refuse_log_probs(logps, [task.rows[place] for place in places], title)
-    table["reference_BN"] = table["reference_BN"].copy()
-    table["reference_BN"][places] = logps
 
 
 def _log_speed(task: Task, first: int, seconds: float) -> None:

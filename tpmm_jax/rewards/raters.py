@@ -30,10 +30,6 @@ class Raters:
     scorers: Mapping[str, NamedScorer] = field(default_factory=dict)
     judges: Mapping[str, NamedJudge] = field(default_factory=dict)
 
-    def labelling(self) -> "Raters":
-        """Returns only what labels rollouts."""
-        return Raters(self.scorer)
-
     def probe(self, prompt: str, num_responses: int) -> None:
         """Calls each once on made-up answers, before anything expensive."""
         scorers = [] if self.scorer is None else [self.scorer]

@@ -11,32 +11,28 @@ from tpmm_jax.steps.log_probs import (
     pair_log_probs_step,
     token_log_probs_step,
 )
-from tpmm_jax.steps.optimizer import is_matrix, make_learning_rate, make_optimizer
+from tpmm_jax.steps.optimizer import is_matrix, make_learning_rate
 from tpmm_jax.steps.preference import preference_gradient_norm_step, preference_step
 from tpmm_jax.steps.state import (
     Frozen,
     TrainState,
     abstract_state,
     init_state,
-    mesh_of,
     shardings,
 )
-from tpmm_jax.steps.train import TrainStep, language_model_loss, make_train_step
+from tpmm_jax.steps.train import language_model_loss, make_train_step
 
 __all__ = [
     "Frozen",
     "TrainConfig",
     "TrainState",
-    "TrainStep",
     "abstract_state",
     "fit",
     "init_state",
     "is_matrix",
     "language_model_loss",
     "make_learning_rate",
-    "make_optimizer",
     "make_train_step",
-    "mesh_of",
     "pair_check_step",
     "pair_log_probs_step",
     "preference_gradient_norm_step",

@@ -20,7 +20,7 @@ from tpmm_jax.losses import (
 )
 from tpmm_jax.models import Decoder, from_mask
 
-# Returns log p(completion | prompt) [B, N] of a batch of pairs, nats.
+# Log p(completion | prompt) [B, N] of a batch of pairs, nats.
 pair_log_probs_step = jax.jit(pair_log_probs, static_argnames="decoder")
 
 

@@ -6,7 +6,6 @@ The base is never copied. Each step pins it by the fingerprint of every leaf; it
 read from its source whenever a policy is wanted, and compared.
 """
 
-import pathlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,9 +52,8 @@ class Base:
                 f"they belong to; {self.advice}"
             ) from None
         flat = trees.flatten_params(params)
-        trees.check_same(
-            layout(flat), pinned["layout"], came=f"base {self.name}", against="step 0"
-        )
+        came = f"base {self.name}"
+        trees.check_same(flat, pinned["layout"], came=came, against="step 0")
         if changed := changed_leaf(flat, pinned["fingerprints"]):
             name, now = changed
             raise BadInput(
@@ -77,46 +75,16 @@ def describe(config: LoraConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name in SHAPING}
 
 
-def integrity(
-    flat: dict[str, Any],
-    lora: LoraConfig | None,
-    pinned: dict[str, Any] | None,
-    first: dict[str, Any] | None,
-    directory: pathlib.Path,
-) -> dict[str, Any]:
-    """Returns the integrity item of a step.
+def step_digest(saved: dict[str, Any]) -> str:
+    """The digest of what a restore gives; of adapters, their base and their scale.
 
     Args:
-      flat: the adapters, by name.
-      pinned: the base, as ``pin`` gives it, for step 0.
-      first: that item of step 0, for a later one.
-      directory: for messages.
-
-    Raises:
-      BadInput: no LoraConfig, or another one than step 0's.
+      saved: the step's integrity item.
     """
-    if lora is None:
-        raise BadInput('storage "lora" needs a LoraConfig (lora=...)')
-    if first is not None:
-        pinned = first["base"]
-        if describe(lora) != first["lora"]:
-            raise BadInput(
-                f"{directory} holds adapters of {first['lora']}, these are of "
-                f"{describe(lora)}; one trajectory has one kind"
-            )
-    return {
-        "fingerprints": fingerprint(flat),
-        "layout": layout(flat),
-        "storage": "lora",
-        "base": pinned,
-        "lora": describe(lora),
-    }
-
-
-def total(saved: dict[str, Any]) -> str:
-    """The digest of a step: of its adapters, its base and the scale."""
-    base = digest(saved["base"]["fingerprints"], saved["base"]["layout"])
-    extra = {"layout": saved["layout"], "base": base, "lora": saved["lora"]}
+    extra = saved["layout"]
+    if saved.get("storage") == "lora":
+        base = digest(saved["base"]["fingerprints"], saved["base"]["layout"])
+        extra = {"layout": extra, "base": base, "lora": saved["lora"]}
     return digest(saved["fingerprints"], extra)
 
 
@@ -134,17 +102,13 @@ def wanted_adapters(
     }
 
 
-def place(policy: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
-    """Returns the leaves on the target's shardings, where it names any."""
+def join(
+    base: Params, flat: dict[str, Any], saved: dict[str, Any], target: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the policy by name, on the target's shardings, where it names any."""
+    config = LoraConfig(**saved["lora"])
+    policy = trees.flatten_params(merge_adapters(base, trees.nest(flat), config))
     return {
-        name: leaf
-        if getattr(target[name], "sharding", None) is None
-        else jax.device_put(leaf, target[name].sharding)
+        name: jax.device_put(leaf, getattr(target[name], "sharding", None))
         for name, leaf in policy.items()
     }
-
-
-def join(base: Params, flat: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """Returns the policy by the names of its leaves."""
-    config = LoraConfig(**saved["lora"])
-    return trees.flatten_params(merge_adapters(base, trees.nest(flat), config))

@@ -46,9 +46,7 @@ def save_step(
             manager.save_errors(directory, step),
             # Not in the background: the commit waits for it anyway, and a failure is
             # raised here.
-            manager.open_manager(
-                directory, ITEMS, enable_async_checkpointing=False
-            ) as writer,
+            manager.open_manager(directory, enable_async_checkpointing=False) as writer,
         ):
             manager.save(writer, directory, step, args)
             writer.wait_until_finished()
@@ -61,37 +59,31 @@ def save_step(
 
 def _discard(directory: pathlib.Path, step: int) -> None:
     """Removes what a killed save of this step left behind."""
-    if manager.is_primary():
-        with storage_errors(directory):
-            folder = directory / str(step)
-            if folder.is_symlink() or folder.is_file():
-                folder.unlink()
-            elif folder.exists():
-                # One rename first: a kill must not leave half a step behind.
-                folder.rename(directory / f"{_DISCARDED}{step}-{now()}")
+    with storage_errors(directory):
+        folder = directory / str(step)
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            # One rename first: a kill must not leave half a step behind.
+            folder.rename(directory / f"{_DISCARDED}{step}-{now()}")
     _remove_all(directory, f"{_DISCARDED}*")
     _remove_all(directory, f"*{manager.UNFINISHED}*")
-    manager.barrier("discarded")
 
 
 def _remove_all(directory: pathlib.Path, pattern: str) -> None:
-    if manager.is_primary():
-        for path in directory.glob(pattern):
-            remove_tree(path)
+    for path in directory.glob(pattern):
+        remove_tree(path)
 
 
 def _saved_files(directory: pathlib.Path, step: int) -> dict[str, int]:
     folder = directory / str(step)
-    with manager.open_manager(directory, ITEMS, read_only=True, create=False) as reader:
-        listed = step in reader.all_steps()
-    if not listed or not manager.looks_whole(folder, ITEMS):
+    if not manager.looks_whole(folder, ITEMS):
         raise StorageError(
             f"{folder} was saved but is missing; check the file system and run the "
             "same command again"
         )
     with storage_errors(folder):
-        if manager.is_primary():
-            manager.flush(folder)
+        manager.flush(folder)
         return manager.file_sizes(folder)
 
 

@@ -15,7 +15,6 @@ import pathlib
 import shutil
 import socket
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeAlias
 
@@ -246,17 +245,11 @@ def remove_tree(path: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-# Descriptors of the locks held here. A forked child must not keep them open, or
-# the lock of a killed run would live on in its data workers.
-_HELD: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
-
-
 class RunLock:
     """Lets one process at a time write to a run's folder.
 
     The kernel holds the lock, on an open file, so that it goes with the process
-    however the process ends. The file's content only serves the message. In a job
-    of several processes, process 0 takes it.
+    however the process ends. The file's content only serves the message.
 
     Raises:
       BadInput: another live process holds it; names its host, pid and start.
@@ -279,7 +272,9 @@ class RunLock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        _HELD.add(self)
+        # A forked child must not keep it open, or the lock of a killed run would live
+        # on in its data workers.
+        os.register_at_fork(after_in_child=self.release)
         return self
 
     def _lock(self, descriptor: int) -> None:
@@ -318,11 +313,3 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _forget_locks() -> None:
-    for lock in list(_HELD):
-        lock.release()
-
-
-os.register_at_fork(after_in_child=_forget_locks)

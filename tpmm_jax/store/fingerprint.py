@@ -81,7 +81,7 @@ def fingerprint(tree: Any) -> dict[str, list[int]]:
 
     Args:
       tree: any tree of arrays (floats, integers, booleans, typed PRNG keys), sharded
-        in any way. In a job of several processes all of them call this together.
+        in any way.
 
     Returns:
       "path/to/leaf" -> [sum of the bit patterns, sum of the bit patterns times an odd
@@ -91,11 +91,7 @@ def fingerprint(tree: Any) -> dict[str, list[int]]:
       BadInput: a leaf is not such an array; names it.
     """
     sums = {n: _sums(_as_array(n, leaf)) for n, leaf in named_leaves(tree)}
-    # The addressable copy, for other processes hold the rest of a replicated value.
-    return {
-        name: [int(np.asarray(s.addressable_data(0))) for s in pair]
-        for name, pair in sums.items()
-    }
+    return {name: [int(s) for s in pair] for name, pair in sums.items()}
 
 
 def changed_leaf(

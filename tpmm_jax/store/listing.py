@@ -8,7 +8,7 @@ from tpmm_jax.errors import CorruptCheckpoint
 from tpmm_jax.store.files import canonical_json, read_lines_repaired, sha256
 
 LIST = "trajectory.jsonl"
-ITEMS = {"policy": "tree", "meta": "json", "integrity": "json"}
+ITEMS = ("policy", "meta", "integrity")
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,13 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from jax.sharding import (
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    Sharding,
-    SingleDeviceSharding,
-)
-from orbax.checkpoint import checkpoint_managers
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError, TpmmError
 from tpmm_jax.store.files import storage_errors, sync
@@ -31,24 +23,12 @@ from tpmm_jax.store.files import storage_errors, sync
 # Present in every step that Orbax finished, written before the final rename.
 STEP_FILE = "_CHECKPOINT_METADATA"
 UNFINISHED = ".orbax-checkpoint-tmp"
-LATEST_2 = checkpoint_managers.LatestN(2)
 
 _NOISE = (
     "CheckpointManagerOptions.read_only=True",
     "Given directory is read only",
     "Metadata file does not exist",
 )
-
-
-def is_primary() -> bool:
-    """True in the one process of a job that writes single files."""
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits for the other processes of the job."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"tpmm_jax:{name}")
 
 
 @contextlib.contextmanager
@@ -66,44 +46,23 @@ def _without_noise() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def open_manager(
-    directory: pathlib.Path, items: dict[str, str], **options: Any
-) -> ocp.CheckpointManager:
-    """Opens an Orbax manager.
+def open_manager(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
+    """Opens an Orbax manager; what is saved or restored says how, by its ocp.args.
 
     Args:
       directory: absolute.
-      items: item name -> "tree" or "json".
       **options: of ocp.CheckpointManagerOptions.
     """
-    handlers: dict[str, Any] = {
-        name: ocp.StandardCheckpointHandler()
-        if kind == "tree"
-        else ocp.JsonCheckpointHandler()
-        for name, kind in items.items()
-    }
+    chosen = ocp.CheckpointManagerOptions(lightweight_initialize=True, **options)
     with _without_noise():
-        return ocp.CheckpointManager(
-            directory,
-            options=ocp.CheckpointManagerOptions(
-                lightweight_initialize=True, **options
-            ),
-            item_handlers=handlers,
-        )
+        return ocp.CheckpointManager(directory, options=chosen)
 
 
-def read_items(
-    directory: pathlib.Path,
-    items: dict[str, str],
-    step: int,
-    advice: str,
-    **args: Any,
-) -> Any:
+def read_items(directory: pathlib.Path, step: int, advice: str, **args: Any) -> Any:
     """Restores items of one step through a read-only manager.
 
     Args:
       directory: of the steps.
-      items: item name -> "tree" or "json".
       step: one that is there.
       advice: the end of an error's message: what to do.
       **args: item name -> ocp.args.
@@ -116,7 +75,7 @@ def read_items(
     try:
         with (
             _without_noise(),
-            open_manager(directory, items, read_only=True, create=False) as manager,
+            open_manager(directory, read_only=True, create=False) as manager,
         ):
             return manager.restore(step, args=ocp.args.Composite(**args))
     except TpmmError:
@@ -181,7 +140,7 @@ def save(
         raise StorageError(f"{directory / str(step)}: Orbax skipped the save")
 
 
-def looks_whole(folder: pathlib.Path, items: dict[str, str]) -> bool:
+def looks_whole(folder: pathlib.Path, items: Iterable[str]) -> bool:
     """True if Orbax finished this step: its own file and every item are there."""
     return (
         not folder.is_symlink()
@@ -218,9 +177,7 @@ def flush(folder: pathlib.Path) -> None:
 
 def default_sharding() -> Sharding:
     """Where a leaf lies whose target names no sharding."""
-    if jax.process_count() == 1:
-        return SingleDeviceSharding(jax.devices()[0])
-    return NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
+    return SingleDeviceSharding(jax.devices()[0])
 
 
 def abstract(name: str, leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:

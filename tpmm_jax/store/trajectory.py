@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import LoraConfig
-from tpmm_jax.store import adapters, commit, deltas, integrity, manager, trees
+from tpmm_jax.store import adapters, commit, deltas, manager, trees
 from tpmm_jax.store.adapters import Base
 from tpmm_jax.store.files import (
     PathLike,
@@ -30,7 +30,7 @@ from tpmm_jax.store.files import (
     sha256,
     storage_errors,
 )
-from tpmm_jax.store.fingerprint import fingerprint, layout
+from tpmm_jax.store.fingerprint import changed_leaf, fingerprint, layout
 from tpmm_jax.store.listing import (
     ITEMS,
     LIST,
@@ -46,8 +46,7 @@ from tpmm_jax.store.space import check_storage
 class Trajectory:
     """The committed policies theta_0, theta_1, ... in a folder.
 
-    Nothing is held in memory between calls; a reader sees what is on the disk. In a
-    job of several processes every process makes the same calls, on a shared folder.
+    Nothing is held in memory between calls; a reader sees what is on the disk.
 
     Args:
       directory: made if missing, unless read_only.
@@ -165,11 +164,9 @@ class Trajectory:
                     f"{self.directory} was started with storage "
                     f"{first['storage']}, not {self.storage}; use the same"
                 )
-            came = layout(stored)
-            trees.check_same(came, first["layout"], came="params", against="step 0")
+            trees.check_same(stored, first["layout"], came="params", against="step 0")
         if self.storage == "lora":
-            pinned = adapters.pin(self._base().read()) if first is None else None
-            saved = adapters.integrity(stored, self.lora, pinned, first, self.directory)
+            saved = self._adapters_integrity(stored, first)
         else:
             # Of what a restore will give, not of what is stored.
             saved = {"layout": layout(stored), "storage": "float32"}
@@ -181,16 +178,38 @@ class Trajectory:
         files = commit.save_step(self.directory, step, trees.nest(stored), meta, saved)
         entry = Entry(
             step=step,
-            digest=integrity.step_digest(saved),
+            digest=adapters.step_digest(saved),
             meta=sha256(meta),
             storage=saved["storage"],
             files=files,
             time=commit.now(),
         )
-        if manager.is_primary():
-            append_lines(self.directory / LIST, [entry.line()])
-        manager.barrier("committed")
+        append_lines(self.directory / LIST, [entry.line()])
         return entry.digest
+
+    def _adapters_integrity(
+        self, flat: dict[str, Any], first: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """The integrity item of adapters; step 0 pins the base of all.
+
+        Args:
+          first: that item of step 0, for a later one.
+        """
+        if self.lora is None:
+            raise BadInput('storage "lora" needs a LoraConfig (lora=...)')
+        lora = adapters.describe(self.lora)
+        if first is not None and lora != first["lora"]:
+            raise BadInput(
+                f"{self.directory} holds adapters of {first['lora']}, these are of "
+                f"{lora}; one trajectory has one kind"
+            )
+        return {
+            "fingerprints": fingerprint(flat),
+            "layout": layout(flat),
+            "storage": "lora",
+            "base": first["base"] if first else adapters.pin(self._base().read()),
+            "lora": lora,
+        }
 
     def _base(self) -> Base:
         if self.base is None:
@@ -278,38 +297,41 @@ class Trajectory:
                 "not adapters"
             )
         wanted = trees.flatten_params(target)
-        return trees.like(target, self._adapters_flat(entry, wanted))
+        return trees.like(target, self._stored_flat(entry, wanted))
 
-    def _adapters_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
-        saved = self._integrity(entry)
-        trees.check_same(
-            layout(wanted), saved["layout"], came="target", against=f"step {entry.step}"
-        )
-        flat = self._read_flat(entry.step, wanted, rounded=False)
-        integrity.check_leaves(self.directory, entry, flat, saved)
-        return flat
+    def _stored_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
+        """What is stored of a step, compared with its fingerprints; differences joined.
 
-    def _restore_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
-        saved = self._integrity(entry)
-        if entry.storage == "lora":
-            pinned, against = saved["base"], f"step {entry.step}"
-            came = layout(wanted)
-            trees.check_same(came, pinned["layout"], came="target", against=against)
-            flat = self._adapters_flat(entry, adapters.wanted_adapters(saved, wanted))
-            policy = adapters.join(self._base().checked(pinned), flat, saved)
-            return adapters.place(policy, wanted)
-        trees.check_same(
-            layout(wanted), saved["layout"], came="target", against=f"step {entry.step}"
-        )
-        if entry.storage == "float32":
-            flat = self._read_flat(entry.step, wanted, rounded=False)
-        else:
+        Raises:
+          CorruptCheckpoint: a leaf differs; names it.
+        """
+        saved, against = self._integrity(entry), f"step {entry.step}"
+        trees.check_same(wanted, saved["layout"], came="target", against=against)
+        if entry.storage == "bfloat16_delta":
             flat = self._restore_flat(self._entry(0), wanted)
             differences = self._read_flat(entry.step, wanted, rounded=True)
             for name in flat:
                 flat[name] = deltas.join(flat[name], differences.pop(name))
-        integrity.check_leaves(self.directory, entry, flat, saved)
+        else:
+            flat = self._read_flat(entry.step, wanted, rounded=False)
+        if changed := changed_leaf(flat, saved["fingerprints"]):
+            name, now = changed
+            raise CorruptCheckpoint(
+                f"{against}, leaf {name}: {self.directory} holds other bits than were "
+                f"saved (fingerprint {now}, saved {saved['fingerprints'][name]}); "
+                f"{what_to_do(entry.step)}"
+            )
         return flat
+
+    def _restore_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A policy by name: what is stored or, of adapters, their sum with the base."""
+        if entry.storage != "lora":
+            return self._stored_flat(entry, wanted)
+        saved, against = self._integrity(entry), f"step {entry.step}"
+        pinned = saved["base"]
+        trees.check_same(wanted, pinned["layout"], came="target", against=against)
+        flat = self._stored_flat(entry, adapters.wanted_adapters(saved, wanted))
+        return adapters.join(self._base().checked(pinned), flat, saved, wanted)
 
     def _read_flat(
         self, step: int, wanted: dict[str, Any], *, rounded: bool
@@ -326,7 +348,7 @@ class Trajectory:
     def _integrity(self, entry: Entry) -> dict[str, Any]:
         saved = self._read(entry.step, integrity=ocp.args.JsonRestore())["integrity"]
         with contextlib.suppress(KeyError, TypeError, ValueError, BadInput):
-            if integrity.step_digest(saved) == entry.digest:
+            if adapters.step_digest(saved) == entry.digest:
                 return saved
         raise CorruptCheckpoint(
             f"step {entry.step}, integrity: {self.directory / str(entry.step)} does "
@@ -335,14 +357,12 @@ class Trajectory:
         )
 
     def _read(self, step: int, **args: Any) -> Any:
-        advice = what_to_do(step)
-        return manager.read_items(self.directory, ITEMS, step, advice, **args)
+        return manager.read_items(self.directory, step, what_to_do(step), **args)
 
     # ---- the list
 
     def _entries(self) -> list[Entry]:
-        repair = not self.read_only and manager.is_primary()
-        return read_list(self.directory, repair=repair)
+        return read_list(self.directory, repair=not self.read_only)
 
     def _entry(self, step: int) -> Entry:
         entries = self._entries()

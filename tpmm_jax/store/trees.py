@@ -10,6 +10,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
+from tpmm_jax.store.fingerprint import layout
 
 
 def flatten_params(params: Any) -> dict[str, Any]:
@@ -75,13 +76,14 @@ def like(target: Any, flat: Mapping[str, Any]) -> Any:
 
 
 def check_same(
-    found: Mapping[str, Any], saved: Mapping[str, Any], *, came: str, against: str
+    flat: Mapping[str, Any], saved: Mapping[str, Any], *, came: str, against: str
 ) -> None:
-    """Compares two layouts (name -> [dtype, shape]).
+    """Compares leaves by name with a saved `layout` (name -> [dtype, shape]).
 
     Raises:
       BadInput: names the first leaf that differs and says how.
     """
+    found = layout(flat)
     for name in sorted(found.keys() | saved.keys()):
         if name not in saved:
             raise BadInput(

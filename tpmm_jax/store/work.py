@@ -9,6 +9,7 @@ be known to whoever reads it.
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from tpmm_jax.store.files import (
 )
 from tpmm_jax.store.fingerprint import changed_leaf, fingerprint, layout
 
-ITEMS = {"state": "tree", "loop": "json", "integrity": "json"}
+ITEMS = ("state", "loop", "integrity")
 _TRASH = "_trash"
 
 
@@ -47,8 +48,8 @@ class WorkStore:
 
     def __init__(self, directory: PathLike):
         self.directory = pathlib.Path(directory).absolute()
-        self._manager: ocp.CheckpointManager | None = None
-        self._pending: int | None = None
+        # The save under way: its step and its writer.
+        self._saving: tuple[int, ocp.CheckpointManager] | None = None
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
         whole = self.steps()
@@ -59,7 +60,7 @@ class WorkStore:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            self.close()
+            self.wait()
         except Exception as failure:
             if error is None:
                 raise
@@ -73,8 +74,7 @@ class WorkStore:
 
     def latest(self) -> int | None:
         """The newest finished step, or None; a save under way does not count yet."""
-        steps = self.steps()
-        return steps[-1] if steps else None
+        return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any, loop: dict[str, Any]) -> None:
         """Starts saving a step, once the previous save is on the disk.
@@ -108,85 +108,46 @@ class WorkStore:
             integrity=ocp.args.JsonSave(integrity),
         )
         self.wait()
-        replayed = [n for n in self.steps() if n >= step]
-        if replayed:
-            self._close_manager(step)
-        self._remove(replayed)
-        try:
-            with manager.save_errors(self.directory, step):
-                self._pending = step
-                manager.save(self._writer(), self.directory, step, args)
-        except BaseException:
-            self._pending = None
-            self._abandon_manager()
-            raise
-
-    def _writer(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            self._manager = manager.open_manager(
+        self._remove([n for n in self.steps() if n >= step])
+        with manager.save_errors(self.directory, step):
+            writer = manager.open_manager(
                 self.directory,
-                ITEMS,
-                preservation_policy=manager.LATEST_2,
+                preservation_policy=ocp.checkpoint_managers.LatestN(2),
                 todelete_subdir=_TRASH,
                 cleanup_tmp_directories=True,
             )
-        return self._manager
+            with _closed_on_failure(writer):
+                manager.save(writer, self.directory, step, args)
+        self._saving = step, writer
 
     def wait(self) -> None:
-        """Waits until the save under way is on the disk.
+        """Waits until the save under way is on the disk, and lets go of the folder.
 
         Raises:
           StorageError: it failed; names its path. Earlier steps are as they were.
         """
-        if self._manager is None:
+        if self._saving is None:
             return
-        step, self._pending = self._pending, None
-        try:
-            with manager.save_errors(self.directory, step):
-                self._manager.wait_until_finished()
-                if step is not None and step not in self.steps():
+        (step, writer), self._saving = self._saving, None
+        with manager.save_errors(self.directory, step):
+            with _closed_on_failure(writer):
+                writer.wait_until_finished()
+                if step not in self.steps():
                     raise StorageError(
                         f"{self.directory / str(step)} was saved but is missing"
                     )
-        except Exception:
-            self._abandon_manager()
-            raise
+            writer.close()
         self._remove([])
-
-    def close(self) -> None:
-        """Finishes the save under way and lets go of the folder.
-
-        Raises:
-          StorageError: that save failed.
-        """
-        self.wait()
-        self._close_manager(None)
-
-    def _close_manager(self, step: int | None) -> None:
-        current, self._manager = self._manager, None
-        if current is not None:
-            with manager.save_errors(self.directory, step):
-                current.close()
-
-    def _abandon_manager(self) -> None:
-        """After a failure, which is being raised: closing would raise it again."""
-        current, self._manager = self._manager, None
-        if current is not None:
-            with contextlib.suppress(Exception):
-                current.close()
 
     def _remove(self, steps: list[int]) -> None:
         """Moves steps to the trash by one rename each, and empties the trash."""
-        if manager.is_primary():
-            trash = self.directory / _TRASH
-            with storage_errors(trash):
-                remove_tree(trash)
-                for step in steps:
-                    trash.mkdir(exist_ok=True)
-                    (self.directory / str(step)).rename(trash / str(step))
-                remove_tree(trash)
-        if steps:
-            manager.barrier("removed")
+        trash = self.directory / _TRASH
+        with storage_errors(trash):
+            remove_tree(trash)
+            for step in steps:
+                trash.mkdir(exist_ok=True)
+                (self.directory / str(step)).rename(trash / str(step))
+            remove_tree(trash)
 
     def clear(self) -> None:
         """Removes every step; for the end of an iteration.
@@ -194,7 +155,7 @@ class WorkStore:
         A kill in between leaves whole steps or none: `loop` has to say which
         iteration a step belongs to.
         """
-        self.close()
+        self.wait()
         self._remove(list(manager.numbered(self.directory))[::-1])
 
     def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
@@ -216,13 +177,8 @@ class WorkStore:
             raise BadInput(
                 f"{self.directory} has no step {step}; it holds {self.steps()}"
             )
-        notes = manager.read_items(
-            self.directory,
-            ITEMS,
-            step,
-            self._advice(step),
-            loop=ocp.args.JsonRestore(),
-            integrity=ocp.args.JsonRestore(),
+        notes = self._read(
+            step, loop=ocp.args.JsonRestore(), integrity=ocp.args.JsonRestore()
         )
         saved, loop = notes["integrity"], notes["loop"]
         try:
@@ -234,9 +190,8 @@ class WorkStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._corrupt(step, f"loop or integrity ({error})") from None
         wanted = _flatten(target)
-        trees.check_same(
-            layout(wanted), saved["layout"], came="target", against=f"step {step}"
-        )
+        against = f"step {step}"
+        trees.check_same(wanted, saved["layout"], came="target", against=against)
         flat = self._read_leaves(step, wanted, order)
         if changed := changed_leaf(flat, fingerprints):
             raise self._corrupt(step, f"leaf {changed[0]}")
@@ -245,28 +200,20 @@ class WorkStore:
     def _read_leaves(
         self, step: int, wanted: dict[str, Any], order: list[str]
     ) -> dict[str, Any]:
-        target = {
-            _index(i): manager.abstract(name, wanted[name], wanted[name].dtype)
-            for i, name in enumerate(order)
-            if np.size(wanted[name])
-        }
-        target = target or {_index(0): manager.abstract("", np.zeros(1), np.int32)}
-        leaves = manager.read_items(
-            self.directory,
-            ITEMS,
-            step,
-            self._advice(step),
-            state=ocp.args.StandardRestore(target),
-        )["state"]
+        targets = {n: manager.abstract(n, x, x.dtype) for n, x in wanted.items()}
         empty = {
-            name: jax.device_put(
-                np.zeros(x.shape, x.dtype), manager.abstract(name, x, x.dtype).sharding
-            )
-            for name, x in wanted.items()
-            if not np.size(x)
+            name: jnp.zeros(x.shape, x.dtype, device=x.sharding)
+            for name, x in targets.items()
+            if not x.size
         }
-        read = {n: leaves[_index(i)] for i, n in enumerate(order) if n not in empty}
-        return read | empty
+        places = {n: _index(i) for i, n in enumerate(order) if n not in empty}
+        target = {place: targets[name] for name, place in places.items()}
+        target = target or {_index(0): manager.abstract("", np.zeros(1), np.int32)}
+        leaves = self._read(step, state=ocp.args.StandardRestore(target))["state"]
+        return {name: leaves[place] for name, place in places.items()} | empty
+
+    def _read(self, step: int, **args: Any) -> Any:
+        return manager.read_items(self.directory, step, self._advice(step), **args)
 
     def _corrupt(self, step: int, what: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(
@@ -278,6 +225,17 @@ class WorkStore:
         older = [n for n in self.steps() if n < step]
         then = f"from step {older[-1]}" if older else "with the iteration's start"
         return f"move that folder elsewhere and the run continues {then}"
+
+
+@contextlib.contextmanager
+def _closed_on_failure(writer: ocp.CheckpointManager) -> Iterator[None]:
+    """Closes a writer on the way out of an error, which closing would raise again."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            writer.close()
+        raise
 
 
 def _index(i: int) -> str:
