@@ -9,7 +9,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,11 @@ class RunData:
 
     workdir: pathlib.Path
     label: str
-    config: Mapping[str, Any]
-    metrics: Sequence[Row]
-    timing: Sequence[Row]
-    sessions: Sequence[Row]
-    references: Mapping[int, Mapping[str, Any]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Row] = ()
+    timing: Sequence[Row] = ()
+    sessions: Sequence[Row] = ()
+    references: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     lost: Sequence[int] = ()
 
     @property
