@@ -35,7 +35,7 @@ def plain(name: str, value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+        return str(value)
     if isinstance(value, (str, int, float)):
         return value
     raise TypeError(f"metric {name!r} is a {type(value)}; wanted a number, str or list")

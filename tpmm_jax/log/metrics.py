@@ -12,6 +12,7 @@ the strings "nan", "inf" and "-inf", which read_metrics gives back as floats.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -63,6 +64,7 @@ class MetricsLog:
         iteration: int,
         step: int | None,
         values: Mapping[str, Value],
+        timing: bool = False,
     ) -> None:
         """Append one row to metrics.jsonl.
 
@@ -72,37 +74,36 @@ class MetricsLog:
             step: optimiser updates; None for a row about a whole iteration.
             values: name -> number, string or list. Nothing that depends on the clock.
                 An array scalar is fetched, which waits for the device.
+            timing: append to timing.jsonl instead, with "time", seconds since the
+                epoch; usual names are seconds, tokens_per_second and mfu.
 
         Raises:
             TypeError: a value that is not a number, string or list.
             ValueError: a reserved name.
             StorageError: the disk refuses.
         """
-        self._append(self._metrics, _row(kind, iteration, step, values), "")
-
-    def log_timing(
-        self,
-        kind: str,
-        *,
-        iteration: int,
-        step: int | None,
-        values: Mapping[str, Value],
-    ) -> None:
-        """Append one row to timing.jsonl, with "time", seconds since the epoch.
-
-        Arguments and errors are those of log(); usual names are seconds,
-        tokens_per_second and mfu.
-        """
-        row = _row(kind, iteration, step, values, when=time.time())
-        self._append(self._timing, row, "timing/")
-
-    def _append(self, path: pathlib.Path, row: Row, prefix: str) -> None:
+        taken = [name for name in _RESERVED if name in values]
+        if taken:
+            raise ValueError(
+                f"metric names {taken} are columns of every row; rename them"
+            )
+        row: Row = {"kind": kind, "iteration": int(iteration)}
+        if step is not None:
+            row["step"] = int(step)
+        if timing:
+            row["time"] = round(time.time(), 3)
+        row |= {name: plain(name, values[name]) for name in sorted(values)}
         board = self._open_board()  # before the row, which it would else hold twice
+        path = self._timing if timing else self._metrics
         append_lines(path, [json.dumps(row, allow_nan=False)], flush=False)
         if board is not None:
             with self._board_errors():
                 when = row.get("time", time.time())
+                prefix = "timing/" if timing else ""
                 board.add(restored(row), prefix=prefix, when=when)
+
+    # The same, to timing.jsonl.
+    log_timing = functools.partialmethod(log, timing=True)
 
     def rewind(self, keep: Callable[[Row], bool]) -> int:
         """Drop the rows for which keep(row) is false, from both files, atomically.
@@ -198,24 +199,6 @@ def iteration_rows(workdir: str | os.PathLike[str]) -> list[Row]:
         else row
         for row in rows
     ]
-
-
-def _row(
-    kind: str,
-    iteration: int,
-    step: int | None,
-    values: Mapping[str, Value],
-    when: float | None = None,
-) -> Row:
-    taken = [name for name in _RESERVED if name in values]
-    if taken:
-        raise ValueError(f"metric names {taken} are columns of every row; rename them")
-    row: Row = {"kind": kind, "iteration": int(iteration)}
-    if step is not None:
-        row["step"] = int(step)
-    if when is not None:
-        row["time"] = round(when, 3)
-    return row | {name: plain(name, values[name]) for name in sorted(values)}
 
 
 def _place(row: Row) -> tuple[str, int, int | None]:

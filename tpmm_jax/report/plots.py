@@ -3,19 +3,16 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.report.figures import draw_curves, plot
-from tpmm_jax.report.gather import RunData
+from tpmm_jax.report.gather import Row, RunData
 from tpmm_jax.report.panels import curve
 from tpmm_jax.store.files import write_file
 
 _WIDTH, _HEIGHT = 720, 448
 _DPI = 90  # at 72 a unit is a pixel
 _FORMATS = (".png", ".svg", ".pdf")
-
-Row = Mapping[str, Any]
 
 
 def plot_reward(
