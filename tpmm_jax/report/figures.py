@@ -87,31 +87,25 @@ def theta(k: int) -> str:
 
 
 def by_iteration(
-    curves: Sequence[Curve],
-    *,
-    percent: bool = False,
-    line: float | None = None,
-    log: bool = False,
+    curves: Sequence[Curve], *, share: bool = False, log: bool = False
 ) -> Markup:
     """Draws curves over iterations, with their intervals.
 
     Args:
-      percent: y is a share.
-      line: height of a dashed line across, such as 0.5.
+      share: y is a share; a dashed line marks the half.
       log: a logarithmic y axis, if the curves need more than a decade of it.
     """
     with plot() as (figure, axes):
         draw_curves(axes, curves)
-        if line is not None:
-            axes.axhline(line, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+        if share:
+            axes.axhline(0.5, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.margins(y=0.08)
         if log and _decades(curves) > 1:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
         if log:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         return _finished(figure)
 
 
@@ -146,8 +140,8 @@ def _draw_curve(
     axes.plot(x, curve.y, **_style(index), markersize=4.5 if bars else 0)
 
 
-def frontier(curves: Sequence[Curve], *, xlabel: str, ylabel: str) -> Markup:
-    """Draws y against x, the points numbered by iteration."""
+def frontier(curves: Sequence[Curve]) -> Markup:
+    """Draws reward against KL, the points numbered by iteration."""
     with plot() as (figure, axes):
         for index, curve in enumerate(curves):
             axes.plot(curve.x, curve.y, **_style(index), markersize=4.5)
@@ -160,17 +154,14 @@ def frontier(curves: Sequence[Curve], *, xlabel: str, ylabel: str) -> Markup:
             points = zip(curve.x, curve.y, curve.names)
             for number, (x, y, name) in enumerate(points):
                 last = number == len(curve.x) - 1
-                if (
-                    math.isfinite(x)
-                    and math.isfinite(y)
-                    and (number % every == 0 or last)
-                ):
+                known = math.isfinite(x) and math.isfinite(y)
+                if known and (number % every == 0 or last):
                     axes.annotate(
                         f"{name:g}", (x, y), (5, 4), textcoords="offset points",
                         gid="halo",
                     )  # fmt: skip
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
+        axes.set_xlabel("KL to θ₀, nats per response")
+        axes.set_ylabel("reward")
         return _finished(figure)
 
 

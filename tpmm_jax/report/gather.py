@@ -105,14 +105,6 @@ class RunData:
         own = [""] if any("reward/mean" in row for row in self.iterations) else []
         return own + [name[: -len(end)] for name in self.names() if name.endswith(end)]
 
-    def labels(self, prefix: str, end: str) -> list[str]:
-        """What stands between a prefix and an end, as the scorer in score/X/mean."""
-        return [
-            name[len(prefix) : -len(end)]
-            for name in self.names()
-            if name.startswith(prefix) and name.endswith(end)
-        ]
-
     def samples(self, iteration: int, of_set: str = "") -> list[Rollout]:
         """The evaluation's answers, which all have rewards; [] if there are none.
 

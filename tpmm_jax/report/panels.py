@@ -4,8 +4,9 @@ With one run, a plot's curves are what belongs together; with several, there is 
 for each of these and a curve for each run.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve, theta
 from tpmm_jax.report.gather import RunData
 
-INTERVAL = "Bars: 95\u00a0% intervals."
 PREVIOUS = "θₜ₋₁"
 
 
@@ -109,27 +109,33 @@ def family(
       names: metric -> its label in the legend.
       style: of figures.by_iteration.
     """
+    draw = functools.partial(figures.by_iteration, **style)
     if len(runs) == 1:
         curves = [curve(runs[0], name, label) for name, label in names.items()]
-        return _panel(title, curves, note, named=len(names) > 1, style=style)
+        return _panel(title, curves, note, draw, named=len(names) > 1)
     found = []
     for name, label in names.items():
         curves = [curve(run, name, run.label) for run in runs]
         whole = f"{title}: {label}" if len(names) > 1 else title
-        found += _panel(whole, curves, note, named=True, style=style)
+        found += _panel(whole, curves, note, draw, named=True)
     return found
 
 
 def _panel(
-    title: str, curves: list[Curve], note: str, *, named: bool, style: dict[str, Any]
+    title: str,
+    curves: list[Curve],
+    note: str,
+    draw: Callable[[list[Curve]], Markup],
+    *,
+    named: bool,
 ) -> list[Panel]:
     # An absent curve keeps its colour: a run has the same one in every plot.
     if not any(curve.x for curve in curves):
         return []
-    bars = INTERVAL if any(curve.low for curve in curves) else ""
+    if any(curve.low for curve in curves):
+        note = f"{note} Bars: 95\u00a0% intervals.".lstrip()
     keys = [curve.label if curve.x else "" for curve in curves] if named else []
-    svg = figures.by_iteration(curves, **style)
-    return [Panel(title, " ".join(filter(None, (note, bars))), keys, svg)]
+    return [Panel(title, note, keys, draw(curves))]
 
 
 def reward(runs: Sequence[RunData]) -> list[Panel]:
@@ -145,13 +151,18 @@ def reward(runs: Sequence[RunData]) -> list[Panel]:
 
 
 def _labels(runs: Sequence[RunData], start: str, end: str) -> list[str]:
-    return list(dict.fromkeys(n for run in runs for n in run.labels(start, end)))
+    """Returns what stands between a start and an end, as the scorer in score/X/mean."""
+    names = dict.fromkeys(name for run in runs for name in run.names())
+    return [
+        name[len(start) : -len(end)]
+        for name in names
+        if name.startswith(start) and name.endswith(end)
+    ]
 
 
 def win_rates(runs: Sequence[RunData]) -> list[Panel]:
     """Win rates against theta_0 and theta_{t-1}, by every judge there is."""
     found, note = [], "Ties count half; the dashed line is 50\u00a0%."
-    style: dict[str, Any] = {"percent": True, "line": 0.5}
     for prefix, of in prefixes(runs):
         judges = {prefix: "labelling scorer"}
         for kind in ("score", "judge"):
@@ -160,12 +171,12 @@ def win_rates(runs: Sequence[RunData]) -> list[Panel]:
         against = {"theta_0": theta(0), "previous": PREVIOUS}
         if len(judges) == 1:
             names = {f"{prefix}win/{k}": f"against {v}" for k, v in against.items()}
-            found += family(runs, f"Win rate{of}", names, note, **style)
+            found += family(runs, f"Win rate{of}", names, note, share=True)
             continue
         for end, opponent in against.items():
             names = {f"{start}win/{end}": judge for start, judge in judges.items()}
             title = f"Win rate against {opponent}{of}"
-            found += family(runs, title, names, note, **style)
+            found += family(runs, title, names, note, share=True)
     return found
 
 
@@ -180,13 +191,8 @@ def distance(runs: Sequence[RunData]) -> list[Panel]:
         ]
         if any(len(curve.x) > 1 for curve in curves):
             note = "Points are numbered by iteration; 0 is θ₀."
-            svg = figures.frontier(
-                curves, xlabel="KL to θ₀, nats per response", ylabel="reward"
-            )
-            keys = [c.label if c.x else "" for c in curves] if len(runs) > 1 else []
-            bars = INTERVAL if any(curve.low for curve in curves) else ""
-            note = " ".join(filter(None, (note, bars)))
-            found.append(Panel(f"Reward over KL{of}", note, keys, svg))
+            title, named = f"Reward over KL{of}", len(runs) > 1
+            found += _panel(title, curves, note, figures.frontier, named=named)
         names = {kl: f"to {theta(0)}", f"{prefix}kl/reference": "to the reference"}
         found += family(runs, f"KL{of}", names, "Nats per response.")
     return found
@@ -224,9 +230,7 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
 
 def _weights(run: RunData, of: str) -> list[Panel]:
     rows = [row for row in run.iterations if "merge/weight_0" in row]
-    count = 0
-    while any(f"merge/weight_{count}" in row for row in rows):
-        count += 1
+    count = sum(name.startswith("merge/weight_") for name in run.names())
     if not rows:
         return []
     weights = np.array(
@@ -259,10 +263,9 @@ def _layer_weights(run: RunData, of: str) -> list[Panel]:
 
 def held_out(runs: Sequence[RunData]) -> list[Panel]:
     """Accuracy and margin on held-out pairs; their distributions at the end."""
-    style: dict[str, Any] = {"percent": True, "line": 0.5}
     note = f"Share of pairs on which θₜ against {theta(0)} prefers the chosen one."
     found = family(
-        runs, "Held-out accuracy", {"heldout/accuracy": ""}, note, **style
+        runs, "Held-out accuracy", {"heldout/accuracy": ""}, note, share=True
     ) + family(runs, "Held-out margin", {"heldout/margin": ""}, "Nats.")
     if len(runs) > 1 or not runs[0].iterations:
         return found
