@@ -199,15 +199,6 @@ def watched(run: RunData) -> bool:
     return "max_kl_per_token" in run.config.get("evaluation", {})
 
 
-def warnings(run: RunData) -> list[tuple[int, str]]:
-    """Returns (iteration, warning of the watch), the last iteration's first."""
-    return [
-        (row["iteration"], text)
-        for row in reversed(run.iterations)
-        for text in run.warnings(row)
-    ]
-
-
 def metric_table(run: RunData) -> list[tuple[str, list[str]]]:
     """Returns (metric, a cell an iteration) of everything the rows hold."""
     names = [name for name in run.names() if name not in _PLACE]
@@ -304,7 +295,7 @@ def summary_cells(run: RunData) -> list[str]:
         " → ".join(reward) or "–",
         *wins,
         number_text(run.number(last, "kl/theta_0")),
-        str(len(warnings(run))) if watched(run) or warnings(run) else "–",
+        str(len(run.warnings())) if watched(run) or run.warnings() else "–",
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.data.records import Rollout, parse_lines
-from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.log.jsonl import parsed
 from tpmm_jax.log.metrics import METRICS, TIMING
 from tpmm_jax.store.files import read_json, read_lines_repaired
@@ -23,6 +23,8 @@ from tpmm_jax.store.files import read_json, read_lines_repaired
 Row = dict[str, Any]
 # Where a row of metrics.jsonl stands, kept for the errors that name it.
 _LINE = "_line"
+_ARRAYS = "arrays [pairs, 2]"
+_WRITTEN = "what the run wrote there"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class RunData:
         """
         value = row.get(name, math.nan)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self._wrong(row, name, "a number", file)
+            raise _wrong(self.workdir / file, row, name, "a number")
         return float(value) if math.isfinite(value) else math.nan
 
     def interval(self, row: Row, name: str) -> tuple[float, float]:
@@ -76,23 +78,20 @@ class RunData:
         stem = name.removesuffix("/mean")
         return self.number(row, f"{stem}/low"), self.number(row, f"{stem}/high")
 
-    def warnings(self, row: Row) -> list[str]:
-        """What the reward-hacking watch said of an iteration."""
-        texts = row.get("watch", [])
-        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise self._wrong(row, "watch", "a list of texts")
-        return texts
+    def warnings(self) -> list[tuple[int, str]]:
+        """(iteration, what the reward-hacking watch said), the last one's first."""
+        found = []
+        for row in reversed(self.iterations):
+            texts = row.get("watch", [])
+            if not (isinstance(texts, list) and all(isinstance(t, str) for t in texts)):
+                raise _wrong(self.workdir / METRICS, row, "watch", "a list of texts")
+            found += [(row["iteration"], text) for text in texts]
+        return found
 
     def seconds(self, row: Row) -> float:
         """What a row of timing.jsonl took; 0 if it does not say."""
         found = self.number(row, "seconds", TIMING)
         return 0.0 if math.isnan(found) else found
-
-    def _wrong(self, row: Row, name: str, wanted: str, file: str = METRICS) -> BadInput:
-        return BadInput(
-            f"{self.workdir / file}, line {row[_LINE]}: {name} is {row[name]!r}; "
-            f"wanted {wanted}. Restore the file from a copy"
-        )
 
     def names(self) -> list[str]:
         """Every name in the iterations' rows, in the order of first use."""
@@ -137,10 +136,10 @@ class RunData:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise _no_arrays(path, str(error)) from None
+            raise _damaged(f"{path}: {error}", _ARRAYS) from None
         for name, array in arrays.items():
             if name.endswith("_MN") and (array.ndim != 2 or array.shape[1] != 2):
-                raise _no_arrays(path, f"{name} has shape {array.shape}")
+                raise _damaged(f"{path}: {name} has shape {array.shape}", _ARRAYS)
         return arrays
 
 
@@ -181,10 +180,7 @@ def _config(path: pathlib.Path) -> Row:
     config = _object(path)
     for name in ("reference", "evaluation"):
         if not isinstance(config.get(name, {}), dict):
-            raise CorruptCheckpoint(
-                f"{path}: {name} is {config[name]!r}; wanted a JSON object. Restore "
-                "the file from a copy"
-            )
+            raise _damaged(f"{path}: {name} is {config[name]!r}", "a JSON object")
     return config
 
 
@@ -192,10 +188,7 @@ def _rows(path: pathlib.Path) -> list[Row]:
     rows = [row | {_LINE: n} for n, (row, _) in enumerate(parsed(path), start=1)]
     for row in rows:
         if not isinstance(row["iteration"], int) or row["iteration"] < 0:
-            raise BadInput(
-                f"{path}, line {row[_LINE]}: iteration is {row['iteration']!r}; wanted "
-                "a whole number from 0. Restore the file from a copy"
-            )
+            raise _wrong(path, row, "iteration", "a whole number from 0")
     return rows
 
 
@@ -216,19 +209,16 @@ def _check_weights(path: pathlib.Path, record: Row) -> None:
     except (TypeError, ValueError):
         good = False
     if weights and not good:
-        raise CorruptCheckpoint(
-            f"{path}: groups and weights do not fit each other; wanted for each "
-            "group one weight per checkpoint. Restore the file from a copy"
+        raise _damaged(
+            f"{path}: groups and weights do not fit each other",
+            "for each group one weight per checkpoint",
         )
 
 
 def _object(path: pathlib.Path) -> Row:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise CorruptCheckpoint(
-            f"{path}: holds {type(value).__name__}; wanted a JSON object. Restore the "
-            "file from a copy"
-        )
+        raise _damaged(f"{path}: holds {type(value).__name__}", "a JSON object")
     return value
 
 
@@ -238,20 +228,20 @@ def _json_lines(path: pathlib.Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _no_row(path, number, f"is not JSON ({error})") from None
+            found = f"{path}, line {number} is not JSON ({error})"
+            raise _damaged(found, _WRITTEN, BadInput) from None
         if not isinstance(row, dict):
-            raise _no_row(path, number, "is not a JSON object")
+            found = f"{path}, line {number} is not a JSON object"
+            raise _damaged(found, _WRITTEN, BadInput)
         yield row
 
 
-def _no_row(path: pathlib.Path, number: int, what: str) -> BadInput:
-    return BadInput(
-        f"{path}, line {number} {what}; wanted what the run wrote there. Restore the "
-        "file from a copy"
-    )
+def _wrong(path: pathlib.Path, row: Row, name: str, wanted: str) -> TpmmError:
+    found = f"{path}, line {row[_LINE]}: {name} is {row[name]!r}"
+    return _damaged(found, wanted, BadInput)
 
 
-def _no_arrays(path: pathlib.Path, what: str) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{path}: {what}; wanted arrays [pairs, 2]. Restore the file from a copy"
-    )
+def _damaged(
+    found: str, wanted: str, kind: type[TpmmError] = CorruptCheckpoint
+) -> TpmmError:
+    return kind(f"{found}; wanted {wanted}. Restore the file from a copy")
