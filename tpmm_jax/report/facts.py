@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from tpmm_jax.report.panels import PREVIOUS
 
 Row = dict[str, Any]
 # Of a row: where it stands, not what was measured.
-_PLACE = ("kind", "iteration", "_line", "watch")
+_PLACE = {"kind", "iteration", "watch"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ def number_text(value: float, digits: int = 3) -> str:
         return f"{value:,.0f}".replace("-", "−")
     text = f"{value:.{digits}g}"
     if "e" not in text and value != 0:
-        places = max(0, digits - 1 - math.floor(math.log10(abs(float(text)))))
-        text = f"{value:.{places}f}"
+        text = f"{value:#.{digits}g}".rstrip(".")  # with the zeros at its end
     return text.replace("-", "−")
 
 
@@ -201,11 +199,11 @@ def watched(run: RunData) -> bool:
 
 def metric_table(run: RunData) -> list[tuple[str, list[str]]]:
     """Returns (metric, a cell an iteration) of everything the rows hold."""
-    names = [name for name in run.names() if name not in _PLACE]
+    names = {*run.names()} - _PLACE
     found = []
     for name in sorted(names):
-        ends = name.rsplit("/", 1)
-        if ends[-1] in ("low", "high") and {ends[0], f"{ends[0]}/mean"} & {*names}:
+        stem, _, end = name.rpartition("/")
+        if end in ("low", "high") and {stem, f"{stem}/mean"} & names:
             continue  # stands in brackets
         cells = [_cell(run, row, name) for row in run.iterations]
         found.append((name, cells))
@@ -226,20 +224,9 @@ def _cell(run: RunData, row: Row, name: str) -> str:
     return f"{text} ({interval})" if interval else text
 
 
-@dataclass(frozen=True)
-class Session:
-    """One start of the command, as text."""
-
-    when: str
-    what: str
-    command: str
-    devices: str
-    changed: str
-
-
-def sessions(run: RunData) -> list[Session]:
-    """Returns the starts of a run; `changed` names versions that are new in one."""
-    found: list[Session] = []
+def sessions(run: RunData) -> list[dict[str, str]]:
+    """Returns the starts of a run: when, what, command, devices, changed (versions)."""
+    found = []
     before: dict[str, Any] = {}
     for row in run.sessions:
         versions = row.get("versions")
@@ -253,12 +240,9 @@ def sessions(run: RunData) -> list[Session]:
         what = "resumed" if row.get("resumed") else "started"
         if isinstance(row.get("next_iteration"), int):
             what += f" at iteration {row['next_iteration']}"
-        found.append(
-            Session(
-                moment(row.get("time")), what, str(row.get("command", "")),
-                str(row.get("devices", "")), ", ".join(changed),
-            )
-        )  # fmt: skip
+        texts = {name: str(row.get(name, "")) for name in ("command", "devices")}
+        texts |= {"when": moment(row.get("time")), "what": what}
+        found.append(texts | {"changed": ", ".join(changed)})
     return found
 
 
@@ -280,32 +264,20 @@ def moment(seconds: Any) -> str:
         return ""
 
 
-def summary_cells(run: RunData) -> list[str]:
-    """Returns a run's row of the comparison: rule, iterations, reward, wins, KL."""
+def summary(run: RunData) -> dict[str, str]:
+    """Returns a run's row of the comparison, by the heads of its columns."""
     last = run.last
     reward = [
         number_text(run.number(row, "reward/mean"))
         for row in (run.iterations[0], last)
         if "reward/mean" in row
     ] if last else []  # fmt: skip
-    wins = [_share(run.number(last, name), True) for name in SUMMARY_WINS]
-    return [
-        str(run.config.get("reference", {}).get("rule", "–")),
-        progress(run),
-        " → ".join(reward) or "–",
-        *wins,
-        number_text(run.number(last, "kl/theta_0")),
-        str(len(run.warnings())) if watched(run) or run.warnings() else "–",
-    ]
-
-
-SUMMARY_WINS = ("win/theta_0", "win/previous")
-SUMMARY: Sequence[str] = (
-    "reference",
-    "iterations",
-    "reward",
-    f"win rate against {theta(0)}",
-    f"against {PREVIOUS}",
-    "KL",
-    "warnings",
-)
+    return {
+        "reference": str(run.config.get("reference", {}).get("rule", "–")),
+        "iterations": progress(run),
+        "reward": " → ".join(reward) or "–",
+        f"win rate against {theta(0)}": _share(run.number(last, "win/theta_0"), True),
+        f"against {PREVIOUS}": _share(run.number(last, "win/previous"), True),
+        "KL": number_text(run.number(last, "kl/theta_0")),
+        "warnings": str(len(run.warnings())) if watched(run) or run.warnings() else "–",
+    }

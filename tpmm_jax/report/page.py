@@ -96,8 +96,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
     return _environment().get_template("compare.html.jinja").render(
         title=f"Comparison of {len(runs)} runs",
         runs=runs,
-        heads=facts.SUMMARY,
-        summary=[facts.summary_cells(run) for run in runs],
+        summary=[facts.summary(run) for run in runs],
         common=common,
         differences=[] if common is None else compare.differences(runs, common),
         warnings=[(run, run.warnings()) for run in runs],
