@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from tpmm_jax.config import flatten
@@ -15,21 +14,6 @@ from tpmm_jax.report.panels import PREVIOUS
 Row = dict[str, Any]
 # Of a row: where it stands, not what was measured.
 _PLACE = {"kind", "iteration", "watch"}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number at the head of a page.
-
-    Attributes:
-      title: what it is.
-      value: such as "0.54 → 0.93".
-      note: its interval or unit.
-    """
-
-    title: str
-    value: str
-    note: str = ""
 
 
 def number_text(value: float, digits: int = 3) -> str:
@@ -60,8 +44,11 @@ def _share(value: float, percent: bool) -> str:
     return f"{value:.1%}".replace("%", "\u00a0%")
 
 
-def tiles(run: RunData) -> list[Tile]:
-    """Returns the headline numbers that the last iteration has."""
+def tiles(run: RunData) -> list[tuple[str, str, str]]:
+    """Returns the headline numbers of the last iteration: (title, value, note).
+
+    A value is such as "0.54 → 0.93", a note its interval or unit.
+    """
     if not run.iterations:
         return []
     last, first = run.last, run.iterations[0]
@@ -76,7 +63,7 @@ def tiles(run: RunData) -> list[Tile]:
             after = interval_text(run, last, "reward/mean")
             note = f"95\u00a0%: {before} → {after}" if before and after else ""
         title = f"Reward, {theta(0)} → {theta(t)}" if t > 0 else f"Reward, {theta(0)}"
-        found.append(Tile(title, text, note))
+        found.append((title, text, note))
     for name, title in (
         ("win/theta_0", f"Win rate against {theta(0)}"),
         ("win/previous", f"Win rate against {theta(max(t - 1, 0))}"),
@@ -85,12 +72,12 @@ def tiles(run: RunData) -> list[Tile]:
         value = run.number(last, name)
         if not math.isnan(value):
             note = _with_interval(run, last, name, percent=True)
-            found.append(Tile(title, _share(value, True), note))
+            found.append((title, _share(value, True), note))
     kl = run.number(last, "kl/theta_0")
     if not math.isnan(kl) and t > 0:
         interval = _with_interval(run, last, "kl/theta_0")
         note = ", ".join(filter(None, ("nats per response", interval)))
-        found.append(Tile(f"KL to {theta(0)}", number_text(kl), note))
+        found.append((f"KL to {theta(0)}", number_text(kl), note))
     return found
 
 
