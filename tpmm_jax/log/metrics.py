@@ -18,7 +18,6 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, SupportsFloat
 
 from tpmm_jax.log.jsonl import Row, parsed, plain, restored, rewrite
@@ -32,7 +31,7 @@ _RESERVED = ("kind", "iteration", "step", "time")
 Value = str | int | float | Sequence[Any] | SupportsFloat
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Appends rows to a run's folder; open it in one process of a run only.
 
     Each row reaches the operating system before log() returns, so a killed process
@@ -129,15 +128,7 @@ class MetricsLog:
         self.flush()
         self._close_board()
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _open_board(self) -> TensorBoard | None:
@@ -177,27 +168,25 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[Row]:
     Raises:
         BadInput: a line that is not a row; names the file and the line.
     """
-    return [row for row, _ in parsed(pathlib.Path(workdir) / METRICS)]
+    return parsed(pathlib.Path(workdir) / METRICS)
 
 
 def read_timing(workdir: str | os.PathLike[str]) -> list[Row]:
     """Read the rows of timing.jsonl as read_metrics does."""
-    return [row for row, _ in parsed(pathlib.Path(workdir) / TIMING)]
+    return parsed(pathlib.Path(workdir) / TIMING)
 
 
 def iteration_rows(workdir: str | os.PathLike[str]) -> list[Row]:
     """Rows of kind "iteration", with "seconds" from timing.jsonl where it is known."""
     seconds = {
-        row["iteration"]: row["seconds"]
+        row["iteration"]: {"seconds": row["seconds"]}
         for row in read_timing(workdir)
         if row["kind"] == "iteration" and "seconds" in row
     }
-    rows = [row for row in read_metrics(workdir) if row["kind"] == "iteration"]
     return [
-        row | {"seconds": seconds[row["iteration"]]}
-        if row["iteration"] in seconds
-        else row
-        for row in rows
+        row | seconds.get(row["iteration"], {})
+        for row in read_metrics(workdir)
+        if row["kind"] == "iteration"
     ]
 
 

@@ -185,7 +185,7 @@ def _config(path: pathlib.Path) -> Row:
 
 
 def _rows(path: pathlib.Path) -> list[Row]:
-    rows = [row | {_LINE: n} for n, (row, _) in enumerate(parsed(path), start=1)]
+    rows = [row | {_LINE: n} for n, row in enumerate(parsed(path), start=1)]
     for row in rows:
         if not isinstance(row["iteration"], int) or row["iteration"] < 0:
             raise _wrong(path, row, "iteration", "a whole number from 0")
