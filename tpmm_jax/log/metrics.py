@@ -17,7 +17,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
 from tpmm_jax.log.jsonl import Row, parsed, plain, restored, rewrite
@@ -187,6 +187,20 @@ def iteration_rows(workdir: str | os.PathLike[str]) -> list[Row]:
         row | seconds.get(row["iteration"], {})
         for row in read_metrics(workdir)
         if row["kind"] == "iteration"
+    ]
+
+
+def find_labels(rows: Iterable[Iterable[str]], start: str, end: str) -> list[str]:
+    """Returns what stands between a start and an end in names of metrics.
+
+    >>> find_labels([{"score/calm/mean": 0.5, "reward/mean": 0.1}], "score/", "/mean")
+    ['calm']
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [
+        name[len(start) : -len(end)]
+        for name in names
+        if name.startswith(start) and name.endswith(end)
     ]
 
 

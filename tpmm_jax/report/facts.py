@@ -109,9 +109,9 @@ def described(run: RunData) -> list[tuple[str, str]]:
         )
     asked = ""
     if of("evaluation.num_prompts") and run.sets():
-        asked = f"{of('evaluation.num_prompts')} prompts, " + _many(
-            of("evaluation.samples_per_prompt"), "sample"
-        )
+        each = of("evaluation.samples_per_prompt")
+        asked = f"{of('evaluation.num_prompts')} prompts, {each} "
+        asked += "sample each" if each == "1" else "samples each"
     devices = run.sessions[-1].get("devices", "") if run.sessions else ""
     found = [
         ("model", of("model.source")),
@@ -136,17 +136,10 @@ def _loss(name: str | list[str]) -> str:
     return name if isinstance(name, str) else " + ".join(map(str, name))
 
 
-def _many(count: str, what: str) -> str:
-    return f"{count} {what} each" if count == "1" else f"{count} {what}s each"
-
-
 def progress(run: RunData) -> str:
     """Returns such as "2 of 4 finished"."""
-    done = run.last.get("iteration")
-    planned = run.config.get("iterations", "?")
-    if run.lost:
-        return f"{'none' if done is None else done} of {planned} in {METRICS}"
-    return f"{'none' if done is None else done} of {planned} finished"
+    done, planned = run.last.get("iteration", "none"), run.config.get("iterations", "?")
+    return f"{done} of {planned} {f'in {METRICS}' if run.lost else 'finished'}"
 
 
 def missing(run: RunData) -> str:

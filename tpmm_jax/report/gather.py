@@ -159,11 +159,8 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
     config = folder / "config.json"
     metrics = _rows(folder / METRICS)
     logged = {row["iteration"] for row in metrics if row["kind"] == "iteration"}
-    evaluated = {
-        int(path.parent.name)
-        for path in folder.glob("iterations/*/summary.json")
-        if path.parent.name.isdigit()
-    }
+    evaluated = _by_iteration(folder, "summary.json").keys()
+    references = _by_iteration(folder, "reference.json")
     return RunData(
         workdir=folder,
         label=label or folder.resolve().name,
@@ -171,7 +168,7 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
         metrics=metrics,
         timing=_rows(folder / TIMING),
         sessions=list(_json_lines(folder / "sessions.jsonl")),
-        references=_references(folder),
+        references={t: _reference(path) for t, path in references.items()},
         lost=sorted(evaluated - logged),
     )
 
@@ -192,17 +189,13 @@ def _rows(path: pathlib.Path) -> list[Row]:
     return rows
 
 
-def _references(folder: pathlib.Path) -> dict[int, Mapping[str, Any]]:
-    found: dict[int, Mapping[str, Any]] = {}
-    for path in sorted(folder.glob("iterations/*/reference.json")):
-        if path.parent.name.isdigit():
-            record = _object(path)
-            _check_weights(path, record)
-            found[int(path.parent.name)] = record
-    return found
+def _by_iteration(folder: pathlib.Path, name: str) -> dict[int, pathlib.Path]:
+    paths = sorted(folder.glob(f"iterations/*/{name}"))
+    return {int(p.parent.name): p for p in paths if p.parent.name.isdigit()}
 
 
-def _check_weights(path: pathlib.Path, record: Row) -> None:
+def _reference(path: pathlib.Path) -> Row:
+    record = _object(path)
     groups, weights = record.get("groups", []), record.get("weights", [])
     try:
         good = len(groups) == len(weights) and np.asarray(weights, float).ndim == 2
@@ -213,6 +206,7 @@ def _check_weights(path: pathlib.Path, record: Row) -> None:
             f"{path}: groups and weights do not fit each other",
             "for each group one weight per checkpoint",
         )
+    return record
 
 
 def _object(path: pathlib.Path) -> Row:

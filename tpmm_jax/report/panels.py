@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.log.metrics import find_labels
 from tpmm_jax.merging import FAINT
 from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve, theta
@@ -51,7 +52,6 @@ class Section:
 
 def sections(runs: Sequence[RunData]) -> list[Section]:
     """Returns every section of the page, those without a plot too."""
-    one = len(runs) == 1
     none = "No finished iteration recorded this."
     found = [
         Section("Reward", [*reward(runs), *win_rates(runs)], none),
@@ -68,7 +68,7 @@ def sections(runs: Sequence[RunData]) -> list[Section]:
         ),
         Section("Length and variety of the samples", variety(runs), none),
     ]
-    if one:
+    if len(runs) == 1:
         found += [
             Section("Training", training(runs[0]), "No training step is logged yet."),
             Section("Time", time(runs[0]), "timing.jsonl has no finished phase."),
@@ -140,33 +140,24 @@ def _panel(
 
 def reward(runs: Sequence[RunData]) -> list[Panel]:
     """Reward by iteration: of the labelling scorer and the further ones, by set."""
-    found = []
+    found, named = [], [run.names() for run in runs]
     for prefix, of in prefixes(runs):
         found += family(runs, f"Reward{of}", {f"{prefix}reward/mean": ""})
-        for label in _labels(runs, f"{prefix}score/", "/mean"):
+        for label in find_labels(named, f"{prefix}score/", "/mean"):
             name = f"{prefix}score/{label}/mean"
             note = "A further scorer; it labelled no pair."
             found += family(runs, f"Score of {label}{of}", {name: ""}, note)
     return found
 
 
-def _labels(runs: Sequence[RunData], start: str, end: str) -> list[str]:
-    """Returns what stands between a start and an end, as the scorer in score/X/mean."""
-    names = dict.fromkeys(name for run in runs for name in run.names())
-    return [
-        name[len(start) : -len(end)]
-        for name in names
-        if name.startswith(start) and name.endswith(end)
-    ]
-
-
 def win_rates(runs: Sequence[RunData]) -> list[Panel]:
     """Win rates against theta_0 and theta_{t-1}, by every judge there is."""
     found, note = [], "Ties count half; the dashed line is 50\u00a0%."
+    named = [run.names() for run in runs]
     for prefix, of in prefixes(runs):
         judges = {prefix: "labelling scorer"}
         for kind in ("score", "judge"):
-            labels = _labels(runs, f"{prefix}{kind}/", "/win/theta_0")
+            labels = find_labels(named, f"{prefix}{kind}/", "/win/theta_0")
             judges |= {f"{prefix}{kind}/{label}/": label for label in labels}
         against = {"theta_0": theta(0), "previous": PREVIOUS}
         if len(judges) == 1:
