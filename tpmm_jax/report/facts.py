@@ -220,9 +220,13 @@ def sessions(run: RunData) -> list[dict[str, str]]:
         what = "resumed" if row.get("resumed") else "started"
         if isinstance(row.get("next_iteration"), int):
             what += f" at iteration {row['next_iteration']}"
-        texts = {name: str(row.get(name, "")) for name in ("command", "devices")}
-        texts |= {"when": moment(row.get("time")), "what": what}
-        found.append(texts | {"changed": ", ".join(changed)})
+        found.append(
+            {
+                "when": moment(row.get("time")), "what": what,
+                "command": str(row.get("command", "")),
+                "devices": str(row.get("devices", "")), "changed": ", ".join(changed),
+            }
+        )  # fmt: skip
     return found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tpmm_jax.data.records import Rollout, parse_lines
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.log.jsonl import parsed
-from tpmm_jax.log.metrics import METRICS, TIMING
+from tpmm_jax.log.metrics import METRICS, TIMING, find_labels
 from tpmm_jax.store.files import read_json, read_lines_repaired
 
 Row = dict[str, Any]
@@ -100,9 +100,8 @@ class RunData:
 
     def sets(self) -> list[str]:
         """Names of the evaluation's prompt sets; "" is the run's own."""
-        end = "/reward/mean"
         own = [""] if any("reward/mean" in row for row in self.iterations) else []
-        return own + [name[: -len(end)] for name in self.names() if name.endswith(end)]
+        return own + find_labels([self.names()], "", "/reward/mean")
 
     def samples(self, iteration: int, of_set: str = "") -> list[Rollout]:
         """The evaluation's answers, which all have rewards; [] if there are none.
@@ -190,6 +189,7 @@ def _rows(path: pathlib.Path) -> list[Row]:
 
 
 def _by_iteration(folder: pathlib.Path, name: str) -> dict[int, pathlib.Path]:
+    """Returns {iteration: its file of that name}."""
     paths = sorted(folder.glob(f"iterations/*/{name}"))
     return {int(p.parent.name): p for p in paths if p.parent.name.isdigit()}
 
