@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tpmm_jax.log.metrics import iteration_rows
-from tpmm_jax.report.plots import COLOURS
+from tpmm_jax.report.figures import COLOURS
 from tpmm_jax.store.files import write_json, write_text
 
 DASHES = ("-", "--", ":")

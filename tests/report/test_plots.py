@@ -1,12 +1,16 @@
 """The reward plot is a whole file of the promised size, or an error that helps."""
 
-import itertools
+import math
+import pathlib
+import re
 
 import pytest
 from matplotlib import image
 
 from tpmm_jax.errors import BadInput, StorageError
-from tpmm_jax.report.plots import _apart, _curve, plot_reward
+from tpmm_jax.report.gather import RunData
+from tpmm_jax.report.panels import curve
+from tpmm_jax.report.plots import plot_reward
 
 
 def run(iterations=4, gain=0.1):
@@ -38,9 +42,9 @@ def test_rows_of_other_kinds_and_without_finite_rewards_are_passed_over():
         {"kind": "iteration", "iteration": 3},
         {"kind": "iteration", "iteration": 4, "reward/mean": 0.9},
     ]
-    curve = _curve(rows)
-    assert [point[0] for point in curve] == [0, 1, 4]
-    assert curve[-1][2] != curve[-1][2]  # no interval
+    drawn = curve(RunData(pathlib.Path(), "run", metrics=rows), "reward/mean", "run")
+    assert drawn.x == [0, 1, 4]
+    assert math.isnan(drawn.low[-1]) and math.isnan(drawn.high[-1])  # no interval
 
 
 def test_a_run_without_intervals_is_drawn(tmp_path):
@@ -71,17 +75,9 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
         plot_reward({"learned": run()}, tmp_path / "file" / "reward.png")
 
 
-@pytest.mark.parametrize(
-    ("wanted", "places"),
-    [
-        ([0.2, 0.5], [0.2, 0.5]),
-        ([0.5, 0.5], [0.45, 0.55]),
-        ([0.2, 0.5, 0.5, 0.5], [0.2, 0.4, 0.5, 0.6]),
-        ([1.0, 1.0], [0.9, 1.0]),
-        ([0.0, 0.0], [0.0, 0.1]),
-    ],
-)
-def test_names_move_apart_and_no_further(wanted, places):
-    found = _apart(wanted, 0.1, 0.0, 1.0)
-    assert found == pytest.approx(places)
-    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(found))
+def test_every_run_is_named_once_and_its_name_is_cut_where_it_is_long(tmp_path):
+    names = [f"rule {k}" for k in range(9)] + ["a name of 26 letters and so"]
+    path = plot_reward({name: run() for name in names}, tmp_path / "reward.svg")
+    said = re.findall(r"<text[^>]*>(.*?)</text>", path.read_text())
+    assert [s for s in said if s.startswith("rule")] == names[:-1]
+    assert "a name of 26 letter…" in said

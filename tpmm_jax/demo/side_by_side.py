@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import pathlib
 import shlex
 import sys
@@ -132,14 +131,14 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def verdict(workdir: pathlib.Path, iteration: int) -> str:
     """Returns what the last evaluation says of the two, and no more than that."""
     before, after = (_rewards(workdir / rule, iteration) for rule in RULES)
-    gap, low, high = paired_interval(after, before)
+    gap = paired_interval(after, before)
     found = (
         f"After iteration {iteration}, reward of {RULES[1]} minus {RULES[0]}: "
-        f"{gap:+.3f} ({low:+.3f} to {high:+.3f}, 95 %, paired by prompt). "
+        f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}, 95 %, paired by prompt). "
     )
-    if not math.isfinite(low) or low <= 0 <= high:
+    if not gap.excludes_0:
         return found + "On this seed the two cannot be told apart."
-    better = RULES[1] if low > 0 else RULES[0]
+    better = RULES[1] if gap.low > 0 else RULES[0]
     return found + f"On this seed {better} is ahead; another seed may differ."
 
 

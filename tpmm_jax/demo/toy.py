@@ -116,7 +116,8 @@ def review_sentiment(prompt: str, text: str) -> float:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Returns the tokenizer whose tokens are words with the space before them."""
-    words = {w for text in _vocabulary_texts() for w in re.findall(WORD, text)}
+    texts = make_texts(all_prompts() * 4, seed=0)  # enough that every word occurs
+    words = {word for text in texts for word in re.findall(WORD, text)}
     vocab = {word: i for i, word in enumerate([*SPECIAL, *sorted(words)])}
     core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
@@ -134,11 +135,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=MAX_POSITIONS,
     )
-
-
-def _vocabulary_texts() -> list[str]:
-    """Enough texts that every word occurs."""
-    return make_texts(all_prompts() * 4, seed=0)
 
 
 def build_model(directory: pathlib.Path, console: RunConsole, steps: int = 250) -> None:

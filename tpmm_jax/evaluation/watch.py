@@ -128,10 +128,10 @@ def _drift(
 
 def _length(history: Sequence[Evaluated], ratio: float, look_at: str) -> list[str]:
     first, now = history[0], history[-1]
-    known = [e for e in history if e.length is not None]
     if first.length is None or now.length is None or len(history) < 2:
         return []
-    factors = {e.name: (e.length or 0.0) / max(first.length, 1e-9) for e in known}
+    unit = max(first.length, 1e-9)
+    factors = {e.name: e.length / unit for e in history if e.length is not None}
     inside = [name for name, f in factors.items() if 1 / ratio <= f <= ratio]
     if now.name in inside:
         return []

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tpmm_jax.log.metrics import find_labels
 from tpmm_jax.log.table import Column, draw_table, needed_width
 
 _NONE = "–"
@@ -39,8 +40,8 @@ def comparison_table(
 
 
 def _columns(measures: Sequence[Row]) -> list[Column]:
-    labels = _found(measures, "score/", "/mean")
-    judges = _found(measures, "judge/", "/win/baseline")
+    labels = find_labels(measures, "score/", "/mean")
+    judges = find_labels(measures, "judge/", "/win/baseline")
     wanted = [
         ("reward", "reward/mean", "reward", 3),
         ("win", "win/baseline", "win/baseline", 3),
@@ -62,17 +63,6 @@ def _columns(measures: Sequence[Row]) -> list[Column]:
     return [
         (title, [_cell(row, mean, bounds, digits) for row in measures])
         for title, mean, bounds, digits in wanted
-    ]
-
-
-def _found(measures: Sequence[Row], head: str, tail: str) -> list[str]:
-    names = dict.fromkeys(name for row in measures for name in row)
-    return [
-        name[len(head) : -len(tail)]
-        for name in names
-        if name.startswith(head)
-        and name.endswith(tail)
-        and name.count("/") == (1 + tail.count("/"))
     ]
 
 

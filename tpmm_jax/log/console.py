@@ -76,7 +76,7 @@ class RunConsole:
             total: how many items there are.
             unit: plural, such as "prompts".
         """
-        phase = Phase(name, total, unit, self._clock, self._say)
+        phase = Phase(name, total, unit, self._clock, self.note)
         live = self._out.is_interactive
         if live:
             self._show(phase)
@@ -87,7 +87,7 @@ class RunConsole:
         finally:
             if live:
                 self._hide(phase)
-            self._say(phase.summary())
+            self.note(phase.summary())
 
     def _show(self, phase: "Phase") -> None:
         self._phases.append(phase)
@@ -121,12 +121,9 @@ class RunConsole:
             grid.add_row(name, phase.drawn(width), count, left, words)
         return grid
 
-    def _say(self, text: str | Text) -> None:
-        _print(self._out, text)
-
-    def note(self, text: str) -> None:
+    def note(self, text: str | Text) -> None:
         """Print a remark."""
-        self._say(text)
+        _print(self._out, text)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table, or lines that wrap."""
@@ -134,7 +131,7 @@ class RunConsole:
 
     def warn(self, text: str) -> None:
         """Print a warning, in its place among the other lines."""
-        self._say(Text.assemble(("warning: ", "bold yellow"), text))
+        self.note(Text.assemble(("warning: ", "bold yellow"), text))
 
     def error(self, message: str) -> None:
         """Print an error to standard error, without a traceback."""

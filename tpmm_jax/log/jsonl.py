@@ -35,7 +35,7 @@ def plain(name: str, value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+        return str(value)
     if isinstance(value, (str, int, float)):
         return value
     raise TypeError(f"metric {name!r} is a {type(value)}; wanted a number, str or list")
@@ -53,13 +53,14 @@ def restored(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def parsed(path: pathlib.Path) -> list[tuple[Row, bytes]]:
-    """Rows of a file with their bytes; a torn last line is left out.
+def parsed(path: pathlib.Path) -> list[Row]:
+    """Rows of a file; a torn last line is left out.
 
     Raises:
         BadInput: any other line that is not a row; names the file and the line.
     """
-    return _parse(path.read_bytes(), path) if path.exists() else []
+    data = path.read_bytes() if path.exists() else b""
+    return [row for row, _ in _parse(data, path)]
 
 
 def _parse(data: bytes, path: pathlib.Path) -> list[tuple[Row, bytes]]:

@@ -12,12 +12,12 @@ the strings "nan", "inf" and "-inf", which read_metrics gives back as floats.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
 from tpmm_jax.log.jsonl import Row, parsed, plain, restored, rewrite
@@ -31,7 +31,7 @@ _RESERVED = ("kind", "iteration", "step", "time")
 Value = str | int | float | Sequence[Any] | SupportsFloat
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Appends rows to a run's folder; open it in one process of a run only.
 
     Each row reaches the operating system before log() returns, so a killed process
@@ -63,6 +63,7 @@ class MetricsLog:
         iteration: int,
         step: int | None,
         values: Mapping[str, Value],
+        timing: bool = False,
     ) -> None:
         """Append one row to metrics.jsonl.
 
@@ -72,37 +73,36 @@ class MetricsLog:
             step: optimiser updates; None for a row about a whole iteration.
             values: name -> number, string or list. Nothing that depends on the clock.
                 An array scalar is fetched, which waits for the device.
+            timing: append to timing.jsonl instead, with "time", seconds since the
+                epoch; usual names are seconds, tokens_per_second and mfu.
 
         Raises:
             TypeError: a value that is not a number, string or list.
             ValueError: a reserved name.
             StorageError: the disk refuses.
         """
-        self._append(self._metrics, _row(kind, iteration, step, values), "")
-
-    def log_timing(
-        self,
-        kind: str,
-        *,
-        iteration: int,
-        step: int | None,
-        values: Mapping[str, Value],
-    ) -> None:
-        """Append one row to timing.jsonl, with "time", seconds since the epoch.
-
-        Arguments and errors are those of log(); usual names are seconds,
-        tokens_per_second and mfu.
-        """
-        row = _row(kind, iteration, step, values, when=time.time())
-        self._append(self._timing, row, "timing/")
-
-    def _append(self, path: pathlib.Path, row: Row, prefix: str) -> None:
+        taken = [name for name in _RESERVED if name in values]
+        if taken:
+            raise ValueError(
+                f"metric names {taken} are columns of every row; rename them"
+            )
+        row: Row = {"kind": kind, "iteration": int(iteration)}
+        if step is not None:
+            row["step"] = int(step)
+        if timing:
+            row["time"] = round(time.time(), 3)
+        row |= {name: plain(name, values[name]) for name in sorted(values)}
         board = self._open_board()  # before the row, which it would else hold twice
+        path = self._timing if timing else self._metrics
         append_lines(path, [json.dumps(row, allow_nan=False)], flush=False)
         if board is not None:
             with self._board_errors():
                 when = row.get("time", time.time())
+                prefix = "timing/" if timing else ""
                 board.add(restored(row), prefix=prefix, when=when)
+
+    # The same, to timing.jsonl.
+    log_timing = functools.partialmethod(log, timing=True)
 
     def rewind(self, keep: Callable[[Row], bool]) -> int:
         """Drop the rows for which keep(row) is false, from both files, atomically.
@@ -128,15 +128,7 @@ class MetricsLog:
         self.flush()
         self._close_board()
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _open_board(self) -> TensorBoard | None:
@@ -176,46 +168,40 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[Row]:
     Raises:
         BadInput: a line that is not a row; names the file and the line.
     """
-    return [row for row, _ in parsed(pathlib.Path(workdir) / METRICS)]
+    return parsed(pathlib.Path(workdir) / METRICS)
 
 
 def read_timing(workdir: str | os.PathLike[str]) -> list[Row]:
     """Read the rows of timing.jsonl as read_metrics does."""
-    return [row for row, _ in parsed(pathlib.Path(workdir) / TIMING)]
+    return parsed(pathlib.Path(workdir) / TIMING)
 
 
 def iteration_rows(workdir: str | os.PathLike[str]) -> list[Row]:
     """Rows of kind "iteration", with "seconds" from timing.jsonl where it is known."""
     seconds = {
-        row["iteration"]: row["seconds"]
+        row["iteration"]: {"seconds": row["seconds"]}
         for row in read_timing(workdir)
         if row["kind"] == "iteration" and "seconds" in row
     }
-    rows = [row for row in read_metrics(workdir) if row["kind"] == "iteration"]
     return [
-        row | {"seconds": seconds[row["iteration"]]}
-        if row["iteration"] in seconds
-        else row
-        for row in rows
+        row | seconds.get(row["iteration"], {})
+        for row in read_metrics(workdir)
+        if row["kind"] == "iteration"
     ]
 
 
-def _row(
-    kind: str,
-    iteration: int,
-    step: int | None,
-    values: Mapping[str, Value],
-    when: float | None = None,
-) -> Row:
-    taken = [name for name in _RESERVED if name in values]
-    if taken:
-        raise ValueError(f"metric names {taken} are columns of every row; rename them")
-    row: Row = {"kind": kind, "iteration": int(iteration)}
-    if step is not None:
-        row["step"] = int(step)
-    if when is not None:
-        row["time"] = round(when, 3)
-    return row | {name: plain(name, values[name]) for name in sorted(values)}
+def find_labels(rows: Iterable[Iterable[str]], start: str, end: str) -> list[str]:
+    """Returns what stands between a start and an end in names of metrics.
+
+    >>> find_labels([{"score/calm/mean": 0.5, "reward/mean": 0.1}], "score/", "/mean")
+    ['calm']
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [
+        name[len(start) : -len(end)]
+        for name in names
+        if name.startswith(start) and name.endswith(end)
+    ]
 
 
 def _place(row: Row) -> tuple[str, int, int | None]:

@@ -61,9 +61,7 @@ def rate_text(rate: float | None, unit: str) -> str:
     """A rate as "12.3 steps/s", below one per second as "4.1 s each"; "" if unknown."""
     if rate is None:
         return ""
-    return f"{1 / rate:.1f} s each" if rate < 1 else f"{_three(rate)} {unit}/s"
-
-
-def _three(value: float) -> str:
-    """Three digits are as many as a rate deserves."""
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+    if rate < 1:
+        return f"{1 / rate:.1f} s each"
+    # Three digits are as many as a rate deserves.
+    return f"{rate:.1f} {unit}/s" if rate < 100 else f"{rate:,.0f} {unit}/s"

@@ -19,22 +19,11 @@ _GAP = 2
 # What is given up, one after another, until the table fits: a column, the intervals of
 # the win rates, or the merge weights of a cell but so many.
 _GIVEN_UP: tuple[str | int, ...] = (
-    3, "pairs", "intervals", "margin", 2, "accuracy", "change", "time", 1,
-    "reference", "kl", "beat", "win",
+    3, "pairs", "intervals", "margin", 2, "acc.", "vs θ0", "time", 1,
+    "reference", "KL", "win prev", "win θ0",
 )  # fmt: skip
-_TITLES = {
-    "iter": "iter",
-    "reward": "reward (95 %)",
-    "change": "vs θ0",
-    "win": "win θ0",
-    "beat": "win prev",
-    "kl": "KL",
-    "margin": "margin",
-    "accuracy": "acc.",
-    "reference": "reference",
-    "pairs": "pairs",
-    "time": "time",
-}
+# Title -> metric.
+_WINS = {"win θ0": "win/theta_0", "win prev": "win/previous"}
 
 
 def iteration_table(rows: Sequence[Row], width: int) -> Table:
@@ -55,46 +44,44 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
 
     cells = {
         "iter": [f"{row['iteration']}{'!' * bool(row.get('watch'))}" for row in rows],
-        "reward": _rewards(rows),
-        "change": _changes(rows),
-        "win": [_share(row, "win/theta_0", whole=True) for row in rows],
-        "beat": [_share(row, "win/previous", whole=True) for row in rows],
-        "kl": _numbers(rows, "kl/theta_0"),
+        "reward (95 %)": _rewards(rows),
+        "vs θ0": _changes(rows),
+        **{
+            title: [_share(row, metric, whole=True) for row in rows]
+            for title, metric in _WINS.items()
+        },
+        "KL": _numbers(rows, "kl/theta_0"),
         "margin": _numbers(rows, "rewards/margins"),
-        "accuracy": _numbers(rows, "rewards/accuracies"),
+        "acc.": _numbers(rows, "rewards/accuracies"),
         "reference": references(),
-        "pairs": [_count(row.get("pairs")) for row in rows],
+        "pairs": [f"{row['pairs']:,}" if "pairs" in row else _NONE for row in rows],
         "time": [
             clock_text(row["seconds"]) if "seconds" in row else _NONE for row in rows
         ],
     }
-    cells = {n: column for n, column in cells.items() if {*column} - {_NONE}}
+    cells = {title: column for title, column in cells.items() if {*column} - {_NONE}}
     for given_up in _GIVEN_UP:
-        if needed_width([(_TITLES[name], cells[name]) for name in cells]) <= width:
+        if needed_width(cells.items()) <= width:
             break
         if given_up == "intervals":
-            for name, metric in (("win", "win/theta_0"), ("beat", "win/previous")):
-                if name in cells:
-                    cells[name] = [_share(row, metric) for row in rows]
+            for title in _WINS.keys() & cells.keys():
+                cells[title] = [_share(row, _WINS[title]) for row in rows]
         elif isinstance(given_up, str):
             cells.pop(given_up, None)
         elif "reference" in cells:
             cells["reference"] = references(given_up)
-    return draw_table(
-        [(_TITLES[name], cells[name]) for name in cells],
-        left=("reference",),
-        caption=_caption(rows, cells, rules),
-    )
+    caption = _caption(rows, cells, rules)
+    return draw_table(cells.items(), left=("reference",), caption=caption)
 
 
-def needed_width(columns: Sequence[Column]) -> int:
+def needed_width(columns: Collection[Column]) -> int:
     """Returns the characters that a table of whole cells takes."""
     widths = [max(map(len, [title, *cells])) for title, cells in columns]
     return sum(widths) + _GAP * (len(widths) - 1)
 
 
 def draw_table(
-    columns: Sequence[Column], *, left: Collection[str], caption: str = ""
+    columns: Collection[Column], *, left: Collection[str], caption: str = ""
 ) -> Table:
     """Returns (title, cells) of each column as a table, numbers on the right.
 
@@ -128,9 +115,9 @@ def _caption(rows: Sequence[Row], columns: Collection[str], rules: set[str]) -> 
         weighted = "merge weights; " if len(rules) > 1 else ""
         named = next(iter(rules)) if len(rules) == 1 else ""
         parts.append(f"reference: {weighted}{named}".rstrip("; "))
-    if "kl" in columns:
+    if "KL" in columns:
         parts.append("KL: to θ0, nats per response")
-    if "win" in columns:
+    if "win θ0" in columns:
         parts.append("win: a tie counts half")
     if any(row.get("watch") for row in rows):
         parts.append("!: warned")
@@ -227,10 +214,6 @@ def _share(row: Row, name: str, *, whole: bool = False) -> str:
         return text
     low, high = (100 * row[f"{name}/{end}"] for end in ("low", "high"))
     return f"{text} [{low:.0f}, {high:.0f}]"
-
-
-def _count(value: Any) -> str:
-    return _NONE if value is None else f"{int(value):,}"
 
 
 def _finite(row: Row, *names: str) -> bool:

@@ -1,13 +1,12 @@
 """Several runs beside each other, and paired differences between their rewards."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tpmm_jax.evaluation.intervals import paired_interval
+from tpmm_jax.evaluation.intervals import Interval, paired_interval
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.samples import same_prompts
 
@@ -23,7 +22,8 @@ class Difference:
       ours, theirs: labels.
       of_set: "" is the runs' own.
       prompts: how many.
-      mean, low, high: with the 95 % interval over prompts; infinite if unknown.
+      interval: the mean with its 95 % interval over prompts; None where there is no
+        difference.
       problem: why there is no difference; "" if there is one.
     """
 
@@ -31,15 +31,8 @@ class Difference:
     theirs: str
     of_set: str
     prompts: int = 0
-    mean: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
+    interval: Interval | None = None
     problem: str = ""
-
-    @property
-    def excludes_0(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.low > 0 or self.high < 0
 
 
 def last_common(runs: Sequence[RunData]) -> int | None:
@@ -53,11 +46,11 @@ def differences(runs: Sequence[RunData], iteration: int) -> list[Difference]:
     pairs = list(itertools.combinations(reversed(runs), 2))
     if len(runs) > ALL_PAIRS:
         pairs = [(run, runs[0]) for run in runs[1:]]
-    found = []
-    for of_set in dict.fromkeys(name for run in runs for name in run.sets()):
-        for ours, theirs in pairs:
-            found.append(_difference(ours, theirs, of_set, iteration))
-    return found
+    return [
+        _difference(ours, theirs, of_set, iteration)
+        for of_set in dict.fromkeys(name for run in runs for name in run.sets())
+        for ours, theirs in pairs
+    ]
 
 
 def _difference(
@@ -78,5 +71,4 @@ def _difference(
     rewards = [np.array([row.rewards for row in found], float) for found in rows]
     if not all(np.isfinite(values).all() for values in rewards):
         return Difference(*labels, problem="a reward is not finite")
-    mean, low, high = paired_interval(*rewards)
-    return Difference(*labels, len(rows[0]), mean, low, high)
+    return Difference(*labels, len(rows[0]), paired_interval(*rewards))

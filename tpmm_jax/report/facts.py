@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tpmm_jax.config import flatten
@@ -15,22 +13,7 @@ from tpmm_jax.report.panels import PREVIOUS
 
 Row = dict[str, Any]
 # Of a row: where it stands, not what was measured.
-_PLACE = ("kind", "iteration", "_line", "watch")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number at the head of a page.
-
-    Attributes:
-      title: what it is.
-      value: such as "0.54 → 0.93".
-      note: its interval or unit.
-    """
-
-    title: str
-    value: str
-    note: str = ""
+_PLACE = {"kind", "iteration", "watch"}
 
 
 def number_text(value: float, digits: int = 3) -> str:
@@ -43,8 +26,7 @@ def number_text(value: float, digits: int = 3) -> str:
         return f"{value:,.0f}".replace("-", "−")
     text = f"{value:.{digits}g}"
     if "e" not in text and value != 0:
-        places = max(0, digits - 1 - math.floor(math.log10(abs(float(text)))))
-        text = f"{value:.{places}f}"
+        text = f"{value:#.{digits}g}".rstrip(".")  # with the zeros at its end
     return text.replace("-", "−")
 
 
@@ -62,8 +44,11 @@ def _share(value: float, percent: bool) -> str:
     return f"{value:.1%}".replace("%", "\u00a0%")
 
 
-def tiles(run: RunData) -> list[Tile]:
-    """Returns the headline numbers that the last iteration has."""
+def tiles(run: RunData) -> list[tuple[str, str, str]]:
+    """Returns the headline numbers of the last iteration: (title, value, note).
+
+    A value is such as "0.54 → 0.93", a note its interval or unit.
+    """
     if not run.iterations:
         return []
     last, first = run.last, run.iterations[0]
@@ -78,7 +63,7 @@ def tiles(run: RunData) -> list[Tile]:
             after = interval_text(run, last, "reward/mean")
             note = f"95\u00a0%: {before} → {after}" if before and after else ""
         title = f"Reward, {theta(0)} → {theta(t)}" if t > 0 else f"Reward, {theta(0)}"
-        found.append(Tile(title, text, note))
+        found.append((title, text, note))
     for name, title in (
         ("win/theta_0", f"Win rate against {theta(0)}"),
         ("win/previous", f"Win rate against {theta(max(t - 1, 0))}"),
@@ -87,12 +72,12 @@ def tiles(run: RunData) -> list[Tile]:
         value = run.number(last, name)
         if not math.isnan(value):
             note = _with_interval(run, last, name, percent=True)
-            found.append(Tile(title, _share(value, True), note))
+            found.append((title, _share(value, True), note))
     kl = run.number(last, "kl/theta_0")
     if not math.isnan(kl) and t > 0:
         interval = _with_interval(run, last, "kl/theta_0")
         note = ", ".join(filter(None, ("nats per response", interval)))
-        found.append(Tile(f"KL to {theta(0)}", number_text(kl), note))
+        found.append((f"KL to {theta(0)}", number_text(kl), note))
     return found
 
 
@@ -124,9 +109,9 @@ def described(run: RunData) -> list[tuple[str, str]]:
         )
     asked = ""
     if of("evaluation.num_prompts") and run.sets():
-        asked = f"{of('evaluation.num_prompts')} prompts, " + _many(
-            of("evaluation.samples_per_prompt"), "sample"
-        )
+        each = of("evaluation.samples_per_prompt")
+        asked = f"{of('evaluation.num_prompts')} prompts, {each} "
+        asked += "sample each" if each == "1" else "samples each"
     devices = run.sessions[-1].get("devices", "") if run.sessions else ""
     found = [
         ("model", of("model.source")),
@@ -151,17 +136,10 @@ def _loss(name: str | list[str]) -> str:
     return name if isinstance(name, str) else " + ".join(map(str, name))
 
 
-def _many(count: str, what: str) -> str:
-    return f"{count} {what} each" if count == "1" else f"{count} {what}s each"
-
-
 def progress(run: RunData) -> str:
     """Returns such as "2 of 4 finished"."""
-    done = run.last.get("iteration")
-    planned = run.config.get("iterations", "?")
-    if run.lost:
-        return f"{'none' if done is None else done} of {planned} in {METRICS}"
-    return f"{'none' if done is None else done} of {planned} finished"
+    done, planned = run.last.get("iteration", "none"), run.config.get("iterations", "?")
+    return f"{done} of {planned} {f'in {METRICS}' if run.lost else 'finished'}"
 
 
 def missing(run: RunData) -> str:
@@ -199,22 +177,13 @@ def watched(run: RunData) -> bool:
     return "max_kl_per_token" in run.config.get("evaluation", {})
 
 
-def warnings(run: RunData) -> list[tuple[int, str]]:
-    """Returns (iteration, warning of the watch), the last iteration's first."""
-    return [
-        (row["iteration"], text)
-        for row in reversed(run.iterations)
-        for text in run.warnings(row)
-    ]
-
-
 def metric_table(run: RunData) -> list[tuple[str, list[str]]]:
     """Returns (metric, a cell an iteration) of everything the rows hold."""
-    names = [name for name in run.names() if name not in _PLACE]
+    names = {*run.names()} - _PLACE
     found = []
     for name in sorted(names):
-        ends = name.rsplit("/", 1)
-        if ends[-1] in ("low", "high") and {ends[0], f"{ends[0]}/mean"} & {*names}:
+        stem, _, end = name.rpartition("/")
+        if end in ("low", "high") and {stem, f"{stem}/mean"} & names:
             continue  # stands in brackets
         cells = [_cell(run, row, name) for row in run.iterations]
         found.append((name, cells))
@@ -235,20 +204,9 @@ def _cell(run: RunData, row: Row, name: str) -> str:
     return f"{text} ({interval})" if interval else text
 
 
-@dataclass(frozen=True)
-class Session:
-    """One start of the command, as text."""
-
-    when: str
-    what: str
-    command: str
-    devices: str
-    changed: str
-
-
-def sessions(run: RunData) -> list[Session]:
-    """Returns the starts of a run; `changed` names versions that are new in one."""
-    found: list[Session] = []
+def sessions(run: RunData) -> list[dict[str, str]]:
+    """Returns the starts of a run: when, what, command, devices, changed (versions)."""
+    found = []
     before: dict[str, Any] = {}
     for row in run.sessions:
         versions = row.get("versions")
@@ -263,10 +221,11 @@ def sessions(run: RunData) -> list[Session]:
         if isinstance(row.get("next_iteration"), int):
             what += f" at iteration {row['next_iteration']}"
         found.append(
-            Session(
-                moment(row.get("time")), what, str(row.get("command", "")),
-                str(row.get("devices", "")), ", ".join(changed),
-            )
+            {
+                "when": moment(row.get("time")), "what": what,
+                "command": str(row.get("command", "")),
+                "devices": str(row.get("devices", "")), "changed": ", ".join(changed),
+            }
         )  # fmt: skip
     return found
 
@@ -289,32 +248,20 @@ def moment(seconds: Any) -> str:
         return ""
 
 
-def summary_cells(run: RunData) -> list[str]:
-    """Returns a run's row of the comparison: rule, iterations, reward, wins, KL."""
+def summary(run: RunData) -> dict[str, str]:
+    """Returns a run's row of the comparison, by the heads of its columns."""
     last = run.last
     reward = [
         number_text(run.number(row, "reward/mean"))
         for row in (run.iterations[0], last)
         if "reward/mean" in row
     ] if last else []  # fmt: skip
-    wins = [_share(run.number(last, name), True) for name in SUMMARY_WINS]
-    return [
-        str(run.config.get("reference", {}).get("rule", "–")),
-        progress(run),
-        " → ".join(reward) or "–",
-        *wins,
-        number_text(run.number(last, "kl/theta_0")),
-        str(len(warnings(run))) if watched(run) or warnings(run) else "–",
-    ]
-
-
-SUMMARY_WINS = ("win/theta_0", "win/previous")
-SUMMARY: Sequence[str] = (
-    "reference",
-    "iterations",
-    "reward",
-    f"win rate against {theta(0)}",
-    f"against {PREVIOUS}",
-    "KL",
-    "warnings",
-)
+    return {
+        "reference": str(run.config.get("reference", {}).get("rule", "–")),
+        "iterations": progress(run),
+        "reward": " → ".join(reward) or "–",
+        f"win rate against {theta(0)}": _share(run.number(last, "win/theta_0"), True),
+        f"against {PREVIOUS}": _share(run.number(last, "win/previous"), True),
+        "KL": number_text(run.number(last, "kl/theta_0")),
+        "warnings": str(len(run.warnings())) if watched(run) or run.warnings() else "–",
+    }

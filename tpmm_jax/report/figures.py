@@ -10,7 +10,7 @@ import itertools
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -29,7 +29,11 @@ from matplotlib.ticker import (
 
 from tpmm_jax.log.progress import clock_text
 
-SERIES = 7
+# Of series, in the light; a page in the dark has others.
+COLOURS = (
+    "#0072b2", "#d55e00", "#008a64", "#b0518a", "#3d99cf", "#b57f00", "#4a4f57"
+)  # fmt: skip
+SERIES = len(COLOURS)
 # Of the legend's strokes too: distinguishable without colour.
 DASHES = ("", "6 3", "2 2.5", "9 3 2 3", "4 2", "1 2", "8 2 2 2 2 2")
 _MARKERS = "os^Dv<>"
@@ -37,19 +41,9 @@ _WIDTH, _HEIGHT = 360.0, 220.0  # CSS pixels: about a phone's column
 _FONT = 11.5
 _FEW = 15  # points of a curve that get an error bar each; more get a band
 # Variable of style.css -> the colour to draw in: its light value.
-PALETTE = {
-    "s0": "#0072b2",
-    "s1": "#d55e00",
-    "s2": "#008a64",
-    "s3": "#b0518a",
-    "s4": "#3d99cf",
-    "s5": "#b57f00",
-    "s6": "#4a4f57",
-    "ink": "#1d2126",
-    "muted": "#646c76",
-    "grid": "#e4e6e9",
-}
-_INK, _MUTED, _GRID = (PALETTE[name] for name in ("ink", "muted", "grid"))
+_INK, _MUTED, _GRID = "#1d2126", "#646c76", "#e4e6e9"
+PALETTE = {f"s{index}": colour for index, colour in enumerate(COLOURS)}
+PALETTE |= {"ink": _INK, "muted": _MUTED, "grid": _GRID}
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     # Equal ids mean equal parts, so that the plots of a page may share them.
@@ -80,11 +74,11 @@ class Curve:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] = field(default=())
-    high: Sequence[float] = field(default=())
-    left: Sequence[float] = field(default=())
-    right: Sequence[float] = field(default=())
-    names: Sequence[float] = field(default=())
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    left: Sequence[float] = ()
+    right: Sequence[float] = ()
+    names: Sequence[float] = ()
 
 
 def theta(k: int) -> str:
@@ -93,39 +87,38 @@ def theta(k: int) -> str:
 
 
 def by_iteration(
-    curves: Sequence[Curve],
-    *,
-    percent: bool = False,
-    line: float | None = None,
-    log: bool = False,
+    curves: Sequence[Curve], *, share: bool = False, log: bool = False
 ) -> Markup:
     """Draws curves over iterations, with their intervals.
 
     Args:
-      percent: y is a share.
-      line: height of a dashed line across, such as 0.5.
+      share: y is a share; a dashed line marks the half.
       log: a logarithmic y axis, if the curves need more than a decade of it.
     """
-    with _plot() as (figure, axes):
-        longest = max(len(curve.x) for curve in curves)
-        for index, curve in enumerate(curves):
-            # Apart by a little, so that intervals at one iteration do not hide.
-            spread = 0.09 if longest <= _FEW else 0.0
-            shift = (index - (len(curves) - 1) / 2) * min(spread, 0.4 / len(curves))
-            _draw_curve(axes, curve, index, shift, bars=longest <= _FEW)
-        if line is not None:
-            axes.axhline(line, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+    with plot() as (figure, axes):
+        draw_curves(axes, curves)
+        if share:
+            axes.axhline(0.5, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.margins(y=0.08)
         if log and _decades(curves) > 1:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
         if log:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlabel("iteration")
         return _finished(figure)
+
+
+def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Draws curves over iterations, with their intervals."""
+    few = max(len(curve.x) for curve in curves) <= _FEW
+    for index, curve in enumerate(curves):
+        # Apart by a little, so that intervals at one iteration do not hide.
+        spread = 0.09 if few else 0.0
+        shift = (index - (len(curves) - 1) / 2) * min(spread, 0.4 / len(curves))
+        _draw_curve(axes, curve, index, shift, bars=few)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("iteration")
 
 
 def _decades(curves: Sequence[Curve]) -> float:
@@ -147,9 +140,9 @@ def _draw_curve(
     axes.plot(x, curve.y, **_style(index), markersize=4.5 if bars else 0)
 
 
-def frontier(curves: Sequence[Curve], *, xlabel: str, ylabel: str) -> Markup:
-    """Draws y against x, the points numbered by iteration."""
-    with _plot() as (figure, axes):
+def frontier(curves: Sequence[Curve]) -> Markup:
+    """Draws reward against KL, the points numbered by iteration."""
+    with plot() as (figure, axes):
         for index, curve in enumerate(curves):
             axes.plot(curve.x, curve.y, **_style(index), markersize=4.5)
             bars: dict[str, Any] = {"color": _colour(index), "alpha": 0.45}
@@ -161,17 +154,14 @@ def frontier(curves: Sequence[Curve], *, xlabel: str, ylabel: str) -> Markup:
             points = zip(curve.x, curve.y, curve.names)
             for number, (x, y, name) in enumerate(points):
                 last = number == len(curve.x) - 1
-                if (
-                    math.isfinite(x)
-                    and math.isfinite(y)
-                    and (number % every == 0 or last)
-                ):
+                known = math.isfinite(x) and math.isfinite(y)
+                if known and (number % every == 0 or last):
                     axes.annotate(
                         f"{name:g}", (x, y), (5, 4), textcoords="offset points",
                         gid="halo",
                     )  # fmt: skip
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
+        axes.set_xlabel("KL to θ₀, nats per response")
+        axes.set_ylabel("reward")
         return _finished(figure)
 
 
@@ -187,7 +177,7 @@ def by_step(
       The plot, and how many steps each point is the mean of.
     """
     size = max(1, math.ceil(len(rows) / 500))
-    with _plot() as (figure, axes):
+    with plot() as (figure, axes):
         starts, at = [], 0
         for index, (_, group) in enumerate(
             itertools.groupby(rows, key=lambda row: row[0])
@@ -216,7 +206,7 @@ def by_step(
 def heat(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Markup:
     """Draws weights [rows, columns]; nan is an empty cell, a negative one vermilion."""
     height = max(_HEIGHT, 15.0 * len(rows) + 50)
-    with _plot(height) as (figure, axes):
+    with plot(height) as (figure, axes):
         few = len(columns) <= 12
         for at, weight in np.ndenumerate(weights):
             if not math.isfinite(weight):
@@ -250,7 +240,7 @@ def histogram(values: Mapping[str, np.ndarray], *, xlabel: str) -> Markup:
     """Draws distributions over common bins, with a line at 0."""
     together = np.concatenate(list(values.values()))
     together = together[np.isfinite(together)]
-    with _plot() as (figure, axes):
+    with plot() as (figure, axes):
         count = int(np.clip(math.sqrt(max(len(together), 1)) * 1.5, 8, 40))
         edges = np.histogram_bin_edges(together, count)
         for index, found in enumerate(values.values()):
@@ -268,7 +258,7 @@ def histogram(values: Mapping[str, np.ndarray], *, xlabel: str) -> Markup:
 def stacked(rows: Sequence[str], parts: Mapping[str, np.ndarray]) -> Markup:
     """Draws one bar per row, made of parts in seconds."""
     height = max(_HEIGHT, 14.0 * len(rows) + 50)
-    with _plot(height) as (figure, axes):
+    with plot(height) as (figure, axes):
         left = np.zeros(len(rows))
         for index, seconds in enumerate(parts.values()):
             axes.barh(
@@ -303,7 +293,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _colour(index: int) -> str:
-    return PALETTE[f"s{index % SERIES}"]
+    return COLOURS[index % SERIES]
 
 
 def printable(text: str) -> str:
@@ -312,9 +302,12 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _plot(height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
+def plot(
+    height: float = _HEIGHT, width: float = _WIDTH
+) -> Iterator[tuple[Figure, Axes]]:
+    """Gives an empty plot of so many pixels; draw and save it inside."""
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         FigureCanvasSVG(figure)
         figure.set_layout_engine("constrained", w_pad=3 / 72, h_pad=3 / 72)
         axes = figure.add_subplot()

@@ -9,20 +9,22 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tpmm_jax.data.records import Rollout, parse_lines
-from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.log.jsonl import parsed
-from tpmm_jax.log.metrics import METRICS, TIMING
+from tpmm_jax.log.metrics import METRICS, TIMING, find_labels
 from tpmm_jax.store.files import read_json, read_lines_repaired
 
 Row = dict[str, Any]
 # Where a row of metrics.jsonl stands, kept for the errors that name it.
 _LINE = "_line"
+_ARRAYS = "arrays [pairs, 2]"
+_WRITTEN = "what the run wrote there"
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class RunData:
 
     workdir: pathlib.Path
     label: str
-    config: Mapping[str, Any]
-    metrics: Sequence[Row]
-    timing: Sequence[Row]
-    sessions: Sequence[Row]
-    references: Mapping[int, Mapping[str, Any]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Row] = ()
+    timing: Sequence[Row] = ()
+    sessions: Sequence[Row] = ()
+    references: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     lost: Sequence[int] = ()
 
     @property
@@ -68,7 +70,7 @@ class RunData:
         """
         value = row.get(name, math.nan)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self._wrong(row, name, "a number", file)
+            raise _wrong(self.workdir / file, row, name, "a number")
         return float(value) if math.isfinite(value) else math.nan
 
     def interval(self, row: Row, name: str) -> tuple[float, float]:
@@ -76,23 +78,20 @@ class RunData:
         stem = name.removesuffix("/mean")
         return self.number(row, f"{stem}/low"), self.number(row, f"{stem}/high")
 
-    def warnings(self, row: Row) -> list[str]:
-        """What the reward-hacking watch said of an iteration."""
-        texts = row.get("watch", [])
-        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise self._wrong(row, "watch", "a list of texts")
-        return texts
+    def warnings(self) -> list[tuple[int, str]]:
+        """(iteration, what the reward-hacking watch said), the last one's first."""
+        found = []
+        for row in reversed(self.iterations):
+            texts = row.get("watch", [])
+            if not (isinstance(texts, list) and all(isinstance(t, str) for t in texts)):
+                raise _wrong(self.workdir / METRICS, row, "watch", "a list of texts")
+            found += [(row["iteration"], text) for text in texts]
+        return found
 
     def seconds(self, row: Row) -> float:
         """What a row of timing.jsonl took; 0 if it does not say."""
         found = self.number(row, "seconds", TIMING)
         return 0.0 if math.isnan(found) else found
-
-    def _wrong(self, row: Row, name: str, wanted: str, file: str = METRICS) -> BadInput:
-        return BadInput(
-            f"{self.workdir / file}, line {row[_LINE]}: {name} is {row[name]!r}; "
-            f"wanted {wanted}. Restore the file from a copy"
-        )
 
     def names(self) -> list[str]:
         """Every name in the iterations' rows, in the order of first use."""
@@ -101,17 +100,8 @@ class RunData:
 
     def sets(self) -> list[str]:
         """Names of the evaluation's prompt sets; "" is the run's own."""
-        end = "/reward/mean"
         own = [""] if any("reward/mean" in row for row in self.iterations) else []
-        return own + [name[: -len(end)] for name in self.names() if name.endswith(end)]
-
-    def labels(self, prefix: str, end: str) -> list[str]:
-        """What stands between a prefix and an end, as the scorer in score/X/mean."""
-        return [
-            name[len(prefix) : -len(end)]
-            for name in self.names()
-            if name.startswith(prefix) and name.endswith(end)
-        ]
+        return own + find_labels([self.names()], "", "/reward/mean")
 
     def samples(self, iteration: int, of_set: str = "") -> list[Rollout]:
         """The evaluation's answers, which all have rewards; [] if there are none.
@@ -145,10 +135,10 @@ class RunData:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise _no_arrays(path, str(error)) from None
+            raise _damaged(f"{path}: {error}", _ARRAYS) from None
         for name, array in arrays.items():
             if name.endswith("_MN") and (array.ndim != 2 or array.shape[1] != 2):
-                raise _no_arrays(path, f"{name} has shape {array.shape}")
+                raise _damaged(f"{path}: {name} has shape {array.shape}", _ARRAYS)
         return arrays
 
 
@@ -168,11 +158,8 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
     config = folder / "config.json"
     metrics = _rows(folder / METRICS)
     logged = {row["iteration"] for row in metrics if row["kind"] == "iteration"}
-    evaluated = {
-        int(path.parent.name)
-        for path in folder.glob("iterations/*/summary.json")
-        if path.parent.name.isdigit()
-    }
+    evaluated = _by_iteration(folder, "summary.json").keys()
+    references = _by_iteration(folder, "reference.json")
     return RunData(
         workdir=folder,
         label=label or folder.resolve().name,
@@ -180,7 +167,7 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
         metrics=metrics,
         timing=_rows(folder / TIMING),
         sessions=list(_json_lines(folder / "sessions.jsonl")),
-        references=_references(folder),
+        references={t: _reference(path) for t, path in references.items()},
         lost=sorted(evaluated - logged),
     )
 
@@ -189,54 +176,43 @@ def _config(path: pathlib.Path) -> Row:
     config = _object(path)
     for name in ("reference", "evaluation"):
         if not isinstance(config.get(name, {}), dict):
-            raise CorruptCheckpoint(
-                f"{path}: {name} is {config[name]!r}; wanted a JSON object. Restore "
-                "the file from a copy"
-            )
+            raise _damaged(f"{path}: {name} is {config[name]!r}", "a JSON object")
     return config
 
 
 def _rows(path: pathlib.Path) -> list[Row]:
-    rows = [row | {_LINE: n} for n, (row, _) in enumerate(parsed(path), start=1)]
+    rows = [row | {_LINE: n} for n, row in enumerate(parsed(path), start=1)]
     for row in rows:
         if not isinstance(row["iteration"], int) or row["iteration"] < 0:
-            raise BadInput(
-                f"{path}, line {row[_LINE]}: iteration is {row['iteration']!r}; wanted "
-                "a whole number from 0. Restore the file from a copy"
-            )
+            raise _wrong(path, row, "iteration", "a whole number from 0")
     return rows
 
 
-def _references(folder: pathlib.Path) -> dict[int, Mapping[str, Any]]:
-    found: dict[int, Mapping[str, Any]] = {}
-    for path in sorted(folder.glob("iterations/*/reference.json")):
-        if path.parent.name.isdigit():
-            record = _object(path)
-            _check_weights(path, record)
-            found[int(path.parent.name)] = record
-    return found
+def _by_iteration(folder: pathlib.Path, name: str) -> dict[int, pathlib.Path]:
+    """Returns {iteration: its file of that name}."""
+    paths = sorted(folder.glob(f"iterations/*/{name}"))
+    return {int(p.parent.name): p for p in paths if p.parent.name.isdigit()}
 
 
-def _check_weights(path: pathlib.Path, record: Row) -> None:
+def _reference(path: pathlib.Path) -> Row:
+    record = _object(path)
     groups, weights = record.get("groups", []), record.get("weights", [])
     try:
         good = len(groups) == len(weights) and np.asarray(weights, float).ndim == 2
     except (TypeError, ValueError):
         good = False
     if weights and not good:
-        raise CorruptCheckpoint(
-            f"{path}: groups and weights do not fit each other; wanted for each "
-            "group one weight per checkpoint. Restore the file from a copy"
+        raise _damaged(
+            f"{path}: groups and weights do not fit each other",
+            "for each group one weight per checkpoint",
         )
+    return record
 
 
 def _object(path: pathlib.Path) -> Row:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise CorruptCheckpoint(
-            f"{path}: holds {type(value).__name__}; wanted a JSON object. Restore the "
-            "file from a copy"
-        )
+        raise _damaged(f"{path}: holds {type(value).__name__}", "a JSON object")
     return value
 
 
@@ -246,20 +222,20 @@ def _json_lines(path: pathlib.Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _no_row(path, number, f"is not JSON ({error})") from None
+            found = f"{path}, line {number} is not JSON ({error})"
+            raise _damaged(found, _WRITTEN, BadInput) from None
         if not isinstance(row, dict):
-            raise _no_row(path, number, "is not a JSON object")
+            found = f"{path}, line {number} is not a JSON object"
+            raise _damaged(found, _WRITTEN, BadInput)
         yield row
 
 
-def _no_row(path: pathlib.Path, number: int, what: str) -> BadInput:
-    return BadInput(
-        f"{path}, line {number} {what}; wanted what the run wrote there. Restore the "
-        "file from a copy"
-    )
+def _wrong(path: pathlib.Path, row: Row, name: str, wanted: str) -> TpmmError:
+    found = f"{path}, line {row[_LINE]}: {name} is {row[name]!r}"
+    return _damaged(found, wanted, BadInput)
 
 
-def _no_arrays(path: pathlib.Path, what: str) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{path}: {what}; wanted arrays [pairs, 2]. Restore the file from a copy"
-    )
+def _damaged(
+    found: str, wanted: str, kind: type[TpmmError] = CorruptCheckpoint
+) -> TpmmError:
+    return kind(f"{found}; wanted {wanted}. Restore the file from a copy")

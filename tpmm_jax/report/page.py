@@ -8,7 +8,6 @@ import jinja2
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.report import compare, facts
-from tpmm_jax.report.facts import number_text
 from tpmm_jax.report.figures import DASHES, PALETTE, SERIES, printable, theta
 from tpmm_jax.report.gather import RunData, read_run
 from tpmm_jax.report.panels import sections
@@ -73,19 +72,9 @@ def run_page(run: RunData) -> str:
     return _environment().get_template("run.html.jinja").render(
         title=f"{run.label}: report",
         run=run,
-        tiles=facts.tiles(run),
-        described=facts.described(run),
-        progress=facts.progress(run),
-        missing=facts.missing(run),
-        unfinished=facts.unfinished(run),
-        watched=facts.watched(run),
-        warnings=facts.warnings(run),
         sections=sections([run]),
         samples=run_samples(run),
         settings=settings(run),
-        sessions=facts.sessions(run),
-        versions=facts.versions(run),
-        table=facts.metric_table(run),
     )  # fmt: skip
 
 
@@ -96,15 +85,11 @@ def comparison_page(runs: Sequence[RunData]) -> str:
     return _environment().get_template("compare.html.jinja").render(
         title=f"Comparison of {len(runs)} runs",
         runs=runs,
-        heads=facts.SUMMARY,
-        summary=[facts.summary_cells(run) for run in runs],
         common=common,
         differences=[] if common is None else compare.differences(runs, common),
-        warnings=[(run, facts.warnings(run)) for run in runs],
         sections=sections(runs),
         settings=differences(runs),
         samples=common_samples(runs, common) if few and common is not None else [],
-        tables=[(run, facts.metric_table(run)) for run in runs],
     )  # fmt: skip
 
 
@@ -118,7 +103,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.globals.update(
-        number=number_text, theta=theta, dashes=DASHES, series=SERIES, palette=PALETTE
+        facts=facts, theta=theta, dashes=DASHES, series=SERIES, palette=PALETTE
     )
     made.filters["printable"] = printable
     return made

@@ -4,8 +4,9 @@ With one run, a plot's curves are what belongs together; with several, there is 
 for each of these and a curve for each run.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 from markupsafe import Markup
 
 from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.log.metrics import find_labels
 from tpmm_jax.merging import FAINT
 from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve, theta
 from tpmm_jax.report.gather import RunData
 
-INTERVAL = "Bars: 95\u00a0% intervals."
 PREVIOUS = "θₜ₋₁"
 
 
@@ -51,7 +52,6 @@ class Section:
 
 def sections(runs: Sequence[RunData]) -> list[Section]:
     """Returns every section of the page, those without a plot too."""
-    one = len(runs) == 1
     none = "No finished iteration recorded this."
     found = [
         Section("Reward", [*reward(runs), *win_rates(runs)], none),
@@ -68,7 +68,7 @@ def sections(runs: Sequence[RunData]) -> list[Section]:
         ),
         Section("Length and variety of the samples", variety(runs), none),
     ]
-    if one:
+    if len(runs) == 1:
         found += [
             Section("Training", training(runs[0]), "No training step is logged yet."),
             Section("Time", time(runs[0]), "timing.jsonl has no finished phase."),
@@ -109,63 +109,65 @@ def family(
       names: metric -> its label in the legend.
       style: of figures.by_iteration.
     """
+    draw = functools.partial(figures.by_iteration, **style)
     if len(runs) == 1:
         curves = [curve(runs[0], name, label) for name, label in names.items()]
-        return _panel(title, curves, note, named=len(names) > 1, style=style)
+        return _panel(title, curves, note, draw, named=len(names) > 1)
     found = []
     for name, label in names.items():
         curves = [curve(run, name, run.label) for run in runs]
         whole = f"{title}: {label}" if len(names) > 1 else title
-        found += _panel(whole, curves, note, named=True, style=style)
+        found += _panel(whole, curves, note, draw, named=True)
     return found
 
 
 def _panel(
-    title: str, curves: list[Curve], note: str, *, named: bool, style: dict[str, Any]
+    title: str,
+    curves: list[Curve],
+    note: str,
+    draw: Callable[[list[Curve]], Markup],
+    *,
+    named: bool,
 ) -> list[Panel]:
     # An absent curve keeps its colour: a run has the same one in every plot.
     if not any(curve.x for curve in curves):
         return []
-    bars = INTERVAL if any(curve.low for curve in curves) else ""
+    if any(curve.low for curve in curves):
+        note = f"{note} Bars: 95\u00a0% intervals.".lstrip()
     keys = [curve.label if curve.x else "" for curve in curves] if named else []
-    svg = figures.by_iteration(curves, **style)
-    return [Panel(title, " ".join(filter(None, (note, bars))), keys, svg)]
+    return [Panel(title, note, keys, draw(curves))]
 
 
 def reward(runs: Sequence[RunData]) -> list[Panel]:
     """Reward by iteration: of the labelling scorer and the further ones, by set."""
-    found = []
+    found, named = [], [run.names() for run in runs]
     for prefix, of in prefixes(runs):
         found += family(runs, f"Reward{of}", {f"{prefix}reward/mean": ""})
-        for label in _labels(runs, f"{prefix}score/", "/mean"):
+        for label in find_labels(named, f"{prefix}score/", "/mean"):
             name = f"{prefix}score/{label}/mean"
             note = "A further scorer; it labelled no pair."
             found += family(runs, f"Score of {label}{of}", {name: ""}, note)
     return found
 
 
-def _labels(runs: Sequence[RunData], start: str, end: str) -> list[str]:
-    return list(dict.fromkeys(n for run in runs for n in run.labels(start, end)))
-
-
 def win_rates(runs: Sequence[RunData]) -> list[Panel]:
     """Win rates against theta_0 and theta_{t-1}, by every judge there is."""
     found, note = [], "Ties count half; the dashed line is 50\u00a0%."
-    style: dict[str, Any] = {"percent": True, "line": 0.5}
+    named = [run.names() for run in runs]
     for prefix, of in prefixes(runs):
         judges = {prefix: "labelling scorer"}
         for kind in ("score", "judge"):
-            labels = _labels(runs, f"{prefix}{kind}/", "/win/theta_0")
+            labels = find_labels(named, f"{prefix}{kind}/", "/win/theta_0")
             judges |= {f"{prefix}{kind}/{label}/": label for label in labels}
         against = {"theta_0": theta(0), "previous": PREVIOUS}
         if len(judges) == 1:
             names = {f"{prefix}win/{k}": f"against {v}" for k, v in against.items()}
-            found += family(runs, f"Win rate{of}", names, note, **style)
+            found += family(runs, f"Win rate{of}", names, note, share=True)
             continue
         for end, opponent in against.items():
             names = {f"{start}win/{end}": judge for start, judge in judges.items()}
             title = f"Win rate against {opponent}{of}"
-            found += family(runs, title, names, note, **style)
+            found += family(runs, title, names, note, share=True)
     return found
 
 
@@ -180,13 +182,8 @@ def distance(runs: Sequence[RunData]) -> list[Panel]:
         ]
         if any(len(curve.x) > 1 for curve in curves):
             note = "Points are numbered by iteration; 0 is θ₀."
-            svg = figures.frontier(
-                curves, xlabel="KL to θ₀, nats per response", ylabel="reward"
-            )
-            keys = [c.label if c.x else "" for c in curves] if len(runs) > 1 else []
-            bars = INTERVAL if any(curve.low for curve in curves) else ""
-            note = " ".join(filter(None, (note, bars)))
-            found.append(Panel(f"Reward over KL{of}", note, keys, svg))
+            title, named = f"Reward over KL{of}", len(runs) > 1
+            found += _panel(title, curves, note, figures.frontier, named=named)
         names = {kl: f"to {theta(0)}", f"{prefix}kl/reference": "to the reference"}
         found += family(runs, f"KL{of}", names, "Nats per response.")
     return found
@@ -224,9 +221,7 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
 
 def _weights(run: RunData, of: str) -> list[Panel]:
     rows = [row for row in run.iterations if "merge/weight_0" in row]
-    count = 0
-    while any(f"merge/weight_{count}" in row for row in rows):
-        count += 1
+    count = sum(name.startswith("merge/weight_") for name in run.names())
     if not rows:
         return []
     weights = np.array(
@@ -259,10 +254,9 @@ def _layer_weights(run: RunData, of: str) -> list[Panel]:
 
 def held_out(runs: Sequence[RunData]) -> list[Panel]:
     """Accuracy and margin on held-out pairs; their distributions at the end."""
-    style: dict[str, Any] = {"percent": True, "line": 0.5}
     note = f"Share of pairs on which θₜ against {theta(0)} prefers the chosen one."
     found = family(
-        runs, "Held-out accuracy", {"heldout/accuracy": ""}, note, **style
+        runs, "Held-out accuracy", {"heldout/accuracy": ""}, note, share=True
     ) + family(runs, "Held-out margin", {"heldout/margin": ""}, "Nats.")
     if len(runs) > 1 or not runs[0].iterations:
         return found
