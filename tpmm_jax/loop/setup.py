@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Iterator
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
-from tpmm_jax.config.fields import changes
 from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.table import pair_length, round_up
@@ -29,22 +28,18 @@ from tpmm_jax.loop.theta_0 import (
 )
 from tpmm_jax.loop.training import check_tau
 from tpmm_jax.loop.voice import Voice
+from tpmm_jax.loop.workdir import check_unchanged, open_workdir, pin_config
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import load_raters
 from tpmm_jax.store import (
-    RunLock,
     Trajectory,
     WorkStore,
     check_space,
-    check_writable,
     disk_need,
 )
 from tpmm_jax.store.files import read_json, write_json
 from tpmm_jax.weights.loading import Source, adapters_base
-
-# Pinned in the workdir: the configuration that later starts are compared with.
-CONFIG = "config.json"
 
 
 @contextlib.contextmanager
@@ -58,8 +53,7 @@ def open_run(
     """
     config.validate()
     with contextlib.ExitStack() as stack:
-        check_writable(workdir)
-        stack.enter_context(RunLock(workdir))
+        stack.enter_context(open_workdir(workdir))
         storage = "lora" if config.model.adapters else config.store.storage
         trajectory = stack.enter_context(
             Trajectory(
@@ -69,7 +63,7 @@ def open_run(
         # Before theta_0 is committed nothing binds: a first start may be corrected.
         started = bool(trajectory.steps())
         if started:
-            check_unchanged(config, workdir)
+            check_unchanged(workdir, to_dict(config), may_change(config))
         plan, source = prepare(config, workdir, console, started=started)
         if started and plan.decoder.lora is not None:
             trajectory.base = adapters_base(workdir, plan.decoder)
@@ -79,7 +73,7 @@ def open_run(
             check_space(workdir, need)
         lengths = plan.runner.prompt_length, plan.runner.pair_length
         show_header(console, config, source, plan.mesh, workdir, need, lengths)
-        write_json(workdir / CONFIG, to_dict(config))
+        pin_config(workdir, to_dict(config))
         date = plan.runner.codec.date.isoformat()
         digests = data_digests(plan.schedule, plan.pair_chunks)
         write_json(workdir / "data.json", {**digests, "date": date})
@@ -142,17 +136,10 @@ def prepare(
     return Plan(config, runner, raters, schedule, chunks), source
 
 
-def check_unchanged(config: Config, workdir: pathlib.Path) -> None:
-    """Raises BadInput if the folder is pinned to another configuration."""
+def may_change(config: Config) -> set[str]:
+    """Returns the fields that a started run may be given other values of."""
     # Offline, the number of iterations decides which pairs each one takes.
-    may_change = set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
-    changed = changes(read_json(workdir / CONFIG), to_dict(config), may_change)
-    if changed:
-        raise BadInput(
-            f"{workdir} holds a run of another configuration:\n  "
-            + "\n  ".join(changed)
-            + "\nChange it back to continue that run, or choose another --workdir"
-        )
+    return set(MAY_CHANGE) - ({"iterations"} if config.offline else set())
 
 
 def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
