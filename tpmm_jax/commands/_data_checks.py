@@ -18,7 +18,7 @@ from tpmm_jax.data.checks import (
 )
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.messages import Content, as_dicts, written
+from tpmm_jax.data.messages import Content, as_dicts, without_ids
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
 from tpmm_jax.data.prepare import prepare_pairs, prepare_prompts
 from tpmm_jax.data.problems import Defect, Problems, in_order, place_of
@@ -251,7 +251,7 @@ def check_labels(scorer: NamedScorer | None, found: Checked) -> None:
 
 def plain_text(content: Content) -> str:
     """A text as it is; one message's content; of several messages one line per turn."""
-    text = written(content)
+    text = without_ids(content)
     if isinstance(text, str) or text is None:
         return text or ""
     if len(text) == 1:

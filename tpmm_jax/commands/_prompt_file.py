@@ -14,7 +14,7 @@ from typing import Any
 from tpmm_jax.commands._answers import Settings
 from tpmm_jax.config.fields import changes
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.messages import as_dicts, written
+from tpmm_jax.data.messages import as_dicts, without_ids
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import codec_of, completion_batches, encode
@@ -46,7 +46,7 @@ def plain(prompt: Prompt) -> Any:
     """Returns a prompt's content as JSON has it."""
     if isinstance(prompt.content, str):
         return prompt.content
-    if written(prompt.content) is None:
+    if without_ids(prompt.content) is None:
         return list(prompt.content)
     return as_dicts(prompt.content)  # type: ignore[arg-type]
 

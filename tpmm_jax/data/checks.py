@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
-from tpmm_jax.data.messages import Content, Written, as_messages, written
+from tpmm_jax.data.messages import Content, Written, as_messages, without_ids
 from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Defect
 from tpmm_jax.data.records import PairRow
@@ -21,7 +21,7 @@ def content_key(content: Content) -> Key:
 
     A text is one message; white space at both ends counts for nothing.
     """
-    text = written(content)
+    text = without_ids(content)
     if text is None:
         return content
     messages = as_messages(text, "user")

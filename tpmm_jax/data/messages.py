@@ -34,7 +34,7 @@ Written: TypeAlias = str | Conversation
 Content: TypeAlias = Written | tuple[int, ...]
 
 
-def written(content: Content) -> Written | None:
+def without_ids(content: Content) -> Written | None:
     """The content if it is a text or a conversation; None for token ids."""
     if isinstance(content, tuple) and content and isinstance(content[0], int):
         return None

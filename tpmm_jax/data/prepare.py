@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from tpmm_jax.data._pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.messages import Content, written
+from tpmm_jax.data.messages import Content, without_ids
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
@@ -115,7 +115,7 @@ def prepare_prompts(
 def _suited(codec: TextCodec, content: Content) -> TextCodec:
     """With the chat template for messages, if the tokenizer can write them."""
     has = getattr(codec.tokenizer, "chat_template", None) is not None
-    messages = isinstance(written(content), tuple)
+    messages = isinstance(without_ids(content), tuple)
     return replace(codec, chat=codec.chat or (has and messages))
 
 

@@ -7,7 +7,7 @@ from tpmm_jax.data._boundary import cut_prompt, leading_ids, text_ids, with_lead
 from tpmm_jax.data._templates import Writer
 from tpmm_jax.data._transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.messages import Content, written
+from tpmm_jax.data.messages import Content, without_ids
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
@@ -68,7 +68,7 @@ def _write(
     texts: list[str] = []
     for number, given in enumerate(prompts):
         prompt = _named(given, number)
-        text = written(prompt.content)
+        text = without_ids(prompt.content)
         try:
             if codec.chat and isinstance(text, str) and is_transcript(text):
                 text = prompt_messages(text)
@@ -92,4 +92,4 @@ def _named(prompt: Prompt | Content, number: int) -> Prompt:
 
 
 def _given_ids(content: Content) -> list[int] | None:
-    return None if written(content) is not None else cast(list[int], list(content))
+    return None if without_ids(content) is not None else cast(list[int], list(content))

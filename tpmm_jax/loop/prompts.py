@@ -14,7 +14,7 @@ import numpy as np
 from tpmm_jax.config import Config
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.messages import as_dicts, written
+from tpmm_jax.data.messages import as_dicts, without_ids
 from tpmm_jax.data.prepare import prepare_prompts
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import (
@@ -326,7 +326,7 @@ def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) 
 
 def _text(codec: TextCodec, prompt: Prompt, ids: list[int]) -> str:
     """A text as it is; of messages, one line per turn; of ids, their text."""
-    content = written(prompt.content)
+    content = without_ids(prompt.content)
     if isinstance(content, str):
         return content
     if content is None:
