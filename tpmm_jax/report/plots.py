@@ -12,6 +12,8 @@ from tpmm_jax.store.files import write_file
 
 _WIDTH, _HEIGHT = 720, 448
 _DPI = 90  # at 72 a unit is a pixel
+# Around the picture, in inches.
+_MARGIN = 0.15
 _FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -49,8 +51,9 @@ def plot_reward(
             "kind 'iteration' with a finite reward/mean. Let an iteration finish first"
         )
     with plot(_HEIGHT, _WIDTH) as (figure, axes):
+        figure.set_layout_engine("constrained", w_pad=_MARGIN, h_pad=_MARGIN)
         draw_curves(axes, curves)
-        axes.set_title("mean reward, 95 % intervals", loc="left")
+        axes.set_title("mean reward, 95 % intervals", loc="left", pad=12)
         names = [c.label if len(c.label) <= 20 else f"{c.label[:19]}…" for c in curves]
         figure.legend(
             axes.get_lines(), names, loc="outside right upper", frameon=False,
