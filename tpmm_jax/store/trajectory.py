@@ -297,15 +297,21 @@ class Trajectory:
                 "not adapters"
             )
         wanted = trees.flatten_params(target)
-        return trees.like(target, self._stored_flat(entry, wanted))
+        flat = self._stored_flat(entry, wanted, self._integrity(entry))
+        return trees.like(target, flat)
 
-    def _stored_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _stored_flat(
+        self, entry: Entry, wanted: dict[str, Any], saved: dict[str, Any]
+    ) -> dict[str, Any]:
         """What is stored of a step, compared with its fingerprints; differences joined.
+
+        Args:
+          saved: the step's integrity item.
 
         Raises:
           CorruptCheckpoint: a leaf differs; names it.
         """
-        saved, against = self._integrity(entry), f"step {entry.step}"
+        against = f"step {entry.step}"
         trees.check_same(wanted, saved["layout"], came="target", against=against)
         if entry.storage == "bfloat16_delta":
             flat = self._restore_flat(self._entry(0), wanted)
@@ -325,12 +331,12 @@ class Trajectory:
 
     def _restore_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
         """A policy by name: what is stored or, of adapters, their sum with the base."""
+        saved = self._integrity(entry)
         if entry.storage != "lora":
-            return self._stored_flat(entry, wanted)
-        saved, against = self._integrity(entry), f"step {entry.step}"
-        pinned = saved["base"]
+            return self._stored_flat(entry, wanted, saved)
+        pinned, against = saved["base"], f"step {entry.step}"
         trees.check_same(wanted, pinned["layout"], came="target", against=against)
-        flat = self._stored_flat(entry, adapters.wanted_adapters(saved, wanted))
+        flat = self._stored_flat(entry, adapters.wanted_adapters(saved, wanted), saved)
         return adapters.join(self._base().checked(pinned), flat, saved, wanted)
 
     def _read_flat(
