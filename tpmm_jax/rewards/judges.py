@@ -14,6 +14,8 @@ from tpmm_jax.rewards.scorer import call_checked
 class Judge(Protocol):
     """Compares answers; it does not see which policy wrote which.
 
+    The lists are the function's own, as a scorer's are.
+
     Args:
       prompts: B texts.
       first, second: for each prompt two answers.
@@ -56,7 +58,7 @@ class NamedJudge:
         """
         share_B = call_checked(
             f"judge {self.name}",
-            lambda: self.function(prompts, first, second),
+            lambda: self.function(list(prompts), list(first), list(second)),
             prompts,
             shape=(len(prompts),),
             meaning="one number per prompt, the share for the first answer",

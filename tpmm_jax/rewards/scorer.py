@@ -1,6 +1,10 @@
-"""Scorers: any function of prompts and responses, named "module:function"."""
+"""Scorers: any function of prompts and responses, named "module:function".
 
-import functools
+A function that a user wrote gets its own copy of every list, and what it returns is
+copied: whatever it does with either, no text and no number of a run moves.
+"""
+
+import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +18,8 @@ from tpmm_jax.errors import BadInput
 @runtime_checkable
 class Scorer(Protocol):
     """Rates responses; higher is better.
+
+    The lists are the function's own: it may sort, empty or keep them.
 
     Args:
       prompts: B texts.
@@ -106,7 +112,7 @@ class NamedScorer:
         """
         rewards_BR = call_checked(
             f"scorer {self.name}",
-            lambda: self.function(prompts, responses),
+            lambda: self.function(list(prompts), [list(some) for some in responses]),
             prompts,
             shape=(len(prompts), len(responses[0])),
             meaning="one number for each prompt and response",
@@ -135,7 +141,11 @@ def load_scorer(config: ScorerConfig) -> NamedScorer:
     if config.name is None:
         raise BadInput("scorer.name is not set")
     function = import_object(config.name, "scorer.name")
-    return NamedScorer(config.name, functools.partial(function, **config.options))
+
+    def bound(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Any:
+        return function(prompts, responses, **copy.deepcopy(dict(config.options)))
+
+    return NamedScorer(config.name, bound)
 
 
 def call_checked(
@@ -146,7 +156,7 @@ def call_checked(
     shape: tuple[int, ...],
     meaning: str,
 ) -> np.ndarray:
-    """Returns what a user's function gives, float64, of the wanted shape.
+    """Returns a copy of what a user's function gives, float64, of the wanted shape.
 
     Args:
       name: "scorer ..." or "judge ...", for messages.
@@ -166,11 +176,12 @@ def call_checked(
             f"prompts, the first {prompts[0][:60]!r})"
         ) from error
     try:
-        found = np.asarray(raw, np.float64)
-    except (TypeError, ValueError):
+        # Always a copy: the function may keep its array, and change it.
+        found = np.array(raw, np.float64)
+    except Exception as error:  # an array of another library may raise its own
         raise BadInput(
-            f"{name} returned a {type(raw).__name__} that is not an array of numbers; "
-            f"wanted shape {shape}"
+            f"{name} returned a {type(raw).__name__} that is not an array of numbers "
+            f"({error}); wanted a list or array of shape {shape}"
         ) from None
     if found.shape != shape:
         raise BadInput(
