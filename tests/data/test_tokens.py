@@ -171,17 +171,15 @@ def test_cut_completions_have_no_eos_and_equal_ones_are_dropped(tokenizer):
 
 
 def test_specials_inside_the_data_are_counted():
-    result = _encode(SPACES, _pair("a", "<s> the", " sky</s> is</s></s>"))
-    assert result.counts["bos_removed"] == 1 and result.counts["eos_inside"] == 1
+    result = _encode(SPACES, _pair("a", "<s> the", " sky</s></s> \n"))
+    assert result.counts["bos_removed"] == result.counts["behind_end"] == 1
     row = result.rows[0]
-    eos = SPACES.eos_token_id
     assert SPACES.bos_token_id not in row.chosen_ids
-    assert row.rejected_ids[-2:].count(eos) == 1 and row.rejected_ids.count(eos) == 2
+    assert (
+        row.rejected_ids
+        == _encode(SPACES, _pair("a", "b", " sky")).rows[0].rejected_ids
+    )
     assert _encode(SPACES, _pair("a", " \u4e2d", " a")).counts["unknown_tokens"] == 1
-    # An end of turn that somebody typed is an end as well.
-    typed, end = _pair("a", "the</turn> sky", "sky"), [SPACES.vocab["</turn>"]]
-    result = _encode(TURNS, typed, chat=True, eos_ids=end)
-    assert result.counts["eos_inside"] == 1
 
 
 def test_a_chat_template_decides_about_bos_and_headers():

@@ -90,7 +90,8 @@ CHECKS: dict[str, Sequence[Check]] = {
         _rare("bos_removed", "BOS before a completion", "", "taken out"),
         Check("ended_chosen", "EOS or end of turn ends chosen", "encoded"),
         Check("ended_rejected", "EOS or end of turn ends rejected", "encoded"),
-        _rare("eos_inside", "completions with an end inside", "", bad="yellow"),
+        _rare("behind_end", "blanks or an end behind the end", "", "left out"),
+        _rare("eos_inside", "text behind the end of an answer", "", REFUSED, "red"),
         Check("boundary_merged", "completions not joined at a token", "", "read apart"),
         _rare("template_rewrote_prompt", "template alters the prompt", "", "kept open"),
         _rare(

@@ -1,6 +1,7 @@
 """Token ids at the two ends of prompts and completions: BOS, the join, EOS, cuts."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -110,18 +111,68 @@ def without_bos(codec: TextCodec, ids: list[int]) -> list[int]:
     return ids[start:]
 
 
-def end_completion(codec: TextCodec, ids: list[int]) -> tuple[list[int], bool]:
-    """The ids of a completion's text with their end once, or cut and without it.
+class Ended(NamedTuple):
+    """A completion's ids up to its end.
 
-    Behind an id that ends a completion, such as an end of turn at which sampling
-    stops, no EOS is put.
-
-    Returns:
-      The ids, at most max_completion_length with their end, and whether they were cut.
+    Attributes:
+      ids: at most max_completion_length of them, the end included.
+      cut: whether they were more.
+      trailing: whether white space or a further end stood behind the end.
+      fault: what is wrong where text stands there; else "".
     """
-    eos, limit, end = codec.require_eos(), codec.max_completion_length, len(ids)
-    while end and ids[end - 1] == eos:
-        end -= 1
-    ended = end and ids[end - 1] in codec.eos_ids
-    ids = ids[:end] if ended else [*ids[:end], eos]
-    return ids[:limit], len(ids) > limit
+
+    ids: list[int]
+    cut: bool
+    trailing: bool
+    fault: str
+
+
+def end_completion(codec: TextCodec, ids: list[int], *, turns: int = 1) -> Ended:
+    """The ids of a completion up to its end, which is added where there is none.
+
+    The end is the first id at which sampling stops: EOS or an end of turn. White space
+    and further ends behind it are left out: pre-rendered answers end with a line break,
+    and some templates write EOS behind the last end of turn.
+
+    Args:
+      turns: of the completion; between them an end is in its place.
+    """
+    limit, at, said = codec.max_completion_length, len(ids), ""
+    for place in (i for i, token in enumerate(ids) if token in codec.eos_ids):
+        said = _text_in(codec, ids[place + 1 :])
+        if turns == 1 or not said:
+            at = place
+            break
+    whole = ids[: at + 1] if at < len(ids) else [*ids, codec.require_eos()]
+    fault = end_fault(codec, whole[-1], said) if at < len(ids) and said else ""
+    trailing = len(whole) < len(ids)
+    return Ended(whole[:limit], len(whole) > limit, trailing, fault)
+
+
+def typed_end(codec: TextCodec, contents: Sequence[str]) -> str:
+    """What is wrong with messages of which one goes on behind an end; else ""."""
+    for number, ids in enumerate(text_ids(codec.tokenizer, contents), 1):
+        first = next((i for i, token in enumerate(ids) if token in codec.eos_ids), None)
+        if first is None:
+            continue
+        said = _text_in(codec, ids[first + 1 :])
+        if said or number < len(contents):
+            return end_fault(codec, ids[first], said or "the next message")
+    return ""
+
+
+def end_fault(codec: TextCodec, end: int, said: str) -> str:
+    """What is wrong with a completion in which text follows an end."""
+    return (
+        f"{said[:40]!r} follows {codec.tokenizer.convert_ids_to_tokens(end)}, at which "
+        "sampling ends an answer; remove what follows it or the end itself, and give "
+        "answers of several turns as messages"
+    )
+
+
+def _text_in(codec: TextCodec, ids: Sequence[int]) -> str:
+    """The text of ids without ends and the white space around it."""
+    said = [token for token in ids if token not in codec.eos_ids]
+    if not said:
+        return ""
+    return codec.tokenizer.decode(said, skip_special_tokens=False).strip()

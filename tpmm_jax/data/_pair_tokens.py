@@ -1,23 +1,25 @@
 """Preference pairs as rows of token ids, with what was cut and dropped counted.
 
 What holds of every row: BOS stands once, at the front of the prompt, if the tokenizer
-(or the chat template) puts it there; a completion does not begin with BOS and ends
-with EOS once, unless it was cut; its ids are those it has in the joined text. Where
-tokens merge across the boundary (a prompt that ends in a space, say), the prompt
-keeps its ids, as at sampling time, and the completion is tokenised apart without
-gaining a leading space; this is counted as boundary_merged.
+(or the chat template) puts it there; a completion does not begin with BOS and ends,
+unless it was cut, with the first id at which sampling stops; its ids are those it has
+in the joined text. Where tokens merge across the boundary (a prompt that ends in a
+space, say), the prompt keeps its ids, as at sampling time, and the completion is
+tokenised apart without gaining a leading space; this is counted as boundary_merged.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from tpmm_jax.data._boundary import (
+    Ended,
     cut_prompt,
     end_completion,
     leading_ids,
     text_ids,
+    typed_end,
     with_leading,
     without_bos,
 )
@@ -49,7 +51,8 @@ _PAIR_COUNTS = {
     "message_left_out": "pairs of which the template leaves out or alters a message",
     "special_in_message": "pairs with a special token written in a message",
     "bos_removed": "completions that began with BOS, now without",
-    "eos_inside": "completions with EOS or an end of turn before their end",
+    "behind_end": "completions with white space or an end behind their end, cut off",
+    "eos_inside": "completions with text behind EOS or an end of turn, not used",
     "unknown_tokens": "completions with text unknown to the tokenizer",
 }
 # The readers' counts too, so that one table can show them all.
@@ -78,10 +81,15 @@ class EncodedPairs(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """What is tokenised of one pair."""
+    """What is tokenised of one pair.
+
+    Attributes:
+      header: the end of the prompt that opens the assistant's turn.
+    """
 
     pair: PreferencePair
     prompt: str
+    header: str
     chosen: str
     rejected: str
     rewritten: int
@@ -95,7 +103,10 @@ def count_table(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def encode_pairs(
-    codec: TextCodec, pairs: Sequence[PreferencePair], problems: Problems
+    codec: TextCodec,
+    pairs: Sequence[PreferencePair],
+    problems: Problems,
+    columns: Mapping[str, str] | None = None,
 ) -> EncodedPairs:
     """Encode preference pairs, dropping those that teach nothing.
 
@@ -106,6 +117,8 @@ def encode_pairs(
       codec: of a tokenizer that has EOS.
       pairs: texts or conversations; pairs of sampled ids are ``PairRow`` already.
       problems: where pairs that cannot be encoded are noted; the caller settles them.
+      columns: the names of prompt, chosen and rejected in the source, where they are
+        others.
 
     Returns:
       The rows in order, and the counts.
@@ -120,8 +133,10 @@ def encode_pairs(
     rows: list[PairRow] = []
     for start in range(0, len(pairs), _CHUNK):
         texts = _write(codec, writer, pairs[start : start + _CHUNK], problems)
-        for text, whole, cut in _tokenise(codec, joiner, leading, texts, counts):
-            if _has_fault(codec, whole, problems):
+        for text, whole, cut, faults in _tokenise(
+            codec, joiner, leading, texts, counts
+        ):
+            if _has_fault(codec, whole, faults, problems, columns or {}):
                 continue
             row = replace(whole, prompt_ids=cut_prompt(codec, whole.prompt_ids))
             counts["prompt_truncated"] += len(row.prompt_ids) < len(whole.prompt_ids)
@@ -142,18 +157,22 @@ def _tokenise(
     leading: list[int],
     texts: list[_Texts],
     counts: Counter[str],
-) -> Iterator[tuple[_Texts, PairRow, bool]]:
-    """(texts, row, whether a completion was cut) of each; its prompt is not cut yet."""
+) -> Iterator[tuple[_Texts, PairRow, bool, dict[str, str]]]:
+    """(texts, row, whether a completion was cut, what is wrong with a part) of each.
+
+    The row's prompt is not cut yet.
+    """
     prompts = text_ids(codec.tokenizer, [t.prompt for t in texts])
     fronts = joiner.fronts([t.prompt for t in texts], prompts)
     chosen = joiner.completions(fronts, [t.chosen for t in texts])
     rejected = joiner.completions(fronts, [t.rejected for t in texts])
     for text, ids, one, other in zip(texts, prompts, chosen, rejected):
-        chosen_ids, cut = _end_side(codec, "chosen", text.pair, one, counts)
-        rejected_ids, too = _end_side(codec, "rejected", text.pair, other, counts)
+        left = _end_side(codec, "chosen", text.pair, one, counts)
+        right = _end_side(codec, "rejected", text.pair, other, counts)
         prompt_ids = with_leading(ids, leading)
-        row = PairRow(prompt_ids, chosen_ids, rejected_ids, text.pair.origin)
-        yield text, row, cut or too
+        row = PairRow(prompt_ids, left.ids, right.ids, text.pair.origin)
+        faults = {"chosen": left.fault, "rejected": right.fault}
+        yield text, row, left.cut or right.cut, faults
 
 
 def _end_side(
@@ -162,39 +181,60 @@ def _end_side(
     pair: PreferencePair,
     joined: Joined,
     counts: Counter[str],
-) -> tuple[list[int], bool]:
-    """The ids of chosen or rejected, and whether they were cut."""
+) -> Ended:
+    """The ids of chosen or rejected up to their end."""
     clean = without_bos(codec, joined.ids)
-    ids, truncated = end_completion(codec, clean)
-    # Between the turns of one completion an end is in its place.
-    one_turn = len(as_messages(getattr(pair, name), "assistant")) == 1
+    turns = as_messages(getattr(pair, name), "assistant")
+    ended = end_completion(codec, clean, turns=len(turns))
+    if len(turns) > 1:
+        typed = typed_end(codec, [turn.content for turn in turns])
+        ended = ended._replace(fault=typed)
     unknown = codec.unknown_id
     counts["boundary_merged"] += joined.merged
-    counts[f"{name}_truncated"] += truncated
+    counts[f"{name}_truncated"] += ended.cut
     counts["bos_removed"] += len(clean) < len(joined.ids)
-    counts["eos_inside"] += one_turn and not set(codec.eos_ids).isdisjoint(ids[:-1])
-    counts["unknown_tokens"] += unknown is not None and unknown in ids
-    return ids, truncated
+    counts["behind_end"] += ended.trailing and not ended.fault
+    counts["eos_inside"] += bool(ended.fault)
+    counts["unknown_tokens"] += unknown is not None and unknown in ended.ids
+    return ended
 
 
-def _has_fault(codec: TextCodec, row: PairRow, problems: Problems) -> bool:
+def _has_fault(
+    codec: TextCodec,
+    row: PairRow,
+    faults: dict[str, str],
+    problems: Problems,
+    columns: Mapping[str, str],
+) -> bool:
+    """Whether a row cannot be used; why is noted."""
     if not row.prompt_ids:
-        problems.add(row.origin, "the prompt has no tokens", field="prompt")
-        return True
-    fault = codec.embedding_fault(row.prompt_ids, row.chosen_ids, row.rejected_ids)
-    if fault:
-        problems.add(row.origin, fault)
-    return bool(fault)
+        faults = {"prompt": "the prompt has no tokens"} | faults
+    unknown = codec.embedding_fault(row.prompt_ids, row.chosen_ids, row.rejected_ids)
+    if unknown:
+        problems.add(row.origin, unknown)
+    for part, fault in faults.items():
+        if fault:
+            column = columns.get(part, part)
+            problems.add(row.origin, f"field {column!r}: {fault}", field=column)
+    return bool(unknown) or any(faults.values())
 
 
 def _message_counts(joiner: Joiner, texts: _Texts) -> dict[str, int]:
     """What a chat template made of the messages of a pair, as they are in the data."""
-    parts = (texts.pair.prompt, texts.pair.chosen, texts.pair.rejected)
-    said = [m.content for part in parts for m in as_messages(part, "user")]
-    written = texts.prompt + texts.chosen + texts.rejected
+    pair, header = texts.pair, texts.header
+    written = (
+        (pair.prompt, texts.prompt),
+        (pair.chosen, header + texts.chosen),
+        (pair.rejected, header + texts.rejected),
+    )
+    said = [
+        (message.content, text)
+        for part, text in written
+        for message in as_messages(part, "user")
+    ]
     return {
-        "message_left_out": any(text.strip() not in written for text in said),
-        "special_in_message": joiner.holds_special(said),
+        "message_left_out": any(one.strip() not in text for one, text in said),
+        "special_in_message": joiner.holds_special([one for one, _ in said]),
     }
 
 
@@ -209,9 +249,9 @@ def _write(
     for given in pairs:
         try:
             pair = _for_template(given) if codec.chat else given
-            prompt = writer.prompt(pair.prompt) + ("" if codec.chat else pair.separator)
+            opened = writer.open_prompt(pair.prompt)
             sides = [
-                writer.completion(pair.prompt, prompt, side)
+                writer.completion(pair.prompt, opened, side)
                 for side in (pair.chosen, pair.rejected)
             ]
         except BadInput as error:
@@ -219,7 +259,8 @@ def _write(
             continue
         (chosen, one), (rejected, other) = sides
         rewritten = (not one) + (not other)
-        texts.append(_Texts(pair, prompt, chosen, rejected, rewritten))
+        prompt = opened.text + ("" if codec.chat else pair.separator)
+        texts.append(_Texts(pair, prompt, opened.header, chosen, rejected, rewritten))
     return texts
 
 

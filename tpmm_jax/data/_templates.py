@@ -8,11 +8,12 @@ A template that writes the day (``strftime_now``) is given the codec's, so that 
 that is continued later reads the same prompts.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from tpmm_jax.data._split import common_length
+from tpmm_jax.data._thoughts import Thought, open_thought, without_opening
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import (
     Conversation,
@@ -51,6 +52,13 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+class OpenPrompt(NamedTuple):
+    """A prompt's text, and the end of it that add_generation_prompt adds."""
+
+    text: str
+    header: str
+
+
 class Writer:
     """Writes prompts and completions as the text that is tokenised."""
 
@@ -59,11 +67,11 @@ class Writer:
         self._chat = codec.chat
         # End markers are among them.
         self._added = tuple(codec.tokenizer.get_added_vocab())
-        self._stray = ""
+        self._stray = self._usual = ""
         if codec.chat:
             require_template(codec.tokenizer)
             self._dated = _dated(codec)
-            self._stray = self._stray_header()
+            self._stray, self._usual = self._headers()
 
     def prompt(self, content: Written) -> str:
         """The prompt's text; with ``chat`` it ends with the header of the next turn.
@@ -80,8 +88,18 @@ class Writer:
         text = self._render((*messages, Message("user", mark)), opens=False)
         return text.partition(mark)[0]
 
+    def open_prompt(self, content: Written) -> OpenPrompt:
+        """The prompt as ``prompt`` writes it, with what opens the assistant's turn."""
+        text = self.prompt(content)
+        asked = as_messages(content, "user")
+        if not self._chat or asked[-1].role == "assistant":
+            return OpenPrompt(text, "")
+        if self._usual and text.endswith(self._usual):
+            return OpenPrompt(text, self._usual)
+        return OpenPrompt(text, _added(self._render(asked, opens=False), text))
+
     def completion(
-        self, content: Written, written_prompt: str, completion: Written
+        self, content: Written, opened: OpenPrompt, completion: Written
     ) -> tuple[str, bool]:
         """The text that follows the prompt's text, its end marker included.
 
@@ -91,24 +109,60 @@ class Writer:
 
         Returns:
           The text, and whether the written prompt began the written conversation.
+
+        Raises:
+          BadInput: the template refuses the conversation; or its generation prompt
+            opens a thought that this answer does not close.
         """
         if not self._chat:
             return _plain(completion), True
         asked = as_messages(content, "user")
         turns = as_messages(completion, "assistant")
         text = self._without_layout(self._render((*asked, *turns), opens=False))
-        if text.startswith(written_prompt):
-            return text[len(written_prompt) :], True
-        # A mark in the answer's place shows where the template puts it.
-        mark = _mark(text)
-        marked = (*asked, Message(turns[0].role, mark), *turns[1:])
-        header, _, _ = self._render(marked, opens=False).partition(mark)
-        if not text.startswith(header):
+        is_prefix = text.startswith(opened.text)
+        start = len(opened.text)
+        if not is_prefix:
+            # A mark in the answer's place shows where the template puts it.
+            mark = _mark(text)
+            marked = (*asked, Message(turns[0].role, mark), *turns[1:])
+            header, _, _ = self._render(marked, opens=False).partition(mark)
+            start = len(header)
+            if not text.startswith(header):
+                raise BadInput(
+                    "the chat template writes the prompt differently for different "
+                    "answers; use a template that leaves messages unchanged"
+                )
+        if thought := open_thought(opened.header, self._knows):
+            self._require_closed(thought, asked, turns, text, start)
+            return without_opening(thought, text[start:]), is_prefix
+        return text[start:], is_prefix
+
+    def _require_closed(
+        self,
+        thought: Thought,
+        asked: Conversation,
+        turns: Conversation,
+        text: str,
+        start: int,
+    ) -> None:
+        """Refuse a completion, from ``start`` on, whose first turn is all thought."""
+        end = len(text)
+        if len(turns) > 1:
+            mark = _mark(text)
+            marked = (*asked, turns[0], Message(turns[1].role, mark), *turns[2:])
+            end = self._render(marked, opens=False).find(mark)
+        if thought.closing not in text[start:end]:
             raise BadInput(
-                "the chat template writes the prompt differently for different "
-                "answers; use a template that leaves messages unchanged"
+                "the answer would be taught inside a thought: the chat template opens "
+                f"{thought.opening} for it and writes it without {thought.closing}; "
+                "put a chat_template.jinja into the model's directory whose generation "
+                f"prompt closes {thought.opening}, or one that keeps {thought.closing} "
+                "in answers, and write the thoughts into the answers"
             )
-        return text[len(header) :], False
+
+    def _knows(self, text: str) -> bool:
+        """Whether the template or the vocabulary has a text."""
+        return text in _source(self._tokenizer) or text in self._added
 
     def _render(self, messages: Conversation, *, opens: bool) -> str:
         try:
@@ -125,12 +179,12 @@ class Writer:
             ) from error
         return str(text) if opens else str(text).removesuffix(self._stray)
 
-    def _stray_header(self) -> str:
-        """What a template that always opens the assistant's turn writes at the end.
+    def _headers(self) -> tuple[str, str]:
+        """What a template writes unasked at the end, and what it adds if asked to.
 
-        Such a template (Llama 3's first one) ignores add_generation_prompt; a
-        completion must not end with the header of a further answer. Opened or not, it
-        writes one question as (line breaks left out)
+        A template that always opens the assistant's turn (Llama 3's first one) ignores
+        add_generation_prompt; a completion must not end with the header of a further
+        answer. Opened or not, it writes one question as (line breaks left out)
 
             <|begin|><|start|>user<|end|>question<|eot|><|start|>assistant<|end|>
 
@@ -142,15 +196,15 @@ class Writer:
         try:
             closed, opened = (self._render(asked, opens=o) for o in (False, True))
         except BadInput:
-            return ""
+            return "", ""
         if closed != opened:
-            return ""
+            return "", _added(closed, opened)
         before, _, after = closed.rpartition("question")
         header = before.replace("user", "assistant")
         stray = after[len(after) - common_length(header[::-1], after[::-1]) :]
         starts = (i for i in range(len(stray)) if stray.startswith(self._added, i))
         stray = stray[next(starts, 0) :]
-        return stray if "assistant" in stray else ""
+        return (stray, stray) if "assistant" in stray else ("", "")
 
     def _without_layout(self, text: str) -> str:
         """Without the line break that templates write after the end marker."""
@@ -160,14 +214,29 @@ class Writer:
 
 def _dated(codec: TextCodec) -> dict[str, Any]:
     """What apply_chat_template takes so that the template sees the codec's day."""
-    template = codec.tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default", "")
+    template = _source(codec.tokenizer)
     if _CLOCK not in template:
         return {}
     calendar = [(code, codec.date.strftime(code)) for code in _DATE_CODES]
     calendar = [("%%", "\0"), *calendar, ("\0", "%")]
     return {"chat_template": _CALENDAR + template, "calendar": calendar}
+
+
+def _source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template that writes messages; a tokenizer may have several."""
+    template = tokenizer.chat_template
+    return template.get("default", "") if isinstance(template, dict) else template
+
+
+def _added(closed: str, opened: str) -> str:
+    """The end of an open prompt that is not in the closed one.
+
+    The closed one may end with EOS, which begins as other tokens do ("<|").
+    """
+    start = common_length(closed, opened)
+    while start and opened[start - 1] in "<|[":
+        start -= 1
+    return opened[start:]
 
 
 def _mark(text: str) -> str:

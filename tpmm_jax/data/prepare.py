@@ -60,7 +60,7 @@ def prepare_pairs(
     if auto_chat and found.pairs:
         codec = _suited(codec, found.pairs[0].prompt)
     before = len(problems.origins())
-    rows, encoded = encode_pairs(codec, found.pairs, problems)
+    rows, encoded = encode_pairs(codec, found.pairs, problems, data.fields)
     counts |= encoded
     counts["not_encoded"] = len(problems.origins()) - before
     return Prepared(found.pairs, rows, counts, problems, codec.chat)
