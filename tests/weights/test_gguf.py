@@ -1,6 +1,7 @@
 """GGUFFile gives back what a converter put into a .gguf file, and refuses the rest."""
 
 import json
+import struct
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.weights.gguf import GGUFFile, unpermute
 from tpmm_jax.weights.gguf_config import LLAMA3_ROPE, llama3_scaling
 from tpmm_jax.weights.hf_config import parse_config
+from tpmm_jax.weights.huggingface import check_tensors
 
 gguf = pytest.importorskip("gguf")
 F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
@@ -349,11 +351,39 @@ def test_other_divisors_are_refused(wrong):
         ({"llama.attention.head_count_kv": [1, 2]}, "head_count_kv is .1, 2."),
         ({"llama.rope.dimension_count": 4}, "of which 4 rotate"),
         ({"llama.rope.scaling.type": "longrope"}, "longrope"),
+        ({"llama.block_count": 10**9}, "block_count is 1000000000; .* to 2,000"),
+        ({"llama.context_length": 2**31}, "context_length is 2147483648"),
     ],
 )
 def test_what_is_not_understood_is_refused(fields, message, tensors, tmp_path):
     path = write(tmp_path / "m.gguf", CONFIG, tensors, fields=fields)
     with pytest.raises(BadInput, match=message):
+        GGUFFile(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"llama.block_count": 900}, "lacks .* for a llama model of 900 layers"),
+        ({"llama.embedding_length": 2**18}, r"embed_tokens.weight has shape \(11, 32"),
+        ({"llama.feed_forward_length": 2**21}, "gate_proj.weight has shape"),
+        ({"llama.attention.head_count": 2**14}, "q_proj.weight has shape"),
+    ],
+)
+def test_sizes_are_held_against_the_tensors_first(fields, message, tensors, tmp_path):
+    path = write(tmp_path / "m.gguf", CONFIG, tensors, fields=fields)
+    file = GGUFFile(path)
+    with pytest.raises(BadInput, match=f"m.gguf.*{message}"):
+        check_tensors(file, parse_config(file.config, str(path)))
+
+
+@pytest.mark.parametrize("length", [0, 2**20, 2**40])
+def test_damaged_counts_and_nested_arrays_are_refused(length, tensors, tmp_path):
+    path = tmp_path / "m.gguf"
+    array = struct.pack("<IQ", 9, max(1, length)) * (10**4 if length == 0 else 1)
+    field = struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9) + array
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, length, 1) + field)
+    with pytest.raises(BadInput, match="damaged"):
         GGUFFile(path)
 
 

@@ -235,8 +235,15 @@ def test_tensors_that_are_missing_or_of_another_rank(tmp_path, base):
     with pytest.raises(BadInput, match="lacks 14 tensors"):
         tpmm.load(tmp_path / "a")
     make(tmp_path / "b", base, r=2)
-    with pytest.raises(BadInput, match=r"lora_A\.weight is float32 of shape \(3, 16\)"):
+    with pytest.raises(BadInput, match=r"lora_A\.weight has shape \(3, 16\)"):
         tpmm.load(tmp_path / "b")
+    fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    for rank, wanted in ((2**16, "has shape"), (10**9, "r is 1000000000; wanted")):
+        text = json.dumps(fields | {"r": rank})
+        (tmp_path / "b" / "adapter_config.json").write_text(text)
+        with pytest.raises(BadInput, match=wanted):
+            tpmm.load(tmp_path / "b")
+    (tmp_path / "b" / "adapter_config.json").write_text(json.dumps(fields))
     (tmp_path / "b" / "adapter_model.safetensors").unlink()
     with pytest.raises(BadInput, match=r"holds no adapter_model\.safetensors"):
         tpmm.load(tmp_path / "b")

@@ -1,7 +1,11 @@
-"""The config.json of well-known models, as published, gives their published size."""
+"""Published config.json files give the published size; neutral fields change nothing.
+
+Fields that mean something are refused by name.
+"""
 
 import pytest
 
+from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder
 from tpmm_jax.weights.hf_config import parse_config
 
@@ -143,3 +147,74 @@ def test_published_config(name):
     config = parse_config(content, "config.json")
     assert Decoder(config).num_params == parameters
     assert (config.window, sum(config.windowed_layers)) == (window, windowed)
+
+
+# What transformers 4.28 to 4.57 wrote for every model, whatever it was: the attributes
+# that PretrainedConfig.__init__ sets, at their defaults.
+DUMP = {
+    "_attn_implementation_autoset": False, "_commit_hash": None, "_name_or_path": "",
+    "add_cross_attention": False, "architectures": None, "bad_words_ids": None,
+    "begin_suppress_tokens": None, "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None, "decoder_start_token_id": None,
+    "diversity_penalty": 0.0, "do_sample": False, "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0, "exponential_decay_length_penalty": None,
+    "finetuning_task": None, "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False,
+    "is_encoder_decoder": False, "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "length_penalty": 1.0, "max_length": 20, "min_length": 0,
+    "no_repeat_ngram_size": 0, "num_beam_groups": 1, "num_beams": 1,
+    "num_return_sequences": 1, "output_attentions": False,
+    "output_hidden_states": False, "output_scores": False, "prefix": None,
+    "problem_type": None, "pruned_heads": {}, "remove_invalid_values": False,
+    "repetition_penalty": 1.0, "return_dict": True, "return_dict_in_generate": False,
+    "sep_token_id": None, "suppress_tokens": None, "task_specific_params": None,
+    "temperature": 1.0, "tf_legacy_loss": False, "tie_encoder_decoder": False,
+    "tokenizer_class": None, "top_k": 50, "top_p": 1.0, "torchscript": False,
+    "transformers_version": "4.46.3", "typical_p": 1.0, "use_bfloat16": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_dump_of_transformers_4_is_the_same_model(name):
+    content = PUBLISHED[name][0]
+    assert parse_config(DUMP | content, "c") == parse_config(content, "c")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("quantization_config", None), ("quantization_config", {}), ("num_labels", 1),
+        ("neftune_noise_alpha", 0.0), ("gradient_checkpointing", True), ("prefix", ""),
+        ("attn_implementation", "sdpa"), ("hidden_dropout_prob", 0.0),
+        ("sep_token_id", 5), ("is_causal", True), ("auto_map", None),
+        ("per_layer_config", None), ("vision_config", None), ("unheard_of", None),
+        ("max_window_layers", None), ("sliding_window_pattern", None),
+        ("use_sliding_window", None), ("sliding_window_size", None),
+        ("layer_types", None), ("rope_scaling", None), ("rms_norm_eps", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["gemma-2-2b-it", "gemma-3-1b-it", "Qwen3-0.6B"])
+def test_null_and_neutral_fields_change_nothing(name, field, value):
+    content = PUBLISHED[name][0]
+    if value is None:  # null means absent
+        content = {k: v for k, v in content.items() if k != field}
+    wanted = parse_config(content, "config.json")
+    assert parse_config(content | {field: value}, "config.json") == wanted
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("quantization_config", {"bits": 4}), ("neftune_noise_alpha", 5.0),
+        ("suppress_tokens", [3]), ("forced_bos_token_id", 1), ("prefix", "Hello: "),
+        ("add_cross_attention", True), ("pruned_heads", {"0": [1]}),
+        ("hidden_dropout", 0.1), ("is_causal", False), ("is_causal", None),
+        ("auto_map", {"AutoConfig": "x.py"}), ("per_layer_config", {"0": {}}),
+        ("attention_chunk_size", 8192), ("vision_config", {}), ("unheard_of", False),
+        ("final_logit_softcapping", 30.0), ("embedding_multiplier", 12.0),
+    ],
+)  # fmt: skip
+def test_a_field_that_means_something_is_refused_by_name(field, value):
+    content = PUBLISHED["Llama-3.2-1B-Instruct"][0]
+    with pytest.raises(BadInput, match=f"config.json(.|\n)*{field} = "):
+        parse_config(content | {field: value}, "config.json")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
-from tpmm_jax.models.config import ModelConfig, RopeConfig
+from tpmm_jax.models.config import ModelConfig, RopeConfig, check_memory
 from tpmm_jax.models.layers import Cache, einsum, soft_cap
 from tpmm_jax.models.lora import Adapted, LoraConfig, abstract_adapters, variables
 from tpmm_jax.models.sequences import Sequences, from_mask
@@ -78,7 +78,12 @@ class Decoder:
         return Transformer(self.config, dtype, self.mesh, self.remat)
 
     def init(self, key: jax.Array, dtype: str = "float32") -> Params:
-        """Returns random parameters, each on its sharding."""
+        """Returns random parameters, each on its sharding.
+
+        Raises:
+          BadInput: more weights than this machine has memory for.
+        """
+        check_memory(4 * self.num_params)
 
         def make(key: jax.Array) -> Params:
             one = jnp.zeros((1, 1), jnp.int32)

@@ -1,7 +1,50 @@
 """What a decoder is, as data. A model family is a choice of these fields."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import jax
+
+from tpmm_jax.errors import BadInput
+
+# Many times the sizes of any published model. What lies beyond is a slip or worse, and
+# would end in an overflow, in no memory, or never.
+LIMITS = {
+    "vocab_size": 2**24,
+    "width": 2**18,
+    "mlp_width": 2**21,
+    "num_layers": 2000,
+    "num_heads": 2**14,
+    "num_kv_heads": 2**14,
+    "head_dim": 2**14,
+    "max_positions": 2**31 - 1,
+    "window": 2**31 - 1,
+}
+
+
+def check_sizes(sizes: Mapping[str, Any]) -> None:
+    """Raises BadInput for sizes, by our names, that are below 1 or beyond LIMITS."""
+    wrong = [
+        f"{name} is {sizes[name]:,}; wanted 1 to {most:,}"
+        for name, most in LIMITS.items()
+        if sizes.get(name) is not None and not 1 <= sizes[name] <= most
+    ]
+    if wrong:
+        raise BadInput("no model has these sizes: " + "; ".join(wrong))
+
+
+def check_memory(need: int) -> None:
+    """Raises BadInput for random parameters of more bytes than there can be."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    devices = [d.memory_stats() for d in jax.local_devices()]
+    held = sum((stats or {}).get("bytes_limit", 0) for stats in devices)
+    if need > max(pages, held):
+        raise BadInput(
+            f"a new model of these sizes takes {need / 1e9:,.0f} GB; this machine has "
+            f"{max(pages, held) / 1e9:,.0f} GB: choose smaller ones"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tpmm_jax.models.config import ModelConfig, RopeConfig
+from tpmm_jax.models.config import ModelConfig, RopeConfig, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +175,21 @@ def make_config(
       head_dim: None: the family's, or width / num_heads.
       fields: further fields of ModelConfig. A window without windowed_layers is that
         of the family's pattern.
+
+    Raises:
+      BadInput: a size below 1 or beyond ``config.LIMITS``.
     """
     f = FAMILIES[family]
     values = {name: getattr(f, name) for name in SHARED} | fields
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "width": width,
+        "mlp_width": mlp_width,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+    }
+    check_sizes({**values, **sizes, "head_dim": head_dim})
     window = values.get("window", f.window if f.window_in_use else None)
     windowed = values.get("windowed_layers")
     if windowed is None:
@@ -188,13 +200,8 @@ def make_config(
     values["windowed_layers"] = tuple(windowed) if used else ()
     return ModelConfig(
         family=family,
-        vocab_size=vocab_size,
-        width=width,
-        mlp_width=mlp_width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
         head_dim=head_dim or f.head_dim or width // num_heads,
+        **sizes,
         **values,
     )
 

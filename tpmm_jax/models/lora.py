@@ -47,6 +47,10 @@ TARGETS = {
 }
 
 
+# Above the width of any model that runs; what lies beyond is a slip.
+MOST_RANK = 2**16
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adaptation of the policy; the weights themselves stay fixed.
@@ -68,8 +72,11 @@ class LoraConfig:
 
     def validate(self, name: str = "model.lora") -> None:
         """Raises BadInput for a value out of range, or one that nothing would read."""
-        if self.rank < 0:
-            raise BadInput(f"{name}.rank is {self.rank}; use at least 1, or 0: no LoRA")
+        if not 0 <= self.rank <= MOST_RANK:
+            raise BadInput(
+                f"{name}.rank is {self.rank:,}; use at least 1 and at most "
+                f"{MOST_RANK:,}, or 0: no LoRA"
+            )
         if self.rank == 0:
             for f in fields(self):
                 if getattr(self, f.name) != f.default:

@@ -1,9 +1,10 @@
 """config.json's rotary positions, in both spellings, as RopeConfig and back."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from tpmm_jax.models.config import ModelConfig, RopeConfig
 from tpmm_jax.models.families import Family
@@ -21,10 +22,13 @@ SCALINGS: dict[str, dict[str, str]] = {
     },
 }
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def is_positive(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < value < math.inf
+    # An int of JSON may be beyond any float; what is computed is float32.
+    return number and 0 < value <= LARGEST
 
 
 def read_ropes(

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tpmm_jax.models.config import ModelConfig
+from tpmm_jax.models.config import LIMITS, ModelConfig
 from tpmm_jax.models.families import Family, windowed_layers
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def is_count(value: Any, most: int = 2**31 - 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
 def read_windows(
@@ -18,7 +18,7 @@ def read_windows(
 ) -> tuple[int | None, tuple[bool, ...]]:
     """Returns window and windowed_layers; what is wrong goes to problems."""
     num_layers = hf.get("num_hidden_layers")
-    if not is_count(num_layers):
+    if not is_count(num_layers, LIMITS["num_layers"]):
         return None, ()
     window = _window(hf, family, problems)
     windowed = _pattern(hf, family, window, problems)
@@ -55,14 +55,15 @@ def _window(hf: Mapping[str, Any], family: Family, problems: list[str]) -> int |
         if window is not None and hf.get("use_sliding_window", True):
             problems.append(f"sliding_window = {window}: this family has no windows")
         return None
-    if hf.get("sliding_window_size", window) != window:
+    if hf.get("sliding_window_size") not in (None, window):
         problems.append(
             f"sliding_window_size = {hf['sliding_window_size']!r} is not "
             f"sliding_window = {window}"
         )
     in_use = family.window_in_use
     if "use_sliding_window" in family.fields:
-        in_use = hf.get("use_sliding_window", in_use)
+        given = hf.get("use_sliding_window")
+        in_use = in_use if given is None else given
         if not isinstance(in_use, bool):
             problems.append(f"use_sliding_window = {in_use!r}: wanted true or false")
     return window if in_use else None
@@ -74,7 +75,8 @@ def _pattern(
     """Returns which layers have the window where layer_types does not say so."""
     num_layers = hf["num_hidden_layers"]
     if "max_window_layers" in family.fields:
-        first = hf.get("max_window_layers", 28)
+        first = hf.get("max_window_layers")
+        first = 28 if first is None else first
         if isinstance(first, bool) or not isinstance(first, int) or first < 0:
             problems.append(f"max_window_layers = {first!r}: wanted a whole number")
             first = 0
@@ -85,14 +87,15 @@ def _pattern(
         return (False,) * num_layers
     every = family.full_every
     if "sliding_window_pattern" in family.fields:
-        every = hf.get("sliding_window_pattern", every)
+        given = hf.get("sliding_window_pattern")
+        every = every if given is None else given
         if not is_count(every):
             problems.append(
                 f"sliding_window_pattern = {every!r}: wanted a positive whole number"
             )
             every = 1
-        private = hf.get("_sliding_window_pattern", every)
-        if private != every and hf.get("layer_types") is None:
+        private = hf.get("_sliding_window_pattern")
+        if private not in (None, every) and hf.get("layer_types") is None:
             problems.append(
                 f"_sliding_window_pattern = {private!r} without layer_types: wanted "
                 "sliding_window_pattern"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import LoraConfig, ModelConfig
-from tpmm_jax.models.lora import ALL_LINEAR, TARGETS
+from tpmm_jax.models.lora import ALL_LINEAR, MOST_RANK, TARGETS
 from tpmm_jax.weights._hf_rope import is_positive
 from tpmm_jax.weights._hf_windows import is_count
 from tpmm_jax.weights.names import names
@@ -83,8 +83,11 @@ def parse_adapter_config(fields: Mapping[str, Any], path: str) -> LoraConfig:
 
 
 def _rank(value: Any, name: str, path: str) -> int:
-    if not is_count(value):
-        raise BadInput(f"{path}: {name} is {value!r}; wanted a whole number, 1 or more")
+    if not is_count(value, MOST_RANK):
+        raise BadInput(
+            f"{path}: {name} is {value!r}; wanted a whole number from 1 to "
+            f"{MOST_RANK:,}"
+        )
     return value
 
 

@@ -10,6 +10,8 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.models import ModelConfig
 from tpmm_jax.weights.hf_config import as_ids, one_or_all, parse_config, write_config
 
+# Of the brackets of a JSON file; what is read here needs five.
+DEEPEST = 50
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -19,11 +21,23 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path} holds a {type(content).__name__}; wanted an object")
+    if _depth(content) > DEEPEST:
+        raise BadInput(f"{path} has brackets nested more than {DEEPEST} deep")
     return content
+
+
+def _depth(content: Any) -> int:
+    """Returns how deep lists and objects are nested, as far as DEEPEST + 1."""
+    level, depth = [content], 0
+    while level and depth <= DEEPEST:
+        inner = [x.values() if isinstance(x, dict) else x for x in level]
+        level = [x for some in inner for x in some if isinstance(x, dict | list)]
+        depth += 1
+    return depth
 
 
 def read_config(directory: pathlib.Path) -> ModelConfig:

@@ -54,6 +54,7 @@ class GGUFFile:
 
     Attributes:
       path: the file.
+      origin: its name, for messages.
       config: what the same model's config.json holds.
     """
 
@@ -67,6 +68,7 @@ class GGUFFile:
             field or tensor that is not supported, or no gguf package.
         """
         self.path = pathlib.Path(path)
+        self.origin = str(path)
         reader, self._dequantize = _open(self.path)
         values = {key: field.contents() for key, field in reader.fields.items()}
         self._metadata = Metadata(values, str(self.path))
@@ -88,6 +90,11 @@ class GGUFFile:
     def names(self) -> list[str]:
         """The tensors' Hugging Face names."""
         return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns a tensor's shape in Hugging Face's layout; no values are read."""
+        # The file's order of axes is the reverse of NumPy's.
+        return tuple(int(n) for n in self._tensors[name].shape[::-1])
 
     def tensor(self, name: str) -> Float[np.ndarray, "..."]:
         """Returns one tensor, dequantised, in Hugging Face's layout ([out, in]).
@@ -197,7 +204,10 @@ def _open(path: pathlib.Path) -> tuple[Any, Callable[..., np.ndarray]]:
     try:
         return GGUFReader(path), dequantize
     # Damaged files surface as whatever NumPy trips over.
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
+    except (
+        ValueError, IndexError, KeyError, OverflowError, OSError, RecursionError,
+        MemoryError,
+    ) as error:  # fmt: skip
         raise BadInput(
             f"{path} is damaged, incomplete or of an unknown version: {error}; "
             "download it again"

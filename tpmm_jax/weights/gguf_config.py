@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.models.config import LIMITS
 from tpmm_jax.models.families import FAMILIES, Family
 from tpmm_jax.weights._hf_windows import FULL, SLIDING
 from tpmm_jax.weights.hf_config import ACTIVATIONS, one_or_all
@@ -187,10 +188,11 @@ class Metadata:
     def count(self, name: str, default: int | None = None) -> int:
         """Returns a positive whole number that shapes the model."""
         value = self.field(name, default)
-        if not isinstance(value, int) or value < 1:
+        most = LIMITS["num_layers"] if name == "block_count" else 2**31 - 1
+        if not isinstance(value, int) or not 1 <= value <= most:
             raise BadInput(
-                f"{self.origin}: {self.name}.{name} is {value!r}; wanted one positive "
-                "whole number for all layers"
+                f"{self.origin}: {self.name}.{name} is {value!r:.200}; wanted one "
+                f"whole number for all layers, from 1 to {most:,}"
             )
         return value
 

@@ -9,41 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.models.config import ModelConfig
+from tpmm_jax.models.config import LIMITS, ModelConfig
 from tpmm_jax.models.families import FAMILIES, Family, make_config
+from tpmm_jax.weights._hf_fields import NEUTRAL, field_problem
 from tpmm_jax.weights._hf_rope import is_positive, read_ropes, write_ropes
 from tpmm_jax.weights._hf_windows import is_count, read_windows, write_windows
-
-# Fields that say nothing about the forward pass.
-IGNORED = {
-    # Older transformers kept how to sample here; a run and a command say it themselves.
-    "do_sample", "early_stopping", "length_penalty", "max_length", "min_length",
-    "no_repeat_ngram_size", "num_beams", "num_return_sequences", "repetition_penalty",
-    "temperature", "top_k", "top_p", "typical_p",
-    "_attn_implementation_autoset", "_flash_attn_2_enabled", "_name_or_path",
-    "architectures", "cache_implementation", "chunk_size_feed_forward", "dtype",
-    "id2label", "initializer_range", "is_llama_config", "label2id",
-    "max_sequence_length", "max_window_layers", "output_attentions",
-    "output_hidden_states", "pretraining_tp", "problem_type", "return_dict",
-    "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
-    "unsloth_fixed", "unsloth_version", "use_cache",
-}  # fmt: skip
-
-# Fields of which only these values are supported (None: "absent or null"), unless
-# the family reads them.
-ONLY: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (None, False),
-    "attention_dropout": (None, 0),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "is_encoder_decoder": (None, False),
-    "mlp_bias": (None, False),
-    "partial_rotary_factor": (None, 1),
-    "rope_interleaved": (None, False),
-    "use_bidirectional_attention": (None, False),
-    "use_mrope": (None, False),
-    "use_sliding_window": (None, False),
-}
 
 # What every config.json says, and what it may leave out, with our names.
 REQUIRED = {
@@ -93,10 +63,8 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
     for name, value in hf.items():
         if name in family.fields:
             continue
-        if name in ONLY and value not in ONLY[name]:
-            problems.append(f"{name} = {value!r} is not supported (only {ONLY[name]})")
-        elif name not in ONLY and name not in IGNORED and name not in READ:
-            problems.append(f"{name} = {value!r} is a field this library does not know")
+        if problem := field_problem(name, value, READ):
+            problems.append(problem)
     problems += _wrong_activations(hf, family)
     window, windowed = read_windows(hf, family, problems)
     rope, local_rope = read_ropes(hf, family, problems)
@@ -179,8 +147,13 @@ def one_or_all(ids: Sequence[int]) -> int | list[int] | None:
     return ids[0] if len(ids) == 1 else list(ids) or None
 
 
+def _count(most: int) -> tuple[str, Callable[[Any], bool]]:
+    """Returns what is wanted of a size, in words and as a check."""
+    return f"a whole number from 1 to {most:,}", lambda x: is_count(x, most)
+
+
 def _is_even(value: Any) -> bool:
-    return is_count(value) and value % 2 == 0
+    return is_count(value, LIMITS["head_dim"]) and value % 2 == 0
 
 
 def _is_bool(value: Any) -> bool:
@@ -200,15 +173,14 @@ def _are_ids(value: Any) -> bool:
 def _wrong_values(hf: Mapping[str, Any], family: Family) -> list[str]:
     """Returns what is absent, of another type, or cannot go together."""
     ids = ("a token id", _is_id)
-    count = ("a positive whole number", is_count)
     wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        **dict.fromkeys(REQUIRED, count),
-        "num_key_value_heads": count,
+        **{theirs: _count(LIMITS[ours]) for theirs, ours in REQUIRED.items()},
+        "num_key_value_heads": _count(LIMITS["num_kv_heads"]),
         "head_dim": ("a positive even number: rotary positions need one", _is_even),
-        "max_position_embeddings": count,
+        "max_position_embeddings": _count(LIMITS["max_positions"]),
         "rms_norm_eps": ("a positive number", is_positive),
         "tie_word_embeddings": ("true or false", _is_bool),
-        "query_pre_attn_scalar": count,
+        "query_pre_attn_scalar": _count(2**31 - 1),
         **dict.fromkeys(SOFTCAPS, ("a positive number or null", is_positive)),
         **dict.fromkeys(("attention_bias", "mlp_bias"), ("true or false", _is_bool)),
         "bos_token_id": ids,
@@ -221,7 +193,7 @@ def _wrong_values(hf: Mapping[str, Any], family: Family) -> list[str]:
             if name in REQUIRED:
                 problems.append(f"lacks {name}")
                 wrong.add(name)
-        elif name in ONLY and name not in family.fields:
+        elif name in NEUTRAL and name not in family.fields:
             # Named with what is supported.
             continue
         elif not good(hf[name]):

@@ -30,9 +30,17 @@ Index = tuple[slice, ...]
 
 @runtime_checkable
 class TensorSource(Protocol):
-    """A checkpoint that hands out one tensor at a time, in Hugging Face terms."""
+    """A checkpoint that hands out one tensor at a time, in Hugging Face terms.
+
+    Attributes:
+      origin: its file or folder, for messages.
+    """
+
+    origin: str
 
     def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
 
     def tensor(self, name: str) -> np.ndarray: ...
 
@@ -42,6 +50,7 @@ class SafetensorsDirectory:
 
     def __init__(self, directory: str | os.PathLike) -> None:
         self.directory = pathlib.Path(directory)
+        self.origin = str(directory)
         self._files: dict[str, Any] = {}
         self._where = self._index()
 
@@ -52,7 +61,7 @@ class SafetensorsDirectory:
         if index.exists() and not single.exists():
             try:
                 where = dict(json.loads(index.read_text())["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise BadInput(f"{index} is not a safetensors index: {error}") from None
             held: dict[str, set[str]] = {}
             for name, file in where.items():
@@ -86,6 +95,10 @@ class SafetensorsDirectory:
     def names(self) -> list[str]:
         return list(self._where)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns a tensor's shape; its values are not read."""
+        return tuple(self._open(self._where[name]).get_slice(name).get_shape())
+
     def tensor(self, name: str) -> np.ndarray:
         return numpy_tensor(self._open(self._where[name]), name)
 
@@ -118,9 +131,9 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
         a tied head that is not the embedding.
     """
     config = decoder.config
-    check_names(source, config)
-    _check_tied_head(source, config)
     target = decoder.abstract_params(dtype)
+    check_tensors(source, config, target)
+    _check_tied_head(source, config)
     params: Params = {}
     for name in names(config):
         leaf = get(target, name.path)
@@ -128,14 +141,43 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     return params
 
 
-def check_names(source: TensorSource, config: ModelConfig) -> None:
-    """Raises BadInput unless the checkpoint holds exactly what the model needs."""
+def check_tensors(
+    source: TensorSource, config: ModelConfig, target: Params | None = None
+) -> None:
+    """Raises BadInput unless the checkpoint holds exactly what the model needs.
+
+    Names and shapes alone are read, so that a config of absurd sizes costs nothing.
+
+    Args:
+      target: the model's abstract parameters, if they are known.
+    """
+    _check_names(source, config)
+    target = Decoder(config).abstract_params() if target is None else target
+    wrong = []
+    for name in names(config):
+        leaf = get(target, name.path)
+        wanted = name.their_shape(leaf.shape[len(name.axes) :])
+        wrong += [
+            f"{theirs} has shape {found}; wanted {wanted}"
+            for _, theirs in name.tensors(config)
+            if (found := source.shape(theirs)) != wanted
+        ]
+    if wrong:
+        more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise BadInput(
+            f"{source.origin}: the config's sizes are not those of the weights: "
+            + ", ".join(wrong[:4])
+            + more
+        )
+
+
+def _check_names(source: TensorSource, config: ModelConfig) -> None:
     wanted = {tensor for name in names(config) for _, tensor in name.tensors(config)}
     found = {name for name in source.names() if not name.endswith(DERIVED)}
     if config.tie_embeddings:
         found.discard(HEAD)
     purpose = f"a {config.family} model of {config.num_layers} layers"
-    check_same(found, wanted, "the checkpoint", purpose)
+    check_same(found, wanted, source.origin, purpose)
 
 
 def check_same(
@@ -194,7 +236,7 @@ def _read_leaf(source: TensorSource, name: Name, leaf: Any) -> jax.Array:
         slots = np.ndindex(*shard.shape[:lead])
         for slot, place in zip(slots, itertools.product(*places[:lead])):
             theirs = name.tensor(*place)
-            tensor = _checked(source.tensor(theirs), theirs, name, shape)
+            tensor = _checked(source.tensor(theirs), theirs)
             shard[slot] = name.to_ours(tensor, shape)[index[lead:]]
             check_finite(shard[slot], theirs)
         return shard
@@ -204,18 +246,8 @@ def _read_leaf(source: TensorSource, name: Name, leaf: Any) -> jax.Array:
     return _put_shards(leaf, read_shard)
 
 
-def _checked(
-    tensor: np.ndarray, theirs: str, name: Name, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Returns a tensor as it is; raises BadInput for another shape or kind of number.
-
-    Checked before the reshape, which a transposed tensor would survive.
-    """
-    wanted = name.to_theirs(np.empty(shape, np.bool_)).shape
-    if tensor.shape != wanted:
-        raise BadInput(
-            f"{theirs} has shape {tensor.shape}; config.json asks for {wanted}"
-        )
+def _checked(tensor: np.ndarray, theirs: str) -> np.ndarray:
+    """Returns a tensor as it is; raises BadInput for another kind of number."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise BadInput(
             f"{theirs} holds {tensor.dtype}; wanted floating-point weights "

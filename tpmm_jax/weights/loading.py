@@ -27,7 +27,11 @@ from tpmm_jax.weights.hub import (
     fetch,
     is_hub_id,
 )
-from tpmm_jax.weights.huggingface import SafetensorsDirectory, check_names, read_params
+from tpmm_jax.weights.huggingface import (
+    SafetensorsDirectory,
+    check_tensors,
+    read_params,
+)
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 
 NAME_BASE = (
@@ -155,6 +159,7 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if name.endswith(".gguf"):
         file = GGUFFile(name)
         config = parse_config(file.config, name)
+        check_tensors(file, config)
         return Source(
             config, file.tokenizer(), origin, functools.partial(read_params, file)
         )
@@ -167,7 +172,7 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
         return _resolve_adapter(directory, origin, base)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
-    check_names(tensors, config)
+    check_tensors(tensors, config)
     return Source(config, tokenizer, origin, functools.partial(read_params, tensors))
 
 
@@ -282,7 +287,31 @@ def _resolve_step(workdir: pathlib.Path, wanted: int | None) -> Source:
 
     folder = workdir / "model"
     origin = {"source": f"{workdir}/trajectory@{step}"}
-    return Source(read_config(folder), read_tokenizer(folder), origin, read)
+    config = read_config(folder)
+    _check_stored(workdir, step, config)
+    return Source(config, read_tokenizer(folder), origin, read)
+
+
+def _check_stored(workdir: pathlib.Path, step: int, config: ModelConfig) -> None:
+    """Refuses a model/config.json whose sizes are not those of a stored step."""
+    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        held = _shapes(trajectory.abstract(step))
+    wanted = _shapes(Decoder(config).abstract_params())
+    wrong = [x for x in {**wanted, **held} if wanted.get(x) != held.get(x)]
+    if wrong:
+        name = wrong[0]
+        raise BadInput(
+            f"{workdir}/model/config.json is not that of the run: it asks for {name} "
+            f"of shape {wanted.get(name)}, trajectory@{step} holds {held.get(name)}; "
+            "restore the file from a copy"
+        )
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 def adapters_place(workdir: pathlib.Path) -> tuple[str, str | None]:

@@ -44,6 +44,14 @@ class Name:
         for index in np.ndindex(*(sizes[axis] for axis in self.axes)):
             yield index, self.tensor(*index)
 
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of their tensor for that of ours[index]."""
+        if self.inputs is None:
+            return shape
+        if self.inputs == 0:
+            return (math.prod(shape),)
+        return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
+
     def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Returns one of their tensors in the shape of ours[index]."""
         return (tensor.T if self.inputs else tensor).reshape(shape)

@@ -4,6 +4,7 @@ Their A is [r, in] and their B [out, r], one per layer; see models.lora for ours
 """
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -102,7 +103,6 @@ class AdapterDirectory:
         }
         joint = joint_config(found.values())
         abstract = abstract_adapters(base, joint)
-        host = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract)
         try:
             with safe_open(path, framework="numpy") as file:
                 check_same(
@@ -113,6 +113,10 @@ class AdapterDirectory:
                     most=4,
                     advice=f". If PEFT loads it, {MERGE}",
                 )
+                for name, (part, adapter) in wanted.items():
+                    pair = get(abstract, TARGETS[adapter.target].path)
+                    _check_shape(file, name, part, pair, adapter.config.rank, path)
+                host = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract)
                 for name, (part, adapter) in wanted.items():
                     pair = get(host, TARGETS[adapter.target].path)
                     into, rank = pair[part.lower()][adapter.layer], adapter.config.rank
@@ -125,15 +129,29 @@ class AdapterDirectory:
         return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), host, abstract)
 
 
+def _check_shape(
+    file: Any, name: str, part: str, pair: Params, rank: int, path: pathlib.Path
+) -> None:
+    """Raises BadInput unless a tensor has the shape that rank and base ask for.
+
+    Args:
+      pair: the abstract adapter of its matrix, with a leading layer axis.
+    """
+    found = tuple(file.get_slice(name).get_shape())
+    inside = pair["a"].shape[1:-1] if part == "A" else pair["b"].shape[2:]
+    size = math.prod(inside)
+    wanted = (rank, size) if part == "A" else (size, rank)
+    if found != wanted:
+        raise BadInput(
+            f"{path}: {name} has shape {found}; wanted {wanted}, which rank and the "
+            "base's shapes ask for"
+        )
+
+
 def _fill(into: np.ndarray, tensor: np.ndarray, part: str, name: str) -> None:
     """Writes [r, in] into [*in, r], or [out, r] into [r, *out]."""
-    rank = into.shape[-1] if part == "A" else into.shape[0]
-    shape = (rank, into.size // rank) if part == "A" else (into.size // rank, rank)
-    if tensor.shape != shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise BadInput(
-            f"{name} is {tensor.dtype} of shape {tensor.shape}; wanted {shape}, which "
-            "rank and the base's shapes ask for"
-        )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise BadInput(f"{name} is {tensor.dtype}; wanted floating-point weights")
     into[...] = tensor.astype(np.float32).T.reshape(into.shape)
     check_finite(into, name)
 
