@@ -108,7 +108,6 @@ KINDS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str | None]] = {
     "not UTF-8": (lambda r: _line(r)[:-1] + b', "a": "caf\xe9"}', None),
     "half a surrogate": (lambda r: _line(r)[:-1] + b', "note": "\\ud83d"}', "note"),
     "a list": (lambda r: b'["a", "b", "c"]', None),
-    "empty line": (lambda r: b"   ", None),
     "NaN": (lambda r: _line(r)[:-1] + b', "score": NaN}', "score"),
 }
 

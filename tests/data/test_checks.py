@@ -40,8 +40,6 @@ def test_empty_rows_of_pairs(tmp_path, row, count):
 
 
 def test_empty_rows_of_prompts(tmp_path):
-    path = tmp_path / "empty.txt"
-    assert _count(read_prompt_set, path, "a\n\nb\n") == 1
     rows = '{"prompt": ""}\n{"prompt": []}\n{"is empty": 1}\n'
     assert _count(read_prompt_set, tmp_path / "empty.jsonl", rows) == 2
     assert _count(read_prompt_set, tmp_path / "empty.json", "") == 1

@@ -43,6 +43,7 @@ def _rare(
 REFUSED, DROPPED, CUT, USED = "refused", "dropped", "cut", "used"
 CHECKS: dict[str, Sequence[Check]] = {
     "rows": (
+        _rare("blank_lines", "blank lines", "", "passed over"),
         Check("malformed", "malformed", then=REFUSED, bad="red"),
         Check("empty", "  of these with something empty", bad="red"),
         Check("identical", "chosen equals rejected", then=REFUSED, bad="red"),

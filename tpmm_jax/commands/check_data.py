@@ -47,9 +47,9 @@ tokens and masks that a run trains on. It reads, splits and encodes with a run's
 code: a run refuses every row listed here as an error, or drops it with a count
 (data.on_bad_rows=drop).
 
-FILE is what data.pairs of a config takes: .jsonl, .json (also .gz), .parquet, a saved
-dataset, a hub name. Rows hold chosen and rejected with a prompt, with an instruction,
-or without: then it is their common beginning. Texts or message lists.
+FILE is what data.pairs of a config takes: .jsonl, .json, .csv, .tsv (also .gz, .zst),
+.parquet, a saved dataset, a hub name. Rows hold chosen and rejected with a prompt, with
+an instruction, or without: then it is their common beginning. Texts or message lists.
 """
 EPILOG = """\
 examples:

@@ -49,9 +49,9 @@ examples:
   tpmm sample org/name --prompts p.jsonl --output a.jsonl --num-samples 4
   echo "Once upon a time" | tpmm sample model.gguf --temperature 0 --no-chat
 
---prompts reads what data.prompts of a config reads: .jsonl, .json, .txt, .parquet, a
-saved dataset, a hub name or module:function. The same command continues an output that
-was interrupted. The same seed gives the tokens that tpmm.generate gives.
+--prompts reads what data.prompts of a config reads: .jsonl, .json, .csv, .txt,
+.parquet, a saved dataset, a hub name or module:function. The same command continues an
+output that was interrupted. The same seed gives the tokens that tpmm.generate gives.
 """
 
 DEFAULT_NEW_TOKENS = 256

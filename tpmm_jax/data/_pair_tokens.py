@@ -58,6 +58,7 @@ _PAIR_COUNTS = {
 # The readers' counts too, so that one table can show them all.
 _READ_COUNTS = {
     "rows_read": "rows read",
+    "blank_lines": "blank lines passed over",
     "malformed": "malformed rows dropped",
     "not_encoded": "pairs dropped: they cannot be written or tokenised",
     "identical": "pairs dropped: chosen equals rejected",

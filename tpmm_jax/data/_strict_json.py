@@ -1,21 +1,21 @@
 """JSON and JSON Lines read strictly: each defect with its line, none repaired."""
 
-import codecs
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tpmm_jax.data._strict_object import MAX_DEPTH, appears_twice, parse_object
+from tpmm_jax.data._text_files import (
+    MAX_ROW_BYTES,
+    read_document,
+    text_lines,
+    too_long,
+)
 from tpmm_jax.data.problems import Place, Problems, at_line
 
-MAX_ROW_BYTES = 1 << 20
-MAX_DOCUMENT_BYTES = 1 << 30
 # Python refuses integers of thousands of digits; a row's own check names the column.
 _DECODER = json.JSONDecoder(parse_int=str)
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -23,8 +23,6 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _ROW_COLUMNS = frozenset({"prompt", "chosen", "rejected", "messages", "prompt_ids"})
 # The first lines tell JSON Lines from a document.
 _LINES_TRIED = 20
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,14 @@ class Row:
 
 def read_json_lines(path: Path, name: str, problems: Problems) -> list[Row]:
     """One JSON object per line; ``name`` is the file as the user wrote it."""
-    lines = _text_lines(path, name, problems)
+    lines = text_lines(path, name, problems)
     rows = [_parse_row(text, origin, problems) for origin, text in lines]
     return [row for row in rows if row is not None]
 
 
 def read_text_lines(path: Path, name: str, problems: Problems) -> list[Row]:
     """One prompt per line, as the field "prompt"."""
-    lines = _text_lines(path, name, problems)
+    lines = text_lines(path, name, problems)
     return [Row({"prompt": text}, origin) for origin, text in lines]
 
 
@@ -54,7 +52,7 @@ def read_json_document(path: Path, name: str, problems: Problems) -> list[Row]:
     A file of this suffix that holds JSON Lines is read as such. Each row's origin
     is the line on which it begins, with its number where it is not that line's first.
     """
-    text = _read_document(path, name, problems)
+    text = read_document(path, name, problems)
     if text is None:
         return []
     try:
@@ -170,7 +168,7 @@ def _is_object(text: str) -> bool:
 def _parse_row(text: str, origin: Place, problems: Problems) -> Row | None:
     try:
         if len(text.encode()) > MAX_ROW_BYTES:
-            raise ValueError(_too_long())
+            raise ValueError(too_long())
         return Row(parse_object(text), origin)
     except RecursionError:
         problems.add(origin, f"nested deeper than {MAX_DEPTH} levels")
@@ -182,105 +180,5 @@ def _parse_row(text: str, origin: Place, problems: Problems) -> Row | None:
     return None
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix.lower() == ".gz":
-        return gzip.GzipFile(path, "rb")
-    return path.open("rb")
-
-
-def _too_long() -> str:
-    return f"longer than {MAX_ROW_BYTES // (1 << 20)} MiB"
-
-
-def _raw_lines(
-    path: Path, name: str, problems: Problems
-) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers; one that is too long is noted and never held."""
-    number = 0
-    try:
-        with _open(path) as file:
-            while raw := file.readline(MAX_ROW_BYTES + 2):
-                number += 1
-                if len(raw) <= MAX_ROW_BYTES or raw.endswith(b"\n"):
-                    yield number, raw
-                    continue
-                problems.add(at_line(name, number), f"the line is {_too_long()}")
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(MAX_ROW_BYTES)
-    except _GZIP_ERRORS as error:
-        problems.add(at_line(name, number + 1), _damaged(error), fatal=True)
-
-
-def _damaged(error: BaseException) -> str:
-    return f"the compressed file is cut off or damaged ({error})"
-
-
-def _text_lines(
-    path: Path, name: str, problems: Problems
-) -> Iterator[tuple[Place, str]]:
-    """(origin, text) of each line that can be read.
-
-    Blank lines at the end of a file are layout; one inside is a lost row.
-    """
-    blank: list[int] = []
-    for number, raw in _raw_lines(path, name, problems):
-        origin = at_line(name, number)
-        if number == 1 and raw.startswith(_UTF16):
-            problems.add(origin, "the file is UTF-16; save it as UTF-8", fatal=True)
-            return
-        if number == 1 and raw.startswith(codecs.BOM_UTF8):
-            problems.add(origin, "begins with a byte order mark; save without BOM")
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        if not raw.strip():
-            blank.append(number)
-            continue
-        for empty in blank:
-            problems.add(at_line(name, empty), "the line is empty; remove it")
-        blank.clear()
-        if b"\0" in raw:
-            problems.add(origin, f"holds a NUL byte at column {raw.index(0) + 1}")
-            continue
-        try:
-            yield origin, raw.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            problems.add(origin, _not_utf8(raw, error))
-
-
 def _not_json(error: json.JSONDecodeError) -> str:
     return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-
-
-def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
-    return f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1}"
-
-
-def _read_document(path: Path, name: str, problems: Problems) -> str | None:
-    try:
-        with _open(path) as file:
-            raw = file.read(MAX_DOCUMENT_BYTES + 1)
-    except _GZIP_ERRORS as error:
-        problems.add(name, _damaged(error), fatal=True)
-        return None
-    fault, at = _document_fault(raw)
-    if not fault:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            fault, at = _not_utf8(raw, error), error.start
-    place = name if at is None else at_line(name, raw.count(b"\n", 0, at) + 1)
-    problems.add(place, fault, fatal=True)
-    return None
-
-
-def _document_fault(raw: bytes) -> tuple[str, int | None]:
-    """What is wrong with a document's bytes, and at which of them; "" if nothing."""
-    if len(raw) > MAX_DOCUMENT_BYTES:
-        size = MAX_DOCUMENT_BYTES >> 20
-        return f"larger than {size} MiB; convert it to JSON Lines", None
-    if raw.startswith(_UTF16):
-        return "the file is UTF-16; save it as UTF-8", None
-    if raw.startswith(codecs.BOM_UTF8):
-        return "begins with a byte order mark; save without BOM", None
-    if b"\0" in raw:
-        return "holds a NUL byte", raw.index(0)
-    return ("" if raw.strip() else "the file is empty"), None

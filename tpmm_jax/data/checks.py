@@ -13,7 +13,7 @@ from tpmm_jax.data.records import PairRow
 
 Key: TypeAlias = object
 # How the readers' reasons end; names of columns and files stand before it.
-_EMPTY = re.compile(r" is (empty|an empty (message )?list)(; remove it)?$")
+_EMPTY = re.compile(r" is (empty|an empty (message )?list)$")
 
 
 def content_key(content: Content) -> Key:
@@ -126,5 +126,5 @@ def end_counts(
 
 
 def empty_count(defects: Sequence[Defect]) -> int:
-    """The rows in which a prompt, a side, a message or a line is empty."""
+    """The rows in which a prompt, a side or a message is empty."""
     return len({d.origin for d in defects if _EMPTY.search(d.reason)})

@@ -59,11 +59,12 @@ class PreferencePair:
 class PairSet:
     """Pairs fit for training, and what was counted on the way.
 
-    Counts: rows_read (bad ones too); malformed; identical (chosen equals rejected);
-    pairs (neither of these); ends_early (one text completion is empty, as it is the
-    beginning of the other); prompt_repeated (the completions held the prompt again,
-    removed); begins_with_prompt (text completions that both begin with the prompt,
-    kept); several_turns (completions with user messages in them); duplicate_prompts;
+    Counts: rows_read (bad ones too); blank_lines (passed over); malformed; identical
+    (chosen equals rejected); pairs (neither of these); ends_early (one text completion
+    is empty, as it is the beginning of the other); prompt_repeated (the completions
+    held the prompt again, removed); begins_with_prompt (text completions that both
+    begin with the prompt, kept); several_turns (completions with user messages in
+    them); duplicate_prompts;
     duplicate_pairs; keys_left_out (messages have keys beside role and content, which no
     template is given); tied and scored_otherwise (the row states scores, which are
     equal, or higher for rejected).
@@ -132,6 +133,7 @@ def read_pair_set(
     pairs = [pair for pair, _ in kept]
     counts = {
         "rows_read": count_rows(rows, problems),
+        "blank_lines": problems.counts["blank_lines"],
         "malformed": bad_rows,
         "identical": len(equal),
         **_counts(pairs, Counter(note for _, notes in kept for note in notes)),

@@ -74,7 +74,8 @@ class PreparedPrompts:
       prompts: those that can be read; some of them may not be encoded.
       usable: those that can be sampled from, in order; without a codec all.
       encoded: the token ids of these; empty without a codec.
-      counts: rows_read, malformed, prompts, prompt_truncated, not_encoded.
+      counts: rows_read, malformed, blank_lines, prompts, prompt_truncated,
+        not_encoded.
       problems, chat: see ``Prepared``.
     """
 
@@ -99,6 +100,7 @@ def prepare_prompts(
         source, problems, field=data.prompt_field, split=data.split
     )
     counts = {"rows_read": rows_read, "malformed": len(problems.bad_rows())}
+    counts["blank_lines"] = problems.counts["blank_lines"]
     counts["prompts"] = len(prompts)
     if codec is None:
         return PreparedPrompts(prompts, prompts, [], counts, problems, chat=False)

@@ -1,5 +1,6 @@
 """The defects of one source, gathered so that a user sees all of them at once."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -13,7 +14,7 @@ class Place(str):
     """Where a row stood, as a person reads it; its parts go along as data.
 
     Attributes:
-      file: the source as the user wrote it.
+      file: the source as the user wrote it; of a pattern the file that it matched.
       line: on which the row begins; None in a table, and of a whole file.
       row: its number from 0 where rows are counted: in tables and .json documents.
     """
@@ -75,11 +76,15 @@ class Problems:
     Args:
       source: what was read, for the headline.
       on_bad_rows: whether ``settle`` refuses the source or leaves those rows out.
+
+    Attributes:
+      counts: of what was passed over while reading and is no defect (blank_lines).
     """
 
     def __init__(self, source: str, *, on_bad_rows: OnBadRows = "refuse") -> None:
         self.source = source
         self.found: list[Defect] = []
+        self.counts = Counter[str]()
         self._on_bad_rows = on_bad_rows
 
     def add(

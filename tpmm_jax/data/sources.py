@@ -1,10 +1,13 @@
 """Rows from a file, a saved dataset or the hub."""
 
 import difflib
+import glob
+import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from tpmm_jax.data._delimited import read_csv, read_tsv
 from tpmm_jax.data._strict_json import (
     Row,
     read_json_document,
@@ -12,6 +15,7 @@ from tpmm_jax.data._strict_json import (
     read_text_lines,
 )
 from tpmm_jax.data._tables import is_saved, read_hub, read_parquet, read_saved
+from tpmm_jax.data._text_files import COMPRESSED
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.errors import BadInput
 
@@ -21,9 +25,13 @@ READERS: dict[str, Callable[[Path, str, Problems], list[Row]]] = {
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
     ".json": read_json_document,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
     ".txt": read_text_lines,
 }
-_SUFFIXES = ".jsonl, .ndjson, .json, .txt (each also .gz) or .parquet"
+_SUFFIXES = (
+    ".jsonl, .ndjson, .json, .csv, .tsv, .txt (each also .gz or .zst) or .parquet"
+)
 _HUB_NAME = re.compile(
     r"(?P<path>[\w-][\w.-]*/[\w-][\w.-]*)"
     r"(?::(?P<name>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
@@ -40,8 +48,9 @@ def read_rows(
     """Read all rows of a source into host memory.
 
     Args:
-      source: a .jsonl, .json or .txt file (also .gz), a .parquet file, a folder
-        written by ``datasets``' save_to_disk, or a hub name
+      source: a .jsonl, .json, .csv, .tsv or .txt file (also .gz or .zst), a .parquet
+        file, a folder written by ``datasets``' save_to_disk, a pattern of files such as
+        "pairs-*.jsonl", read in the order of their names, or a hub name
         "org/name[:configuration][@revision]".
       split: the split of a dataset; a file has the split "train" alone, and a saved
         dataset of one split serves as "train".
@@ -59,15 +68,35 @@ def read_rows(
     """
     found = Problems(source) if problems is None else problems
     try:
-        rows = _read(source, split, columns, found)
+        rows = []
+        for name in _matches(source):
+            known = len(found.found)
+            some = _read(name, split, columns, found)
+            if not some and len(found.found) == known:
+                raise BadInput(f"{name}: there are no rows in it; wanted one or more")
+            rows += some
     # A name too long, a folder that may not be looked into, a disk that fails.
     except OSError as error:
         raise BadInput(f"{source}: cannot be read: {error}") from error
     if problems is None:
         found.settle()
-    if not rows and not found.origins():
-        raise BadInput(f"{source}: there are no rows in it; wanted one or more")
     return rows
+
+
+def _matches(source: str) -> list[str]:
+    """The files of a pattern, by name; any other source as it is."""
+    if not glob.has_magic(source) or Path(source).exists():
+        return [source]
+    found = glob.glob(os.path.expanduser(source), recursive=True)
+    files = [name for name in found if is_saved(Path(name)) or Path(name).is_file()]
+    if not files:
+        folder = next(p for p in Path(source).parents if not glob.has_magic(str(p)))
+        there = f"in {folder} there is {_listing(folder)}" if folder.is_dir() else ""
+        raise BadInput(
+            f"{source}: no file matches this pattern; "
+            + (there or f"the folder {folder} does not exist")
+        )
+    return sorted(files)
 
 
 def _read(
@@ -103,7 +132,7 @@ def _read(
 
 def _suffix(path: Path) -> str:
     suffixes = [s.lower() for s in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
+    if suffixes[-1:] and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     known = suffixes and (suffixes[-1] in READERS or suffixes[-1] == ".parquet")
     return suffixes[-1] if known else ""

@@ -188,6 +188,8 @@ def make_schedule(
         )
         if found.problems.settle():
             console.warn(found.problems.left_out())
+        if blank := found.counts["blank_lines"]:
+            console.note(f"{source}: {blank:,} blank lines passed over")
         prompts[option] = found.usable
     return plan_schedule(config, codec, prompts, console)
 
