@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from tpmm_jax.data.checks import (
@@ -12,17 +13,18 @@ from tpmm_jax.data.checks import (
     end_counts,
     leak_counts,
     length_counts,
+    length_remark,
     pair_key,
     repeat_counts,
     text_lengths,
 )
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.config import PARTS, DataConfig
 from tpmm_jax.data.messages import Content, as_dicts, without_ids
-from tpmm_jax.data.pairs import PreferencePair, read_pair_set
+from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.prepare import prepare_pairs, prepare_prompts
 from tpmm_jax.data.problems import Defect, Problems, in_order, place_of
-from tpmm_jax.data.prompts import Prompt, read_prompt_set
+from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.sources import read_rows
 from tpmm_jax.errors import BadInput
@@ -49,6 +51,9 @@ class Checked:
       skipped: (what was not checked, what it needs).
       refused: whether a run refuses a source, or these data, as a whole.
       usable: prompts that can be sampled from.
+      unread: by file, the columns that no row is made of.
+      unit: what lengths are counted in.
+      remarks: what is not wrong, but worth a look.
     """
 
     rows: int = 0
@@ -62,6 +67,9 @@ class Checked:
     encoded_prompts: list[PromptRow] = field(default_factory=list)
     chat: bool = False
     refused: bool = False
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    unit: str = "tokens"
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, defects: Iterable[Defect]) -> None:
         """Notes defects; those of a source that is read twice are listed once."""
@@ -72,6 +80,11 @@ class Checked:
         """Notes what is wrong with a source of a run."""
         self.add(problems.found)
         self.refused |= problems.refused
+
+    def note_unread(self, source: str, columns: list[str]) -> None:
+        """Notes the columns of a source that no row is made of."""
+        if columns:
+            self.unread[source] = columns
 
     def refuse(self, source: str, error: BadInput) -> None:
         """Notes why a run refuses a source as a whole."""
@@ -103,6 +116,7 @@ def check_pairs(
             found.refuse(file, error)
             continue
         found.note(one.problems)
+        found.note_unread(file, one.unread)
         counts = dict(one.counts)
         found.rows += counts["rows_read"]
         # In the summary "rows" are all that were read.
@@ -119,13 +133,23 @@ def check_pairs(
     if codec is None:
         del found.counts["rows_kept"]
         found.skipped.append(("tokens, masks, BOS and EOS, cuts", "--model"))
-        found.counts.update(length_counts(text_lengths(found.pairs)))
+        _compare_lengths(found, text_lengths(found.pairs), "characters")
         return found
-    sides = ((len(row.chosen_ids), len(row.rejected_ids)) for row in found.encoded)
-    found.counts.update(length_counts(sides))
+    sides = [(len(row.chosen_ids), len(row.rejected_ids)) for row in found.encoded]
+    _compare_lengths(found, sides, "tokens")
     ends = set(codec.eos_ids)
     found.counts.update(end_counts(found.encoded, bos=codec.bos_id, ends=ends))
     return found
+
+
+def _compare_lengths(
+    found: Checked, lengths: Sequence[tuple[int, int]], unit: str
+) -> None:
+    counts = length_counts(lengths)
+    found.counts.update(counts)
+    found.unit = unit
+    if remark := length_remark(counts, unit):
+        found.remarks.append(remark)
 
 
 def check_prompts(
@@ -148,6 +172,7 @@ def check_prompts(
             found.refuse(file, error)
             continue
         found.note(one.problems)
+        found.note_unread(file, one.unread)
         found.rows += one.counts["rows_read"]
         found.counts.update(one.counts)
         found.prompts += one.prompts
@@ -175,6 +200,8 @@ def check_leaks(
     sources: Sequence[tuple[str, DataConfig]],
     found: Checked,
     evaluation: Iterable[Prompt] | None = None,
+    *,
+    auto_chat: bool = False,
 ) -> None:
     """Counts evaluation rows that are trained on.
 
@@ -183,18 +210,20 @@ def check_leaks(
         is read.
       found: what is trained on; what is found is noted there.
       evaluation: prompts that were read already; None: there are none.
+      auto_chat: whether the data do not say if a chat template is used.
     """
     prompts: list[Key] = [content_key(p.content) for p in evaluation or ()]
     pairs: list[Key] = []
     for file, data in sources:
         try:
-            some, whole, defects = _read_held(file, data)
+            some, whole, problems, unread = _read_held(file, data, auto_chat=auto_chat)
         except BadInput as error:
             found.refuse(file, error)
             continue
         prompts, pairs = prompts + some, pairs + whole
-        found.add(defects)
-        found.refused |= any(defect.fatal for defect in defects)
+        found.add(problems.found)
+        found.refused |= any(defect.fatal for defect in problems.found)
+        found.note_unread(file, unread)
     if not sources and evaluation is None:
         found.skipped.append(("leaks into the evaluation", "--eval FILE"))
         return
@@ -205,29 +234,32 @@ def check_leaks(
 
 
 def _read_held(
-    file: str, data: DataConfig
-) -> tuple[list[Key], list[Key], Sequence[Defect]]:
-    """Returns the keys of a file's prompts, and of its pairs, and what is wrong.
+    file: str, data: DataConfig, *, auto_chat: bool
+) -> tuple[list[Key], list[Key], Problems, list[str]]:
+    """Returns keys of prompts and of pairs, what is wrong, and unread columns.
 
     Nothing is wrong with a pair here that leaves its prompt as it is.
     """
-    problems = Problems(file)
-    rows = read_rows(file, split=data.split, problems=problems)
+    # Columns alone; what is wrong with rows is found again below.
+    rows = read_rows(file, split=data.split, problems=Problems(file))
     columns = {name for row in rows for name in row.data}
     names = (data.prompt_field, data.fields.get("prompt", "prompt"))
     own = next((name for name in names if name in columns), None)
-    pairs: list[PreferencePair] = []
+    whole: list[Key] = []
     if {data.fields.get(part, part) for part in ("chosen", "rejected")} <= columns:
-        unsaid = Problems(file)
-        pairs = read_pair_set(file, unsaid, split=data.split, fields=data.fields).pairs
-    whole = [pair_key(pair) for pair in pairs]
-    if own is None and pairs:
-        return [content_key(pair.prompt) for pair in pairs], whole, problems.found
-    problems = Problems(file)
-    read = read_prompt_set(
-        file, problems, field=own or data.prompt_field, split=data.split
-    )
-    return [content_key(p.content) for p in read.prompts], whole, problems.found
+        pairs = prepare_pairs(file, data, None, auto_chat=auto_chat)
+        whole = [pair_key(pair) for pair in pairs.pairs]
+        if own is None and pairs.pairs:
+            keys = [content_key(pair.prompt) for pair in pairs.pairs]
+            problems = Problems(file)
+            refused = [defect for defect in pairs.problems.found if defect.fatal]
+            problems.found += refused
+            return keys, whole, problems, pairs.unread
+    data = replace(data, prompt_field=own or data.prompt_field)
+    read = prepare_prompts(file, data, None, auto_chat=auto_chat)
+    keys = [content_key(prompt.content) for prompt in read.prompts]
+    unread = [name for name in read.unread if not whole or name not in PARTS]
+    return keys, whole, read.problems, unread
 
 
 def check_labels(scorer: NamedScorer | None, found: Checked) -> None:
@@ -268,4 +300,11 @@ def summary(found: Checked) -> dict[str, Any]:
         what = {"field": defect.field, "reason": defect.reason}
         errors.append({"file": place.file, "line": place.number, **row, **what})
     counts = {name: int(count) for name, count in found.counts.items()}
-    return {"rows": found.rows, "errors": errors, "counts": counts}
+    return {
+        "rows": found.rows,
+        "errors": errors,
+        "counts": counts,
+        "unread_columns": list(dict.fromkeys(chain(*found.unread.values()))),
+        "length_unit": found.unit,
+        "remarks": found.remarks,
+    }

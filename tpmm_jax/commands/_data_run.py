@@ -102,6 +102,7 @@ def read_evaluation(
             prompts[option] = []
             continue
         found.note(one.problems)
+        found.note_unread(source, one.unread)
         prompts[option] = one.usable
     return prompts
 

@@ -65,6 +65,8 @@ CHECKS: dict[str, Sequence[Check]] = {
         _rare("prompt_repeated", "prompt repeated in the answers", then=CUT),
         _rare("begins_with_prompt", "answers that begin with the prompt"),
         _rare("several_turns", "answers of several turns", then="all trained on"),
+        _rare("with_system", "system messages from a column", then=USED),
+        _rare("with_history", "earlier turns from a column", then=USED),
         _rare("keys_left_out", "messages with other keys", then="left out"),
     ),
     "labels": (
@@ -72,8 +74,8 @@ CHECKS: dict[str, Sequence[Check]] = {
         _rare("scored_otherwise", "scores in the file disagree", bad="yellow"),
         Check("scorer_contradicts", "the scorer prefers rejected", "pairs"),
         Check("scorer_ties", "the scorer ties", "pairs"),
-        Check("chosen_longer", "chosen is longer", "compared"),
-        Check("rejected_longer", "rejected is longer", "compared"),
+        Check("chosen_longer", "chosen is longer, in {unit}", "compared"),
+        Check("rejected_longer", "rejected is longer, in {unit}", "compared"),
     ),
     "tokens": (
         _rare("not_encoded", "cannot be tokenised", "given", REFUSED, "red"),
@@ -135,6 +137,8 @@ def data_table(found: Checked, drops: bool) -> RenderableType:
         whole = f"{bases[section]:,}" if section in bases else ""
         table.add_row(Text(section, style="bold"), whole, "", "")
         for check in lines:
+            text = check.text.format(unit=found.unit)
+            check = check._replace(text=text)
             table.add_row(*_cells(check, counts, bases, outcomes))
     parts: list[RenderableType] = [table]
     for what, needs in found.skipped:

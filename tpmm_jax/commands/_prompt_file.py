@@ -7,13 +7,14 @@ rows of two models or two seeds never meet in one file.
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from tpmm_jax.commands._answers import Settings
 from tpmm_jax.config.fields import changes
 from tpmm_jax.data.codec import TextCodec
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import as_dicts, without_ids
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
@@ -30,16 +31,24 @@ from tpmm_jax.store.files import (
 from tpmm_jax.weights.loading import Model
 
 
-def read_prompts(source: str, field: str) -> list[Any]:
+def read_prompts(
+    source: str,
+    data: DataConfig,
+    note: Callable[[str], None],
+    *,
+    auto_chat: bool,
+) -> list[Any]:
     """Returns each prompt as a text, a message list or a list of token ids.
 
     Args:
       source: as data.prompts of a config: a file, a hub name or "module:function".
+      data, note, auto_chat: see ``loop.prompts.read_prompts``.
 
     Raises:
       BadInput: nothing there, no prompt in it, or rows that are not prompts.
     """
-    return [plain(p) for p in prompts.read_prompts(source, "--prompts", column=field)]
+    found = prompts.read_prompts(source, "--prompts", data, note, auto_chat=auto_chat)
+    return [plain(prompt) for prompt in found]
 
 
 def plain(prompt: Prompt) -> Any:

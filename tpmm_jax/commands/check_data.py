@@ -31,9 +31,11 @@ from tpmm_jax.commands._data_run import (
 )
 from tpmm_jax.commands._data_table import data_table, prompts_view, rows_view
 from tpmm_jax.commands._line import Parser, escape_unprintable, guarded
+from tpmm_jax.commands._rows import add_row_options, row_options
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.config import PARTS, DataConfig, check_fields
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.prepare import unread_text
 from tpmm_jax.data.problems import SHOWN, listing, place_of
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput, TpmmError
@@ -97,11 +99,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="evaluation rows that must not occur in FILE",
     )
     add("--scorer", metavar="M:F", help="module:function to compare the labels with")
-    add(
-        "--fields",
-        metavar="PART=COLUMN,...",
-        help="columns that have other names than prompt, chosen, rejected",
-    )
+    add_row_options(add, pairs=True)
     add("--prompt-field", metavar="COLUMN", help="column of prompts, also of --eval")
     add("--split", help="the split of a hub dataset (default: train)")
     add(
@@ -144,8 +142,7 @@ def read_settings(
         *("max_prompt_length", "max_completion_length"),
     )
     given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    if args.fields is not None:
-        given["fields"] = parse_fields(args.fields)
+    given |= row_options(args, pairs=not args.prompts)
     data = dataclasses.replace(data, **given)
     files = list(args.files)
     if not files:
@@ -168,7 +165,6 @@ def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
     """Refuses options that would change nothing, and says what to use instead."""
     if args.prompts:
         instead = {
-            "fields": "names columns of pairs; that of prompts is --prompt-field",
             "scorer": "is compared with the labels of pairs; prompts have none",
             "max_completion_length": "applies to pairs; prompts have no completions",
         }
@@ -184,23 +180,6 @@ def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
     for name, text in instead.items():
         if getattr(args, name) not in (None, []):
             raise BadInput(f"--{name.replace('_', '-')} {text}")
-
-
-def parse_fields(text: str) -> dict[str, str]:
-    """Returns {part: column} of "chosen=better,rejected=worse"."""
-    found: dict[str, str] = {}
-    for item in text.split(","):
-        part, equals, column = (word.strip() for word in item.partition("="))
-        if not equals:
-            raise BadInput(
-                f"--fields {text}: wanted PART=COLUMN with PART one of "
-                f"{', '.join(PARTS)}, such as chosen=better,rejected=worse"
-            )
-        if part in found:
-            raise BadInput(f"--fields {text}: {part} is given twice")
-        found[part] = column
-    check_fields(found, "--fields")
-    return found
 
 
 def choose_rows(args: argparse.Namespace, found: Checked) -> list[Any]:
@@ -270,7 +249,7 @@ def check_files(
             evaluation = read_evaluation(own, codec, folder, found)
         some = [prompt for prompts in evaluation.values() for prompt in prompts]
         held = held_by(args.eval, "--eval")
-        check_leaks(held, found, some if evaluation else None)
+        check_leaks(held, found, some if evaluation else None, auto_chat=auto_chat)
     if run is not None and codec is not None and not found.refused:
         check_run(run, codec, limit, evaluation, found)
     elif config is not None and not found.refused:
@@ -293,6 +272,8 @@ def show(
         rows += [("tokens", tokens_text(args, data, chat=found.chat))]
     console.header(f"tpmm check_data: {found.rows:,} rows", rows)
     console.show(data_table(found, data.on_bad_rows == "drop"))
+    for file, columns in found.unread.items():
+        console.note(unread_text(file, columns))
     some = choose_rows(args, found)
     if codec is not None and some:
         console.note("")
@@ -307,6 +288,9 @@ def show(
     console.note("")
     if found.errors:
         console.error(verdict(found, drops=data.on_bad_rows == "drop"))
+    elif found.remarks:
+        for remark in found.remarks:
+            console.note(f"note: {remark}")
     else:
         console.note("nothing is wrong with these rows")
 

@@ -23,6 +23,7 @@ from tpmm_jax.commands._line import (
     guarded,
     sampling_of,
 )
+from tpmm_jax.commands._rows import add_row_options, row_options
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
@@ -103,6 +104,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
     add("--drop-bad-rows", action="store_true", help="drop bad rows of --pairs")
+    add_row_options(add, pairs=True)
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     add_sampling(parser)
     add("--chat", action="store_true", help="write prompts with the chat template")
@@ -175,9 +177,11 @@ def find_candidates(
     Args:
       room: tokens that every answer may take.
     """
-    prompts = read_prompts(
-        args.prompts, "--prompts", column=args.prompt_field, split=args.split
-    )[: args.limit]
+    rows = row_options(args, pairs=args.pairs is not None)
+    data = DataConfig(
+        prompt_field=args.prompt_field, split=args.split, chat=args.chat, **rows
+    )
+    prompts = read_prompts(args.prompts, "--prompts", data, console.note)[: args.limit]
     named = named_sources(args.models, args.baseline)
     models = resolve_all([source for _, source in named], args.base)
     codecs = [codec_of(model, chat=args.chat) for model in models]
@@ -222,6 +226,7 @@ def read_pairs(
         max_prompt_length=half,
         max_completion_length=half,
         on_bad_rows="drop" if args.drop_bad_rows else "refuse",
+        **row_options(args),
     )
     codec = make_codec(model.config, model.tokenizer, data)
     return load_rows(args.pairs, data, codec, note=console.note, warn=console.warn)

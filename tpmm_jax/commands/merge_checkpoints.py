@@ -29,6 +29,7 @@ from tpmm_jax.commands._merges import (
     open_sources,
     warn_if_faint,
 )
+from tpmm_jax.commands._rows import add_row_options, row_options
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
@@ -129,6 +130,7 @@ def add_learning(parser: Parser) -> list[argparse.Action]:
             const=True,
             help="drop bad rows of PAIRS instead of failing",
         ),
+        *add_row_options(add, pairs=True),
         *(
             add(
                 f"--max-{part}-length",
@@ -192,6 +194,7 @@ def read_rows(args: argparse.Namespace, first: Source, console: RunConsole) -> S
         max_prompt_length=args.max_prompt_length,
         max_completion_length=args.max_completion_length,
         on_bad_rows="drop" if args.drop_bad_rows else "refuse",
+        **row_options(args),
     )
     codec = make_codec(first.config, tokenizer, data)
     rows = load_rows(args.learn, data, codec, note=console.note, warn=console.warn)

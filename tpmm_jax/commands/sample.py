@@ -27,6 +27,8 @@ from tpmm_jax.commands._prompt_file import (
     check_file,
     read_prompts,
 )
+from tpmm_jax.commands._rows import add_row_options, row_options
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, Stopped
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.sampling import SamplingConfig
@@ -67,6 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--prompt", metavar="TEXT", help="answer this prompt and exit")
     add("--prompts", metavar="FILE", help="answer every prompt of a file")
     add("--prompt-field", default="prompt", help="column of prompts (default: prompt)")
+    add_row_options(add, pairs=False)
     add("--output", metavar="FILE", help="write answers as JSONL (default: stdout)")
     add(
         "--max-new-tokens",
@@ -109,12 +112,18 @@ def check_args(args: argparse.Namespace) -> SamplingConfig:
     return config
 
 
-def gather(args: argparse.Namespace) -> list[Any] | None:
+def gather(args: argparse.Namespace, console: RunConsole) -> list[Any] | None:
     """Returns the prompts, or None where they will be typed."""
     if args.prompt is not None:
         return [args.prompt]
     if args.prompts is not None:
-        return read_prompts(args.prompts, args.prompt_field)
+        data = DataConfig(
+            prompt_field=args.prompt_field,
+            chat=bool(args.chat),
+            **row_options(args, pairs=False),
+        )
+        auto_chat = args.chat is None
+        return read_prompts(args.prompts, data, console.note, auto_chat=auto_chat)
     if is_terminal():
         return None
     lines = [line.strip() for line in sys.stdin or ()]
@@ -194,7 +203,7 @@ def introduce(
 def run(args: argparse.Namespace, console: RunConsole) -> int:
     """Loads the model and answers."""
     sampling = check_args(args)
-    prompts = gather(args)
+    prompts = gather(args, console)
     if sys.stderr.isatty():
         console.note("loading the model")
     model = load(args.model, args.revision, args.dtype, base=args.base)

@@ -23,13 +23,9 @@ from tpmm_jax.data._boundary import (
     with_leading,
     without_bos,
 )
+from tpmm_jax.data._earlier import as_turns
 from tpmm_jax.data._joining import Joined, Joiner
 from tpmm_jax.data._templates import Writer
-from tpmm_jax.data._transcripts import (
-    completion_messages,
-    is_transcript,
-    prompt_messages,
-)
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import as_messages
 from tpmm_jax.data.pairs import PreferencePair
@@ -68,6 +64,8 @@ _READ_COUNTS = {
     "several_turns": "pairs whose completions hold several turns, all trained on",
     "duplicate_prompts": "prompts that repeat an earlier one",
     "duplicate_pairs": "pairs that repeat an earlier one",
+    "with_system": "pairs with a system message of a column of its own",
+    "with_history": "pairs with earlier turns of a column of their own",
     "keys_left_out": "pairs whose messages have more than role and content, left out",
     "tied": "pairs whose stated scores are equal",
     "scored_otherwise": "pairs whose stated scores prefer rejected",
@@ -249,7 +247,7 @@ def _write(
     texts = []
     for given in pairs:
         try:
-            pair = _for_template(given) if codec.chat else given
+            pair = _as_turns(given) if codec.chat else given
             opened = writer.open_prompt(pair.prompt)
             sides = [
                 writer.completion(pair.prompt, opened, side)
@@ -265,21 +263,6 @@ def _write(
     return texts
 
 
-def _for_template(pair: PreferencePair) -> PreferencePair:
-    """The pair as turns: a transcript's, or one of the user and one that answers."""
-    prompt, one, other = pair.prompt, pair.chosen, pair.rejected
-    if not (
-        isinstance(prompt, str) and isinstance(one, str) and isinstance(other, str)
-    ):
-        return pair
-    if is_transcript(prompt):
-        return replace(
-            pair,
-            chosen=completion_messages(prompt, one),
-            rejected=completion_messages(prompt, other),
-            prompt=prompt_messages(prompt, answered=True),
-        )
-    if not pair.implicit:
-        return pair
-    # The space at which an implicit prompt was cut opens no turn.
-    return replace(pair, chosen=one.lstrip(" \t"), rejected=other.lstrip(" \t"))
+def _as_turns(pair: PreferencePair) -> PreferencePair:
+    parts = as_turns(pair.prompt, pair.chosen, pair.rejected, implicit=pair.implicit)
+    return replace(pair, prompt=parts[0], chosen=parts[1], rejected=parts[2])

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from tpmm_jax.data.messages import Content, Written, as_messages, without_ids
@@ -12,6 +12,9 @@ from tpmm_jax.data.problems import Defect
 from tpmm_jax.data.records import PairRow
 
 Key: TypeAlias = object
+_LENGTHS = ("chosen_longer", "rejected_longer", "equally_long")
+# Of the pairs; above this share of one side being the longer one is said.
+_MOSTLY = 0.9
 # How the readers' reasons end; names of columns and files stand before it.
 _EMPTY = re.compile(r" is (empty|an empty (message )?list)$")
 
@@ -81,12 +84,25 @@ def leak_counts(
 
 def length_counts(lengths: Iterable[tuple[int, int]]) -> dict[str, int]:
     """Which side is longer, of (chosen, rejected) lengths in one unit."""
-    counts = Counter[str](chosen_longer=0, rejected_longer=0, equally_long=0)
+    counts = Counter[str](dict.fromkeys(_LENGTHS, 0))
     for chosen, rejected in lengths:
         counts["chosen_longer"] += chosen > rejected
         counts["rejected_longer"] += chosen < rejected
         counts["equally_long"] += chosen == rejected
     return dict(counts)
+
+
+def length_remark(counts: Mapping[str, int], unit: str) -> str:
+    """What is said where one side is nearly always the longer one; else ""."""
+    compared = sum(counts[name] for name in _LENGTHS)
+    for side in ("chosen", "rejected"):
+        count = counts[f"{side}_longer"]
+        if count > _MOSTLY * compared:
+            return (
+                f"{side} is longer, in {unit}, in {count:,} of {compared:,} pairs: a "
+                "model may learn the length instead of what makes an answer good"
+            )
+    return ""
 
 
 def text_lengths(pairs: Iterable[PreferencePair]) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Which prompts or pairs a run uses, and how they become tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,6 +8,8 @@ from tpmm_jax.errors import BadInput, nearest
 
 # What a row of a preference set may hold, whatever its columns are called.
 PARTS = ("prompt", "chosen", "rejected")
+# What may go before a prompt, of pairs and of prompts.
+EARLIER = ("system", "history")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,15 @@ class DataConfig:
         Exactly one of prompts and pairs is set.
       eval_prompts: a source like prompts; None: prompts are set aside from those.
       fields: the columns of the pairs where they are not called prompt, chosen and
-        rejected: {"chosen": "better", "rejected": "worse"}.
+        rejected: {"chosen": "better", "rejected": "worse"}; of pairs and prompts alike
+        "system" and "history", what goes before the prompt under a chat template.
+      implicit_prompt: pairs of texts without a prompt keep their common beginning as
+        the prompt even where a question stands beside them, or a chat template makes it
+        the user's message.
+      parse_json: conversations stored as text (JSON, printed lists) are read, or taken
+        as the texts that they are; None refuses them.
+      ignore_columns: columns that say something about the prompt and are left unread,
+        where they would be refused.
       on_bad_rows: malformed rows of prompts and pairs, and pairs whose sides are
         equal, are refused, all of them listed; or dropped with a count.
       prompt_field: column of the prompts; "messages" and "prompt_ids" are found too.
@@ -37,6 +47,9 @@ class DataConfig:
     pairs: str | None = None
     eval_prompts: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
+    implicit_prompt: bool = False
+    parse_json: bool | None = None
+    ignore_columns: Sequence[str] = ()
     on_bad_rows: Literal["refuse", "drop"] = "refuse"
     prompt_field: str = "prompt"
     split: str = "train"
@@ -53,12 +66,14 @@ class DataConfig:
                 f"data.pairs (offline); they are {self.prompts!r} and {self.pairs!r}"
             )
         check_fields(self.fields, "data.fields")
-        if self.fields and self.pairs is None:
+        if self.pairs is None and not set(EARLIER).issuperset(self.fields):
             raise BadInput(
                 "data.fields names columns of data.pairs, which is not set; the column "
                 "of data.prompts is data.prompt_field"
             )
         defaults = DataConfig()
+        if self.implicit_prompt and self.pairs is None:
+            raise BadInput("data.implicit_prompt concerns data.pairs, which is not set")
         column = self.prompt_field != defaults.prompt_field
         if column and self.prompts is None and self.eval_prompts is None:
             raise BadInput(
@@ -78,15 +93,13 @@ class DataConfig:
 def check_fields(fields: Mapping[str, str], option: str) -> None:
     """Refuse names of columns that belong to no part of a pair, or to two."""
     for part, column in fields.items():
-        if part not in PARTS:
-            raise BadInput(
-                f"{option}: {part!r} is not a part of a pair{nearest(part, PARTS)}"
-            )
+        if part not in (*PARTS, *EARLIER):
+            known = nearest(part, (*PARTS, *EARLIER))
+            raise BadInput(f"{option}: {part!r} is not a part of a row{known}")
         if not column:
             raise BadInput(f"{option}: the column of {part!r} has no name")
     columns = [fields.get(part, part) for part in PARTS]
+    columns += [fields[part] for part in EARLIER if part in fields]
     twice = next((c for c in columns if columns.count(c) > 1), None)
     if twice is not None:
-        raise BadInput(
-            f"{option}: the column {twice!r} is used for two parts of a pair"
-        )
+        raise BadInput(f"{option}: the column {twice!r} is used for two parts of a row")

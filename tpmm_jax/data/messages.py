@@ -1,8 +1,8 @@
 """Conversations: parsing message lists and the order of their roles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from tpmm_jax.data._strict_object import json_type
 
@@ -16,6 +16,7 @@ _RENDERED_KEYS = frozenset(
 # what it would do with them.
 TEMPLATE_COLUMNS = {
     "tools": "the chat template would list these tools in the prompt",
+    "functions": "the chat template would list these tools in the prompt",
     "chat_template_kwargs": "the chat template would write the messages as these say",
 }
 
@@ -100,26 +101,17 @@ def _message_fault(item: object) -> str | None:
     return None
 
 
-def template_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(column, text) of each column that is meant for the chat template."""
-    return [
-        (
-            column,
-            f"field {column!r}: {effect}, but it is given the messages alone; drop "
-            "the column, or write what it says into the model's chat_template.jinja",
-        )
-        for column, effect in TEMPLATE_COLUMNS.items()
-        if _says_something(data.get(column))
-    ]
-
-
-def _says_something(value: object) -> bool:
+def says_something(value: object) -> bool:
+    """Whether a column says anything in a row."""
     if isinstance(value, str):
         return value.strip() not in ("", "null", "[]", "{}")
     if isinstance(value, dict):
         # A table gives every row the keys of all rows.
         return any(item is not None for item in value.values())
-    return value is not None and value != []
+    if isinstance(value, list):
+        return any(map(says_something, value))
+    # A table writes NaN where a cell is empty.
+    return value is not None and value == value
 
 
 def unread_keys(*values: object) -> set[str]:

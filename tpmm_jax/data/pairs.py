@@ -1,58 +1,53 @@
 """Preference pairs: a prompt, a chosen and a rejected completion."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from tpmm_jax.data._split import split_messages, split_text
+from tpmm_jax.data._beside import (
+    SPEAKING,
+    Beside,
+    missing_field,
+    refuse_missing,
+    unpack,
+    unread_columns,
+)
+from tpmm_jax.data._earlier import (
+    Earlier,
+    as_turns,
+    history_column,
+    put_before,
+    read_earlier,
+)
+from tpmm_jax.data._parts import (
+    PairFault,
+    PreferencePair,
+    join_explicit,
+    split_implicit,
+)
 from tpmm_jax.data._strict_object import json_type
 from tpmm_jax.data._transcripts import (
-    ASSISTANT,
     asks,
     is_transcript,
-    split_transcripts,
 )
 from tpmm_jax.data.config import PARTS
 from tpmm_jax.data.messages import (
-    TEMPLATE_COLUMNS,
-    Conversation,
     Written,
     as_messages,
-    order_fault,
     parse_content,
-    template_faults,
     unread_keys,
 )
-from tpmm_jax.data.problems import Problems
-from tpmm_jax.data.prompts import count_rows, missing_field, refuse_mixed
+from tpmm_jax.data.problems import Problems, RowFault
+from tpmm_jax.data.prompts import count_rows, refuse_mixed
 from tpmm_jax.data.sources import Row, read_rows
+from tpmm_jax.errors import BadInput
+
+__all__ = ["PairSet", "PreferencePair", "read_pair_set"]
 
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-_NO_MORE = "is itself the beginning of the other one"
 # Read beside those of PARTS.
-_COLUMNS = ("instruction", "input", *TEMPLATE_COLUMNS, *_SCORES[0], *_SCORES[1])
-
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """One pair; the completions are both texts or both conversations.
-
-    A conversational prompt ends with a user message and each completion begins and
-    ends with an assistant message; but an implicit prompt may end with the assistant,
-    and the completions begin with the user, where that is where they part.
-
-    Attributes:
-      implicit: the prompt was the common beginning of chosen and rejected.
-      separator: what stands behind a text prompt where no chat template does.
-    """
-
-    prompt: Written
-    chosen: Written
-    rejected: Written
-    origin: str
-    implicit: bool = False
-    separator: str = ""
+_COLUMNS = (*SPEAKING, *_SCORES[0], *_SCORES[1])
 
 
 @dataclass(frozen=True)
@@ -67,11 +62,18 @@ class PairSet:
     them); duplicate_prompts;
     duplicate_pairs; keys_left_out (messages have keys beside role and content, which no
     template is given); tied and scored_otherwise (the row states scores, which are
-    equal, or higher for rejected).
+    equal, or higher for rejected); with_system and with_history (messages before the
+    prompt come from columns of their own).
+
+    Attributes:
+      beside: what other columns say; some of it matters under a chat template alone.
+      unread: the columns that no row was made of.
     """
 
     pairs: list[PreferencePair]
     counts: dict[str, int]
+    beside: Beside = field(default_factory=Beside)
+    unread: list[str] = field(default_factory=list)
 
 
 class _Layout(NamedTuple):
@@ -84,8 +86,13 @@ class _Layout(NamedTuple):
         return f"{self.prompt} with {self.completions} completions"
 
 
-class _Fault(Exception):
-    """What is wrong with a row, (column, text) each; is noted as its defects."""
+class _How(NamedTuple):
+    """How the rows of a source are read; see ``read_pair_set``."""
+
+    names: dict[str, str]
+    implicit_prompt: bool
+    parse_json: bool | None
+    beside: Beside
 
 
 def read_pair_set(
@@ -94,6 +101,9 @@ def read_pair_set(
     *,
     split: str = "train",
     fields: Mapping[str, str] | None = None,
+    implicit_prompt: bool = False,
+    parse_json: bool | None = None,
+    ignore_columns: Collection[str] = (),
 ) -> PairSet:
     """Read preference pairs, and note what is wrong.
 
@@ -107,7 +117,9 @@ def read_pair_set(
       problems: where malformed rows, empty or equal sides and mixed formats are noted;
         the caller settles them.
       split: the split of a dataset.
-      fields: the column of "prompt", "chosen" or "rejected" where it has another name.
+      fields: the column of "prompt", "chosen" or "rejected" where it has another name,
+        or of "system" or "history".
+      implicit_prompt, parse_json, ignore_columns: see ``DataConfig``.
 
     Returns:
       The pairs in order, without those of which something is noted.
@@ -115,7 +127,8 @@ def read_pair_set(
     names = {part: part for part in PARTS} | dict(fields or {})
     columns = (*names.values(), *_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    found = [one for row in rows if (one := _read_pair(row, names, problems))]
+    how = _How(names, implicit_prompt, parse_json, Beside(ignore_columns))
+    found = [one for row in rows if (one := _read_pair(row, how, problems))]
     refuse_mixed(
         [(pair.origin, layout) for layout, pair, _ in found],
         problems,
@@ -138,21 +151,39 @@ def read_pair_set(
         "identical": len(equal),
         **_counts(pairs, Counter(note for _, notes in kept for note in notes)),
     }
-    return PairSet(pairs, counts)
+    how.beside.settle(problems, "always")
+    refuse_missing(rows, names, problems)
+    scores = {name for both in _SCORES for name in both}
+    unread = unread_columns(rows, how.beside, {*names.values(), *scores})
+    return PairSet(pairs, counts, how.beside, unread)
 
 
 def _read_pair(
-    row: Row, names: dict[str, str], problems: Problems
+    given: Row, how: _How, problems: Problems
 ) -> tuple[_Layout, PreferencePair, list[str]] | None:
     """(layout, pair, what is counted of it); None where problems were noted."""
+    names = how.names
     try:
-        layout, pair, note = _parse(row, names)
-    except _Fault as fault:
-        for field, text in fault.args:
-            problems.add(row.origin, text, field=field)
+        row = unpack(
+            given,
+            (names["prompt"], history_column(names)),
+            (names["chosen"], names["rejected"]),
+            how.parse_json,
+            how.beside,
+        )
+        if row is None:
+            return None
+        layout, pair, notes = _parse(row, how)
+    except PairFault as fault:
+        for column, text in fault.args:
+            problems.add(given.origin, text, field=column)
         return None
-    notes = [note, *_stated_scores(row)]
-    if unread_keys(*(row.data.get(name) for name in names.values())):
+    except RowFault as fault:
+        problems.add(given.origin, str(fault), field=fault.field)
+        return None
+    notes += _stated_scores(row)
+    parts = (*names.values(), history_column(names))
+    if unread_keys(*(row.data.get(name) for name in parts)):
         notes.append("keys_left_out")
     return layout, pair, notes
 
@@ -167,6 +198,8 @@ def _counts(pairs: list[PreferencePair], notes: Counter[str]) -> dict[str, int]:
         "several_turns": sum(map(_several_turns, pairs)),
         "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
         "duplicate_pairs": len(pairs) - len(contents),
+        "with_system": notes["with_system"],
+        "with_history": notes["with_history"],
         "keys_left_out": notes["keys_left_out"],
         "tied": notes["tied"],
         "scored_otherwise": notes["scored_otherwise"],
@@ -199,41 +232,96 @@ def _begin_with_prompt(pair: PreferencePair) -> bool:
     )
 
 
-def _parse(row: Row, names: dict[str, str]) -> tuple[_Layout, PreferencePair, str]:
-    """(layout, pair, note) of a row; raises _Fault with all that is wrong."""
+def _parse(row: Row, how: _How) -> tuple[_Layout, PreferencePair, list[str]]:
+    """(layout, pair, notes) of a row; raises PairFault with all that is wrong."""
+    names = how.names
     faults: list[tuple[str, str]] = []
     chosen = _side(row, names["chosen"], faults)
     rejected = _side(row, names["rejected"], faults)
     prompt: Written | None = None
+    used = {names[part] for part in PARTS}
     # A column that was named must be there; otherwise the prompt may be implicit.
     if names["prompt"] in row.data or names["prompt"] != "prompt":
         prompt = _side(row, names["prompt"], faults)
     elif "instruction" in row.data:
         names = {**names, "prompt": "instruction"}
+        used |= {"instruction", "input"}
         prompt = _instruction(row, faults)
     if faults:
-        raise _Fault(*faults)
+        raise PairFault(*faults)
     if isinstance(chosen, str) != isinstance(rejected, str):
         text = (
             f"mixed formats: {names['chosen']} is {_format(chosen)}, "
             f"{names['rejected']} is {_format(rejected)}; wanted the same for both"
         )
-        raise _Fault((names["rejected"], text))
-    texts = isinstance(chosen, str) and isinstance(prompt, str | None)
-    if not texts and (faults := template_faults(row.data)):
-        raise _Fault(*faults)
+        raise PairFault((names["rejected"], text))
     kind = "an implicit prompt" if prompt is None else names["prompt"]
     layout = _Layout(f"{kind} ({_format(prompt or chosen)})", _format(chosen))
-    # The equal ones are left to the caller; there is nothing in them to split.
     separator = "\n" if names["prompt"] == "instruction" else ""
     pair = PreferencePair(
-        prompt or "", chosen, rejected, row.origin, separator=separator
+        prompt or "", chosen, rejected, row.origin, prompt is None, separator
     )
+    # The equal ones are left to the caller; there is nothing in them to split.
     if chosen == rejected:
-        return layout, pair, ""
-    if prompt is None:
-        return layout, _implicit(pair, names), ""
-    return layout, *_explicit(pair, names)
+        how.beside.read.update(used)
+        return layout, pair, []
+    earlier = read_earlier(row.data, how.names, how.beside.ignored)
+    used.update(earlier.columns.values())
+    if pair.implicit:
+        pair, note = _split(pair, row, used, how), ""
+    else:
+        pair, note = join_explicit(pair, names)
+    pair = _put_after(earlier, pair, row, how)
+    _look(pair, row, used, how)
+    return layout, pair, [note, *(f"with_{part}" for part in earlier.columns)]
+
+
+def _split(pair: PreferencePair, row: Row, used: set[str], how: _How) -> PreferencePair:
+    try:
+        return split_implicit(pair, how.names)
+    except PairFault:
+        # Without a beginning every question beside the answers is left out.
+        if how.beside.look(row, used, "", implicit=True, meant=how.implicit_prompt):
+            raise PairFault() from None
+        raise
+
+
+def _put_after(
+    earlier: Earlier, pair: PreferencePair, row: Row, how: _How
+) -> PreferencePair:
+    """The pair behind its system message and earlier turns."""
+    if not earlier.messages:
+        return pair
+    for column in earlier.columns.values():
+        how.beside.refuse("turns", column, row.origin)
+    sides = pair.prompt, pair.chosen, pair.rejected
+    try:
+        prompt, chosen, rejected = as_turns(*sides, implicit=pair.implicit)
+    except BadInput as error:
+        raise PairFault((how.names["chosen"], str(error))) from None
+    return replace(
+        pair,
+        prompt=put_before(earlier, as_messages(prompt, "user")),
+        chosen=as_messages(chosen, "assistant"),
+        rejected=as_messages(rejected, "assistant"),
+    )
+
+
+def _look(pair: PreferencePair, row: Row, used: set[str], how: _How) -> None:
+    """Note what the row says beside the pair."""
+    refused = how.beside.look(
+        row,
+        used,
+        pair.prompt,
+        (pair.chosen, pair.rejected),
+        implicit=pair.implicit,
+        meant=how.implicit_prompt,
+    )
+    if refused or not pair.implicit or how.implicit_prompt:
+        return
+    chosen = row.data[how.names["chosen"]]
+    if isinstance(chosen, str) and not is_transcript(chosen):
+        how.beside.refuse("untold", how.names["chosen"], row.origin)
 
 
 def _format(content: Written) -> str:
@@ -267,85 +355,3 @@ def _instruction(row: Row, faults: list[tuple[str, str]]) -> str:
         elif name == "instruction":
             faults.append((name, f"field {name!r} is empty"))
     return "\n\n".join(texts)
-
-
-def _implicit(pair: PreferencePair, names: dict[str, str]) -> PreferencePair:
-    chosen, rejected = pair.chosen, pair.rejected
-    none = f"{names['chosen']} and {names['rejected']} share no"
-    advice = f"add a {names['prompt']} field"
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        transcript = split_transcripts(chosen, rejected)
-        prompt, chosen, rejected = transcript or split_text(chosen, rejected)
-        if transcript and not prompt:
-            text = f"the transcripts share no beginning up to {ASSISTANT!r}"
-            raise _Fault((names["chosen"], text))
-        if not prompt.strip():
-            raise _Fault((names["prompt"], f"{none} beginning; {advice}"))
-        if transcript:
-            whole = not prompt.endswith(ASSISTANT)
-            text = _NO_MORE if whole else "the last reply is empty"
-            _refuse_empty(chosen, rejected, names, text)
-        return PreferencePair(prompt, chosen, rejected, pair.origin, True)
-    parts = split_messages(as_messages(chosen, ""), as_messages(rejected, ""))
-    if not parts[0]:
-        raise _Fault((names["prompt"], f"{none} first messages; {advice}"))
-    # The conversation that ends there has no message of its own to learn from.
-    _refuse_empty(*parts[1:], names, _NO_MORE)
-    return _checked(parts, pair.origin, names, implicit=True)
-
-
-def _refuse_empty(
-    chosen: Written, rejected: Written, names: dict[str, str], text: str
-) -> None:
-    sides = ((names["chosen"], chosen), (names["rejected"], rejected))
-    empty = [
-        (name, f"field {name!r}: {text}")
-        for name, side in sides
-        if not (side.strip() if isinstance(side, str) else side)
-    ]
-    if empty:
-        raise _Fault(*empty)
-
-
-def _explicit(
-    pair: PreferencePair, names: dict[str, str]
-) -> tuple[PreferencePair, str]:
-    """Bring an explicit prompt and its completions to one format."""
-    if isinstance(pair.prompt, str) and isinstance(pair.chosen, str):
-        return pair, ""
-    prompt = as_messages(pair.prompt, "user")
-    chosen = as_messages(pair.chosen, "assistant")
-    rejected = as_messages(pair.rejected, "assistant")
-    # A system message that stands in the completions alone joins the prompt.
-    system = chosen[:1] if chosen[0].role == "system" != prompt[0].role else ()
-    full = (*system, *prompt)
-    size = len(full)
-    if chosen[:size] == full == rejected[:size]:
-        parts = full, chosen[size:], rejected[size:]
-        _refuse_empty(*parts[1:], names, "holds the prompt but no answer")
-        return _checked(parts, pair.origin, names), "prompt_repeated"
-    return _checked((prompt, chosen, rejected), pair.origin, names), ""
-
-
-def _checked(
-    parts: tuple[Conversation, Conversation, Conversation],
-    origin: str,
-    names: dict[str, str],
-    *,
-    implicit: bool = False,
-) -> PreferencePair:
-    """The pair of (prompt, chosen, rejected), unless their roles are out of order."""
-    prompt, chosen, rejected = parts
-    last = prompt[-1].role if implicit and prompt[-1].role == "assistant" else "user"
-    if fault := order_fault(prompt, last=last):
-        # The messages of an implicit prompt stand in both; the first is named.
-        name = names["chosen" if implicit else "prompt"]
-        raise _Fault((name, f"field {name!r}: {fault}"))
-    faults = [
-        (names[part], f"field {names[part]!r} after the prompt: {fault}")
-        for part, side in (("chosen", chosen), ("rejected", rejected))
-        if (fault := order_fault((*prompt, *side), last="assistant"))
-    ]
-    if faults:
-        raise _Fault(*faults)
-    return PreferencePair(prompt, chosen, rejected, origin, implicit)

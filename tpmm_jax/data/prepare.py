@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from tpmm_jax.data._beside import Beside
 from tpmm_jax.data._pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
@@ -12,6 +13,9 @@ from tpmm_jax.data.problems import Problems
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.records import PairRow
+
+# Columns that one line names.
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Prepared:
       counts: of the reader and of the encoder; see ``_pair_tokens.count_table``.
       problems: what is wrong; ``settle`` refuses it, or counts what is left out.
       chat: whether the rows were written with the chat template.
+      unread: the columns that no row was made of.
     """
 
     pairs: list[PreferencePair]
@@ -31,6 +36,7 @@ class Prepared:
     counts: dict[str, int]
     problems: Problems = field(repr=False)
     chat: bool
+    unread: list[str]
 
 
 def prepare_pairs(
@@ -53,17 +59,26 @@ def prepare_pairs(
         ``problems``.
     """
     problems = Problems(source, on_bad_rows=data.on_bad_rows)
-    found = read_pair_set(source, problems, split=data.split, fields=data.fields)
-    counts, rows = dict(found.counts), list[PairRow]()
-    if codec is None:
-        return Prepared(found.pairs, rows, counts, problems, chat=False)
-    if auto_chat and found.pairs:
-        codec = _suited(codec, found.pairs[0].prompt)
+    found = read_pair_set(
+        source,
+        problems,
+        split=data.split,
+        fields=data.fields,
+        implicit_prompt=data.implicit_prompt,
+        parse_json=data.parse_json,
+        ignore_columns=data.ignore_columns,
+    )
+    counts, rows, unread = dict(found.counts), list[PairRow](), found.unread
+    if codec is not None and auto_chat:
+        codec = _suited(codec, [pair.prompt for pair in found.pairs])
+    chat = _settle(found.beside, problems, data, codec, auto_chat)
+    if codec is None or chat is None:
+        return Prepared(found.pairs, rows, counts, problems, bool(chat), unread)
     before = len(problems.origins())
     rows, encoded = encode_pairs(codec, found.pairs, problems, data.fields)
     counts |= encoded
     counts["not_encoded"] = len(problems.origins()) - before
-    return Prepared(found.pairs, rows, counts, problems, codec.chat)
+    return Prepared(found.pairs, rows, counts, problems, codec.chat, unread)
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ class PreparedPrompts:
       encoded: the token ids of these; empty without a codec.
       counts: rows_read, malformed, blank_lines, prompts, prompt_truncated,
         not_encoded.
-      problems, chat: see ``Prepared``.
+      problems, chat, unread: see ``Prepared``.
     """
 
     prompts: list[Prompt]
@@ -85,6 +100,7 @@ class PreparedPrompts:
     counts: dict[str, int]
     problems: Problems = field(repr=False)
     chat: bool
+    unread: list[str]
 
 
 def prepare_prompts(
@@ -96,29 +112,57 @@ def prepare_prompts(
 ) -> PreparedPrompts:
     """Read and encode prompts as ``data`` says; arguments as of ``prepare_pairs``."""
     problems = Problems(source, on_bad_rows=data.on_bad_rows)
-    prompts, rows_read = read_prompt_set(
-        source, problems, field=data.prompt_field, split=data.split
+    prompts, rows_read, beside, unread = read_prompt_set(
+        source,
+        problems,
+        field=data.prompt_field,
+        split=data.split,
+        fields=data.fields,
+        parse_json=data.parse_json,
+        ignore_columns=data.ignore_columns,
     )
     counts = {"rows_read": rows_read, "malformed": len(problems.bad_rows())}
     counts["blank_lines"] = problems.counts["blank_lines"]
     counts["prompts"] = len(prompts)
-    if codec is None:
-        return PreparedPrompts(prompts, prompts, [], counts, problems, chat=False)
-    if auto_chat and prompts:
-        codec = _suited(codec, prompts[0].content)
+    if codec is not None and auto_chat:
+        codec = _suited(codec, [prompt.content for prompt in prompts])
+    chat = _settle(beside, problems, data, codec, auto_chat)
+    if codec is None or chat is None:
+        whole = bool(chat)
+        return PreparedPrompts(prompts, prompts, [], counts, problems, whole, unread)
     encoded = encode_prompts(codec, prompts, problems)
     bad = problems.origins()
     usable = [prompt for prompt in prompts if prompt.origin not in bad]
     counts["prompt_truncated"] = sum(prompt.truncated for prompt in encoded)
     counts["not_encoded"] = len(prompts) - len(usable)
-    return PreparedPrompts(prompts, usable, encoded, counts, problems, codec.chat)
+    chat = codec.chat
+    return PreparedPrompts(prompts, usable, encoded, counts, problems, chat, unread)
 
 
-def _suited(codec: TextCodec, content: Content) -> TextCodec:
+def _suited(codec: TextCodec, contents: Sequence[Content]) -> TextCodec:
     """With the chat template for messages, if the tokenizer can write them."""
     has = getattr(codec.tokenizer, "chat_template", None) is not None
-    messages = isinstance(without_ids(content), tuple)
+    messages = any(isinstance(without_ids(content), tuple) for content in contents)
     return replace(codec, chat=codec.chat or (has and messages))
+
+
+def _settle(
+    beside: Beside,
+    problems: Problems,
+    data: DataConfig,
+    codec: TextCodec | None,
+    auto_chat: bool,
+) -> bool | None:
+    """Refuse what cannot be honoured with the chat template, or without it.
+
+    Returns:
+      Whether the template is used; None where the source is refused for it, or where
+      it is not known.
+    """
+    if codec is None and auto_chat:
+        return None
+    chat = data.chat if codec is None else codec.chat
+    return None if beside.settle(problems, "chat" if chat else "plain") else chat
 
 
 def load_rows(
@@ -145,7 +189,15 @@ def load_rows(
     for what, count in count_table(found.counts):
         if count:
             note(f"{count:>8,} {what}")
+    if found.unread:
+        note(unread_text(source, found.unread))
     return found.rows
+
+
+def unread_text(source: str, columns: Sequence[str]) -> str:
+    """The columns that a source has and no row is made of, as a line."""
+    more = f" and {len(columns) - _NAMED} more" if columns[_NAMED:] else ""
+    return f"{source}: not read: {', '.join(columns[:_NAMED])}{more}"
 
 
 def group_by_prompt(rows: Sequence[PairRow]) -> list[list[PairRow]]:

@@ -1,22 +1,31 @@
 """Prompts to sample from: texts, conversations or token ids."""
 
-import difflib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tpmm_jax.data._beside import (
+    SPEAKING,
+    Beside,
+    missing_field,
+    unpack,
+    unread_columns,
+)
+from tpmm_jax.data._earlier import history_column, put_before, read_earlier
+from tpmm_jax.data._transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.messages import (
-    TEMPLATE_COLUMNS,
     Content,
+    as_messages,
     order_fault,
     parse_content,
-    template_faults,
     unread_keys,
+    without_ids,
 )
-from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.problems import Problems, RowFault
 from tpmm_jax.data.sources import Row, read_rows
+from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
 # Read in this order where a row lacks the field "prompt".
@@ -32,14 +41,28 @@ class Prompt:
 
 
 class PromptSet(NamedTuple):
-    """Prompts fit to sample from, and the number of rows they were read from."""
+    """Prompts fit to sample from, and what was read beside them.
+
+    Attributes:
+      rows_read: the number of rows, bad ones too.
+      beside, unread: see ``pairs.PairSet``.
+    """
 
     prompts: list[Prompt]
     rows_read: int
+    beside: Beside
+    unread: list[str]
 
 
 def read_prompt_set(
-    source: str, problems: Problems, *, field: str = "prompt", split: str = "train"
+    source: str,
+    problems: Problems,
+    *,
+    field: str = "prompt",
+    split: str = "train",
+    fields: Mapping[str, str] | None = None,
+    parse_json: bool | None = None,
+    ignore_columns: Collection[str] = (),
 ) -> PromptSet:
     """Read prompts, and note what is wrong.
 
@@ -51,24 +74,31 @@ def read_prompt_set(
         caller settles them.
       field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
       split: the split of a dataset.
+      fields: the columns of "system" and "history" where they have other names.
+      parse_json, ignore_columns: see ``DataConfig``.
 
     Returns:
       The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
     """
-    columns = (field, *_OTHER_FIELDS, *TEMPLATE_COLUMNS)
+    parts = ("system", "history")
+    names = {part: name for part, name in (fields or {}).items() if part in parts}
+    columns = (field, *_OTHER_FIELDS, *names.values(), *SPEAKING)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    found = [one for row in rows if (one := _parse(row, field, problems))]
-    kinds = [(prompt.origin, describe_format(prompt.content)) for prompt in found]
+    how = _How(field, names, parse_json, Beside(ignore_columns))
+    found = [one for row in rows if (one := _read_prompt(row, how, problems))]
+    kinds = [(prompt.origin, kind) for prompt, kind, _ in found]
     refuse_mixed(kinds, problems, field=field)
     bad = problems.origins()
-    prompts = [prompt for prompt in found if prompt.origin not in bad]
-    _warn_of_keys([row for row in rows if row.origin not in bad], field, source)
-    return PromptSet(prompts, count_rows(rows, problems))
+    good = [one for one in found if one[0].origin not in bad]
+    prompts = [prompt for prompt, _, _ in good]
+    _warn_of_keys([keys for _, _, keys in good if keys], source)
+    how.beside.settle(problems, "always")
+    unread = unread_columns(rows, how.beside, {field})
+    return PromptSet(prompts, count_rows(rows, problems), how.beside, unread)
 
 
-def _warn_of_keys(rows: Sequence[Row], field: str, source: str) -> None:
-    values = (row.data[_column(row, field) or field] for row in rows)
-    if found := [keys for value in values if (keys := unread_keys(value))]:
+def _warn_of_keys(found: Sequence[set[str]], source: str) -> None:
+    if found:
         _log.warning(
             "%s: prompts whose messages have more than role and content, which is left "
             "out: %d (%s)",
@@ -119,12 +149,13 @@ def refuse_mixed(
             )
 
 
-def missing_field(field: str, columns: Iterable[str]) -> str:
-    """A message that lists the columns a row has and the nearest of them."""
-    names = sorted(columns)
-    near = difflib.get_close_matches(field, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"field {field!r} is missing (columns: {', '.join(names) or 'none'}){hint}"
+class _How(NamedTuple):
+    """How the rows of a source are read; see ``read_prompt_set``."""
+
+    field: str
+    names: dict[str, str]
+    parse_json: bool | None
+    beside: Beside
 
 
 def _column(row: Row, field: str) -> str | None:
@@ -132,23 +163,54 @@ def _column(row: Row, field: str) -> str | None:
     return next((n for n in names if n in row.data), None)
 
 
-def _parse(row: Row, field: str, problems: Problems) -> Prompt | None:
-    name = _column(row, field)
+def _read_prompt(
+    given: Row, how: _How, problems: Problems
+) -> tuple[Prompt, str, set[str]] | None:
+    """(prompt, its format as given, keys left out); None where problems were noted."""
+    name = _column(given, how.field)
     if name is None:
-        text = missing_field(field, row.data)
-        if {"chosen", "rejected"} <= row.data.keys():
+        text = missing_field(how.field, given.data)
+        if {"chosen", "rejected"} <= given.data.keys():
             text += "; this looks like preference pairs, not prompts"
-        problems.add(row.origin, text, field=field)
+        problems.add(given.origin, text, field=how.field)
         return None
-    content, faults = parse_prompt(row.data[name], name)
-    for fault in faults:
-        problems.add(row.origin, fault, field=name)
-    if faults:
+    try:
+        asked = (name, history_column(how.names))
+        row = unpack(given, asked, (), how.parse_json, how.beside)
+        if row is None:
+            return None
+        content, faults = parse_prompt(row.data[name], name)
+        for fault in faults:
+            problems.add(row.origin, fault, field=name)
+        if faults:
+            return None
+        whole, columns = _with_earlier(content, name, row, how)
+    except RowFault as fault:
+        problems.add(given.origin, str(fault), field=fault.field)
         return None
-    if describe_format(content) == "messages":
-        for column, fault in template_faults(row.data):
-            problems.add(row.origin, fault, field=column)
-    return Prompt(content, row.origin)
+    how.beside.look(row, {name, *columns}, whole)
+    keys = unread_keys(row.data[name], row.data.get(history_column(how.names)))
+    return Prompt(whole, row.origin), describe_format(content), keys
+
+
+def _with_earlier(
+    content: Content, name: str, row: Row, how: _How
+) -> tuple[Content, list[str]]:
+    """A prompt behind its system message and earlier turns, and their columns."""
+    text = without_ids(content)
+    earlier = read_earlier(row.data, how.names | {"prompt": name}, how.beside.ignored)
+    # Token ids are complete as they are.
+    if text is None or not earlier.messages:
+        return content, []
+    columns = list(earlier.columns.values())
+    for column in columns:
+        how.beside.refuse("turns", column, row.origin)
+    try:
+        if isinstance(text, str) and is_transcript(text):
+            text = prompt_messages(text)
+    except BadInput as error:
+        raise RowFault(str(error), name) from None
+    return put_before(earlier, as_messages(text, "user")), columns
 
 
 def describe_format(content: Content) -> str:

@@ -15,7 +15,7 @@ from tpmm_jax.config import Config
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import as_dicts, without_ids
-from tpmm_jax.data.prepare import prepare_prompts
+from tpmm_jax.data.prepare import prepare_prompts, unread_text
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import (
     Prompt,
@@ -109,9 +109,10 @@ class PromptSchedule:
 def read_prompts(
     source: str,
     option: str,
+    data: DataConfig,
+    note: Callable[[str], None],
     *,
-    column: str = "prompt",
-    split: str = "train",
+    auto_chat: bool = False,
 ) -> list[Prompt]:
     """Returns the prompts of a source.
 
@@ -119,12 +120,17 @@ def read_prompts(
       source: as ``data.prompts`` has it: a file, a saved dataset, a hub name or
         "module:function".
       option: the field or option that names it, for messages.
+      data: how it is read.
+      note: called with the columns that are not read.
+      auto_chat: whether the data do not say if a chat template is used.
     """
-    data = DataConfig(prompt_field=column, split=split)
     with tempfile.TemporaryDirectory() as folder:
         cache = pathlib.Path(folder) / "made.jsonl"
-        found = prepare_prompts(*prompt_file(source, option, data, cache), None)
+        file, data = prompt_file(source, option, data, cache)
+        found = prepare_prompts(file, data, None, auto_chat=auto_chat)
     found.problems.settle()
+    if found.unread:
+        note(unread_text(source, found.unread))
     return found.prompts
 
 
@@ -190,6 +196,8 @@ def make_schedule(
             console.warn(found.problems.left_out())
         if blank := found.counts["blank_lines"]:
             console.note(f"{source}: {blank:,} blank lines passed over")
+        if found.unread:
+            console.note(unread_text(source, found.unread))
         prompts[option] = found.usable
     return plan_schedule(config, codec, prompts, console)
 

@@ -1,0 +1,92 @@
+"""How the rows of a file are read: the options that commands share."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from tpmm_jax.data.config import EARLIER, PARTS, check_fields
+from tpmm_jax.errors import BadInput
+
+
+def add_row_options(
+    add: Callable[..., argparse.Action], *, pairs: bool
+) -> list[argparse.Action]:
+    """Adds the options that say how rows are read; None where not given.
+
+    Args:
+      add: a parser's add_argument.
+      pairs: whether the command reads pairs, or prompts alone.
+    """
+    parts = "prompt, chosen, rejected, system, history" if pairs else "system, history"
+    actions = [
+        add(
+            "--fields",
+            metavar="PART=COLUMN,...",
+            help=f"columns that have other names than {parts}",
+        ),
+        add(
+            "--parse-json",
+            action=argparse.BooleanOptionalAction,
+            help="read conversations that are stored as text, or take such texts as "
+            "they are (default: refuse them)",
+        ),
+        add(
+            "--ignore-columns",
+            metavar="COLUMN,...",
+            help="columns beside the prompt that are left unread, not refused",
+        ),
+    ]
+    if pairs:
+        text = "take the common beginning of chosen and rejected as the prompt, even "
+        text += "beside a question or under a chat template"
+        actions.append(
+            add("--implicit-prompt", action="store_const", const=True, help=text)
+        )
+    return actions
+
+
+def row_options(args: argparse.Namespace, *, pairs: bool = True) -> dict[str, Any]:
+    """Returns the fields of DataConfig that were given.
+
+    Args:
+      pairs: whether pairs are read; otherwise no column of theirs has a name.
+
+    Raises:
+      BadInput: names of no part, or of a part that is not read.
+    """
+    given: dict[str, Any] = {}
+    if args.fields is not None:
+        given["fields"] = parse_fields(args.fields)
+        part = next((p for p in given["fields"] if p not in EARLIER), None)
+        if not pairs and part is not None:
+            raise BadInput(
+                f"--fields {part}= names a column of pairs; that of prompts is "
+                "--prompt-field"
+            )
+    if args.parse_json is not None:
+        given["parse_json"] = args.parse_json
+    if args.ignore_columns is not None:
+        columns = [name.strip() for name in args.ignore_columns.split(",")]
+        given["ignore_columns"] = tuple(filter(None, columns))
+    if getattr(args, "implicit_prompt", None) is not None:
+        if not pairs:
+            raise BadInput("--implicit-prompt concerns pairs, and none are read")
+        given["implicit_prompt"] = True
+    return given
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """Returns {part: column} of "chosen=better,rejected=worse"."""
+    found: dict[str, str] = {}
+    for item in text.split(","):
+        part, equals, column = (word.strip() for word in item.partition("="))
+        if not equals:
+            raise BadInput(
+                f"--fields {text}: wanted PART=COLUMN with PART one of "
+                f"{', '.join((*PARTS, *EARLIER))}, such as chosen=better,rejected=worse"
+            )
+        if part in found:
+            raise BadInput(f"--fields {text}: {part} is given twice")
+        found[part] = column
+    check_fields(found, "--fields")
+    return found
