@@ -129,13 +129,7 @@ def read_pair_set(
     rows = read_rows(source, split=split, columns=columns, problems=problems)
     how = _How(names, implicit_prompt, parse_json, Beside(ignore_columns))
     found = [one for row in rows if (one := _read_pair(row, how, problems))]
-    refuse_mixed(
-        [(pair.origin, layout) for layout, pair, _ in found],
-        problems,
-        field=lambda one, usual: names[
-            "prompt" if one.prompt != usual.prompt else "chosen"
-        ],
-    )
+    _refuse_mixed([(pair.origin, layout) for layout, pair, _ in found], names, problems)
     malformed, bad_rows = problems.origins(), len(problems.bad_rows())
     good = [(pair, notes) for _, pair, notes in found if pair.origin not in malformed]
     equal = [pair for pair, _ in good if pair.chosen == pair.rejected]
@@ -186,6 +180,15 @@ def _read_pair(
     if unread_keys(*(row.data.get(name) for name in parts)):
         notes.append("keys_left_out")
     return layout, pair, notes
+
+
+def _refuse_mixed(
+    layouts: list[tuple[str, _Layout]], names: dict[str, str], problems: Problems
+) -> None:
+    def column(one: _Layout, usual: _Layout) -> str:
+        return names["prompt" if one.prompt != usual.prompt else "chosen"]
+
+    refuse_mixed(layouts, problems, field=column)
 
 
 def _counts(pairs: list[PreferencePair], notes: Counter[str]) -> dict[str, int]:
