@@ -25,6 +25,7 @@ from tpmm_jax.data._boundary import (
 )
 from tpmm_jax.data._earlier import as_turns
 from tpmm_jax.data._joining import Joined, Joiner
+from tpmm_jax.data._rendering import TemplateStopped
 from tpmm_jax.data._templates import Writer
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import as_messages
@@ -253,6 +254,8 @@ def _write(
                 writer.completion(pair.prompt, opened, side)
                 for side in (pair.chosen, pair.rejected)
             ]
+        except TemplateStopped as error:
+            raise TemplateStopped(f"{given.origin}: {error}") from None
         except BadInput as error:
             problems.add(given.origin, str(error))
             continue

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from tpmm_jax.data._rendering import TemplateStopped, render
 from tpmm_jax.data._split import common_length
 from tpmm_jax.data._thoughts import Thought, open_thought, without_opening
 from tpmm_jax.data.codec import TextCodec
@@ -40,6 +41,7 @@ _DATE_CODES = (
     *("%r", "%R", "%S", "%-S", "%f", "%T", "%u", "%U", "%V", "%w", "%W", "%x", "%X"),
     *("%y", "%Y", "%z", "%Z"),
 )
+_APPLY = PreTrainedTokenizerBase.apply_chat_template
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -166,18 +168,27 @@ class Writer:
 
     def _render(self, messages: Conversation, *, opens: bool) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                as_dicts(messages),
-                tokenize=False,
-                add_generation_prompt=opens,
-                **self._dated,
-            )
+            text = self._apply(as_dicts(messages), opens)
+        except TemplateStopped:
+            raise
         except Exception as error:
             roles = ", ".join(m.role for m in messages)
             raise BadInput(
                 f"the chat template refuses the conversation ({roles}): {error}"
             ) from error
-        return str(text) if opens else str(text).removesuffix(self._stray)
+        return text if opens else text.removesuffix(self._stray)
+
+    def _apply(self, messages: list[dict[str, str]], opens: bool) -> str:
+        tokenizer = self._tokenizer
+        if type(tokenizer).apply_chat_template is not _APPLY:
+            # A tokenizer that writes in a way of its own, without a template.
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=opens, **self._dated
+            )
+            return str(text)
+        variables = {**tokenizer.special_tokens_map, **self._dated}
+        template = variables.pop("chat_template", _source(tokenizer))
+        return render(template, messages, opens=opens, variables=variables)
 
     def _headers(self) -> tuple[str, str]:
         """What a template writes unasked at the end, and what it adds if asked to.
@@ -195,6 +206,8 @@ class Writer:
         asked = (Message("user", "question"),)
         try:
             closed, opened = (self._render(asked, opens=o) for o in (False, True))
+        except TemplateStopped:
+            raise
         except BadInput:
             return "", ""
         if closed != opened:
@@ -225,7 +238,14 @@ def _dated(codec: TextCodec) -> dict[str, Any]:
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template that writes messages; a tokenizer may have several."""
     template = tokenizer.chat_template
-    return template.get("default", "") if isinstance(template, dict) else template
+    if not isinstance(template, dict):
+        return template
+    if "default" not in template:
+        raise BadInput(
+            f"the tokenizer's chat templates are called {', '.join(template)}; wanted "
+            "one called default: put a chat_template.jinja into the model's directory"
+        )
+    return template["default"]
 
 
 def _added(closed: str, opened: str) -> str:

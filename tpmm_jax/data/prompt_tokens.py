@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from tpmm_jax.data._boundary import cut_prompt, leading_ids, text_ids, with_leading
+from tpmm_jax.data._rendering import TemplateStopped
 from tpmm_jax.data._templates import Writer
 from tpmm_jax.data._transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.codec import TextCodec
@@ -73,6 +74,8 @@ def _write(
             if codec.chat and isinstance(text, str) and is_transcript(text):
                 text = prompt_messages(text)
             texts.append("" if text is None else writer.prompt(text))
+        except TemplateStopped as error:
+            raise TemplateStopped(f"{prompt.origin}: {error}") from None
         except BadInput as error:
             problems.add(prompt.origin, str(error))
             continue
