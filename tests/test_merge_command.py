@@ -211,3 +211,38 @@ def test_wrong_options_are_named(capsys, argv, wanted):
     with pytest.raises(SystemExit) as ended:
         command.main(argv)
     assert ended.value.code == 2 and wanted in capsys.readouterr().err
+
+
+def test_python_and_the_command_warn_alike_of_what_a_merge_mixes(capsys, tmp_path):
+    first = command_runs.model()
+    template = first.tokenizer.chat_template
+    try:
+        names = [tmp_path / "a", tmp_path / "b"]
+        tpmm.save(first, names[0])
+        first.tokenizer.chat_template = template + " "
+        first.tokenizer.add_tokens(["new"])
+        tpmm.save(first, names[1])
+    finally:
+        first.tokenizer.chat_template = template
+    with pytest.warns(UserWarning) as warned:
+        tpmm.merge(names, [1, 1])
+    said = [str(warning.message) for warning in warned]
+    code, text, _ = merge(
+        capsys, *names, "--weights", 1, 1, "--output", tmp_path / "sum"
+    )
+    assert code == 0
+    for wanted in (
+        "has a different vocabulary from", "has a different chat template from",
+        "the weights add up to 2, not to 1",
+    ):  # fmt: skip
+        assert wanted in text and any(wanted in line for line in said)
+    whole = tpmm.load(tmp_path / "sum").params
+    doubled = jax.tree.map(lambda x: 2 * x, first.params)
+    assert equal(whole, doubled)  # sum_k w_k theta_k, as the help says
+
+
+def test_the_help_states_the_formula_that_is_computed(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sum_k w_k theta_k" in said and "Weights 1 1 are the sum" in said

@@ -4,6 +4,7 @@ import functools
 import operator
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -342,6 +343,10 @@ def merge(
     Its origin holds "signal_to_rounding", the size of the merge's change to model 0
     over the float32 rounding error, and "signal_to_rounding_bfloat16", the same of a
     cast to bfloat16, which ``save`` warns of: see ``merging.signal_to_rounding``.
+    Tokenizer, chat template and generation settings are those of model 0.
+
+    Warns (UserWarning) of a model with another vocabulary, chat template or end of an
+    answer than model 0's, and of weights that do not add up to 1.
 
     >>> merged = tpmm.merge(["my-model", "my-model"], [0.25, 0.75])
     >>> merged.origin["weights"]
@@ -361,14 +366,18 @@ def merge(
     if not np.isfinite(np.asarray(weights, float)).all():
         raise BadInput(f"weights are {list(weights)}; wanted finite numbers")
     first = _as_model(models[0])
+    remarks = list(filter(None, [sum_remark(weights)]))
 
     def all_params() -> Iterator[Params]:
         for k, model in enumerate(models):
             params = first if k == 0 else _as_model(model)
             check_same_architecture(first.config, params.config, f"model {k}")
+            remarks.extend(merge_remarks(first, params, f"model {k}"))
             yield params.params
 
     merged, ratio = weighted_sum(all_params(), weights)
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
     origin = {
         "source": "merge",
         "weights": [float(w) for w in weights],
@@ -378,7 +387,41 @@ def merge(
         ),
     }
     decoder = replace(first.decoder, compute_dtype="float32")
-    return Model(decoder, merged, first.tokenizer, origin)
+    return Model(decoder, merged, first.tokenizer, origin, first.generation)
+
+
+def sum_remark(weights: Sequence[float]) -> str:
+    """Returns what to say of weights that do not add up to 1; "" if they do."""
+    total = sum(map(float, weights))
+    if abs(total - 1) <= 1e-6:
+        return ""
+    return f"the weights add up to {total:g}, not to 1"
+
+
+def merge_remarks(
+    first: Model | Source, other: Model | Source, name: str, first_name: str = "model 0"
+) -> list[str]:
+    """Returns what to say of a model whose texts are not written as the first's."""
+    remarks = []
+    both = (first.tokenizer, other.tokenizer)
+    if None not in both:
+        if both[0].get_vocab() != both[1].get_vocab():
+            remarks.append(
+                f"{name} has a different vocabulary from {first_name}: the merge mixes "
+                "embeddings of different tokens, and gets the tokenizer of the first"
+            )
+        if both[0].chat_template != both[1].chat_template:
+            remarks.append(
+                f"{name} has a different chat template from {first_name}: the merge "
+                "gets that of the first, which the other was not trained with"
+            )
+    ends = [set(codec_of(model).eos_ids) for model in (first, other)]
+    if ends[0] != ends[1]:
+        remarks.append(
+            f"{name} ends its answers with other token ids ({sorted(ends[1])}) than "
+            f"{first_name} ({sorted(ends[0])}): the merge gets those of the first"
+        )
+    return remarks
 
 
 def architecture_differences(first: ModelConfig, other: ModelConfig) -> list[str]:

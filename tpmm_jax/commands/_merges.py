@@ -11,7 +11,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.commands._learning import Learned, Split, held_out_sets, learn_weights
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade import check_same_architecture, codec_of
+from tpmm_jax.facade import check_same_architecture, codec_of, merge_remarks
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.merging import (
     FAINT,
@@ -85,12 +85,8 @@ def open_sources(
     first = sources[0]
     for name, source in zip(names[1:], sources[1:]):
         check_same_architecture(first.config, source.config, name, names[0])
-        both = (first.tokenizer, source.tokenizer)
-        if None not in both and both[0].get_vocab() != both[1].get_vocab():
-            console.warn(
-                f"{name} has a different vocabulary from {names[0]}: the merge mixes "
-                "embeddings of different tokens, and gets the tokenizer of the first"
-            )
+        for remark in merge_remarks(first, source, name, names[0]):
+            console.warn(remark)
     return sources
 
 

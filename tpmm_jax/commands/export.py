@@ -27,7 +27,8 @@ from tpmm_jax.weights.saving import check_output, save
 
 DESCRIPTION = """\
 Write a policy as a Hugging Face directory that transformers, vLLM and others load:
-weights, tokenizer with its chat template, generation_config.json, and a model card
+weights, tokenizer with its chat template, generation_config.json as the source has it,
+and a model card
 (README.md) that says how it was made: the run's configuration, rule and weights of
 every reference, the evaluation with intervals, digests and versions.
 
@@ -111,7 +112,7 @@ def read_model(
         console.note(signal_text(ratio, dtype))
         warn_if_faint(console, ratio, "what the run changed", "its change to theta_0")
     params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return Model(decoder, params, source.tokenizer, source.origin), digest
+    return source.model(decoder, params), digest
 
 
 def base_model(args: argparse.Namespace, source: Source, facts: Facts | None) -> str:

@@ -34,22 +34,29 @@ from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.errors import BadInput
+from tpmm_jax.facade import sum_remark
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
 from tpmm_jax.merging import RULES, ReferenceConfig, signal_text
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
-from tpmm_jax.weights.loading import Model, Source, check_dtype
+from tpmm_jax.weights.loading import Source, check_dtype
 from tpmm_jax.weights.saving import check_output, save
 
 DESCRIPTION = """\
-Merge checkpoints of one architecture, in float32:
-theta_0 + sum_k w_k (theta_k - theta_0).
+Merge checkpoints of one architecture, in float32: sum_k w_k theta_k, computed as
+(sum_k w_k) theta_0 + sum_k w_k (theta_k - theta_0).
+
+Weights 0.25 0.75 are a quarter of the first model and three quarters of the second.
+Weights 1 1 are the sum of both models, which is hardly ever meant: to add what a second
+model learned to the first, both fine-tuned from BASE, merge BASE FIRST SECOND with
+weights -1 1 1.
 
 MODEL is what tpmm sample takes. A run's workdir stands for all of its policies, and
-runs/x/trajectory@1..3 for three of them. The first model is theta_0, the anchor. The
-output is a Hugging Face directory; its merge.json records sources, digests and weights.
+runs/x/trajectory@1..3 for three of them. The first model is theta_0, the anchor; the
+output has its tokenizer, chat template and generation_config.json. The output is a
+Hugging Face directory; its merge.json records sources, digests and weights.
 """
 EPILOG = """\
 examples:
@@ -250,7 +257,8 @@ def show(merged: Merged, names: Sequence[str], console: RunConsole) -> None:
         if len(weights_GK) > 1:
             low, high = weights_GK[:, k].min(), weights_GK[:, k].max()
             text += f"  ({low:.4f} to {high:.4f} over {len(weights_GK)} groups)"
-        rows.append((name, text))
+        # A path may be longer than the line: it stands where it can wrap.
+        rows.append((text, name))
     console.header("weights", rows)
     if merged.learned is not None:
         show_scores(merged.learned, console)
@@ -263,7 +271,7 @@ def show_scores(learned: Learned, console: RunConsole) -> None:
     counts, rows = learned.counts, []
     for s in learned.scores:
         interval = f" [{s.low:.3f}, {s.high:.3f}]"
-        rows.append((s.model, f"{s.accuracy:.3f}{interval}  loss {s.loss:.4f}"))
+        rows.append((f"{s.accuracy:.3f}{interval}  loss {s.loss:.4f}", s.model))
     console.header(
         f"preference accuracy against theta_0 on {counts['held_out_pairs']} held-out "
         f"pairs of {counts['held_out_prompts']} prompts ({counts['learn_pairs']} pairs "
@@ -305,16 +313,15 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
         )
     else:
         merged = merge_given(sources, weights, decoder, console)
-        if abs(sum(weights) - 1) > 1e-6:
-            console.warn(f"the weights add up to {sum(weights):g}, not to 1")
+        if remark := sum_remark(weights):
+            console.warn(remark)
     show(merged, names, console)
     content = record(args, learning, sources, merged)
     if dtype == "bfloat16":
         change = f"its change to {names[0]}"
         warn_if_faint(console, merged.ratios[dtype], "the merge", change)
     params = jax.tree.map(lambda x: x.astype(dtype), merged.params)
-    origin = {"source": str(output)}
-    model = Model(decoder, params, sources[0].tokenizer, origin)
+    model = sources[0].model(decoder, params)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     save(model, output, files={"merge.json": text})
     if sources[0].tokenizer is None:

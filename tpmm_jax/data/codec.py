@@ -167,7 +167,7 @@ def make_codec(
 
 
 def find_eos_ids(model: ModelConfig | None, tokenizer: Any) -> tuple[int, ...]:
-    """Returns every id that ends a completion: the model's and the tokenizer's."""
-    ids = set() if model is None else set(model.eos_ids)
+    """Returns every id that ends a completion: the model's, then the tokenizer's."""
+    ids = () if model is None else model.eos_ids
     eos = getattr(tokenizer, "eos_token_id", None)
-    return tuple(sorted(ids if eos is None else ids | {eos}))
+    return tuple(dict.fromkeys(ids if eos is None else (*ids, eos)))

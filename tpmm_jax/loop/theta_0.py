@@ -18,7 +18,12 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import init_adapters, targets
 from tpmm_jax.rewards import import_object
 from tpmm_jax.store import Base, Trajectory
-from tpmm_jax.weights.description import read_config, read_tokenizer, write_description
+from tpmm_jax.weights.description import (
+    read_config,
+    read_generation,
+    read_tokenizer,
+    write_description,
+)
 from tpmm_jax.weights.loading import Source, adapters_base, resolve
 
 
@@ -33,6 +38,7 @@ def find_model(
             read_tokenizer(described),
             {"source": str(workdir)},
             _not_needed,
+            generation=read_generation(described),
         )
     name = config.model.source
     if ":" in name and not pathlib.Path(name).exists():
@@ -140,7 +146,9 @@ def store_first(
     described = workdir / "model"
     shutil.rmtree(described, ignore_errors=True)
     described.mkdir()
-    write_description(source.config, source.tokenizer, "float32", described)
+    write_description(
+        source.config, source.tokenizer, "float32", described, source.generation
+    )
     with console.phase("load theta_0", 1, "models") as bar:
         meta = {"iteration": 0, **source.origin}
         if decoder.lora is None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tpmm_jax.weights.hf_config import as_ids, one_or_all, parse_config, write_c
 
 # Of the brackets of a JSON file; what is read here needs five.
 DEEPEST = 50
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -48,11 +50,22 @@ def read_config(directory: pathlib.Path) -> ModelConfig:
     if not path.exists():
         raise BadInput(f"{directory} holds no config.json; is it a model's directory?")
     config = parse_config(read_json(path), str(path))
-    generation = directory / "generation_config.json"
-    if generation.exists():
-        more = as_ids(read_json(generation).get("eos_token_id"), str(generation))
-        config = replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
-    return config
+    more = as_ids(read_generation(directory).get("eos_token_id"), GENERATION)
+    return replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
+
+
+def read_generation(directory: pathlib.Path) -> dict[str, Any]:
+    """Returns what generation_config.json holds; {} where there is none.
+
+    Raises:
+      BadInput: not a JSON object, or an eos_token_id that is none.
+    """
+    path = directory / GENERATION
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    as_ids(content.get("eos_token_id"), str(path))
+    return content
 
 
 def read_tokenizer(directory: pathlib.Path) -> Any:
@@ -68,17 +81,32 @@ def read_tokenizer(directory: pathlib.Path) -> Any:
 
 
 def write_description(
-    config: ModelConfig, tokenizer: Any, dtype: str, directory: pathlib.Path
+    config: ModelConfig,
+    tokenizer: Any,
+    dtype: str,
+    directory: pathlib.Path,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what a model's directory holds beside the weights."""
+    """Writes what a model's directory holds beside the weights.
+
+    Args:
+      generation: what the source's generation_config.json held.
+    """
     hf = write_config(config, dtype)
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
-    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    settings = dict(generation or {})
+    # It has transformers make the settings anew.
+    settings.pop("_from_model_config", None)
+    own = as_ids(settings.get("eos_token_id"), GENERATION)
     # Where the tokenizer ends what the config does not: generation ends there as well.
-    ids["eos_token_id"] = one_or_all(find_eos_ids(config, tokenizer))
-    ids = {key: value for key, value in ids.items() if value is not None}
-    text = json.dumps(ids, indent=2) + "\n"
-    (directory / "generation_config.json").write_text(text)
+    ends = dict.fromkeys((*own, *find_eos_ids(config, tokenizer)))
+    settings["eos_token_id"] = one_or_all(list(ends))
+    for key in ("bos_token_id", "pad_token_id"):
+        if settings.get(key) is None:
+            settings[key] = hf[key]
+    settings = {key: x for key, x in settings.items() if x is not None}
+    text = json.dumps(settings, indent=2) + "\n"
+    (directory / GENERATION).write_text(text)
     if tokenizer is not None:
         write_tokenizer(tokenizer, directory)
 

@@ -16,7 +16,7 @@ from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import Base, Trajectory
-from tpmm_jax.weights.description import read_config, read_tokenizer
+from tpmm_jax.weights.description import read_config, read_generation, read_tokenizer
 from tpmm_jax.weights.gguf import GGUFFile
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.hub import (
@@ -50,12 +50,15 @@ class Model:
       tokenizer: a transformers tokenizer, or None.
       origin: where it came from: "source" and, for a hub id, the "commit"; for a PEFT
         adapter whose base was given, that model's origin as "base".
+      generation: what its generation_config.json holds, for whoever loads the model
+        once it is saved; nothing here samples by it.
     """
 
     decoder: Decoder
     params: Params
     tokenizer: Any = None
     origin: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> ModelConfig:
@@ -71,6 +74,7 @@ class Source:
         downloads a hub repository's weights.
       adapter: of a PEFT directory: the parts of the policy. None for all others, a
         step of a LoRA run among them, which is read as the merged policy.
+      generation: as of ``Model``.
     """
 
     config: ModelConfig
@@ -78,6 +82,11 @@ class Source:
     origin: dict[str, Any]
     read: Callable[[Decoder, str], Params]
     adapter: "AdapterSource | None" = None
+    generation: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, decoder: Decoder, params: Params) -> Model:
+        """Returns the model with these parameters of it, as they were read or cast."""
+        return Model(decoder, params, self.tokenizer, self.origin, self.generation)
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def load(
     dtype = check_dtype(dtype or "float32")
     found = resolve(source, revision, base)
     decoder = Decoder(found.config, compute_dtype=dtype, mesh=mesh)
-    return Model(decoder, found.read(decoder, dtype), found.tokenizer, found.origin)
+    return found.model(decoder, found.read(decoder, dtype))
 
 
 def resolve(
@@ -173,7 +182,9 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
     check_tensors(tensors, config)
-    return Source(config, tokenizer, origin, functools.partial(read_params, tensors))
+    read = functools.partial(read_params, tensors)
+    generation = read_generation(directory)
+    return Source(config, tokenizer, origin, read, generation=generation)
 
 
 def _resolve_hub(name: str, revision: str | None, base: str | None) -> Source:
@@ -188,7 +199,9 @@ def _resolve_hub(name: str, revision: str | None, base: str | None) -> Source:
         return read_params(SafetensorsDirectory(folder), decoder, dtype)
 
     origin = {"source": name, "commit": commit}
-    return Source(read_config(directory), read_tokenizer(directory), origin, read)
+    config, tokenizer = read_config(directory), read_tokenizer(directory)
+    generation = read_generation(directory)
+    return Source(config, tokenizer, origin, read, generation=generation)
 
 
 def _resolve_adapter(
@@ -225,6 +238,7 @@ def _resolve_adapter(
         origin,
         merged,
         AdapterSource(lora, under, adapters),
+        under.generation,
     )
 
 
@@ -289,7 +303,8 @@ def _resolve_step(workdir: pathlib.Path, wanted: int | None) -> Source:
     origin = {"source": f"{workdir}/trajectory@{step}"}
     config = read_config(folder)
     _check_stored(workdir, step, config)
-    return Source(config, read_tokenizer(folder), origin, read)
+    tokenizer, generation = read_tokenizer(folder), read_generation(folder)
+    return Source(config, tokenizer, origin, read, generation=generation)
 
 
 def _check_stored(workdir: pathlib.Path, step: int, config: ModelConfig) -> None:

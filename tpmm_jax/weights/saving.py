@@ -78,7 +78,7 @@ def save(
         text = faint_text(ratio, dtype, "the merge", change, instead)
         warnings.warn(text, stacklevel=2)
     with whole_directory(directory) as whole:
-        write_description(model.config, model.tokenizer, dtype, whole)
+        write_description(model.config, model.tokenizer, dtype, whole, model.generation)
         write_params(params, model.config, whole, max_shard_bytes=max_shard_bytes)
         for name, text in (files or {}).items():
             (whole / name).write_text(text, encoding="utf-8")
