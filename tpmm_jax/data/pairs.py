@@ -108,9 +108,7 @@ def read_pair_set(
     """Read preference pairs, and note what is wrong.
 
     Rows hold chosen and rejected with a prompt (explicit), without one (implicit:
-    their common beginning) or with an instruction and perhaps an input. Texts and
-    message lists are accepted; a text prompt before conversational completions is
-    one user message.
+    their common beginning) or with an instruction; docs/data.md lists all shapes.
 
     Args:
       source: see ``sources.read_rows``.
