@@ -14,6 +14,7 @@ HOLDS = {
     "axes": "names of axes",
     "errors": "errors, exit codes",
     "mesh": "devices, shardings",
+    "stopping": "signals, time-outs",
     "models": "layers to Decoder",
     "data": "prompts, pairs, tokens",
     "evaluation": "intervals, the watch",

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tpmm_jax"
 # line (or the demo), the last row.
 ORDER = (
     ("axes", "errors"),
-    ("mesh",),
+    ("mesh", "stopping"),
     ("models",),
     ("data", "losses", "rewards"),
     ("evaluation", "merging", "sampling", "steps", "store"),

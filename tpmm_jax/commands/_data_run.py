@@ -1,5 +1,6 @@
 """What a data check takes from a run: its codec, scorer, prompts and demands."""
 
+import argparse
 import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tpmm_jax.commands._data_checks import Checked
+from tpmm_jax.commands._line import timeout_of
 from tpmm_jax.config import Config
 from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
@@ -18,7 +20,12 @@ from tpmm_jax.loop.chunks import split_chunks
 from tpmm_jax.loop.prompts import plan_schedule, prompt_file, prompt_sources
 from tpmm_jax.loop.setup import check_steps, run_lengths
 from tpmm_jax.loop.theta_0 import check_codec
-from tpmm_jax.rewards import NamedScorer, import_object, load_scorer
+from tpmm_jax.rewards import (
+    NamedScorer,
+    ScorerConfig,
+    import_object,
+    load_scorer,
+)
 from tpmm_jax.weights.description import read_tokenizer
 from tpmm_jax.weights.loading import resolve
 
@@ -72,13 +79,16 @@ def find_codec(
     return codec, found.config.max_positions
 
 
-def find_scorer(name: str | None, config: Config | None) -> NamedScorer | None:
-    """Returns the scorer that was named, or else the config's."""
-    if name is not None:
-        return NamedScorer(name, import_object(name, "--scorer"))
-    if config is None or config.scorer.name is None:
+def find_scorer(args: argparse.Namespace, config: Config | None) -> NamedScorer | None:
+    """Returns the scorer of --scorer, or else the config's."""
+    scorer = ScorerConfig() if config is None else config.scorer
+    timeout = timeout_of(args, scorer.timeout)
+    if args.scorer is not None:
+        function = import_object(args.scorer, "--scorer")
+        return NamedScorer(args.scorer, function, timeout)
+    if scorer.name is None:
         return None
-    return load_scorer(config.scorer)
+    return load_scorer(replace(scorer, timeout=timeout))
 
 
 def read_evaluation(

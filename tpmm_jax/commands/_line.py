@@ -1,8 +1,10 @@
 """A command line's arguments and its end: nearest options, exit codes."""
 
 import argparse
+import contextlib
 import difflib
 import io
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ from typing import Any, NoReturn
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.sampling import SamplingConfig
+from tpmm_jax.stopping import ends_with, keyboard_as_before, watched
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +47,28 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     """Adds --base to a command whose MODEL may be a PEFT directory."""
     text = "the model under a PEFT adapter (default: the one that the adapter names)"
     parser.add_argument("--base", metavar="BASE", help=text)
+
+
+def add_timeout(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds --timeout to a command that calls a user's functions."""
+    text = f"that one call of a function may take, or none (default: {default})"
+    parser.add_argument("--timeout", metavar="SECONDS", help=f"seconds {text}")
+
+
+def timeout_of(args: argparse.Namespace, default: float | None) -> float | None:
+    """Returns what --timeout says; None: a function may take for ever.
+
+    Raises:
+      BadInput: it is no number above 0.
+    """
+    if args.timeout is None:
+        return default
+    if args.timeout.lower() == "none":
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(args.timeout)) < math.inf:
+            return seconds
+    raise BadInput(f"--timeout {args.timeout}: wanted seconds above 0, or none")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -123,8 +148,11 @@ def guarded(
     *,
     result_alone: bool = False,
     needs_reader: bool = False,
+    own_keyboard: bool = False,
 ) -> int:
     """Returns the exit code of ``work``; errors are said without a traceback.
+
+    A signal ends it with 75, in five seconds unless it leaves the time to ``work``.
 
     Args:
       work: called with the command line and the console.
@@ -132,10 +160,27 @@ def guarded(
         output can be piped.
       needs_reader: whether a closed standard output ends the work early; else its
         reader (head, less) has just seen enough.
+      own_keyboard: whether ``work`` gives Ctrl-C a meaning of its own.
     """
     console = RunConsole(sys.stderr if result_alone else None)  # type: ignore[arg-type]
+    keyboard = keyboard_as_before if own_keyboard else contextlib.nullcontext
+    with watched(console.note, console.stop_bars), keyboard():
+        code = _run(work, args, console, needs_reader)
+        ends_with(code)
+        return code
+
+
+def _run(
+    work: Callable[[argparse.Namespace, RunConsole], int | None],
+    args: argparse.Namespace,
+    console: RunConsole,
+    needs_reader: bool,
+) -> int:
     try:
         return work(args, console) or 0
+    except Stopped as error:
+        console.note(str(error))
+        return error.exit_code
     except TpmmError as error:
         console.error(str(error))
         return error.exit_code

@@ -30,7 +30,13 @@ from tpmm_jax.commands._data_run import (
     read_evaluation,
 )
 from tpmm_jax.commands._data_table import data_table, prompts_view, rows_view
-from tpmm_jax.commands._line import Parser, escape_unprintable, guarded
+from tpmm_jax.commands._line import (
+    Parser,
+    add_timeout,
+    escape_unprintable,
+    guarded,
+    timeout_of,
+)
 from tpmm_jax.commands._rows import add_row_options, row_options
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.codec import TextCodec
@@ -41,6 +47,7 @@ from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompts import prompt_file
+from tpmm_jax.stopping import TIMEOUT
 
 DESCRIPTION = """\
 Check preference pairs (or prompts) before training on them: every malformed row with
@@ -99,6 +106,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="evaluation rows that must not occur in FILE",
     )
     add("--scorer", metavar="M:F", help="module:function to compare the labels with")
+    add_timeout(parser, f"the config's, else {TIMEOUT:g}")
     add_row_options(add, pairs=True)
     add("--prompt-field", metavar="COLUMN", help="column of prompts, also of --eval")
     add("--split", help="the split of a hub dataset (default: train)")
@@ -143,6 +151,7 @@ def read_settings(
     )
     given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     given |= row_options(args, pairs=not args.prompts)
+    given["timeout"] = timeout_of(args, data.timeout)
     data = dataclasses.replace(data, **given)
     files = list(args.files)
     if not files:
@@ -201,7 +210,7 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     # A scorer or a config may print; with --json that is not part of the output.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         config, data, files = read_settings(args)
-        scorer = None if args.prompts else find_scorer(args.scorer, config)
+        scorer = None if args.prompts else find_scorer(args, config)
         found, codec = check_files(args, config, data, files, console)
         if not args.prompts:
             try:

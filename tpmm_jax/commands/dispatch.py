@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import tpmm_jax
+from tpmm_jax.stopping import watched
 
 # Each is a module of this folder, imported only when it is called.
 COMMANDS = {
@@ -59,4 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return importlib.import_module(f"tpmm_jax.commands.{name}").main(argv[1:])
+    return run(name, argv[1:])
+
+
+def run(name: str, argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of a sub-command; its imports can be stopped too."""
+    with watched():
+        return importlib.import_module(f"tpmm_jax.commands.{name}").main(argv)

@@ -18,10 +18,12 @@ from tpmm_jax.commands._line import (
     Parser,
     add_base,
     add_sampling,
+    add_timeout,
     check_all,
     check_least,
     guarded,
     sampling_of,
+    timeout_of,
 )
 from tpmm_jax.commands._rows import add_row_options, row_options
 from tpmm_jax.data.codec import make_codec
@@ -39,6 +41,7 @@ from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.loop.theta_0 import check_codec
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
+from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.loading import committed_steps, resolve_all, run_workdir
 from tpmm_jax.weights.saving import check_output
@@ -102,6 +105,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             metavar="LABEL=M:F",
             help=f"{what}; repeatable",
         )
+    add_timeout(parser, f"{TIMEOUT:g}")
     add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
     add("--drop-bad-rows", action="store_true", help="drop bad rows of --pairs")
     add_row_options(add, pairs=True)
@@ -136,12 +140,14 @@ def read_raters(args: argparse.Namespace) -> Raters:
             "nothing rates the answers: give --scorer module:function, --also "
             "LABEL=module:function or --judge LABEL=module:function"
         )
+    timeout = timeout_of(args, TIMEOUT)
     return load_raters(
-        ScorerConfig(name=args.scorer),
+        ScorerConfig(name=args.scorer, timeout=timeout),
         parse_labels(args.also, "--also"),
         parse_labels(args.judge, "--judge"),
         scorers_field="--also",
         judges_field="--judge",
+        timeout=timeout,
     )
 
 
@@ -179,7 +185,11 @@ def find_candidates(
     """
     rows = row_options(args, pairs=args.pairs is not None)
     data = DataConfig(
-        prompt_field=args.prompt_field, split=args.split, chat=args.chat, **rows
+        prompt_field=args.prompt_field,
+        split=args.split,
+        chat=args.chat,
+        timeout=timeout_of(args, TIMEOUT),
+        **rows,
     )
     prompts = read_prompts(args.prompts, "--prompts", data, console.note)[: args.limit]
     named = named_sources(args.models, args.baseline)
@@ -262,7 +272,9 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         consecutive=len(args.models) == 1 and args.baseline is None,
         output=output,
     )
-    measures, warnings = compare(candidates, settings, Voice(console))
+    voice = Voice(console)
+    with voice.stop:
+        measures, warnings = compare(candidates, settings, voice)
     summary = {
         "prompts": args.prompts,
         "num_prompts": len(candidates[0].prompts.ids),

@@ -272,4 +272,4 @@ def stream_all(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    return guarded(run, parse_args(argv), result_alone=True)
+    return guarded(run, parse_args(argv), result_alone=True, own_keyboard=True)

@@ -24,6 +24,7 @@ from tpmm_jax.models import LoraConfig
 from tpmm_jax.rewards import PairingConfig, ScorerConfig, check_label
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.steps import TrainConfig
+from tpmm_jax.stopping import TIMEOUT
 
 # Heads of an iteration's metrics: a prompt set of such a name would be taken for one.
 RESERVED_SETS = (
@@ -96,6 +97,7 @@ class EvaluationConfig:
       scorers: further scorers by label, "module:function", independent of the one
         that labels.
       judges: by label, "module:function"; see rewards.Judge.
+      timeout: seconds that one call of those may take, for one batch; None: for ever.
       max_kl_per_token: the watch warns above this KL to theta_0, in nats per token.
       max_length_ratio: the watch warns when the mean length leaves [1 / ratio, ratio]
         times theta_0's.
@@ -106,6 +108,7 @@ class EvaluationConfig:
     sets: Mapping[str, str] = field(default_factory=dict)
     scorers: Mapping[str, str] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = TIMEOUT
     max_kl_per_token: float = MAX_KL_PER_TOKEN
     max_length_ratio: float = MAX_LENGTH_RATIO
 
@@ -197,6 +200,11 @@ class Config:
         ):  # fmt: skip
             if (value := operator.attrgetter(name)(self)) < 1:
                 raise BadInput(f"{name} is {value}; use at least 1")
+        for name in ("data.timeout", "scorer.timeout", "evaluation.timeout"):
+            if (value := operator.attrgetter(name)(self)) is not None and value <= 0:
+                raise BadInput(
+                    f"{name} is {value}; use a number of seconds above 0, or none"
+                )
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()
@@ -273,6 +281,9 @@ MAY_CHANGE = (
     "rollout.batch_size",
     "train.accumulation",
     "train.checkpoint_every",
+    "data.timeout",
+    "scorer.timeout",
+    "evaluation.timeout",
     "evaluation.max_kl_per_token",
     "evaluation.max_length_ratio",
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.stopping import TIMEOUT
 
 # What a row of a preference set may hold, whatever its columns are called.
 PARTS = ("prompt", "chosen", "rejected")
@@ -41,6 +42,7 @@ class DataConfig:
       max_completion_length: tokens, EOS included; of offline pairs (a rollout's is
         rollout.max_new_tokens).
       truncate_prompt: the side that a longer prompt loses.
+      timeout: seconds that a "module:function" of prompts may take; None: for ever.
     """
 
     prompts: str | None = None
@@ -57,6 +59,7 @@ class DataConfig:
     max_prompt_length: int = 512
     max_completion_length: int = 512
     truncate_prompt: Literal["left", "right"] = "left"
+    timeout: float | None = TIMEOUT
 
     def validate(self) -> None:
         """Raises BadInput for a value out of range."""

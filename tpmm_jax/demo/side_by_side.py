@@ -22,6 +22,7 @@ from tpmm_jax.log.progress import clock_text
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.loop.theta_0 import build_model
 from tpmm_jax.report.plots import plot_reward
+from tpmm_jax.stopping import watched
 from tpmm_jax.store.records import read_records
 
 RULES = ("previous", "learned")
@@ -45,6 +46,16 @@ def main(config_path: str, argv: Sequence[str] | None = None) -> int:
         help="change one field of the config, such as iterations=2; repeatable",
     )  # fmt: skip
     args, console = parser.parse_args(argv), RunConsole()
+    with watched(console.note, console.stop_bars):
+        return _main(config_path, argv, args, console)
+
+
+def _main(
+    config_path: str,
+    argv: Sequence[str],
+    args: argparse.Namespace,
+    console: RunConsole,
+) -> int:
     again = shlex.join(["python", config_path, *argv])
     try:
         for override in args.overrides:

@@ -135,10 +135,14 @@ class RunConsole:
 
     def error(self, message: str) -> None:
         """Print an error to standard error, without a traceback."""
+        self.stop_bars()
+        _print(self._err, Text.assemble(("error: ", "bold red"), message.strip()))
+
+    def stop_bars(self) -> None:
+        """Take the bars off the terminal, for good."""
         if self._live is not None:
             self._live.stop()
             self._live = None
-        _print(self._err, Text.assemble(("error: ", "bold red"), message.strip()))
 
     def iteration_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print one row per iteration; see table.iteration_table for what is read."""

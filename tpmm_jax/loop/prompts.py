@@ -25,6 +25,7 @@ from tpmm_jax.data.prompts import (
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.rewards import import_object
+from tpmm_jax.stopping import call_user
 from tpmm_jax.store.files import write_text
 
 # The name of a run's own evaluation prompts among the sets.
@@ -147,7 +148,8 @@ def prompt_file(
         return source, data
 
     def make() -> None:
-        made = import_object(source, option)()
+        function = import_object(source, option)
+        made = call_user(source, lambda: list(function()), timeout=data.timeout)
         lines = [
             json.dumps({"prompt": _plain(item, f"{source}: prompt {number}")})
             for number, item in enumerate(made)

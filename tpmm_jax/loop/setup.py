@@ -100,7 +100,10 @@ def prepare(
     """
     mesh = make_mesh(config.mesh)
     raters = load_raters(
-        config.scorer, config.evaluation.scorers, config.evaluation.judges
+        config.scorer,
+        config.evaluation.scorers,
+        config.evaluation.judges,
+        timeout=config.evaluation.timeout,
     )
     source = find_model(config, workdir, console, started)
     check_adapter(config, source)

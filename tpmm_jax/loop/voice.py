@@ -1,39 +1,32 @@
 """What a run says to people, and how they stop it."""
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from tpmm_jax.errors import Stopped
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.stopping import asked, boundaries
 
 
 class StopFlag:
-    """Turns SIGTERM and Ctrl-C into a stop at the next safe place.
-
-    A second signal acts at once.
-    """
+    """SIGTERM and Ctrl-C as a stop at the next boundary; a second one acts at once."""
 
     def __init__(self) -> None:
-        self.raised: str | None = None
-        self._before: dict[int, Any] = {}
+        self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> "StopFlag":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._on_signal)
+        self._entered.enter_context(boundaries())
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._entered.close()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.raised = signal.Signals(number).name
-        for n, handler in self._before.items():
-            signal.signal(n, handler)
+    @property
+    def raised(self) -> str | None:
+        """The signal that came; who reads it is at a boundary, and stops."""
+        return asked()
 
     def check(self) -> None:
         """Raises Stopped if a signal came."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.scorer import call_checked
+from tpmm_jax.stopping import TIMEOUT
 
 
 @runtime_checkable
@@ -42,10 +43,12 @@ class NamedJudge:
 
     Attributes:
       name: as messages give it, such as "careful (my_judges:careful)".
+      timeout: seconds that one call may take; None: for ever.
     """
 
     name: str
     function: Judge
+    timeout: float | None = TIMEOUT
 
     def __call__(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -62,6 +65,7 @@ class NamedJudge:
             prompts,
             shape=(len(prompts),),
             meaning="one number per prompt, the share for the first answer",
+            timeout=self.timeout,
         )
         # Written so that nan is caught too.
         wrong = ~((share_B >= 0) & (share_B <= 1))

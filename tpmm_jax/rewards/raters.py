@@ -12,6 +12,7 @@ from tpmm_jax.rewards.scorer import (
     import_object,
     load_scorer,
 )
+from tpmm_jax.stopping import TIMEOUT
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -46,8 +47,12 @@ def load_raters(
     *,
     scorers_field: str = "evaluation.scorers",
     judges_field: str = "evaluation.judges",
+    timeout: float | None = TIMEOUT,
 ) -> Raters:
     """Returns the raters that "module:function" names give.
+
+    Args:
+      timeout: seconds that a call of a further scorer or a judge may take.
 
     Raises:
       BadInput: names the field, and what cannot be imported.
@@ -56,13 +61,17 @@ def load_raters(
         None if scorer.name is None else load_scorer(scorer),
         {
             label: NamedScorer(
-                f"{label} ({name})", import_object(name, f"{scorers_field}.{label}")
+                f"{label} ({name})",
+                import_object(name, f"{scorers_field}.{label}"),
+                timeout,
             )
             for label, name in sorted(scorers.items())
         },
         {
             label: NamedJudge(
-                f"{label} ({name})", import_object(name, f"{judges_field}.{label}")
+                f"{label} ({name})",
+                import_object(name, f"{judges_field}.{label}"),
+                timeout,
             )
             for label, name in sorted(judges.items())
         },

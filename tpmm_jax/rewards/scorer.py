@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.stopping import TIMEOUT, call_user
 
 
 @runtime_checkable
@@ -47,10 +48,12 @@ class ScorerConfig:
     Attributes:
       name: "module:function"; None: no scorer (offline pairs).
       options: keyword arguments that the function is called with.
+      timeout: seconds that one call may take, for one batch; None: for ever.
     """
 
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = TIMEOUT
 
 
 def import_object(name: str, field_name: str) -> Any:
@@ -68,7 +71,9 @@ def import_object(name: str, field_name: str) -> Any:
     if not module_name or not attribute:
         raise BadInput(f'{field_name} is {name!r}; wanted "module:function"')
     try:
-        module = importlib.import_module(module_name)
+        module = call_user(
+            f"the import of {module_name}", lambda: importlib.import_module(module_name)
+        )
     except ImportError as error:
         raise BadInput(
             f"{field_name} = {name!r}: {module_name} cannot be imported ({error}); is "
@@ -96,10 +101,12 @@ class NamedScorer:
 
     Attributes:
       name: as messages give it.
+      timeout: seconds that one call may take; None: for ever.
     """
 
     name: str
     function: Scorer
+    timeout: float | None = TIMEOUT
 
     def __call__(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
@@ -116,6 +123,7 @@ class NamedScorer:
             prompts,
             shape=(len(prompts), len(responses[0])),
             meaning="one number for each prompt and response",
+            timeout=self.timeout,
         )
         if not np.isfinite(rewards_BR).all():
             b, r = np.argwhere(~np.isfinite(rewards_BR))[0]
@@ -145,7 +153,7 @@ def load_scorer(config: ScorerConfig) -> NamedScorer:
     def bound(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Any:
         return function(prompts, responses, **copy.deepcopy(dict(config.options)))
 
-    return NamedScorer(config.name, bound)
+    return NamedScorer(config.name, bound, config.timeout)
 
 
 def call_checked(
@@ -155,6 +163,7 @@ def call_checked(
     *,
     shape: tuple[int, ...],
     meaning: str,
+    timeout: float | None,
 ) -> np.ndarray:
     """Returns a copy of what a user's function gives, float64, of the wanted shape.
 
@@ -162,19 +171,19 @@ def call_checked(
       name: "scorer ..." or "judge ...", for messages.
       call: calls it on the prompts.
       meaning: of the shape, for messages.
+      timeout: seconds that it may take; None: for ever.
 
     Raises:
-      BadInput: it raised, or returned another shape or values that are not numbers.
+      BadInput: it raised, did not return in time, or returned another shape or values
+        that are not numbers.
     """
+    on = f" (on {len(prompts)} prompts, the first {prompts[0][:60]!r})"
     try:
-        raw = call()
+        raw = call_user(name, call, timeout=timeout, on=on)
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(
-            f"{name} raised {type(error).__name__}: {error} (on {len(prompts)} "
-            f"prompts, the first {prompts[0][:60]!r})"
-        ) from error
+        raise BadInput(f"{name} raised {type(error).__name__}: {error}{on}") from error
     try:
         # Always a copy: the function may keep its array, and change it.
         found = np.array(raw, np.float64)

@@ -1,0 +1,24 @@
+"""How a process ends before its work does: it is asked to, or a user's function hangs.
+
+Only the standard library is imported here, so that a command can be stopped while it
+still imports JAX.
+"""
+
+from tpmm_jax.stopping.calls import TIMEOUT, call_user
+from tpmm_jax.stopping.signals import (
+    asked,
+    boundaries,
+    ends_with,
+    keyboard_as_before,
+    watched,
+)
+
+__all__ = [
+    "TIMEOUT",
+    "asked",
+    "boundaries",
+    "call_user",
+    "ends_with",
+    "keyboard_as_before",
+    "watched",
+]
