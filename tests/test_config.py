@@ -199,7 +199,6 @@ OFFLINE = ("data.prompts=none", "data.pairs=pairs.jsonl", "scorer.name=none")
         (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt"),
         (["rollout.temperature=0"], "rollout.temperature"),
         ([*OFFLINE, "scorer.name=m:f"], "data.eval_prompts too"),
-        ([*OFFLINE, "data.eval_prompts=x"], "data.eval_prompts needs a scorer"),
     ],
 )
 def test_combinations_that_cannot_run_are_refused(write, overrides, wanted):
@@ -213,6 +212,8 @@ def test_combinations_that_cannot_run_are_refused(write, overrides, wanted):
     [
         OFFLINE,
         [*OFFLINE, "scorer.name=m:f", "data.eval_prompts=x"],
+        [*OFFLINE, "data.eval_prompts=x"],
+        [*OFFLINE, "data.eval_prompts=x", 'evaluation.judges={"even": "m:f"}'],
         [*OFFLINE, "rollout.temperature=0"],
         ["pairing.holdout_fraction=0", "reference.rule=uniform"],
         ["loss.name=robust", "loss.label_smoothing=0.1"],

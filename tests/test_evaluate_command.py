@@ -109,6 +109,7 @@ def test_the_table(folder: pathlib.Path, tell: Callable) -> None:
     steps = [str(folder / f"run/trajectory@{k}") for k in (1, 0)]
     out, err = tell(0, steps[0], "--baseline", steps[1], *SCORER, "--limit", "5")
     assert "reward" in out and "KL" in out and "distinct-2" in out
+    assert "cut" in out and "answers cut at " in err
     # Progress is not mixed with the table.
     assert out.startswith("model ") and "sample" not in out and "sample" in err
     # A line may break before the path, or in it.

@@ -8,6 +8,8 @@ import scipy.stats
 
 from tpmm_jax.data.records import Rollout
 from tpmm_jax.evaluation import (
+    MAX_CUT,
+    cut_warning,
     distinct,
     judged_wins,
     mean_interval,
@@ -157,16 +159,26 @@ def test_the_keys_of_a_measure() -> None:
     won_BR = np.full((9, 2), 0.5)
     found = measure(
         answers(0),
+        eos_ids=(3, 9),
         opponents={"theta_0": answers(1)},
         log_ratios={"theta_0": np.random.default_rng(2).normal(size=(9, 2))},
         judged={("careful", "theta_0"): won_BR},
     )
     bounded = ["kl/theta_0"]
     bounded += [f"{head}win/theta_0" for head in ("", "score/calm/", "judge/careful/")]
-    wanted = {"length/mean", "distinct/1", "distinct/2"}
+    wanted = {"length/mean", "length/cut", "distinct/1", "distinct/2"}
     wanted |= {f"{n}{b}" for n in bounded for b in ("", "/low", "/high")}
     wanted |= {
         f"{n}/{b}" for n in ("reward", "score/calm") for b in ("mean", "low", "high")
     }
     assert set(found) == wanted
     assert found["length/mean"] == 1.5
+    # Of every two answers [1, 2] has no end.
+    assert found["length/cut"] == 0.5
+
+
+def test_cut_answers_are_warned_of_above_a_fifth() -> None:
+    assert cut_warning({"iteration 1": MAX_CUT}, "--max-new-tokens", 8) == ""
+    text = cut_warning({"theta_0": 0.214, "theta_1": 0.1, "theta_2": 1.0}, "N", 8)
+    assert "at 8 tokens: theta_0 21 %, theta_2 100 %. Above 20 %" in text
+    assert text.endswith("raise N")

@@ -40,6 +40,7 @@ def iteration_row(t, *, rule="learned", half=0.04, **more):
         "kl/theta_0": 2.1 * t,
         "rewards/margins": 0.3 * t,
         "rewards/accuracies": 0.7,
+        "pairs/train_accuracy": 0.74,
         "merge/rule": rule,
         "pairs": 1480,
         "seconds": 754.0,
@@ -80,8 +81,10 @@ def test_the_table_fits_and_keeps_reward_by_iteration(width, iterations):
 
 def test_a_wide_table_says_everything():
     text = drawn(ROWS, 200)
-    for title in ("vs θ0", "KL", "margin", "acc.", "reference", "pairs", "time"):
+    for title in ("vs θ0", "KL", "reference", "pairs", "time"):
         assert title in text
+    # What is measured on the training pairs says so.
+    assert "train margin" in text and "train acc." in text and "74 %" in text
     assert "θ0 .25 θ1 .25 θ2 .25 θ3 .25" in text
     assert "+0.36" in text and "1,480" in text and "12:34" in text
     assert "reference: learned" in text
@@ -100,6 +103,60 @@ def test_80_columns_keep_the_reference_and_its_largest_weights():
     ]
     last = drawn(rows, 80).splitlines()[2 + len(rows) - 1]
     assert "θ0 .40" in last and "θ5 .30" in last and re.search(r"\+[34]\b", last)
+
+
+HELD_OUT = {
+    "heldout/accuracy": 0.62,
+    "heldout/accuracy/low": 0.55,
+    "heldout/accuracy/high": 0.69,
+}
+COUNTS = {
+    "pairs/train": 1480,
+    "pairs/held_out": 420,
+    "pairs/tied_prompts": 31,
+    "pairs/dropped": 2,
+    "pairs/flipped": 0,
+    "rollout/cut": 0.034,
+    "length/cut": 0.25,
+}
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_held_out_accuracy_is_shown_before_that_of_training(width):
+    rows = [BASE, *(iteration_row(t, **HELD_OUT) for t in range(1, 4))]
+    text = drawn(rows, width)
+    assert "held-out" in text and "62 %" in text
+    assert "held-out: accuracy against θ0" in text
+    assert ("62 % [55, 69]" in text) == (width >= 100)
+    assert "held-out" not in drawn(ROWS, width)
+
+
+def test_training_accuracy_is_a_dash_where_no_step_is_left_of_it():
+    rows = [dict(row) for row in ROWS[:2]]
+    del rows[1]["pairs/train_accuracy"]
+    lines = drawn(rows, 200).splitlines()
+    assert "train acc." in lines[0]
+    assert lines[3].split()[-5:] == ["0.30", "–", "θ0", "1,480", "12:34"]
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 100, 200])
+def test_counts_of_pairs_and_cut_answers_are_there_at_every_width(width):
+    rows = [BASE, iteration_row(1), iteration_row(2, **COUNTS)]
+    text = drawn(rows, width)
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    words = " ".join(text.split())
+    assert (
+        "pairs of iteration 2: 1,480 train, 420 held out, 31 prompts tied, 2 dropped, "
+        "3 % of the answers cut evaluation: 25 % of the answers cut"
+    ) in words
+
+
+def test_a_run_without_rewards_shows_lengths():
+    rows = [{"iteration": 0, "length/mean": 31.25}]
+    rows.append({"iteration": 1, "length/mean": 40.0, **HELD_OUT})
+    text = drawn(rows, 80)
+    assert "length" in text and "31.2" in text and "reward" not in text
+    assert "length" not in drawn([BASE | {"length/mean": 3.0}, *ROWS[1:]], 200)
 
 
 WINS = {"win/theta_0": 0.82, "win/theta_0/low": 0.755, "win/theta_0/high": 0.88}

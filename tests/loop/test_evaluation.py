@@ -20,6 +20,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.loop.rollouts import few_pairs_warning
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import ScorerConfig
 from tpmm_jax.store.files import read_json
@@ -68,7 +69,7 @@ def start(config: Config, workdir: pathlib.Path) -> str:
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run of two iterations with everything on."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    start(get_config(), folder)
+    (folder.parent / "said.txt").write_text(start(get_config(), folder))
     return folder
 
 
@@ -126,6 +127,40 @@ def test_rows_of_answers_and_judgements(workdir: pathlib.Path) -> None:
     rows = [r for r in rows if r["set"] == "evaluation" and r["against"] == "theta_0"]
     mean = iteration_rows(workdir)[2]["judge/even/win/theta_0"]
     np.testing.assert_allclose(np.mean([row["win"] for row in rows]), mean)
+
+
+def cut(rows: list[dict[str, Any]]) -> float:
+    ids = [ids for row in rows for ids in row["response_ids"]]
+    assert all(len(i) == 8 or i[-1] == 1 for i in ids)
+    return float(np.mean([i[-1] != 1 for i in ids]))
+
+
+def test_counts_of_pairs_and_of_cut_answers(workdir: pathlib.Path) -> None:
+    said = (workdir.parent / "said.txt").read_text()
+    for row in iteration_rows(workdir)[1:]:
+        t = row["iteration"]
+        pairs, rollouts = (
+            lines(workdir, t, f"{n}.jsonl") for n in ("pairs", "rollouts")
+        )
+        assert row["pairs/train"] == sum(not pair["held_out"] for pair in pairs)
+        assert row["pairs/held_out"] == sum(pair["held_out"] for pair in pairs)
+        tied = sum(len(set(rollout["rewards"])) == 1 for rollout in rollouts)
+        assert row["pairs/tied_prompts"] == tied and row["pairs/dropped"] == 0
+        assert row["rollout/cut"] == cut(rollouts)
+        for head, name in (("", "evaluation"), ("odd/", "evaluation-odd")):
+            assert row[f"{head}length/cut"] == cut(lines(workdir, t, f"{name}.jsonl"))
+        train, held_out = row["pairs/train"], row["pairs/held_out"]
+        assert f"iteration {t}: pairs: {train} train, {held_out} held out, " in said
+        assert f"pairs of iteration {t}: {train} train, {held_out} held out, " in said
+        share = f"{100 * row['rollout/cut']:.0f} %"
+        assert f"answers cut at 8 tokens: iteration {t} {share}. Above 20 %" in said
+        assert f"answers cut at 8 tokens: evaluation of theta_{t} " in said
+
+
+def test_few_prompts_that_give_pairs_are_warned_of() -> None:
+    assert few_pairs_warning(6, 12, "iteration 1") == ""
+    said = few_pairs_warning(5, 12, "iteration 1")
+    assert said.startswith("iteration 1: only 5 of 12 prompts gave a pair")
 
 
 def log_prob(model: tpmm.Model, prompt: list[int], ids: list[int]) -> float:

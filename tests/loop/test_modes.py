@@ -130,6 +130,8 @@ def test_offline_pairs(tmp_path: pathlib.Path) -> None:
     rows = start(config, tmp_path / "run")
     last = of_kind(rows, "iteration")[-1]
     assert last["heldout/accuracy"] > 0.7 and last["heldout/margin"] > 0
+    assert "length/mean" not in last and last["pairs/held_out"] > 0
+    assert "watch looked at nothing" in (tmp_path / "run/report.html").read_text()
     with pytest.raises(BadInput, match="iterations: was 2, is now 3"):
         start(dataclasses.replace(config, iterations=3), tmp_path / "run")
     used = []
@@ -151,6 +153,26 @@ def test_offline_pairs_with_a_scorer_to_evaluate(tmp_path: pathlib.Path) -> None
     )
     rows = of_kind(start(config, tmp_path / "run"), "iteration")
     assert rows[1]["reward/mean"] > rows[0]["reward/mean"]
+
+
+def test_offline_pairs_with_prompts_and_no_scorer(tmp_path: pathlib.Path) -> None:
+    """Nothing rates the answers; they are sampled, measured and shown."""
+    write_pairs(tmp_path / "pairs.jsonl", 24)
+    config = tiny_run.get_config(
+        iterations=1,
+        data=DataConfig(
+            pairs=str(tmp_path / "pairs.jsonl"), eval_prompts="tiny_run:prompts"
+        ),
+        scorer=ScorerConfig(),
+    )
+    first, last = of_kind(start(config, tmp_path / "run"), "iteration")
+    assert {"length/mean", "length/cut", "distinct/2", "kl/theta_0"} <= {*first, *last}
+    assert last["kl/theta_0"] != 0 and not any("reward/" in name for name in last)
+    answers = (tmp_path / "run/iterations/001/evaluation.jsonl").read_text()
+    row = json.loads(answers.splitlines()[0])
+    assert "rewards" not in row and len(answers.splitlines()) == 6
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "Sample answers" in text and "No scorer rated the answers" in text
 
 
 def test_bfloat16_deltas_halve_the_trajectory(tmp_path: pathlib.Path) -> None:
@@ -217,6 +239,10 @@ def test_losses_pass_the_self_check(tmp_path: pathlib.Path, name: str) -> None:
     rows = of_kind(start(config, tmp_path), "train")
     # Policy = reference in the first step: every log-ratio is 0.
     assert abs(rows[0]["rewards/margins"]) < 1e-3
+    # So it says nothing of how well the pairs are told apart.
+    last = of_kind(read_metrics(tmp_path), "iteration")[-1]
+    apart = [row["rewards/accuracies"] for row in rows[1:]]
+    assert last["pairs/train_accuracy"] == np.mean(apart)
     assert ("loss/sft" in rows[0]) == (name == "sum")
 
 

@@ -15,6 +15,7 @@ from tpmm_jax.evaluation.intervals import paired_interval
 from tpmm_jax.report.facts import number_text
 from tpmm_jax.report.gather import read_run
 from tpmm_jax.report.page import labels, write_report
+from tpmm_jax.report.panels import _at_reference
 from tpmm_jax.report.samples import run_samples
 from tpmm_jax.report.settings import settings
 
@@ -193,7 +194,87 @@ def test_an_older_run_and_an_offline_run(run):
     text = page(run)
     Structure(text)
     assert "Held-out accuracy" in titles(text) and "Reward" not in titles(text)
-    assert "offline without a scorer" in text
+    assert "watch looked at nothing" in text and "raised no warning" not in text
+    assert "variety and sample answers: nothing was sampled" in text
+    for heading in ("Reward", "Distance from θ₀", "Sample answers"):
+        assert f"<h2>{heading}" not in text and f">{heading}</a>" not in text
+
+
+def strip(run, start, keep=()):
+    """Takes metrics out of a run's rows."""
+    rows = [json.loads(line) for line in lines_of(run)]
+    for row in rows:
+        for name in [n for n in row if n.startswith(start) and n not in keep]:
+            del row[name]
+    full_run.write_lines(run / "metrics.jsonl", rows)
+
+
+def test_answers_without_a_reward_are_shown_without_one(run):
+    """An offline run with data.eval_prompts and no scorer."""
+    film = ("film/reward", "film/win", "film/score", "film/judge")
+    strip(run, ("reward/", "win/", "score/", "judge/", "watch", *film))
+    for path in run.glob("iterations/*/evaluation*.jsonl"):
+        rows = [json.loads(line) for line in path.open()]
+        for row in rows:
+            del row["rewards"]
+        full_run.write_lines(path, rows)
+    text = page(run)
+    Structure(text)
+    for title in ("KL", "Length", "Distinct-n", "Length, film"):
+        assert title in titles(text)
+    assert "there was answer 0 of policy 3" in text and "<span>reward" not in text
+    assert "raised no warning. It looked at KL and length. No scorer rated" in text
+    assert "reward and win rates: no scorer rated the answers" in text
+    assert "greatest" not in text
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ((), "It looked at KL, length and the reward beside independent measures. <"),
+        (
+            ("score/", "judge/", "film/score", "film/judge"),
+            "It looked at KL and length. No further scorer or judge rated the answers",
+        ),
+    ],
+)
+def test_what_the_watch_could_not_see_is_said(run, gone, said):
+    strip(run, ("watch", *gone))
+    assert said in page(run)
+
+
+def test_many_cut_answers_are_warned_of(run):
+    rows = [json.loads(line) for line in lines_of(run)]
+    for row in rows:
+        if row["kind"] == "iteration":
+            row |= {"rollout/cut": 0.3, "length/cut": 0.41, "film/length/cut": 0.1}
+    full_run.write_lines(run / "metrics.jsonl", rows)
+    text = page(run)
+    said = "iteration 3 30 %, evaluation of θ₃ 41 %. Above 20 %"
+    assert said in text and "Answers cut" in titles(text)
+
+
+def test_a_run_with_fewer_iterations_asked_for_than_finished(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"iterations": 2}))
+    path = run / "sessions.jsonl"
+    session = json.loads(path.read_text().splitlines()[0])
+    session |= {"resumed": True, "next_iteration": 3, "iterations": 2}
+    with path.open("a") as file:
+        file.write(json.dumps(session) + "\n")
+    text = page(run)
+    assert "3 finished, 2 asked for" in text and "3 of 2" not in text
+    assert "resumed, all 2 finished" in text and "at iteration 3" not in text
+    assert "Not finished" not in text
+
+
+def test_training_accuracy_leaves_steps_at_the_reference_out(run):
+    """At them policy = reference: every margin is 0, and none is above it."""
+    first = read_run(run)
+    assert first.references[1]["weights"][0] == [1.0]
+    rows = [row for row in first.metrics if row["kind"] == "train"]
+    assert [_at_reference(first, row) for row in rows[:2]] == [True, False]
+    assert not any(_at_reference(first, row) for row in rows if row["iteration"] > 1)
 
 
 def test_values_that_are_not_finite_are_no_points(run):
@@ -310,6 +391,14 @@ def test_a_comparison_has_paired_differences(tmp_path):
     assert number_text(mean) in text
     assert f"{number_text(low)} to {number_text(high)}" in text
     assert "At iteration 2" in text
+    # The headline is of the same iteration, not of each run's last.
+    assert "All at iteration 2, the last that all runs have finished" in text
+    for run in map(read_run, runs):
+        first, *_, compared = run.iterations[:3]
+        values = [number_text(row["reward/mean"]) for row in (first, compared)]
+        assert " → ".join(values) in text
+    last = number_text(read_run(runs[0]).last["reward/mean"])
+    assert f"→ {last}" not in text.split("<nav")[0]
     assert "reference.rule" in text and "loss.beta" not in text
     assert "Win rate against θ₀: labelling scorer" in titles(text)
 

@@ -31,6 +31,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
+from tpmm_jax.evaluation import cut_warning
 from tpmm_jax.facade import codec_of
 from tpmm_jax.log.comparison import comparison_table
 from tpmm_jax.log.console import RunConsole
@@ -275,6 +276,8 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     voice = Voice(console)
     with voice.stop:
         measures, warnings = compare(candidates, settings, voice)
+    cuts = {row["name"]: row["length/cut"] for row in measures}
+    cut = cut_warning(cuts, "--max-new-tokens", sampling.max_new_tokens)
     summary = {
         "prompts": args.prompts,
         "num_prompts": len(candidates[0].prompts.ids),
@@ -290,8 +293,9 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return 0
     print_table(measures, candidates[0].name)
-    for text in warnings:
-        console.warn(text)
+    for text in (*warnings, cut):
+        if text:
+            console.warn(text)
     return 0
 
 

@@ -260,13 +260,11 @@ class Config:
                 "with data.pairs a scorer is used for evaluation only: set "
                 "data.eval_prompts too, or leave scorer.name unset"
             )
-        if self.data.eval_prompts is not None and self.scorer.name is None:
-            raise BadInput("data.eval_prompts needs a scorer: set scorer.name")
         for name in ("sets", "scorers", "judges"):
             if getattr(self.evaluation, name) and self.data.eval_prompts is None:
                 raise BadInput(
                     f"with data.pairs, evaluation.{name} needs prompts to sample from: "
-                    "set data.eval_prompts and scorer.name too"
+                    "set data.eval_prompts too"
                 )
 
 

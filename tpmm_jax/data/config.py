@@ -22,7 +22,8 @@ class DataConfig:
         list of texts, message lists or token-id lists); every iteration takes its own.
       pairs: preference pairs for the offline mode; iteration t takes the t-th chunk.
         Exactly one of prompts and pairs is set.
-      eval_prompts: a source like prompts; None: prompts are set aside from those.
+      eval_prompts: a source like prompts; None: prompts are set aside from those, and
+        with pairs nothing is sampled.
       fields: the columns of the pairs where they are not called prompt, chosen and
         rejected: {"chosen": "better", "rejected": "worse"}; of pairs and prompts alike
         "system" and "history", what goes before the prompt under a chat template.

@@ -1,5 +1,6 @@
 """What an evaluation says, and how sure it is: pure statistics, no disk."""
 
+from tpmm_jax.evaluation.cuts import MAX_CUT, cut_share, cut_warning
 from tpmm_jax.evaluation.diversity import distinct
 from tpmm_jax.evaluation.intervals import (
     Interval,
@@ -18,11 +19,14 @@ from tpmm_jax.evaluation.watch import (
 from tpmm_jax.evaluation.win_rates import judged_wins, wins
 
 __all__ = [
+    "MAX_CUT",
     "MAX_KL_PER_TOKEN",
     "MAX_LENGTH_RATIO",
     "Evaluated",
     "Interval",
     "accuracy_interval",
+    "cut_share",
+    "cut_warning",
     "distinct",
     "judged_wins",
     "mean_interval",

@@ -1,10 +1,11 @@
 """From a policy's answers to its measures: the keys of an iteration's row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from tpmm_jax.data.records import Rollout
+from tpmm_jax.evaluation.cuts import cut_share
 from tpmm_jax.evaluation.diversity import distinct
 from tpmm_jax.evaluation.intervals import Interval, mean_interval, rate_interval
 from tpmm_jax.evaluation.win_rates import wins
@@ -13,6 +14,7 @@ from tpmm_jax.evaluation.win_rates import wins
 def measure(
     answers: Sequence[Rollout],
     *,
+    eos_ids: Collection[int],
     opponents: Mapping[str, Sequence[Rollout]] | None = None,
     log_ratios: Mapping[str, np.ndarray] | None = None,
     judged: Mapping[tuple[str, str], np.ndarray] | None = None,
@@ -21,6 +23,7 @@ def measure(
 
     Args:
       answers: to each prompt.
+      eos_ids: ids that end an answer; one without them was cut: length/cut.
       opponents: by name the answers of other policies to the same prompts: win/NAME.
       log_ratios: by name log p(answer) of the policy minus that of another, nats,
         [B, R]: kl/NAME. Their mean is the KL divergence where answers are drawn at
@@ -28,9 +31,10 @@ def measure(
       judged: by (judge, name) our share of wins, [B, R].
     """
     texts = [text for row in answers for text in row.responses]
-    lengths = [len(ids) for row in answers for ids in row.response_ids]
+    ids = [ids for row in answers for ids in row.response_ids]
     values = {
-        "length/mean": float(np.mean(lengths)),
+        "length/mean": float(np.mean([len(row) for row in ids])),
+        "length/cut": cut_share(ids, eos_ids),
         "distinct/1": distinct(texts, 1),
         "distinct/2": distinct(texts, 2),
     }

@@ -47,6 +47,7 @@ def _columns(measures: Sequence[Row]) -> list[Column]:
         ("win", "win/baseline", "win/baseline", 3),
         ("KL", "kl/baseline", "kl/baseline", 2),
         ("length", "length/mean", "", 1),
+        ("cut", "length/cut", "", 2),
         ("distinct-1", "distinct/1", "", 3),
         ("distinct-2", "distinct/2", "", 3),
     ]
@@ -58,8 +59,8 @@ def _columns(measures: Sequence[Row]) -> list[Column]:
     for label in judges:
         win = f"judge/{label}/win/baseline"
         wanted.append((f"judge {label}", win, win, 3))
-    wanted.append(("acc.", "heldout/accuracy", "heldout/accuracy", 3))
-    wanted.append(("margin", "heldout/margin", "", 2))
+    wanted.append(("pairs acc.", "heldout/accuracy", "heldout/accuracy", 3))
+    wanted.append(("pairs margin", "heldout/margin", "", 2))
     return [
         (title, [_cell(row, mean, bounds, digits) for row in measures])
         for title, mean, bounds, digits in wanted

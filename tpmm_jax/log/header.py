@@ -40,6 +40,7 @@ def show_header(
             f"{mesh.devices.size} x {kind}, mesh {shape}, {config.model.compute_dtype}",
         ),
         ("data", f"{config.data.prompts or config.data.pairs}, {labels}"),
+        ("evaluation", evaluation_text(config)),
         ("reference", rule),
         (
             "training",
@@ -50,9 +51,27 @@ def show_header(
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
     ]
     if noise := config.pairing.flip_probability:
-        rows.insert(4, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
+        rows.insert(5, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
     rows += [("note", advice) for advice in mesh_advice(mesh, source, config)]
     console.header(f"tpmm_jax: {config.iterations} iterations of DPO", rows)
+
+
+def evaluation_text(config: Config) -> str:
+    """Returns what every policy is evaluated on, and what is not looked at."""
+    settings = config.evaluation
+    held_out = "held-out pairs" if config.pairing.holdout_fraction else ""
+    if config.offline and config.data.eval_prompts is None:
+        return (
+            f"{held_out or 'none'}; nothing is sampled, so the reward-hacking watch "
+            "looks at nothing (data.eval_prompts changes that)"
+        )
+    text = f"{settings.num_prompts} prompts, {settings.samples_per_prompt} samples each"
+    if settings.samples_per_prompt == 1:
+        text = text.replace("samples", "sample")
+    text += f", and {held_out}" if held_out else ""
+    if config.scorer.name is None:
+        text += "; no scorer, so no reward"
+    return text
 
 
 def mesh_advice(mesh: Mesh, source: Source, config: Config) -> list[str]:

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.log.progress import clock_text
 
 Row = Mapping[str, Any]
@@ -19,11 +20,15 @@ _GAP = 2
 # What is given up, one after another, until the table fits: a column, the intervals of
 # the win rates, or the merge weights of a cell but so many.
 _GIVEN_UP: tuple[str | int, ...] = (
-    3, "pairs", "intervals", "margin", 2, "acc.", "vs θ0", "time", 1,
-    "reference", "KL", "win prev", "win θ0",
+    3, "pairs", "train margin", "intervals", "train acc.", 2, "vs θ0", "length",
+    "time", 1, "reference", "held-out", "KL", "win prev", "win θ0",
 )  # fmt: skip
-# Title -> metric.
-_WINS = {"win θ0": "win/theta_0", "win prev": "win/previous"}
+# Title -> metric, a share with its interval.
+_SHARES = {
+    "win θ0": "win/theta_0",
+    "win prev": "win/previous",
+    "held-out": "heldout/accuracy",
+}
 
 
 def iteration_table(rows: Sequence[Row], width: int) -> Table:
@@ -33,11 +38,15 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
         rows: of kind "iteration", sorted. Read here, each optional but the first:
             iteration; reward/mean, reward/low, reward/high; win/theta_0 and
             win/previous (shares) with /low and /high; kl/theta_0 (nats per response);
-            rewards/margins; rewards/accuracies; merge/rule (a string);
-            merge/weight_0, merge/weight_1, ...; pairs; watch (warnings); seconds.
+            length/mean (tokens), shown where there is no reward; heldout/accuracy with
+            /low and /high; pairs/train_accuracy, a dash where nothing is left of it;
+            rewards/margins, of training too; merge/rule (a string); merge/weight_0,
+            merge/weight_1, ...; pairs; what pair_counts reads; watch (warnings);
+            seconds.
         width: in characters.
     """
     rules = {row["merge/rule"] for row in rows if "merge/rule" in row}
+    rewarded = any("reward/mean" in row for row in rows)
 
     def references(most: int | None = None) -> list[str]:
         return [_reference(row, most, len(rules) > 1) for row in rows]
@@ -48,24 +57,28 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
         "vs θ0": _changes(rows),
         **{
             title: [_share(row, metric, whole=True) for row in rows]
-            for title, metric in _WINS.items()
+            for title, metric in _SHARES.items()
         },
         "KL": _numbers(rows, "kl/theta_0"),
-        "margin": _numbers(rows, "rewards/margins"),
-        "acc.": _numbers(rows, "rewards/accuracies"),
+        "length": [] if rewarded else _numbers(rows, "length/mean"),
+        "train margin": _numbers(rows, "rewards/margins"),
+        "train acc.": [_share(row, "pairs/train_accuracy") for row in rows],
         "reference": references(),
         "pairs": [f"{row['pairs']:,}" if "pairs" in row else _NONE for row in rows],
         "time": [
             clock_text(row["seconds"]) if "seconds" in row else _NONE for row in rows
         ],
     }
-    cells = {title: column for title, column in cells.items() if {*column} - {_NONE}}
+    known = {title for title, column in cells.items() if {*column} - {_NONE}}
+    if "train margin" in known:
+        known.add("train acc.")  # dashes: no step is left of it
+    cells = {title: column for title, column in cells.items() if title in known}
     for given_up in _GIVEN_UP:
         if needed_width(cells.items()) <= width:
             break
         if given_up == "intervals":
-            for title in _WINS.keys() & cells.keys():
-                cells[title] = [_share(row, _WINS[title]) for row in rows]
+            for title in _SHARES.keys() & cells.keys():
+                cells[title] = [_share(row, _SHARES[title]) for row in rows]
         elif isinstance(given_up, str):
             cells.pop(given_up, None)
         elif "reference" in cells:
@@ -109,7 +122,9 @@ def draw_table(
     return table
 
 
-def _caption(rows: Sequence[Row], columns: Collection[str], rules: set[str]) -> str:
+def _caption(
+    rows: Sequence[Row], columns: Mapping[str, Sequence[str]], rules: set[str]
+) -> str:
     parts = []
     if "reference" in columns and rules:
         weighted = "merge weights; " if len(rules) > 1 else ""
@@ -119,9 +134,22 @@ def _caption(rows: Sequence[Row], columns: Collection[str], rules: set[str]) -> 
         parts.append("KL: to θ0, nats per response")
     if "win θ0" in columns:
         parts.append("win: a tie counts half")
+    if "held-out" in columns:
+        parts.append("held-out: accuracy against θ0")
     if any(row.get("watch") for row in rows):
         parts.append("!: warned")
-    return " · ".join(parts)
+    lines, width = list[str](), needed_width(columns.items())
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    last = rows[-1] if rows else {}
+    if counts := pair_counts(last):
+        lines.append(f"pairs of iteration {last['iteration']}: {counts}")
+    if "length/cut" in last:
+        lines.append(f"evaluation: {100 * last['length/cut']:.0f} % of the answers cut")
+    return "\n".join(lines)
 
 
 def _reference(row: Row, most: int | None, named: bool) -> str:

@@ -131,7 +131,7 @@ def compare(
     history: list[Evaluated] = []
     warnings: list[str] = []
     for candidate, contest in zip(candidates, contests):
-        values = measure_contest(contest, judgements)
+        values = measure_contest(contest, judgements, candidate.codec.eos_ids)
         if candidate is baseline:
             values |= {f"kl/{BASELINE}": 0.0}
         elif settings.pairs and candidate.same_tokens:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tpmm_jax.data.records import Judgement, PairRow, Rollout
 from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation import Evaluated, watch
+from tpmm_jax.evaluation import Evaluated, cut_warning, watch
 from tpmm_jax.log.jsonl import plain, restored
 from tpmm_jax.log.metrics import read_metrics
 from tpmm_jax.loop.answers import LazyParams, sample_answers
@@ -33,9 +33,10 @@ from tpmm_jax.loop.judging import (
     preference_accuracy,
 )
 from tpmm_jax.loop.prompts import MAIN
-from tpmm_jax.loop.rollouts import IterationPairs
+from tpmm_jax.loop.rollouts import CUT_OPTION, IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Disk, Plan
 from tpmm_jax.loop.voice import Voice
+from tpmm_jax.merging import policy_is_reference
 from tpmm_jax.store.files import read_json, write_json, write_npz
 from tpmm_jax.store.records import read_records
 
@@ -86,9 +87,12 @@ def _evaluation(
         title=f"iteration {t}: judge",
     )
     warnings: list[str] = []
+    cuts: dict[str, float] = {}
     for contest in contests:
         prefix = "" if contest.set == MAIN else f"{contest.set}/"
-        found = measure_contest(contest, judgements)
+        found = measure_contest(contest, judgements, plan.runner.codec.eos_ids)
+        on = "" if contest.set == MAIN else f" on {contest.set}"
+        cuts[f"evaluation of theta_{t}{on}"] = found["length/cut"]
         if t == 0:
             found |= {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         values |= {prefix + key: value for key, value in found.items()}
@@ -101,8 +105,10 @@ def _evaluation(
             look_at=str(_path(disk, t, contest.set).relative_to(disk.workdir)),
         ):
             warnings.append(text if contest.set == MAIN else f"{contest.set}: {text}")
-    for text in warnings:
-        voice.console.warn(text)
+    limit = plan.config.rollout.max_new_tokens
+    for text in (*warnings, cut_warning(cuts, CUT_OPTION, limit)):
+        if text:
+            voice.console.warn(text)
     return values | ({"watch": warnings} if warnings else {})
 
 
@@ -229,6 +235,9 @@ def _training_summary(
     }
     for name in ("loss", "rewards/margins", "rewards/accuracies"):
         values[name] = float(np.mean([row[name] for row in last]))
+    if apart := _away_from_reference(plan, disk, iteration, last):
+        known = [row["rewards/accuracies"] for row in apart]
+        values["pairs/train_accuracy"] = float(np.mean(known))
     if rows and (clamped := "beta_dpo/clamped") in rows[0]:
         # Over all steps: how often beta was held at its lower bound.
         values[clamped] = float(np.mean([row[clamped] for row in rows]))
@@ -236,3 +245,16 @@ def _training_summary(
         if row["iteration"] == iteration and row["kind"] in ("pairs", "reference"):
             values |= {k: v for k, v in row.items() if "/" in k and "digest" not in k}
     return values
+
+
+def _away_from_reference(
+    plan: Plan, disk: Disk, t: int, rows: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Returns the steps that did not begin with the policy as its own reference."""
+    if plan.config.loss.reference_free:
+        return list(rows)
+    config = plan.config.reference
+    weights_GK = np.asarray(read_json(disk.folder(t) / "reference.json")["weights"])
+    resets = config.rule == "trust_region" and config.trust_region_alpha == 1
+    every = config.trust_region_tau if resets else None
+    return [r for r in rows if not policy_is_reference(weights_GK, r["step"], every)]

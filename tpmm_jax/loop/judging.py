@@ -4,7 +4,7 @@ Nothing here knows of a run: the loop and ``tpmm evaluate`` share it.
 """
 
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,7 +135,7 @@ def judge_wins(
 
 
 def measure_contest(
-    contest: Contest, judgements: Sequence[Judgement]
+    contest: Contest, judgements: Sequence[Judgement], eos_ids: Collection[int]
 ) -> dict[str, float]:
     """Returns {name: number} of one policy on one set; see ``evaluation.measure``."""
     judged = {
@@ -145,6 +145,7 @@ def measure_contest(
     }
     return measure(
         contest.answers,
+        eos_ids=eos_ids,
         opponents=contest.opponents,
         log_ratios=contest.log_ratios,
         judged=judged,

@@ -9,11 +9,17 @@ import numpy as np
 
 from tpmm_jax.data.records import LabelledPair, PairRow, Rollout
 from tpmm_jax.errors import BadInput
+from tpmm_jax.evaluation import cut_share, cut_warning
+from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.loop.answers import sample_answers
 from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.rewards import Raters, make_pairs
+from tpmm_jax.rewards import PairPlaces, Raters, make_pairs
 from tpmm_jax.store.records import read_records, write_records
+
+CUT_OPTION = "rollout.max_new_tokens, in a new --workdir"
+# Where a smaller share of the prompts gives a pair, that is warned of.
+FEW_PROMPTS = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,10 @@ def gather_pairs(
     path = disk.folder(iteration) / "pairs.jsonl"
     if not path.exists():
         if plan.pair_chunks is not None:
-            labelled = _flip_chunk(plan, disk, iteration)
+            labelled = _flip_chunk(plan, disk, voice, iteration)
         else:
-            labelled = _label_rollouts(
-                plan, disk, iteration, roll_out(plan, disk, voice, iteration)
-            )
+            rollouts = roll_out(plan, disk, voice, iteration)
+            labelled = _label_rollouts(plan, disk, voice, iteration, rollouts)
         write_records(path, labelled)
     pairs = read_pairs(disk, iteration)
     if not pairs.train:
@@ -82,7 +87,11 @@ def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollo
 
 
 def _label_rollouts(
-    plan: Plan, disk: Disk, iteration: int, rollouts: Sequence[Rollout]
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    iteration: int,
+    rollouts: Sequence[Rollout],
 ) -> list[LabelledPair]:
     rewards_BR = np.asarray([row.rewards for row in rollouts])
     places, tied = make_pairs(
@@ -91,42 +100,71 @@ def _label_rollouts(
         plan.config.pairing.flip_probability,
         seed=[plan.config.seed, iteration],
     )
-    pairs = []
-    for place in places:
-        row, chosen, rejected = rollouts[place.prompt], place.chosen, place.rejected
-        if row.response_ids[chosen] == row.response_ids[rejected]:
-            continue
-        assert row.rewards is not None
-        pairs.append(
-            LabelledPair(
-                prompt=row.prompt,
-                chosen=row.responses[chosen],
-                rejected=row.responses[rejected],
-                chosen_reward=row.rewards[chosen],
-                rejected_reward=row.rewards[rejected],
-                flipped=place.flipped,
-                held_out=place.held_out,
-                prompt_ids=row.prompt_ids,
-                chosen_ids=row.response_ids[chosen],
-                rejected_ids=row.response_ids[rejected],
-            )
-        )
-    lengths = [len(ids) for row in rollouts for ids in row.response_ids]
+    labelled = [(place, _labelled(rollouts[place.prompt], place)) for place in places]
+    kept = [(place, p) for place, p in labelled if p.chosen_ids != p.rejected_ids]
+    pairs = [pair for _, pair in kept]
+    ids = [ids for row in rollouts for ids in row.response_ids]
+    cut = cut_share(ids, plan.runner.codec.eos_ids)
     _log_pairs(
         disk,
+        voice,
         iteration,
         pairs,
         {
             "pairs/tied_prompts": tied,
+            "pairs/dropped": len(places) - len(pairs),
+            "rollout/cut": cut,
             "rollout/reward_mean": float(rewards_BR.mean()),
             "rollout/reward_std": float(rewards_BR.std()),
-            "rollout/length_mean": float(np.mean(lengths)),
+            "rollout/length_mean": float(np.mean([len(row) for row in ids])),
         },
     )
+    what = f"iteration {iteration}"
+    prompts = len({place.prompt for place, _ in kept})
+    limit = plan.config.rollout.max_new_tokens
+    for text in (
+        few_pairs_warning(prompts, len(rollouts), what),
+        cut_warning({what: cut}, CUT_OPTION, limit),
+    ):
+        if text:
+            voice.console.warn(text)
     return pairs
 
 
-def _flip_chunk(plan: Plan, disk: Disk, iteration: int) -> list[LabelledPair]:
+def _labelled(row: Rollout, place: PairPlaces) -> LabelledPair:
+    assert row.rewards is not None
+    return LabelledPair(
+        prompt=row.prompt,
+        chosen=row.responses[place.chosen],
+        rejected=row.responses[place.rejected],
+        chosen_reward=row.rewards[place.chosen],
+        rejected_reward=row.rewards[place.rejected],
+        flipped=place.flipped,
+        held_out=place.held_out,
+        prompt_ids=row.prompt_ids,
+        chosen_ids=row.response_ids[place.chosen],
+        rejected_ids=row.response_ids[place.rejected],
+    )
+
+
+def few_pairs_warning(gave: int, prompts: int, what: str) -> str:
+    """Returns a warning that few prompts gave a pair, "" where enough did.
+
+    Args:
+      gave, prompts: how many gave a pair, of how many.
+    """
+    if gave >= FEW_PROMPTS * prompts:
+        return ""
+    return (
+        f"{what}: only {gave:,} of {prompts:,} prompts gave a pair; the answers to the "
+        "others have equal rewards, so they teach nothing. Use a finer scorer, more "
+        "rollout.samples_per_prompt or a higher rollout.temperature, in a new --workdir"
+    )
+
+
+def _flip_chunk(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int
+) -> list[LabelledPair]:
     """Returns the iteration's offline pairs, some of them flipped on purpose."""
     assert plan.pair_chunks is not None
     chunk, codec = plan.pair_chunks[iteration - 1], plan.runner.codec
@@ -152,12 +190,16 @@ def _flip_chunk(plan: Plan, disk: Disk, iteration: int) -> list[LabelledPair]:
                 rejected_ids=rejected,
             )
         )
-    _log_pairs(disk, iteration, pairs, {})
+    _log_pairs(disk, voice, iteration, pairs, {})
     return pairs
 
 
 def _log_pairs(
-    disk: Disk, iteration: int, pairs: Sequence[LabelledPair], more: dict[str, float]
+    disk: Disk,
+    voice: Voice,
+    iteration: int,
+    pairs: Sequence[LabelledPair],
+    more: dict[str, float],
 ) -> None:
     values = {
         "pairs/train": sum(not pair.held_out for pair in pairs),
@@ -167,3 +209,4 @@ def _log_pairs(
     }
     disk.rewind("pairs", iteration)
     disk.log.log("pairs", iteration=iteration, step=None, values=values)
+    voice.console.note(f"iteration {iteration}: pairs: {pair_counts(values)}")

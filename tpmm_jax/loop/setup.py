@@ -83,7 +83,12 @@ def open_run(
         log = stack.enter_context(MetricsLog(workdir))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
         coming = disk.next_iteration(config.iterations)
-        log_session(workdir, resumed=started, next_iteration=coming)
+        log_session(
+            workdir,
+            resumed=started,
+            next_iteration=coming,
+            iterations=config.iterations,
+        )
         yield Run(plan, disk, Voice(console))
 
 

@@ -9,6 +9,7 @@ from tpmm_jax.merging.trees import (
     group_names,
     one_hot,
     one_hot_index,
+    policy_is_reference,
     signal_to_rounding,
     weighted_sum,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "group_names",
     "one_hot",
     "one_hot_index",
+    "policy_is_reference",
     "signal_text",
     "signal_to_rounding",
     "weighted_sum",

@@ -53,6 +53,24 @@ def one_hot_index(weights_GK: np.ndarray) -> int | None:
     return k if np.array_equal(weights_GK, one_hot(groups, count, k)) else None
 
 
+def policy_is_reference(
+    weights_GK: np.ndarray, step: int, reset_every: int | None = None
+) -> bool:
+    """Returns whether an optimizer step begins with the policy as its own reference.
+
+    Every margin is 0 there but for rounding: the step says nothing of the pairs.
+
+    Args:
+      weights_GK: of theta_0, ..., theta_{t-1} in the reference; training begins at the
+        last of them.
+      step: of the iteration, from 0.
+      reset_every: steps after which the reference is set to the policy; None: never.
+    """
+    if one_hot_index(weights_GK) != weights_GK.shape[1] - 1:
+        return False
+    return step % reset_every == 0 if reset_every else step == 0
+
+
 @jax.jit
 def scale_leaf(x: jax.Array, weight: jax.Array) -> jax.Array:
     """weight * x in float32; weights [L] act on the leading axis."""

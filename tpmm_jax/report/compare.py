@@ -48,7 +48,7 @@ def differences(runs: Sequence[RunData], iteration: int) -> list[Difference]:
         pairs = [(run, runs[0]) for run in runs[1:]]
     return [
         _difference(ours, theirs, of_set, iteration)
-        for of_set in dict.fromkeys(name for run in runs for name in run.sets())
+        for of_set in dict.fromkeys(name for run in runs for name in run.rewarded())
         for ours, theirs in pairs
     ]
 
@@ -60,6 +60,8 @@ def _difference(
     labels = (ours.label, theirs.label, of_set)
     if not all(rows):
         return Difference(*labels, problem="one of them has no samples")
+    if any(row.rewards is None for found in rows for row in found):
+        return Difference(*labels, problem="one of them has no rewards")
     if not same_prompts(*rows):
         return Difference(*labels, problem="the evaluation prompts differ")
     counts = [{len(row.responses) for row in found} for found in rows]

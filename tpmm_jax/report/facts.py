@@ -10,6 +10,7 @@ from tpmm_jax.log.progress import clock_text
 from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.panels import PREVIOUS
+from tpmm_jax.report.watched import looked_at
 
 Row = dict[str, Any]
 # Of a row: where it stands, not what was measured.
@@ -139,6 +140,8 @@ def _loss(name: str | list[str]) -> str:
 def progress(run: RunData) -> str:
     """Returns such as "2 of 4 finished"."""
     done, planned = run.last.get("iteration", "none"), run.config.get("iterations", "?")
+    if isinstance(done, int) and isinstance(planned, int) and done > planned:
+        return f"{done} finished, {planned} asked for"
     return f"{done} of {planned} {f'in {METRICS}' if run.lost else 'finished'}"
 
 
@@ -170,11 +173,6 @@ def _seconds(run: RunData) -> str:
     rows = [r for r in run.timing if r["kind"] == "iteration"] + of_first
     seconds = sum(run.seconds(row) for row in rows)
     return clock_text(seconds) if seconds else ""
-
-
-def watched(run: RunData) -> bool:
-    """Whether the run had a reward-hacking watch: its config says so."""
-    return "max_kl_per_token" in run.config.get("evaluation", {})
 
 
 def metric_table(run: RunData) -> list[tuple[str, list[str]]]:
@@ -218,8 +216,10 @@ def sessions(run: RunData) -> list[dict[str, str]]:
         ]
         before = versions or before
         what = "resumed" if row.get("resumed") else "started"
-        if isinstance(row.get("next_iteration"), int):
-            what += f" at iteration {row['next_iteration']}"
+        coming, wanted = row.get("next_iteration"), row.get("iterations")
+        if isinstance(coming, int):
+            done = isinstance(wanted, int) and coming > wanted
+            what += f", all {wanted} finished" if done else f" at iteration {coming}"
         found.append(
             {
                 "when": moment(row.get("time")), "what": what,
@@ -248,14 +248,21 @@ def moment(seconds: Any) -> str:
         return ""
 
 
-def summary(run: RunData) -> dict[str, str]:
-    """Returns a run's row of the comparison, by the heads of its columns."""
-    last = run.last
+def summary(run: RunData, at: int | None) -> dict[str, str]:
+    """Returns a run's row of the comparison, by the heads of its columns.
+
+    Args:
+      at: the iteration that is compared; None: the run's last.
+    """
+    rows = [row for row in run.iterations if at is None or row["iteration"] <= at]
+    last = rows[-1] if rows else {}
     reward = [
         number_text(run.number(row, "reward/mean"))
-        for row in (run.iterations[0], last)
+        for row in rows[:: max(1, len(rows) - 1)]
         if "reward/mean" in row
-    ] if last else []  # fmt: skip
+    ]
+    shown = {row["iteration"] for row in rows}
+    warnings = [text for t, text in run.warnings() if t in shown]
     return {
         "reference": str(run.config.get("reference", {}).get("rule", "–")),
         "iterations": progress(run),
@@ -263,5 +270,6 @@ def summary(run: RunData) -> dict[str, str]:
         f"win rate against {theta(0)}": _share(run.number(last, "win/theta_0"), True),
         f"against {PREVIOUS}": _share(run.number(last, "win/previous"), True),
         "KL": number_text(run.number(last, "kl/theta_0")),
-        "warnings": str(len(run.warnings())) if watched(run) or run.warnings() else "–",
+        "held out": _share(run.number(last, "heldout/accuracy"), True),
+        "warnings": str(len(warnings)) if looked_at(run) or warnings else "–",
     }

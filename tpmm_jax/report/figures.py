@@ -87,18 +87,24 @@ def theta(k: int) -> str:
 
 
 def by_iteration(
-    curves: Sequence[Curve], *, share: bool = False, log: bool = False
+    curves: Sequence[Curve],
+    *,
+    share: bool = False,
+    percent: bool = False,
+    log: bool = False,
 ) -> Markup:
     """Draws curves over iterations, with their intervals.
 
     Args:
       share: y is a share; a dashed line marks the half.
+      percent: y is a share.
       log: a logarithmic y axis, if the curves need more than a decade of it.
     """
     with plot() as (figure, axes):
         draw_curves(axes, curves)
         if share:
             axes.axhline(0.5, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+        if share or percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.margins(y=0.08)
         if log and _decades(curves) > 1:
@@ -171,7 +177,7 @@ def by_step(
     """Draws a training metric over the steps of all iterations.
 
     Args:
-      rows: (iteration, value) of every step, in order.
+      rows: (iteration, value) of every step, in order; nan leaves a step out.
 
     Returns:
       The plot, and how many steps each point is the mean of.
@@ -185,7 +191,9 @@ def by_step(
             values = np.array([value for _, value in group])
             starts.append(at)
             ends = np.arange(size, len(values) + size, size)
-            means = [values[end - size : end].mean() for end in ends]
+            parts = [values[end - size : end] for end in ends]
+            means = [part[np.isfinite(part)] for part in parts]
+            means = [part.mean() if len(part) else math.nan for part in means]
             middles = at + np.minimum(ends, len(values)) - (size + 1) / 2
             axes.plot(
                 middles, means, color=_colour(0), linewidth=1.2,

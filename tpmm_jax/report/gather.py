@@ -100,22 +100,33 @@ class RunData:
 
     def sets(self) -> list[str]:
         """Names of the evaluation's prompt sets; "" is the run's own."""
-        own = [""] if any("reward/mean" in row for row in self.iterations) else []
-        return own + find_labels([self.names()], "", "/reward/mean")
+        names = [self.names()]
+        # Offline, answers may have a length and no reward.
+        heads = ("reward/mean", "length/mean")
+        own = [""] if any(head in names[0] for head in heads) else []
+        further = [name for h in heads for name in find_labels(names, "", f"/{h}")]
+        return own + list(dict.fromkeys(further))
+
+    def rewarded(self) -> list[str]:
+        """Those of the sets whose answers have a reward."""
+        names = self.names()
+        return [s for s in self.sets() if f"{s}/reward/mean".lstrip("/") in names]
 
     def samples(self, iteration: int, of_set: str = "") -> list[Rollout]:
-        """The evaluation's answers, which all have rewards; [] if there are none.
+        """The evaluation's answers; [] if there are none.
 
         Raises:
-          CorruptCheckpoint: a line without them; names the file, line and field.
+          CorruptCheckpoint: a line without rewards where others have them, or no
+            answers; names the file, line and field.
         """
         if "/" in of_set or os.sep in of_set:
             return []  # a metric of another meaning, or of another's hand
         name = f"evaluation-{of_set}.jsonl" if of_set else "evaluation.jsonl"
         path = self.workdir / "iterations" / f"{iteration:03d}" / name
         answers = parse_lines(Rollout, read_lines_repaired(path, truncate=False), path)
-        for number, row in enumerate(answers, start=1):
-            if row.rewards is None:
+        rated = [row.rewards is not None for row in answers]
+        for number, has_rewards in enumerate(rated, start=1):
+            if any(rated) and not has_rewards:
                 raise CorruptCheckpoint(
                     f"{path}, line {number}: rewards is missing; restore the file "
                     "from a copy"

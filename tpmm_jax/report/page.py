@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jinja2
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.report import compare, facts
+from tpmm_jax.report import compare, facts, watched
 from tpmm_jax.report.figures import DASHES, PALETTE, SERIES, printable, theta
 from tpmm_jax.report.gather import RunData, read_run
 from tpmm_jax.report.panels import sections
@@ -103,7 +103,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.globals.update(
-        facts=facts, theta=theta, dashes=DASHES, series=SERIES, palette=PALETTE
+        facts=facts,
+        watched=watched,
+        theta=theta,
+        dashes=DASHES,
+        series=SERIES,
+        palette=PALETTE,
     )
     made.filters["printable"] = printable
     return made

@@ -15,12 +15,13 @@ from markupsafe import Markup
 
 from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.log.metrics import find_labels
-from tpmm_jax.merging import FAINT
+from tpmm_jax.merging import FAINT, policy_is_reference
 from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve, theta
-from tpmm_jax.report.gather import RunData
+from tpmm_jax.report.gather import Row, RunData
 
 PREVIOUS = "θₜ₋₁"
+_CUT = "Share of the answers that max_new_tokens ended."
 
 
 @dataclass(frozen=True)
@@ -43,37 +44,25 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Plots under one heading; `missing` says why there are none."""
+    """Plots under one heading."""
 
     title: str
     panels: Sequence[Panel]
-    missing: str
 
 
 def sections(runs: Sequence[RunData]) -> list[Section]:
-    """Returns every section of the page, those without a plot too."""
-    none = "No finished iteration recorded this."
+    """Returns every section of the page that has a plot."""
     found = [
-        Section("Reward", [*reward(runs), *win_rates(runs)], none),
-        Section("Distance from θ₀", distance(runs), none),
-        Section(
-            "Merged reference",
-            merging(runs),
-            "No finished iteration merged a reference yet.",
-        ),
-        Section(
-            "Held-out pairs",
-            held_out(runs),
-            "Not recorded: no pairs were held out, or the run is of an older version.",
-        ),
-        Section("Length and variety of the samples", variety(runs), none),
+        Section("Reward", [*reward(runs), *win_rates(runs)]),
+        Section("Distance from θ₀", distance(runs)),
+        Section("Merged reference", merging(runs)),
+        Section("Held-out pairs", held_out(runs)),
+        Section("Length and variety of the samples", variety(runs)),
     ]
     if len(runs) == 1:
-        found += [
-            Section("Training", training(runs[0]), "No training step is logged yet."),
-            Section("Time", time(runs[0]), "timing.jsonl has no finished phase."),
-        ]
-    return found
+        found.append(Section("Training", training(runs[0])))
+        found.append(Section("Time", time(runs[0])))
+    return [section for section in found if section.panels]
 
 
 def prefixes(runs: Sequence[RunData]) -> list[tuple[str, str]]:
@@ -286,6 +275,8 @@ def variety(runs: Sequence[RunData]) -> list[Panel]:
     for prefix, of in prefixes(runs):
         names = {f"{prefix}length/mean": ""}
         found += family(runs, f"Length{of}", names, "Tokens per response.")
+        names = {f"{prefix}length/cut": ""}
+        found += family(runs, f"Answers cut{of}", names, _CUT, percent=True)
         distinct = {f"{prefix}distinct/{n}": f"distinct-{n}" for n in (1, 2)}
         note = "Share of different n-grams among all that were sampled."
         found += family(runs, f"Distinct-n{of}", distinct, note)
@@ -302,15 +293,36 @@ def training(run: RunData) -> list[Panel]:
         ("Training accuracy", "rewards/accuracies", True),
     ):
         points = [
-            (row["iteration"], run.number(row, name)) for row in rows if name in row
+            (
+                row["iteration"],
+                math.nan
+                if percent and _at_reference(run, row)
+                else run.number(row, name),
+            )
+            for row in rows
+            if name in row
         ]
         if points:
             svg, size = figures.by_step(points, percent=percent)
             note = "Dotted lines: a new iteration, with a new reference."
+            if percent:
+                note = f"Without steps at which policy = reference. {note}"
             if size > 1:
                 note += f" Each point is the mean of {size} steps."
             found.append(Panel(title, note, [], svg))
     return found
+
+
+def _at_reference(run: RunData, row: Row) -> bool:
+    """Whether the policy was its own reference when a step began."""
+    weights = run.references.get(row["iteration"], {}).get("weights")
+    if not weights:
+        return False
+    config = run.config.get("reference", {})
+    moves = config.get("rule") == "trust_region"
+    resets = moves and config.get("trust_region_alpha") == 1
+    every = config.get("trust_region_tau") if resets else None
+    return policy_is_reference(np.asarray(weights, float), row["step"], every)
 
 
 def time(run: RunData) -> list[Panel]:

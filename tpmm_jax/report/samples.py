@@ -25,14 +25,14 @@ class Answer:
       who: such as "θ₂".
       text: at most MOST characters of it.
       cut: characters that are left out.
-      reward: by the labelling scorer.
+      reward: by the labelling scorer; None without one.
       better: whether the reward rose over that of the first column; None if equal.
     """
 
     who: str
     text: str
     cut: int
-    reward: float
+    reward: float | None
     better: bool | None
 
 
@@ -99,10 +99,8 @@ def _chosen(of_set: str, columns: Sequence[tuple[str, list[Rollout]]]) -> Sample
     size, last = len(base), columns[-1]
     why = dict.fromkeys(range(min(FIRST, size)), "")
     rule = f"The first {len(why)} of {size:,} evaluation prompts"
-    if len(columns) > 1 and size > FIRST:
-        changes = [
-            _reward(ours) - _reward(theirs) for theirs, ours in zip(base, last[1])
-        ]
+    if len(columns) > 1 and size > FIRST and base[0].rewards and last[1][0].rewards:
+        changes = [_change(theirs, ours) or 0.0 for theirs, ours in zip(base, last[1])]
         rest = sorted(range(len(why), size), key=lambda i: changes[i])
         falls = [i for i in rest[:EXTREMES] if changes[i] < 0]
         rises = [i for i in rest[::-1][:EXTREMES] if changes[i] > 0]
@@ -122,15 +120,17 @@ def _sample(
     base = columns[0][1][place]
     answers = []
     for who, rows in columns:
-        text, reward = rows[place].responses[0], _reward(rows[place])
-        change = reward - _reward(base)
-        better = None if change == 0 else change > 0
+        text, rewards = rows[place].responses[0], rows[place].rewards
+        reward = rewards[0] if rewards else None
+        change = _change(base, rows[place])
+        better = change > 0 if change else None
         cut = max(0, len(text) - MOST)
         answers.append(Answer(who, text[:MOST], cut, reward, better))
     return Sample(why, place, base.prompt, answers)
 
 
-def _reward(row: Rollout) -> float:
-    """Of the first answer; ``RunData.samples`` returns rows with rewards only."""
-    assert row.rewards is not None
-    return row.rewards[0]
+def _change(before: Rollout, after: Rollout) -> float | None:
+    """Of the first answer's reward; None where one has none."""
+    if before.rewards is None or after.rewards is None:
+        return None
+    return after.rewards[0] - before.rewards[0]

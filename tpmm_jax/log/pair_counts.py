@@ -1,0 +1,37 @@
+"""What an iteration's prompts gave: pairs, ties, cut answers, in one line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Metric -> what the number counts.
+_COUNTS = {
+    "pairs/train": "train",
+    "pairs/held_out": "held out",
+    "pairs/tied_prompts": "prompt{s} tied",
+    "pairs/dropped": "dropped",
+    "pairs/flipped": "flipped",
+}
+
+
+def pair_counts(row: Mapping[str, Any]) -> str:
+    """Returns the counts that a row has, "" where it has none.
+
+    >>> pair_counts({"pairs/train": 8, "pairs/held_out": 3, "pairs/tied_prompts": 1})
+    '8 train, 3 held out, 1 prompt tied'
+
+    Args:
+      row: of kind "pairs" or "iteration". Ties are of sampled answers only; labels
+        that were not flipped are not mentioned.
+    """
+    counts = {
+        name: row[name]
+        for name in _COUNTS
+        if name in row and (row[name] or name != "pairs/flipped")
+    }
+    parts = [
+        f"{count:,} {_COUNTS[name].format(s='' if count == 1 else 's')}"
+        for name, count in counts.items()
+    ]
+    if "rollout/cut" in row:
+        parts.append(f"{100 * row['rollout/cut']:.0f} % of the answers cut")
+    return ", ".join(parts)
