@@ -11,6 +11,7 @@ from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.loop.prompt_functions import kept_file, made_lines, prompt_file
 from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
 
 
@@ -88,3 +89,56 @@ def test_prompts_that_cannot_be_encoded_are_refused_or_dropped_with_a_count(
 def test_too_few_to_hold_out(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BadInput, match="holds 7 prompts"):
         schedule(tmp_path, [f"w{i}" for i in range(7)])
+
+
+LIST: list[object] = []
+
+
+def listed() -> object:
+    if "raise" in LIST:
+        raise ConnectionError("no route to host")
+    return iter(LIST)
+
+
+def test_a_function_must_return_the_list_that_a_run_began_with(
+    tmp_path: pathlib.Path,
+) -> None:
+    source, cache, said = f"{__name__}:listed", tmp_path / "prompts.jsonl", []
+
+    def start(prompts: list[object], *, began: bool) -> list[str]:
+        LIST[:] = prompts
+        where = (source, "data.prompts", DataConfig(prompts=source), cache)
+        file, _ = kept_file(*where, said.append) if began else prompt_file(*where)
+        return [json.loads(line)["prompt"] for line in open(file)]
+
+    # Before theta_0 is stored nothing binds.
+    assert start(["w1", "w2"], began=False) == ["w1", "w2"]
+    assert start(["w1", [3, 4], "w5"], began=False) == ["w1", [3, 4], "w5"]
+    assert start(["w1", [3, 4], "w5"], began=True) == ["w1", [3, 4], "w5"]
+    for changed, wanted in (
+        (["w1", "w5", [3, 4]], r"prompt 1 is 'w5', and was '\[3, 4\]'"),
+        (["w1", [3, 4], "w5", "w6"], "4 prompts, which were 3"),
+        ([], "returned no prompts"),
+        (["w1", [3, 4], 7.5], "prompt 2"),
+    ):
+        with pytest.raises(BadInput, match=wanted):
+            start(changed, began=True)
+    assert not said
+    assert start(["raise"], began=True) == ["w1", [3, 4], "w5"]
+    assert "raised ConnectionError: no route to host" in said[0]
+    with pytest.raises(BadInput, match=r"data\.prompts = .*raised ConnectionError"):
+        start(["raise"], began=False)
+
+
+def test_a_generator_may_yield_one_object_that_changes(
+    tmp_path: pathlib.Path,
+) -> None:
+    turn = {"role": "user", "content": ""}
+
+    def prompts() -> object:
+        for text in ("w1", "w2"):
+            turn["content"] = text
+            yield [turn]
+
+    rows = [json.loads(line) for line in made_lines("x:y", "x", prompts).splitlines()]
+    assert [row["prompt"][0]["content"] for row in rows] == ["w1", "w2"]

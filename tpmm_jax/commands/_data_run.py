@@ -17,7 +17,8 @@ from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.chunks import split_chunks
-from tpmm_jax.loop.prompts import plan_schedule, prompt_file, prompt_sources
+from tpmm_jax.loop.prompt_functions import prompt_file
+from tpmm_jax.loop.prompts import plan_schedule, prompt_sources
 from tpmm_jax.loop.setup import check_steps, run_lengths
 from tpmm_jax.loop.theta_0 import check_codec
 from tpmm_jax.rewards import (

@@ -46,7 +46,7 @@ from tpmm_jax.data.problems import SHOWN, listing, place_of
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput, TpmmError
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.loop.prompts import prompt_file
+from tpmm_jax.loop.prompt_functions import prompt_file
 from tpmm_jax.stopping import TIMEOUT
 
 DESCRIPTION = """\

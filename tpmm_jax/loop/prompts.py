@@ -1,13 +1,11 @@
 """Which prompts an iteration samples from: its own, drawn once from the seed."""
 
 import hashlib
-import json
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,16 +15,10 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import as_dicts, without_ids
 from tpmm_jax.data.prepare import prepare_prompts, unread_text
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
-from tpmm_jax.data.prompts import (
-    Prompt,
-    duplicate_prompts,
-    parse_prompt,
-)
+from tpmm_jax.data.prompts import Prompt, duplicate_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.rewards import import_object
-from tpmm_jax.stopping import call_user
-from tpmm_jax.store.files import write_text
+from tpmm_jax.loop.prompt_functions import kept_file, prompt_file
 
 # The name of a run's own evaluation prompts among the sets.
 MAIN = "evaluation"
@@ -135,65 +127,30 @@ def read_prompts(
     return found.prompts
 
 
-def prompt_file(
-    source: str, option: str, data: DataConfig, cache: pathlib.Path
-) -> tuple[str, DataConfig]:
-    """Returns what holds a source's prompts, and how they are read there.
-
-    What a "module:function" returns is written to ``cache``, unless it is there.
-    """
-    # A colon behind a slash is a hub dataset's configuration.
-    is_function = ":" in source and "/" not in source.partition(":")[0]
-    if not is_function or pathlib.Path(source).exists():
-        return source, data
-
-    def make() -> None:
-        function = import_object(source, option)
-        made = call_user(source, lambda: list(function()), timeout=data.timeout)
-        lines = [
-            json.dumps({"prompt": _plain(item, f"{source}: prompt {number}")})
-            for number, item in enumerate(made)
-        ]
-        if not lines:
-            raise BadInput(f"{source} returned no prompts; wanted at least one")
-        write_text(cache, "".join(line + "\n" for line in lines))
-
-    made_from(cache, source, make)
-    return str(cache), replace(data, prompt_field="prompt", split="train")
-
-
-def made_from(path: pathlib.Path, source: str, make: Callable[[], None]) -> None:
-    """Calls ``make`` unless ``path`` was made from ``source`` before."""
-    mark = path.with_name(path.name + ".source")
-    if path.exists() and mark.exists() and mark.read_text() == source:
-        return
-    mark.unlink(missing_ok=True)
-    make()
-    write_text(mark, source)
-
-
-def _plain(item: Any, name: str) -> Any:
-    whole = isinstance(item, str | Mapping) or not isinstance(item, Iterable)
-    value = item if whole else list(item)
-    _, faults = parse_prompt(value, "prompt")
-    if faults:
-        raise BadInput(f"{name}: {'; '.join(faults)}")
-    return value
-
-
 def make_schedule(
-    config: Config, codec: TextCodec, workdir: pathlib.Path, console: RunConsole
+    config: Config,
+    codec: TextCodec,
+    workdir: pathlib.Path,
+    console: RunConsole,
+    *,
+    started: bool = False,
 ) -> PromptSchedule:
     """Returns the schedule of a run.
+
+    Args:
+      started: whether it has begun: functions must return what they returned then.
 
     Raises:
       BadInput: too few prompts, or prompts that cannot be read or encoded.
     """
     prompts = {}
-    for option, source, cache in prompt_sources(config):
-        found = prepare_prompts(
-            *prompt_file(source, option, config.data, workdir / cache), codec
-        )
+    for option, source, name in prompt_sources(config):
+        cache = workdir / name
+        if started:
+            file = kept_file(source, option, config.data, cache, console.warn)
+        else:
+            file = prompt_file(source, option, config.data, cache)
+        found = prepare_prompts(*file, codec)
         if found.problems.settle():
             console.warn(found.problems.left_out())
         if blank := found.counts["blank_lines"]:

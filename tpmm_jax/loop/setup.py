@@ -115,7 +115,7 @@ def prepare(
     date = start_date(workdir, started)
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)
-    schedule, chunks = load_data(config, codec, workdir, console)
+    schedule, chunks = load_data(config, codec, workdir, console, started)
     if started:
         check_data(workdir, schedule, chunks)
     if schedule is not None:
@@ -203,6 +203,7 @@ def load_data(
     codec: TextCodec,
     workdir: pathlib.Path,
     console: RunConsole,
+    started: bool,
 ) -> tuple[PromptSchedule | None, PairChunks | None]:
     """Returns the prompts and the offline pairs that the run uses, either or both.
 
@@ -211,7 +212,7 @@ def load_data(
     """
     schedule, chunks = None, None
     if config.data.prompts is not None or config.data.eval_prompts is not None:
-        schedule = make_schedule(config, codec, workdir, console)
+        schedule = make_schedule(config, codec, workdir, console, started=started)
         uses = schedule.uses(config.iterations)
         if config.data.prompts is not None and uses > 1:
             console.warn(

@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,12 +12,12 @@ from tpmm_jax.config import Config
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.loop.prompts import made_from
 from tpmm_jax.loop.run import ADAPTERS
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import init_adapters, targets
 from tpmm_jax.rewards import import_object
 from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.store.files import write_text
 from tpmm_jax.weights.description import (
     read_config,
     read_generation,
@@ -52,6 +52,16 @@ def _not_needed(decoder: Decoder, dtype: str) -> Any:
         "the trajectory lost theta_0, which the model's description beside it still "
         "belongs to; start a new workdir"
     )
+
+
+def made_from(path: pathlib.Path, source: str, make: Callable[[], None]) -> None:
+    """Calls ``make`` unless ``path`` was made from ``source`` before."""
+    mark = path.with_name(path.name + ".source")
+    if path.exists() and mark.exists() and mark.read_text() == source:
+        return
+    mark.unlink(missing_ok=True)
+    make()
+    write_text(mark, source)
 
 
 def build_model(name: str, directory: pathlib.Path, console: RunConsole) -> None:
