@@ -9,6 +9,7 @@ from tpmm_jax.errors import TpmmError
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop.evaluation import evaluate
 from tpmm_jax.loop.reference import reference_log_probs
+from tpmm_jax.loop.rescoring import rescore
 from tpmm_jax.loop.rollouts import gather_pairs
 from tpmm_jax.loop.run import Run
 from tpmm_jax.loop.training import train
@@ -20,6 +21,8 @@ def iterate(run: Run) -> None:
     """Runs iterations 1..T, or those from the first one that is not finished."""
     plan, disk, voice = run.plan, run.disk, run.voice
     last = plan.config.iterations
+    if rescore(plan, disk, voice):
+        show(run)
     first = disk.next_iteration(last)
     if first == 0:
         evaluate(plan, disk, voice, 0, None)

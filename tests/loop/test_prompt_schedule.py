@@ -140,5 +140,7 @@ def test_a_generator_may_yield_one_object_that_changes(
             turn["content"] = text
             yield [turn]
 
-    rows = [json.loads(line) for line in made_lines("x:y", "x", prompts).splitlines()]
+    rows = [
+        json.loads(line) for line in made_lines("x:y", "x", prompts, None).splitlines()
+    ]
     assert [row["prompt"][0]["content"] for row in rows] == ["w1", "w2"]

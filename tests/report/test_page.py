@@ -158,6 +158,21 @@ def test_a_missing_part_is_left_out(run, missing):
     Structure(page(run))
 
 
+def test_iterations_of_an_earlier_scorer_are_named(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    for row in rows:
+        if row["kind"] == "iteration" and row["iteration"] in (1, 2):
+            row["labels/earlier_scorer"] = 1
+    full_run.write_lines(run / "metrics.jsonl", rows)
+    first, last = full_run.session_rows()
+    first["sources"] = {"scorer.name": "1"}
+    last |= {"sources": {"scorer.name": "2"}, "rescored": ["scorer.name"]}
+    full_run.write_lines(run / "sessions.jsonl", [first, last])
+    text = page(run)
+    assert "an earlier version of it labelled iterations 1, 2." in text
+    assert "rated again: scorer.name" in text and "the source of scorer.name" in text
+
+
 def test_a_run_that_has_just_begun(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -48,12 +48,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         dest="overrides",
         help="change one field of the config, such as loss.beta=0.2; repeatable",
     )
+    parser.add_argument(
+        "--rescore",
+        action="store_true",
+        help="a scorer or judge was edited: rate all evaluations and the unfinished "
+        "iteration again, and mark the iterations that an earlier scorer labelled",
+    )
     return parser.parse_args(argv)
 
 
-def run(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
+def run(
+    config: Config,
+    workdir: pathlib.Path,
+    console: RunConsole,
+    *,
+    rescore: bool = False,
+) -> None:
     """Runs one configuration to its end."""
-    with open_run(config, workdir, console) as opened, opened.voice.stop:
+    opening = open_run(config, workdir, console, rescore=rescore)
+    with opening as opened, opened.voice.stop:
         iterate(opened)
         last = config.iterations
         console.next_steps(
@@ -74,7 +87,8 @@ def train(command: Sequence[str], args: argparse.Namespace, console: RunConsole)
     """
     workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
     try:
-        run(load_config(args.config, args.overrides), workdir, console)
+        config = load_config(args.config, args.overrides)
+        run(config, workdir, console, rescore=args.rescore)
     except Stopped as error:
         again = shlex.join(["python", "-m", "tpmm_jax.train", *command])
         console.note(f"{error}; its state is saved. To continue: {again}")

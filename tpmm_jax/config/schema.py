@@ -29,7 +29,7 @@ from tpmm_jax.stopping import TIMEOUT
 # Heads of an iteration's metrics: a prompt set of such a name would be taken for one.
 RESERVED_SETS = (
     "evaluation", "reward", "rewards", "length", "kl", "distinct", "win", "heldout",
-    "score", "judge", "watch", "merge", "pairs", "rollout", "reference",
+    "score", "judge", "watch", "merge", "pairs", "rollout", "reference", "labels",
 )  # fmt: skip
 
 
@@ -98,6 +98,8 @@ class EvaluationConfig:
         that labels.
       judges: by label, "module:function"; see rewards.Judge.
       timeout: seconds that one call of those may take, for one batch; None: for ever.
+      random: labels of scorers and judges that may say something else of the same
+        texts at every call; see scorer.deterministic.
       max_kl_per_token: the watch warns above this KL to theta_0, in nats per token.
       max_length_ratio: the watch warns when the mean length leaves [1 / ratio, ratio]
         times theta_0's.
@@ -109,6 +111,7 @@ class EvaluationConfig:
     scorers: Mapping[str, str] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = TIMEOUT
+    random: Sequence[str] = ()
     max_kl_per_token: float = MAX_KL_PER_TOKEN
     max_length_ratio: float = MAX_LENGTH_RATIO
 
@@ -122,6 +125,13 @@ class EvaluationConfig:
         for what in ("sets", "scorers", "judges"):
             for label in getattr(self, what):
                 check_label(label, f"evaluation.{what}")
+        for label in self.random:
+            if label not in {*self.scorers, *self.judges}:
+                raise BadInput(
+                    f"evaluation.random names {label!r}, which is neither of "
+                    "evaluation.scorers nor of evaluation.judges"
+                    + nearest(label, [*self.scorers, *self.judges])
+                )
         for name in self.sets:
             if name in RESERVED_SETS:
                 raise BadInput(
@@ -284,6 +294,8 @@ MAY_CHANGE = (
     "evaluation.timeout",
     "evaluation.max_kl_per_token",
     "evaluation.max_length_ratio",
+    "evaluation.random",
+    "scorer.deterministic",
 )
 
 

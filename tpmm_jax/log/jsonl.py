@@ -13,15 +13,26 @@ Row = dict[str, Any]
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def rewrite(path: pathlib.Path, keep: Callable[[Row], bool]) -> int:
+def rewrite(
+    path: pathlib.Path,
+    keep: Callable[[Row], bool],
+    changed: Callable[[Row], Row | None] = lambda row: None,
+) -> int:
     """Keeps the rows for which keep(row) is true, byte for byte; mends a torn end.
+
+    Args:
+        changed: gives what a row becomes, as JSON holds it; None: it stays.
 
     Returns:
         How many rows went.
     """
     data = path.read_bytes() if path.exists() else b""
     pairs = _parse(data, path)
-    kept = [line for row, line in pairs if keep(row)]
+    kept = []
+    for row, line in pairs:
+        if keep(row):
+            new = changed(row)
+            kept.append(line if new is None else json.dumps(new).encode() + b"\n")
     whole = b"".join(kept)
     if data != whole:
         write_file(path, lambda file: file.write(whole))

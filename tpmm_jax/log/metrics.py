@@ -104,6 +104,26 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     # The same, to timing.jsonl.
     log_timing = functools.partialmethod(log, timing=True)
 
+    def replace(
+        self, kind: str, *, iteration: int, values: Mapping[str, Value]
+    ) -> None:
+        """Put other values into the rows of a kind and iteration, where they stand.
+
+        Nothing happens where there is no such row.
+
+        Raises:
+            StorageError: the disk refuses; the file is as it was.
+        """
+        new = {name: plain(name, values[name]) for name in sorted(values)}
+
+        def changed(row: Row) -> Row | None:
+            if (row["kind"], row["iteration"]) != (kind, iteration):
+                return None
+            return {k: row[k] for k in _RESERVED if k in row} | new
+
+        self._close_board()
+        rewrite(self._metrics, lambda row: True, changed)
+
     def rewind(self, keep: Callable[[Row], bool]) -> int:
         """Drop the rows for which keep(row) is false, from both files, atomically.
 

@@ -23,6 +23,8 @@ _GIVEN_UP: tuple[str | int, ...] = (
     3, "pairs", "train margin", "intervals", "train acc.", 2, "vs θ0", "length",
     "time", 1, "reference", "held-out", "KL", "win prev", "win θ0",
 )  # fmt: skip
+# Whether an earlier version of the scorer labelled the iteration's pairs.
+_EARLIER = "labels/earlier_scorer"
 # Title -> metric, a share with its interval.
 _SHARES = {
     "win θ0": "win/theta_0",
@@ -42,7 +44,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
             /low and /high; pairs/train_accuracy, a dash where nothing is left of it;
             rewards/margins, of training too; merge/rule (a string); merge/weight_0,
             merge/weight_1, ...; pairs; what pair_counts reads; watch (warnings);
-            seconds.
+            labels/earlier_scorer; seconds.
         width: in characters.
     """
     rules = {row["merge/rule"] for row in rows if "merge/rule" in row}
@@ -52,7 +54,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
         return [_reference(row, most, len(rules) > 1) for row in rows]
 
     cells = {
-        "iter": [f"{row['iteration']}{'!' * bool(row.get('watch'))}" for row in rows],
+        "iter": [_iteration(row) for row in rows],
         "reward (95 %)": _rewards(rows),
         "vs θ0": _changes(rows),
         **{
@@ -138,6 +140,8 @@ def _caption(
         parts.append("held-out: accuracy against θ0")
     if any(row.get("watch") for row in rows):
         parts.append("!: warned")
+    if any(row.get(_EARLIER) for row in rows):
+        parts.append("*: labelled by an earlier version of the scorer")
     lines, width = list[str](), needed_width(columns.items())
     for part in parts:
         if lines and len(lines[-1]) + len(part) + 3 <= width:
@@ -150,6 +154,11 @@ def _caption(
     if "length/cut" in last:
         lines.append(f"evaluation: {100 * last['length/cut']:.0f} % of the answers cut")
     return "\n".join(lines)
+
+
+def _iteration(row: Row) -> str:
+    marks = "!" * bool(row.get("watch")) + "*" * bool(row.get(_EARLIER))
+    return f"{row['iteration']}{marks}"
 
 
 def _reference(row: Row, most: int | None, named: bool) -> str:

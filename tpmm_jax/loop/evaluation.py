@@ -33,6 +33,7 @@ from tpmm_jax.loop.judging import (
     preference_accuracy,
 )
 from tpmm_jax.loop.prompts import MAIN
+from tpmm_jax.loop.raters_record import earlier_labels
 from tpmm_jax.loop.rollouts import CUT_OPTION, IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Disk, Plan
 from tpmm_jax.loop.voice import Voice
@@ -40,12 +41,26 @@ from tpmm_jax.merging import policy_is_reference
 from tpmm_jax.store.files import read_json, write_json, write_npz
 from tpmm_jax.store.records import read_records
 
+SUMMARY = "summary.json"
+# 1 in the rows of iterations whose pairs an earlier version of the scorer labelled.
+EARLIER_LABELS = "labels/earlier_scorer"
+
 
 def evaluate(
     plan: Plan, disk: Disk, voice: Voice, iteration: int, pairs: IterationPairs | None
 ) -> None:
     """Evaluates theta_iteration and writes summary.json and the iteration's row."""
-    path = disk.folder(iteration) / "summary.json"
+    values = summarise(plan, disk, voice, iteration, pairs)
+    disk.rewind("iteration", iteration)
+    disk.log.log("iteration", iteration=iteration, step=None, values=values)
+    disk.log.flush()
+
+
+def summarise(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int, pairs: IterationPairs | None
+) -> dict[str, Any]:
+    """Returns what summary.json holds; evaluates and writes it if it is missing."""
+    path = disk.folder(iteration) / SUMMARY
     if path.exists():
         values = restored(read_json(path))
     else:
@@ -55,14 +70,14 @@ def evaluate(
             values |= _training_summary(plan, disk, iteration, len(pairs.train))
         held_out = [] if pairs is None else pairs.held_out
         values |= _evaluation(plan, disk, voice, iteration, held_out)
+        if 0 < iteration <= earlier_labels(disk.workdir):
+            values[EARLIER_LABELS] = 1
         seconds = {"seconds": time.monotonic() - started}
         disk.log.log_timing(
             "evaluation", iteration=iteration, step=None, values=seconds
         )
         write_json(path, {name: plain(name, value) for name, value in values.items()})
-    disk.rewind("iteration", iteration)
-    disk.log.log("iteration", iteration=iteration, step=None, values=values)
-    disk.log.flush()
+    return values
 
 
 def _evaluation(
@@ -102,7 +117,7 @@ def _evaluation(
             max_kl_per_token=plan.config.evaluation.max_kl_per_token,
             max_length_ratio=plan.config.evaluation.max_length_ratio,
             # Without the workdir, so that moved or repeated runs agree.
-            look_at=str(_path(disk, t, contest.set).relative_to(disk.workdir)),
+            look_at=str(answers_path(disk, t, contest.set).relative_to(disk.workdir)),
         ):
             warnings.append(text if contest.set == MAIN else f"{contest.set}: {text}")
     limit = plan.config.rollout.max_new_tokens
@@ -112,7 +127,7 @@ def _evaluation(
     return values | ({"watch": warnings} if warnings else {})
 
 
-def _path(disk: Disk, t: int, name: str) -> pathlib.Path:
+def answers_path(disk: Disk, t: int, name: str) -> pathlib.Path:
     """Where the answers of theta_t to a set lie."""
     file = "evaluation.jsonl" if name == MAIN else f"evaluation-{name}.jsonl"
     return disk.folder(t) / file
@@ -129,7 +144,7 @@ def _sample_sets(
         name: sample_answers(
             plan.runner,
             voice,
-            _path(disk, t, name),
+            answers_path(disk, t, name),
             prompts,
             plan.raters,
             params=policy,
@@ -167,21 +182,26 @@ def _contest(
     """Returns theta_t's answers to a set with those of theta_0 and theta_{t-1}."""
     if t == 0:
         return Contest(name, answers)
-    first = _read_earlier(disk, 0, name)
-    # At t = 1 both are theta_0: it is judged once.
-    previous = first if t == 1 else _read_earlier(disk, t - 1, name)
     policy_BR = logps[f"{name}.{POLICY}_BS"]
     ratios = {
         model: policy_BR - logps[f"{name}.{model}_BS"]
         for model in compared_models(plan)
         if model != POLICY
     }
-    return Contest(name, answers, {THETA_0: first, "previous": previous}, ratios)
+    return Contest(name, answers, opponents(disk, t, name), ratios)
+
+
+def opponents(disk: Disk, t: int, name: str) -> dict[str, list[Rollout]]:
+    """Returns the answers that those of theta_t to a set meet, t above 0."""
+    first = _read_earlier(disk, 0, name)
+    # At t = 1 both are theta_0: it is judged once.
+    previous = first if t == 1 else _read_earlier(disk, t - 1, name)
+    return {THETA_0: first, "previous": previous}
 
 
 def _read_earlier(disk: Disk, t: int, name: str) -> list[Rollout]:
     """Returns the answers of an earlier policy, as they were written then."""
-    path = _path(disk, t, name)
+    path = answers_path(disk, t, name)
     answers = read_records(path, Rollout) if path.exists() else []
     if not answers:
         raise BadInput(

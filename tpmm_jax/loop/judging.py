@@ -86,16 +86,17 @@ def judge_contests(
         return judgements
     with voice.phase(title, ends[-1], "answers", done=done) as advance:
         for contest, against, label, places in batches[ends.index(done) :]:
-            batch = _judge_batch(contest, against, label, judges[label], places)
+            batch = judge_batch(contest, against, label, judges[label], places)
             append_records(path, batch)
             judgements += batch
             advance(len(batch))
     return judgements
 
 
-def _judge_batch(
+def judge_batch(
     contest: Contest, against: str, label: str, judge: NamedJudge, places: range
 ) -> list[Judgement]:
+    """Returns what a judge says of the answers to some prompts, in both orders."""
     ours, theirs = contest.answers, contest.opponents[against]
     spots = [(i, s) for i in places for s in range(len(ours[i].responses))]
     prompts = [ours[i].prompt for i, _ in spots]

@@ -10,6 +10,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards import import_object
+from tpmm_jax.stopping import call_user
 from tpmm_jax.store.files import write_text
 
 
@@ -22,7 +23,8 @@ def prompt_file(
     """
     if not is_function(source):
         return source, data
-    write_text(cache, made_lines(source, option))
+    function = import_object(source, option)
+    write_text(cache, made_lines(source, option, function, data.timeout))
     write_text(cache.with_name(cache.name + ".source"), source)
     return of_cache(cache, data)
 
@@ -44,7 +46,7 @@ def kept_file(
     then = cache.read_text(encoding="utf-8")
     function = import_object(source, option)
     try:
-        now = made_lines(source, option, function)
+        now = made_lines(source, option, function, data.timeout)
     except BadInput as error:
         if error.__cause__ is None:
             raise  # it did return a list
@@ -77,23 +79,29 @@ def of_cache(cache: pathlib.Path, data: DataConfig) -> tuple[str, DataConfig]:
 
 
 def made_lines(
-    source: str, option: str, function: Callable[[], Iterable[Any]] | None = None
+    source: str,
+    option: str,
+    function: Callable[[], Iterable[Any]],
+    timeout: float | None,
 ) -> str:
     """Returns the JSON lines of what a function of prompts returns.
 
     Args:
-      function: None: ``source`` names it.
+      timeout: seconds that it may take; None: for ever.
 
     Raises:
-      BadInput: it raised, or returned no prompts.
+      BadInput: it raised, took too long, or returned no prompts.
     """
-    function = function or import_object(source, option)
-    lines = []
-    try:
+
+    def make() -> list[str]:
         # One by one: a generator may yield the same object, changed, every time.
-        for number, item in enumerate(function()):
-            plain = _plain(item, f"{source}: prompt {number}")
-            lines.append(json.dumps({"prompt": plain}) + "\n")
+        return [
+            json.dumps({"prompt": _plain(item, f"{source}: prompt {number}")}) + "\n"
+            for number, item in enumerate(function())
+        ]
+
+    try:
+        lines = call_user(source, make, timeout=timeout)
     except BadInput:
         raise
     except Exception as error:

@@ -19,6 +19,8 @@ from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, split_chunks
 from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
+from tpmm_jax.loop.raters_record import write_record
+from tpmm_jax.loop.repeat import check_raters, refuse_random
 from tpmm_jax.loop.run import Disk, Plan, Run
 from tpmm_jax.loop.theta_0 import (
     check_adapter,
@@ -27,6 +29,7 @@ from tpmm_jax.loop.theta_0 import (
     store_first,
 )
 from tpmm_jax.loop.training import check_tau
+from tpmm_jax.loop.user_code import source_digests
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.loop.workdir import check_unchanged, open_workdir, pin_config
 from tpmm_jax.mesh import make_mesh
@@ -44,9 +47,16 @@ from tpmm_jax.weights.loading import Source, adapters_base
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, workdir: pathlib.Path, console: RunConsole
+    config: Config,
+    workdir: pathlib.Path,
+    console: RunConsole,
+    *,
+    rescore: bool = False,
 ) -> Iterator[Run]:
     """Checks everything, stores theta_0 on the first start, yields the run.
+
+    Args:
+      rescore: stored ratings of a scorer or judge that was edited are to be replaced.
 
     Raises:
       BadInput, StorageError: names the field, file or disk, and what to do.
@@ -65,6 +75,10 @@ def open_run(
         if started:
             check_unchanged(workdir, to_dict(config), may_change(config))
         plan, source = prepare(config, workdir, console, started=started)
+        sources = source_digests(config)
+        record = check_raters(
+            plan, workdir, sources, console, started=started, rescore=rescore
+        )
         if started and plan.decoder.lora is not None:
             trajectory.base = adapters_base(workdir, plan.decoder)
             trajectory.restore_base()
@@ -73,10 +87,8 @@ def open_run(
             check_space(workdir, need)
         lengths = plan.runner.prompt_length, plan.runner.pair_length
         show_header(console, config, source, plan.mesh, workdir, need, lengths)
-        pin_config(workdir, to_dict(config))
-        date = plan.runner.codec.date.isoformat()
-        digests = data_digests(plan.schedule, plan.pair_chunks)
-        write_json(workdir / "data.json", {**digests, "date": date})
+        pin_run(workdir, plan)
+        write_record(workdir, record)
         if not started:
             store_first(source, plan.decoder, trajectory, config.seed, workdir, console)
         work = stack.enter_context(WorkStore(workdir / "work"))
@@ -88,6 +100,8 @@ def open_run(
             resumed=started,
             next_iteration=coming,
             iterations=config.iterations,
+            sources=sources,
+            rescored=list(record.rescoring),
         )
         yield Run(plan, disk, Voice(console))
 
@@ -120,7 +134,10 @@ def prepare(
         check_data(workdir, schedule, chunks)
     if schedule is not None:
         prompt = schedule.sets[MAIN].texts[0]
-        raters.probe(prompt, config.rollout.samples_per_prompt)
+        samples = config.rollout.samples_per_prompt
+        said = raters.probe(prompt, samples)
+        if not started:
+            refuse_random(config, said, raters.probe(prompt, samples))
     check_steps(config, schedule, chunks)
     positions = source.config.max_positions
     longest_prompt, longest_pair = run_lengths(config, schedule, chunks, positions)
@@ -182,6 +199,14 @@ def data_digests(
         ]
         pairs = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     return {"prompts": schedule.digest if schedule else None, "pairs": pairs}
+
+
+def pin_run(workdir: pathlib.Path, plan: Plan) -> None:
+    """Writes what later starts are compared with: config.json and data.json."""
+    pin_config(workdir, to_dict(plan.config))
+    date = plan.runner.codec.date.isoformat()
+    digests = data_digests(plan.schedule, plan.pair_chunks)
+    write_json(workdir / "data.json", {**digests, "date": date})
 
 
 def check_data(

@@ -7,6 +7,7 @@ from typing import Any
 from tpmm_jax.config import flatten
 from tpmm_jax.log.metrics import METRICS
 from tpmm_jax.log.progress import clock_text
+from tpmm_jax.log.versions import changed_versions
 from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.panels import PREVIOUS
@@ -119,7 +120,7 @@ def described(run: RunData) -> list[tuple[str, str]]:
         ("reference", rule),
         ("training", training),
         ("data", of("data.prompts") or of("data.pairs")),
-        ("labelled by", of("scorer.name")),
+        ("labelled by", of("scorer.name") and of("scorer.name") + earlier_labels(run)),
         ("evaluation", asked),
         ("iterations", progress(run)),
         ("devices", str(devices)),
@@ -130,6 +131,18 @@ def described(run: RunData) -> list[tuple[str, str]]:
     if isinstance(flips, (int, float)) and flips > 0:
         found.insert(5, ("noise", f"{flips:.0%} of the labels were flipped on purpose"))
     return [(name, value) for name, value in found if value]
+
+
+def earlier_labels(run: RunData) -> str:
+    """Returns which iterations an earlier version of the scorer labelled, if any."""
+    marked = [r["iteration"] for r in run.iterations if r.get("labels/earlier_scorer")]
+    if not marked:
+        return ""
+    which = ", ".join(map(str, marked))
+    return (
+        f"; an earlier version of it labelled iteration{'s' * (len(marked) > 1)} "
+        f"{which}. All evaluations are by the version of now"
+    )
 
 
 def _loss(name: str | list[str]) -> str:
@@ -206,20 +219,23 @@ def sessions(run: RunData) -> list[dict[str, str]]:
     """Returns the starts of a run: when, what, command, devices, changed (versions)."""
     found = []
     before: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     for row in run.sessions:
-        versions = row.get("versions")
-        versions = versions if isinstance(versions, dict) else {}
-        changed = [
-            f"{name} {before[name]} → {version}"
-            for name, version in versions.items()
-            if before.get(name, version) != version
+        versions, sources = (_mapping(row.get(k)) for k in ("versions", "sources"))
+        changed = changed_versions(before, versions)
+        changed += [
+            f"the source of {name}"
+            for name in sources
+            if files.get(name, sources[name]) != sources[name]
         ]
-        before = versions or before
+        before, files = versions or before, sources or files
         what = "resumed" if row.get("resumed") else "started"
         coming, wanted = row.get("next_iteration"), row.get("iterations")
         if isinstance(coming, int):
             done = isinstance(wanted, int) and coming > wanted
             what += f", all {wanted} finished" if done else f" at iteration {coming}"
+        if isinstance(row.get("rescored"), list) and row["rescored"]:
+            what += f", rated again: {', '.join(map(str, row['rescored']))}"
         found.append(
             {
                 "when": moment(row.get("time")), "what": what,
@@ -228,6 +244,10 @@ def sessions(run: RunData) -> list[dict[str, str]]:
             }
         )  # fmt: skip
     return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def versions(run: RunData) -> list[tuple[str, str]]:

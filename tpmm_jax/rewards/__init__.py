@@ -2,7 +2,14 @@
 
 from tpmm_jax.rewards.judges import Judge, NamedJudge
 from tpmm_jax.rewards.pairing import PairingConfig, PairPlaces, make_pairs
-from tpmm_jax.rewards.raters import Raters, check_label, load_raters
+from tpmm_jax.rewards.raters import (
+    JUDGES,
+    SCORER,
+    SCORERS,
+    Raters,
+    check_label,
+    load_raters,
+)
 from tpmm_jax.rewards.scorer import (
     NamedScorer,
     Scorer,
@@ -12,6 +19,9 @@ from tpmm_jax.rewards.scorer import (
 )
 
 __all__ = [
+    "JUDGES",
+    "SCORER",
+    "SCORERS",
     "Judge",
     "NamedJudge",
     "NamedScorer",

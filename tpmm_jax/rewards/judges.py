@@ -78,7 +78,7 @@ class NamedJudge:
             )
         return share_B
 
-    def probe(self, prompt: str) -> None:
-        """Calls the judge once on made-up answers, before anything expensive."""
+    def probe(self, prompt: str) -> np.ndarray:
+        """Returns what it says of made-up answers, before anything expensive."""
         first = ["This is one answer.", "This is another answer.", ""]
-        self([prompt] * 3, first, first[::-1])
+        return self([prompt] * 3, first, first[::-1])

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.judges import NamedJudge
 from tpmm_jax.rewards.scorer import (
@@ -14,6 +16,9 @@ from tpmm_jax.rewards.scorer import (
 )
 from tpmm_jax.stopping import TIMEOUT
 
+# Fields of a run's config: of the labelling scorer, and behind these the labels of
+# further scorers and of judges.
+SCORER, SCORERS, JUDGES = "scorer.name", "evaluation.scorers.", "evaluation.judges."
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -31,13 +36,16 @@ class Raters:
     scorers: Mapping[str, NamedScorer] = field(default_factory=dict)
     judges: Mapping[str, NamedJudge] = field(default_factory=dict)
 
-    def probe(self, prompt: str, num_responses: int) -> None:
-        """Calls each once on made-up answers, before anything expensive."""
-        scorers = [] if self.scorer is None else [self.scorer]
-        for one in (*scorers, *self.scorers.values()):
-            one.probe(prompt, num_responses)
-        for judge in self.judges.values():
-            judge.probe(prompt)
+    def probe(self, prompt: str, num_responses: int) -> dict[str, np.ndarray]:
+        """Calls each once on made-up answers, before anything expensive.
+
+        Returns:
+          {field of a run's config: what its function said}
+        """
+        scorers = {} if self.scorer is None else {SCORER: self.scorer}
+        scorers |= {SCORERS + label: one for label, one in self.scorers.items()}
+        said = {k: one.probe(prompt, num_responses) for k, one in scorers.items()}
+        return said | {JUDGES + k: one.probe(prompt) for k, one in self.judges.items()}
 
 
 def load_raters(

@@ -49,11 +49,15 @@ class ScorerConfig:
       name: "module:function"; None: no scorer (offline pairs).
       options: keyword arguments that the function is called with.
       timeout: seconds that one call may take, for one batch; None: for ever.
+      deterministic: whether scorers and judges say the same of the same texts. Then
+        each start rates a stored batch again, and refuses to mix two versions of one.
+        For single further scorers and judges there is evaluation.random.
     """
 
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = TIMEOUT
+    deterministic: bool = True
 
 
 def import_object(name: str, field_name: str) -> Any:
@@ -133,10 +137,10 @@ class NamedScorer:
             )
         return rewards_BR
 
-    def probe(self, prompt: str, num_responses: int) -> None:
-        """Calls the scorer once on made-up responses, before anything expensive."""
+    def probe(self, prompt: str, num_responses: int) -> np.ndarray:
+        """Returns what it gives to made-up responses, before anything expensive."""
         responses = [f"This is response number {r}." for r in range(num_responses)]
-        self([prompt, prompt], [responses] * 2)
+        return self([prompt, prompt], [responses] * 2)
 
 
 def load_scorer(config: ScorerConfig) -> NamedScorer:

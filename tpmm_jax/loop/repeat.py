@@ -1,0 +1,259 @@
+"""Whether scorers and judges still say what they said: a stored batch, rated again.
+
+The batch is the first of the newest evaluation, in the shape in which it was rated: a
+scorer may look at the whole of it.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tpmm_jax.config import Config
+from tpmm_jax.data.records import Judgement, Record, Rollout, parse_lines
+from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.sessions import last_session, warn_versions
+from tpmm_jax.loop.cached_log_probs import THETA_0
+from tpmm_jax.loop.judging import Contest, judge_batch
+from tpmm_jax.loop.prompts import MAIN
+from tpmm_jax.loop.raters_record import (
+    ANSWERS,
+    JUDGEMENTS,
+    RatersRecord,
+    rated_iterations,
+    read_record,
+)
+from tpmm_jax.loop.run import Plan
+from tpmm_jax.loop.user_code import edited, rater_fields, warn_edited
+from tpmm_jax.rewards import (
+    JUDGES,
+    SCORER,
+    SCORERS,
+    NamedJudge,
+    NamedScorer,
+    Raters,
+)
+from tpmm_jax.store.files import read_lines_repaired
+
+# What another machine may round otherwise: shares of the batch's range, and of its
+# largest number.
+OF_RANGE, OF_LARGEST = 1e-3, 1e-6
+
+
+def refuse_random(
+    config: Config, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
+) -> None:
+    """Refuses, at a run's first start, what does not say the same twice.
+
+    Args:
+      first, second: of ``Raters.probe``, on the same texts.
+
+    Raises:
+      BadInput: names the field, and the option that exempts it.
+    """
+    for field in _asked(config, first):
+        before, now = np.atleast_2d(first[field]), np.atleast_2d(second[field])
+        if place := _worst(before, now):
+            raise BadInput(
+                f"{field} is asked twice about the same text and says "
+                f"{before[place]:.6g}, then {now[place]:.6g}; a later start could not "
+                "tell it from an edited one. Seed what it draws, or, if it is random "
+                f"by intention: --set '{_exempting([field])}'"
+            )
+
+
+def _asked(config: Config, fields: Iterable[str]) -> list[str]:
+    """Returns the raters that are to say the same of the same texts."""
+    if not config.scorer.deterministic:
+        return []
+    exempt = config.evaluation.random
+    return [k for k in fields if k == SCORER or _label(k) not in exempt]
+
+
+def _exempting(fields: Iterable[str]) -> str:
+    """Returns the setting that declares raters to be random."""
+    labels = [_label(field) for field in fields if field != SCORER]
+    if SCORER in fields:
+        return "scorer.deterministic=false"
+    return f"evaluation.random={json.dumps(labels)}"
+
+
+def check_raters(
+    plan: Plan,
+    workdir: pathlib.Path,
+    sources: Mapping[str, str],
+    console: RunConsole,
+    *,
+    started: bool,
+    rescore: bool,
+) -> RatersRecord:
+    """Returns the run's record, with the raters whose ratings are to be replaced.
+
+    Warns of functions' files and of libraries that changed since the last start.
+
+    Args:
+      sources: of ``source_digests``, now.
+      started: whether theta_0 is stored already.
+      rescore: what changed is to be rated again, not refused.
+
+    Raises:
+      BadInput: a scorer or judge changed, and ``rescore`` is not set.
+    """
+    record = read_record(workdir, plan.config.rollout.batch_size)
+    if not started:
+        if rescore:
+            console.note("--rescore: the run begins, and nothing is rated yet")
+        return record
+    before = last_session(workdir)
+    warn_versions(before, console)
+    files = edited(before.get("sources", {}), sources)
+    changed: dict[str, str] = {}
+    if plan.schedule is not None:
+        size = len(plan.schedule.sets[MAIN].ids)
+        changed = find_changed(plan.config, plan.raters, workdir, record, size)
+    # Of those that are being rated again some files hold what they said before.
+    changed = {k: v for k, v in changed.items() if k not in record.rescoring}
+    if not rescore:
+        refuse_changed(workdir, changed)
+        warn_edited(plan.config, files, console)
+        return record
+    raters = {field for field in files if field in rater_fields(plan.config)}
+    names = sorted({*record.rescoring, *changed, *raters})
+    if not names:
+        console.note("--rescore: every scorer and judge says what it said")
+    for field in names:
+        console.note(changed.get(field, f"{field} was edited") + ": it rates again")
+    return replace(record, rescoring=names)
+
+
+def find_changed(
+    config: Config,
+    raters: Raters,
+    workdir: pathlib.Path,
+    record: RatersRecord,
+    num_prompts: int,
+) -> dict[str, str]:
+    """Returns {field: what its function says now, and said} of raters that changed.
+
+    Those that are declared random are not asked.
+
+    Args:
+      num_prompts: of the evaluation's own set.
+    """
+    scorers = {SCORERS + k: v for k, v in raters.scorers.items()}
+    if raters.scorer is not None:
+        scorers = {SCORER: raters.scorer, **scorers}
+    scorers = {k: scorers[k] for k in _asked(config, scorers)}
+    judges = {JUDGES + k: v for k, v in raters.judges.items()}
+    judges = {k: judges[k] for k in _asked(config, judges)}
+    found = _changed_scorers(scorers, workdir, record, num_prompts)
+    for field, judge in judges.items():
+        if said := _changed_judge(field, judge, workdir, record, num_prompts):
+            found[field] = said
+    return found
+
+
+def refuse_changed(workdir: pathlib.Path, changed: Mapping[str, str]) -> None:
+    """Raises BadInput if raters changed, with the ways on."""
+    if not changed:
+        return
+    raise BadInput(
+        "a scorer or judge says something else than when it rated this run:\n  "
+        + "\n  ".join(changed.values())
+        + f"\nThe iterations of {workdir} would not compare. Restore the function, or "
+        "choose another --workdir, or add --rescore: evaluations and the unfinished "
+        "iteration are rated again; finished iterations keep the pairs that they "
+        "trained on, and are marked where these were labelled by an earlier scorer. If "
+        f"it is random by intention: --set '{_exempting(changed)}'"
+    )
+
+
+def _changed_scorers(
+    scorers: dict[str, NamedScorer],
+    workdir: pathlib.Path,
+    record: RatersRecord,
+    num_prompts: int,
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for t in reversed(rated_iterations(workdir, ANSWERS) if scorers else []):
+        count = min(record.size(ANSWERS, t), num_prompts)
+        rows = _stored(workdir, t, ANSWERS, Rollout)[:count]
+        if len(rows) < count:
+            continue  # a kill came within its first batch
+        prompts, responses = [r.prompt for r in rows], [r.responses for r in rows]
+        for field, scorer in scorers.items():
+            before = [
+                row.rewards if field == SCORER else row.scores.get(_label(field))
+                for row in rows
+            ]
+            if any(numbers is None for numbers in before):
+                continue
+            now_BR = scorer(prompts, responses)
+            if place := _worst(np.asarray(before, np.float64), now_BR):
+                b, r = place
+                found[field] = (
+                    f"{field} = {scorer.name} gives response {r} of prompt "
+                    f"{prompts[b][:60]!r} {now_BR[b, r]:.6g}; it gave "
+                    f"{before[b][r]:.6g} in iteration {t}"  # type: ignore[index]
+                )
+        break
+    return found
+
+
+def _changed_judge(
+    field: str,
+    judge: NamedJudge,
+    workdir: pathlib.Path,
+    record: RatersRecord,
+    num_prompts: int,
+) -> str | None:
+    label = _label(field)
+    for t in reversed(rated_iterations(workdir, JUDGEMENTS)):
+        count = min(record.size(JUDGEMENTS, t), num_prompts)
+        ours, theirs = (_stored(workdir, s, ANSWERS, Rollout)[:count] for s in (t, 0))
+        before = [
+            row
+            for row in _stored(workdir, t, JUDGEMENTS, Judgement)
+            if (row.set, row.judge, row.against) == (MAIN, label, THETA_0)
+            and row.prompt < count
+        ]
+        if len(before) < sum(len(row.responses) for row in ours) or not before:
+            continue
+        contest = Contest(MAIN, ours, {THETA_0: theirs})
+        now = judge_batch(contest, THETA_0, label, judge, range(count))
+        both = ([[row.first, row.second] for row in rows] for rows in (before, now))
+        before_BN, now_BN = map(np.asarray, both)
+        if place := _worst(before_BN, now_BN):
+            row = before[place[0]]
+            return (
+                f"{field} = {judge.name} gives response {row.sample} of prompt "
+                f"{ours[row.prompt].prompt[:60]!r} {now_BN[place]:.6g} against "
+                f"theta_0; it gave {before_BN[place]:.6g} in iteration {t}"
+            )
+        return None
+    return None
+
+
+def _worst(before: np.ndarray, now: np.ndarray) -> tuple[int, int] | None:
+    """Returns the place that differs most, if it does beyond the tolerance."""
+    allowed = OF_RANGE * np.ptp(before) + OF_LARGEST * np.abs(before).max()
+    difference = np.abs(now - before)
+    if (difference <= allowed).all():
+        return None
+    b, r = np.unravel_index(int(np.argmax(difference)), difference.shape)
+    return int(b), int(r)
+
+
+def _label(field: str) -> str:
+    return field.rpartition(".")[2]
+
+
+def _stored(
+    workdir: pathlib.Path, t: int, name: str, kind: type[Record]
+) -> Sequence[Record]:
+    """Returns the records of a file that may be unfinished."""
+    path = workdir / "iterations" / f"{t:03d}" / name
+    return parse_lines(kind, read_lines_repaired(path, truncate=False), path)

@@ -1,0 +1,165 @@
+"""Rates stored answers again, once a scorer or judge was edited.
+
+Evaluations and the unfinished iteration's answers get the numbers of the raters as they
+are now. Finished iterations keep the pairs that they trained on. What is to be done is
+in raters.json until all of it is done, so that a stop in between does no harm.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from tpmm_jax.data.records import Judgement, Rollout
+from tpmm_jax.loop.evaluation import SUMMARY, answers_path, opponents, summarise
+from tpmm_jax.loop.judging import Contest, judge_contests
+from tpmm_jax.loop.raters_record import (
+    ANSWERS,
+    JUDGEMENTS,
+    RatersRecord,
+    rated_iterations,
+    read_record,
+    write_record,
+)
+from tpmm_jax.loop.reference import PROGRESS
+from tpmm_jax.loop.rollouts import read_pairs
+from tpmm_jax.loop.run import Disk, Plan
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, NamedJudge, NamedScorer
+from tpmm_jax.store.records import read_records, resume_records, write_records
+
+# What an iteration derives from its answers' rewards, before its policy is stored.
+_DERIVED = ("pairs.jsonl", "reference.json", "reference_logps.npz", PROGRESS)
+
+
+def rescore(plan: Plan, disk: Disk, voice: Voice) -> bool:
+    """Does what raters.json says is to be rated again; returns whether there was any.
+
+    Raises:
+      Stopped: it goes on at the next start.
+    """
+    record = read_record(disk.workdir, plan.config.rollout.batch_size)
+    if not record.rescoring:
+        return False
+    scorers, judges = _edited_raters(plan, record)
+    if scorers:
+        _rate_evaluations(plan, disk, voice, record, scorers)
+    for t in rated_iterations(disk.workdir, JUDGEMENTS) if judges else []:
+        _judge_again(plan, disk, voice, t, judges, record.size(JUDGEMENTS, t))
+    steps = disk.trajectory.steps()
+    if SCORER in scorers and plan.pair_chunks is None:
+        _label_again(plan, disk, voice, max(steps) + 1, scorers[SCORER])
+        record = replace(record, earlier_labels=max(steps))
+        # Before the summaries, which say so.
+        write_record(disk.workdir, record)
+    for t in steps:
+        (disk.folder(t) / SUMMARY).unlink(missing_ok=True)
+    for t in steps:
+        pairs = read_pairs(disk, t) if t else None
+        values = summarise(plan, disk, voice, t, pairs)
+        # If it has a row: in its place among those of later iterations.
+        disk.log.replace("iteration", iteration=t, values=values)
+    write_record(disk.workdir, replace(record, rescoring=()))
+    return True
+
+
+def _edited_raters(
+    plan: Plan, record: RatersRecord
+) -> tuple[dict[str, NamedScorer], dict[str, NamedJudge]]:
+    """Returns by field the scorers, and by label the judges, that rate again."""
+    raters, fields = plan.raters, record.rescoring
+    scorers = {SCORERS + label: one for label, one in raters.scorers.items()}
+    if raters.scorer is not None:
+        scorers[SCORER] = raters.scorer
+    judges = {k: one for k, one in raters.judges.items() if JUDGES + k in fields}
+    return {k: one for k, one in scorers.items() if k in fields}, judges
+
+
+def _rate_evaluations(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    record: RatersRecord,
+    scorers: Mapping[str, NamedScorer],
+) -> None:
+    assert plan.schedule is not None
+    paths = [
+        (answers_path(disk, t, name), record.size(ANSWERS, t))
+        for t in rated_iterations(disk.workdir, ANSWERS)
+        for name in plan.schedule.sets
+    ]
+    paths = [(path, size) for path, size in paths if path.exists()]
+    total = sum(len(path.read_bytes().splitlines()) for path, _ in paths)
+    with voice.phase("rate evaluations again", total, "prompts") as advance:
+        for path, size in paths:
+            _rate_file(path, scorers, size, advance)
+
+
+def _rate_file(
+    path: pathlib.Path,
+    scorers: Mapping[str, NamedScorer],
+    size: int,
+    advance: Callable[..., None],
+) -> None:
+    """Replaces what scorers gave to a file of answers, in batches of ``size``."""
+    rows = resume_records(path, Rollout, lambda count: count)
+    for at in range(0, len(rows), size):
+        batch = rows[at : at + size]
+        prompts, responses = [r.prompt for r in batch], [r.responses for r in batch]
+        for field, scorer in scorers.items():
+            numbers = scorer(prompts, responses).tolist()
+            batch = [_rated(row, field, one) for row, one in zip(batch, numbers)]
+        rows[at : at + size] = batch
+        advance(len(batch))
+    write_records(path, rows)
+
+
+def _rated(row: Rollout, field: str, numbers: list[float]) -> Rollout:
+    if field == SCORER:
+        return replace(row, rewards=numbers)
+    return replace(row, scores={**row.scores, field.removeprefix(SCORERS): numbers})
+
+
+def _judge_again(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    t: int,
+    judges: Mapping[str, NamedJudge],
+    size: int,
+) -> None:
+    """Replaces the judgements of some judges of theta_t's answers."""
+    assert plan.schedule is not None
+    path = disk.folder(t) / JUDGEMENTS
+    answers = {
+        name: read_records(answers_path(disk, t, name), Rollout)
+        for name in plan.schedule.sets
+    }
+    contests = [Contest(k, rows, opponents(disk, t, k)) for k, rows in answers.items()]
+    title = f"iteration {t}: judge again"
+    made = judge_contests(
+        None, contests, judges, batch_size=size, voice=voice, title=title
+    )
+    now = {_place(one): one for one in made}
+    known = resume_records(path, Judgement, lambda count: count)
+    write_records(path, [now.get(_place(one), one) for one in known])
+
+
+def _place(one: Judgement) -> tuple[str, str, str, int, int]:
+    return one.set, one.judge, one.against, one.prompt, one.sample
+
+
+def _label_again(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int, scorer: NamedScorer
+) -> None:
+    """Rates the answers of the unfinished iteration; its pairs are to come again."""
+    path = disk.folder(iteration) / "rollouts.jsonl"
+    if not path.exists():
+        return
+    size, total = plan.config.rollout.batch_size, len(path.read_bytes().splitlines())
+    disk.work.clear()
+    for name in _DERIVED:
+        (disk.folder(iteration) / name).unlink(missing_ok=True)
+    disk.rewind("pairs", iteration)
+    title = f"iteration {iteration}: score again"
+    with voice.phase(title, total, "prompts") as advance:
+        _rate_file(path, {SCORER: scorer}, size, advance)

@@ -1,0 +1,64 @@
+"""The functions of a user that a run calls by name, and the files that hold them."""
+
+import hashlib
+import inspect
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from tpmm_jax.config import Config
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.loop.prompt_functions import is_function
+from tpmm_jax.loop.prompts import prompt_sources
+from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, import_object
+
+
+def rater_fields(config: Config) -> dict[str, str]:
+    """Returns {field: "module:function"} of scorers and judges."""
+    found = {} if config.scorer.name is None else {SCORER: config.scorer.name}
+    found |= {SCORERS + k: v for k, v in sorted(config.evaluation.scorers.items())}
+    return found | {JUDGES + k: v for k, v in sorted(config.evaluation.judges.items())}
+
+
+def user_functions(config: Config) -> dict[str, str]:
+    """Returns {field: "module:function"} of scorers, judges and prompts."""
+    found = rater_fields(config)
+    for option, source, _ in prompt_sources(config):
+        if is_function(source):
+            found[option] = source
+    return found
+
+
+def source_digests(config: Config) -> dict[str, str]:
+    """Returns {field: SHA-256 of the file that holds its function}.
+
+    A function that no file holds is left out.
+    """
+    found = {}
+    for field, name in user_functions(config).items():
+        function = inspect.unwrap(import_object(name, field))
+        try:
+            path = inspect.getfile(function)
+        except TypeError:  # an object, or of a compiled module
+            path = getattr(sys.modules[name.partition(":")[0]], "__file__", None) or ""
+        if pathlib.Path(path).is_file():
+            found[field] = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    return found
+
+
+def edited(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Returns the fields whose function's file is another than at the last start."""
+    return [field for field in now if before.get(field, now[field]) != now[field]]
+
+
+def warn_edited(config: Config, fields: Sequence[str], console: RunConsole) -> None:
+    """Says that source files changed, if they did."""
+    names = user_functions(config)
+    if fields:
+        console.warn(
+            "the source file of "
+            + ", ".join(f"{field} = {names[field]}" for field in fields)
+            + " changed since the last start. Scorers and judges are compared on one "
+            "stored batch; if an edit changes what they say of other answers, use a "
+            "new --workdir, or --rescore"
+        )
