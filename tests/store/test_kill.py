@@ -178,6 +178,8 @@ def main():
             raise ZeroDivisionError
         if how == "interrupt":
             import signal
+            # A background job inherits an ignored SIGINT.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
 main()
