@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 
 import command_runs
 import jax
@@ -12,8 +13,10 @@ import yaml
 
 import tpmm_jax as tpmm
 from tpmm_jax.commands import export as command
+from tpmm_jax.commands._card import run_facts
 from tpmm_jax.store import Trajectory
 from tpmm_jax.weights import saving
+from tpmm_jax.weights.loading import resolve
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,35 @@ def test_the_first_policy_and_other_models_have_cards_too(capsys, run, tmp_path)
     head, text = front_matter(tmp_path / "copy")
     assert code == 0 and head["base_model"] == "a/b" and "no license" in said
     assert "Converted from other" in text and "reconstruction" not in text
+
+
+def test_names_and_versions_cannot_break_the_card(run, tmp_path):
+    hostile = "1.0 | <b>\x1b[31m\n\n# Heading\n`x` [a](http://b)"
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for path in pathlib.Path(run).iterdir():
+        if path.name not in ("config.json", "sessions.jsonl"):
+            (workdir / path.name).symlink_to(path)
+    config = json.loads((pathlib.Path(run) / "config.json").read_text())
+    config["loss"]["name"] = ["dpo", "sft", "x: [y"]
+    config["loss"]["weights"] = [1.0, 0.1, 0.1]
+    config["scorer"]["name"] = f"module:{hostile}"
+    (workdir / "config.json").write_text(json.dumps(config))
+    session = {"versions": {"jax": hostile, hostile: "2"}}
+    (workdir / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    step, out = f"{workdir}/trajectory@2", tmp_path / "out"
+    args = command.parse_args([step, "--output", str(out), "--name", hostile])
+    facts = run_facts(step)
+    text = command.card(args, resolve(step), facts, "d", None, "org/base")
+    head, body = text.split("\n---\n", 1)
+    tags = yaml.safe_load(head.removeprefix("---\n"))["tags"]
+    assert tags == ["tpmm_jax", "preference-optimization", "dpo", "sft", "x: [y"]
+    assert "dpo + sft + x: [y loss" in body
+    assert "\x1b" not in body and "\n# Heading" not in body and "\n`x`" not in body
+    assert (
+        r"| jax (run) | 1.0 \| \<b\>\\x1b\[31m # Heading \`x\` \[a\](http://b) |"
+        in body
+    )
 
 
 def test_a_merge_says_of_what(capsys, tmp_path):

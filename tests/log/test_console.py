@@ -5,9 +5,11 @@ import re
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from tpmm_jax.log.comparison import comparison_table
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.progress import Pace, clock_text, rate_text
 from tpmm_jax.log.table import iteration_table
 
@@ -263,6 +265,35 @@ def test_a_log_file_holds_no_control_codes(monkeypatch, width, environment):
     assert "warning: " + "w " * 99 + "w" in out
     assert errors == "error: broken [red]\n"
     assert "error" not in out
+
+
+HOSTILE = "\x1b[31mred\x1b]0;title\x07 nul\x00 csi\x9b2J turned\u202e half\ud800"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_text_of_a_file_cannot_steer_the_terminal(stream):
+    out, errors = stream(), stream()
+    console = RunConsole(out, errors, width=200)
+    uses = [
+        (lambda: console.note(HOSTILE), out),
+        (lambda: console.warn(HOSTILE), out),
+        (lambda: console.error(HOSTILE), errors),
+        (lambda: console.header(HOSTILE, [("a", HOSTILE), (HOSTILE, "b")]), out),
+        (lambda: console.show(Text(HOSTILE)), out),
+        (lambda: console.next_steps([HOSTILE]), out),
+    ]
+    for use, where in uses:
+        use()
+        said = where.getvalue()
+        for wanted in ("\\x1b[31mred\\x1b]0;title", "nul\\x00", "\\x9b2J", "\\u202e"):
+            assert wanted in said
+        harm = "\x1b\\[31mred|\x1b]0|[\x07\x00\x9b\u202e\ud800]"
+        assert not re.search(harm, said)
+
+
+def test_printable_keeps_what_only_looks_odd():
+    text = "é 😀\u200d日本\u3000\n\tשלום\u200f"
+    assert printable(text) == text
 
 
 def test_lines_of_a_long_phase_are_ten_seconds_apart_or_more(clock):

@@ -68,6 +68,21 @@ def titles(text):
     return re.findall(r"<figure>\s*<h3>(.*?)</h3>", text)
 
 
+def test_control_codes_do_not_reach_the_page(run):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["source"] = "a\x1b[31m\x00b"
+    path.write_text(json.dumps(config))
+    for file in run.glob("iterations/*/evaluation.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row["prompt"] = f"{row['prompt']}\x1b[2J\x00\x9b"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = page(run)
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)
+    assert "�[2J��" in text and "�[31m�" in text
+
+
 def test_the_page_of_a_whole_run_shows_every_part(whole):
     text = page(whole)
     Structure(text)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import BATCH_SIZE, codec_of, encode, token_stream
+from tpmm_jax.log.escapes import printable
 from tpmm_jax.sampling import SamplingConfig, text_pieces
 from tpmm_jax.weights.loading import Model
 
@@ -138,12 +139,7 @@ def stream_answer(
 
 def escape_controls(text: str, out: io.TextIOBase) -> str:
     """Returns the text for ``out``: on a terminal, control codes as escapes."""
-    if not out.isatty():
-        return text
-    return "".join(
-        c if c.isprintable() or c in "\n\t" or ord(c) > 0x9F else repr(c)[1:-1]
-        for c in text
-    )
+    return printable(text) if out.isatty() else text
 
 
 def standard_output() -> io.TextIOBase:

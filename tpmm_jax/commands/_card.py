@@ -7,12 +7,14 @@ to their last part.
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
 from tpmm_jax.weights.hub import TRAJECTORY_STEP
@@ -44,7 +46,7 @@ license: {{ license | tojson }}
 {%- endif %}
 ---
 
-# {{ name }}
+# {{ name | cell }}
 
 {% if lora -%}
 A LoRA adapter of rank {{ lora.rank }} for a {{ family }} model of {{ parameters }}
@@ -59,8 +61,8 @@ from transformers import AutoTokenizer
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 {% endif %}
-tokenizer = AutoTokenizer.from_pretrained("{{ name }}")
-model = {{ reader }}.from_pretrained("{{ name }}")
+tokenizer = AutoTokenizer.from_pretrained({{ name | tojson }})
+model = {{ reader }}.from_pretrained({{ name | tojson }})
 ```
 {% if chat %}
 The tokenizer has a chat template.
@@ -71,14 +73,14 @@ The tokenizer has a chat template.
 Policy {{ run.step }} of a run of {{ run.config.iterations }} iterations of preference
 optimisation ({{ run.loss }} loss) from {{ run.first }}. In each
 iteration {% if run.scorer -%}
-the policy answered prompts, `{{ run.scorer }}` labelled pairs of answers,
+the policy answered prompts, `{{ run.scorer | code }}` labelled pairs of answers,
 {%- else -%}
 a part of a preference set was taken,
 {%- endif %}
 and the policy was trained {% if run.rule == "none" -%}
 without a reference.
 {%- else -%}
-against a reference chosen by the rule `{{ run.rule }}`.
+against a reference chosen by the rule `{{ run.rule | code }}`.
 {%- endif %}
 {% if run.rule == "learned" %}
 The reference is a weighted merge of all earlier policies, as in TPMM-DPO
@@ -89,7 +91,7 @@ reconstruction: the paper's is not public.
 | iteration | rule | weights of theta_0, theta_1, ... in the reference |
 |---|---|---|
 {%- for row in run.references %}
-| {{ row.iteration }} | {{ row.rule }} | {{ row.weights }} |
+| {{ row.iteration }} | {{ row.rule | cell }} | {{ row.weights }} |
 {%- endfor %}
 {% endif %}
 ## Evaluation
@@ -103,7 +105,7 @@ reconstruction: the paper's is not public.
 
 In brackets: 95 % intervals over prompts.
 {%- if run.scorer %}
-The reward is `{{ run.scorer }}`,
+The reward is `{{ run.scorer | code }}`,
 which also labelled the training pairs: it is what was optimised.
 {%- endif %}
 {%- else -%}
@@ -113,11 +115,11 @@ The run has no evaluation of this policy.
 | further measurement of policy {{ run.step }} | value |
 |---|---|
 {%- for key, value in run.more %}
-| {{ key }} | {{ value }} |
+| {{ key | cell }} | {{ value }} |
 {%- endfor %}
 {% endif %}
 {%- for text in run.watch %}
-**Warning of the reward-hacking watch:** {{ text }}
+**Warning of the reward-hacking watch:** {{ text | cell }}
 {% endfor %}
 ## Provenance
 
@@ -125,10 +127,10 @@ The run has no evaluation of this policy.
 |---|---|
 | policy | `{{ digest }}` |
 {%- for key, value in run.data %}
-| {{ key }} | `{{ value }}` |
+| {{ key }} | `{{ value | code }}` |
 {%- endfor %}
 {%- for key, value in versions %}
-| {{ key }} | {{ value }} |
+| {{ key | cell }} | {{ value | cell }} |
 {%- endfor %}
 
 The digests are SHA-256 sums of fingerprints of the weights, and of the data's tokens.
@@ -139,7 +141,7 @@ The configuration of the run:
 ```
 {% elif merge -%}
 A merge of {{ merge.rows | length }} checkpoints in float32, by
-{{ merge.rule }} weights.
+{{ merge.rule | cell }} weights.
 {% if merge.rule == "learned" %}
 The weights were learned on preference pairs. The objective is our reconstruction of
 TPMM-DPO's (arXiv 2605.23398), which is not public.
@@ -147,17 +149,17 @@ TPMM-DPO's (arXiv 2605.23398), which is not public.
 | checkpoint | weight | digest |
 |---|---|---|
 {%- for row in merge.rows %}
-| {{ row.source }} | {{ row.weight }} | `{{ row.digest }}` |
+| {{ row.source | cell }} | {{ row.weight }} | `{{ row.digest | code }}` |
 {%- endfor %}
 {% else -%}
-Converted from {{ source }}{% if commit %} at commit `{{ commit }}`{% endif %}, without
-training.
+Converted from {{ source | cell }}
+{%- if commit %} at commit `{{ commit | code }}`{% endif %}, without training.
 
 | | |
 |---|---|
 | weights | `{{ digest }}` |
 {%- for key, value in versions %}
-| {{ key }} | {{ value }} |
+| {{ key | cell }} | {{ value | cell }} |
 {%- endfor %}
 {% endif -%}
 """
@@ -185,7 +187,8 @@ def run_facts(source: str) -> dict[str, Any] | None:
         digests = [("theta_0", trajectory.digest(0))]
     origin = str(meta.get("source", config["model"]["source"]))
     hub = origin if meta.get("commit") else None
-    first = local_name(origin) + (f" at `{meta['commit'][:12]}`" if hub else "")
+    first = cell(local_name(origin))
+    first += f" at `{code(meta['commit'][:12])}`" if hub else ""
     rows = [row for row in iteration_rows(workdir) if row["iteration"] <= step]
     headings, table = evaluation_table(rows)
     last = next((row for row in rows if row["iteration"] == step), {})
@@ -331,10 +334,22 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+def cell(text: str) -> str:
+    """Returns text as Markdown that stays one line, one cell and plain text."""
+    line = " ".join(printable(str(text)).split())
+    return re.sub(r"[\\|<>`*\[\]]", r"\\\g<0>", line)
+
+
+def code(text: str) -> str:
+    """Returns text for between backticks, in a cell or outside."""
+    line = " ".join(printable(str(text)).split())
+    return line.replace("`", "'").replace("|", r"\|")
+
+
 def write_card(**facts: Any) -> str:
     """Returns the card's text; see TEMPLATE for the names."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     # ASCII-safe JSON is YAML as well.
-    environment.filters["tojson"] = json.dumps
+    environment.filters |= {"tojson": json.dumps, "cell": cell, "code": code}
     text = environment.from_string(TEMPLATE).render(**facts)
     return text.rstrip() + "\n"

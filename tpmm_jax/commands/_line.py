@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.escapes import printable
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.stopping import ends_with, keyboard_as_before, watched
 
@@ -39,7 +40,8 @@ class Parser(argparse.ArgumentParser):
                 if name.startswith("-") and near:
                     hints.append(f"did you mean {near[0]}?")
         text = "; ".join([f"error: {message}", *hints])
-        print(f"{text}\nhow to use it: {self.prog} --help", file=sys.stderr)
+        text = f"{printable(text)}\nhow to use it: {self.prog} --help"
+        print(text, file=sys.stderr)
         raise SystemExit(BadInput.exit_code)
 
 

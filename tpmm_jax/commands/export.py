@@ -142,7 +142,9 @@ def card(
     known |= {f"{n} (export)" if known else n: v for n, v in versions().items()}
     tags = ["tpmm_jax"]
     if facts is not None:
-        tags += ["preference-optimization", facts["config"]["loss"]["name"]]
+        loss = facts["config"]["loss"]["name"]
+        losses = [loss] if isinstance(loss, str) else loss  # or a sum of them
+        tags += ["preference-optimization", *losses]
     if merge is not None:
         tags.append("merge")
     if lora is not None:

@@ -12,7 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tpmm_jax.commands._answers import Settings, standard_output, stream_answer
+from tpmm_jax.commands._answers import (
+    Settings,
+    escape_controls,
+    standard_output,
+    stream_answer,
+)
 from tpmm_jax.commands._chat import Chat, is_terminal, say_end
 from tpmm_jax.commands._line import (
     Parser,
@@ -256,7 +261,7 @@ def stream_all(
     for number, prompt in enumerate(prompts):
         for sample in range(num_samples):
             if len(prompts) > 1 and sample == 0:
-                out.write(f"> {prompt}\n")
+                out.write(f"> {escape_controls(prompt, out)}\n")
             if num_samples > 1:
                 out.write(f"[{sample + 1} of {num_samples}]\n")
             answer = stream_answer(

@@ -1,7 +1,8 @@
 """What a person sees of a run: header, progress, warnings, the iteration table.
 
 On a terminal a phase is a bar. In a log file it is plain lines, at least ten seconds
-apart, and nothing here writes a control code.
+apart, and nothing here writes a control code. Neither does any text: what a file, a
+tokenizer or a model says is shown with its control codes as escapes.
 """
 
 import contextlib
@@ -9,14 +10,17 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.progress import Pace, clock_text, rate_text
 from tpmm_jax.log.table import iteration_table
 
@@ -63,8 +67,8 @@ class RunConsole:
         grid.add_column(overflow="fold")
         for name, value in rows:
             grid.add_row(Text(name), Text(value))
-        self._out.print(Text(title, style="bold"))
-        self._out.print(grid)
+        _write(self._out, Text(title, style="bold"))
+        _write(self._out, grid)
         self._out.print()
 
     @contextlib.contextmanager
@@ -127,7 +131,7 @@ class RunConsole:
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table, or lines that wrap."""
-        self._out.print(renderable)
+        _write(self._out, renderable)
 
     def warn(self, text: str) -> None:
         """Print a warning, in its place among the other lines."""
@@ -147,15 +151,15 @@ class RunConsole:
     def iteration_table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print one row per iteration; see table.iteration_table for what is read."""
         self._out.print()
-        self._out.print(iteration_table(rows, self._out.width))
+        _write(self._out, iteration_table(rows, self._out.width))
         self._out.print()
 
     def next_steps(self, lines: Sequence[str]) -> None:
         """Print what to do next, each line whole so that a command can be copied."""
         self._out.print()
-        self._out.print(Text("Next", style="bold"))
+        _write(self._out, Text("Next", style="bold"))
         for line in lines:
-            self._out.print(Text(f"  {line}"), soft_wrap=True)
+            _write(self._out, Text(f"  {line}"), soft_wrap=True)
 
 
 class Phase:
@@ -245,7 +249,28 @@ class Phase:
 def _print(console: Console, text: str | Text) -> None:
     """Wrap at words on a terminal; keep a line of a log file whole, for grep."""
     text = Text(text) if isinstance(text, str) else text
-    console.print(text, soft_wrap=not console.is_terminal)
+    _write(console, text, soft_wrap=not console.is_terminal)
+
+
+def _write(console: Console, what: RenderableType, *, soft_wrap: bool = False) -> None:
+    """Print anything; what a file or a model says cannot steer the terminal.
+
+    All that is printed, but for the bars, goes through here.
+    """
+    console.print(_Printable(what), soft_wrap=soft_wrap)
+
+
+@dataclass(frozen=True)
+class _Printable:
+    """A renderable whose text is ``printable``; the console's own codes are styles."""
+
+    what: RenderableType
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Segment]:
+        for text, style, control in console.render(self.what, options):
+            yield Segment(text if control else printable(text), style, control)
 
 
 def _fitting(words: Sequence[str], room: int) -> str:

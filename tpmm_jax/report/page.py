@@ -18,6 +18,8 @@ from tpmm_jax.store.files import write_text
 NAME = "report.html"
 # Sample answers of more runs would be too narrow to read.
 _RUNS_WITH_SAMPLES = 4
+# All but tab and line breaks.
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10, 13}, "�")
 
 
 def write_report(
@@ -47,7 +49,9 @@ def write_report(
     if path is None:
         path = folders[0] / NAME if len(runs) == 1 else pathlib.Path(NAME)
     html = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
-    # A response may hold half of a surrogate pair, which no encoding has.
+    # A response may hold half of a surrogate pair, which no encoding has, and control
+    # codes, which HTML has not.
+    html = html.translate(_CONTROLS)
     write_text(path, html.encode("utf-8", "replace").decode())
     return pathlib.Path(path)
 

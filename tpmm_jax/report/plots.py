@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.report.figures import draw_curves, plot
+from tpmm_jax.report.figures import draw_curves, plot, printable
 from tpmm_jax.report.gather import Row, RunData
 from tpmm_jax.report.panels import curve
 from tpmm_jax.store.files import write_file
@@ -54,7 +54,8 @@ def plot_reward(
         figure.set_layout_engine("constrained", w_pad=_MARGIN, h_pad=_MARGIN)
         draw_curves(axes, curves)
         axes.set_title("mean reward, 95 % intervals", loc="left", pad=12)
-        names = [c.label if len(c.label) <= 20 else f"{c.label[:19]}…" for c in curves]
+        shown = [printable(c.label) for c in curves]
+        names = [name if len(name) <= 20 else f"{name[:19]}…" for name in shown]
         figure.legend(
             axes.get_lines(), names, loc="outside right upper", frameon=False,
             ncols=1 + len(names) // 26,
