@@ -7,6 +7,7 @@ save (sees the signal, and takes five seconds to save).
 import contextlib
 import ctypes
 import multiprocessing
+import signal
 import sys
 import time
 
@@ -65,4 +66,6 @@ def main(stage, hang):
 
 
 if __name__ == "__main__":
+    # A shell's background job, as the tests may be, ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(*sys.argv[1:]))

@@ -194,7 +194,7 @@ class Guard:
                 within(1.0, lambda: self.say(text))
             short = busy is not None or self.stage is Stage.WORK
             if waited >= (GRACE if short else PATIENCE):
-                reason = f"{request.name}, for {busy or 'the work'} did not end"
+                reason = f"{request.name}: {busy or 'the work'} had not ended"
         if reason is not None:
             text = f"ended by {reason}; {KEPT}"
             self._leave(Stopped.exit_code, lambda: self.say(text))
