@@ -464,10 +464,15 @@ def play_edited(study: Study, fault: str, trial: int) -> dict[str, Any]:
 # ---- functions that hang, and signals
 
 
-def asleep(file: str) -> str:
-    """Code that sleeps for ever once, when a file is there."""
+def asleep(file: str, batch: str) -> str:
+    """Code that sleeps for ever while a file is there.
+
+    Args:
+      batch: "==" for the loop's batches of 4 prompts, "!=" for the first try.
+    """
     sleep = "(print('asleep', flush=True), time.sleep(9**9))"
-    return f"(os.path.exists({file!r}) and {sleep})"
+    when = f"os.path.exists({file!r}) and len(prompts) {batch} 4"
+    return f"({when} and {sleep})"
 
 
 # Where the signal comes: the copy, a text of the output, the seconds that it may take.
@@ -476,10 +481,11 @@ SIGNALS: dict[str, tuple[str, str, float]] = {
     "SIGTERM while the scorer is tried": ("fresh", "asleep", 5.0),
     "SIGTERM in a compilation": ("fresh", "evaluate theta_0", 6.0),
     "SIGTERM in sampling": ("fresh", "iteration 1: sample", 60.0),
-    "SIGTERM in a scorer asleep for ever": ("referenced", "asleep", 5.0),
+    "SIGTERM in a scorer asleep for ever": ("fresh", "asleep", 5.0),
     "SIGTERM in training": ("referenced", "iteration 2: DPO", 60.0),
     "SIGTERM in the evaluation": ("trained", "iteration 2: evaluate", 60.0),
-    "two signals in a scorer asleep": ("referenced", "asleep", 2.0),
+    "two signals in a scorer asleep": ("fresh", "asleep", 2.0),
+    "two signals while the scorer is tried": ("fresh", "asleep", 5.0),
 }
 
 
@@ -490,7 +496,7 @@ def play_signal(study: Study, fault: str, trial: int) -> dict[str, Any]:
     mark = study.folder / "sleep-now"
     if wanted == "asleep":
         mark.write_text("")
-        study.write(before=asleep(str(mark)))
+        study.write(before=asleep(str(mark), "!=" if "tried" in fault else "=="))
     process = study.process(run)
     text = wait_for(process, wanted, trial)
     began = time.monotonic()
@@ -536,10 +542,10 @@ def wait_for(process: subprocess.Popen[str], wanted: str, trial: int) -> str:
 
 def play_time_out(study: Study, fault: str, trial: int) -> dict[str, Any]:
     """A function that sleeps for ever ends by its time-out, and the run goes on."""
-    run = study.copy("paired", "time-out")
+    run = study.copy("fresh", "time-out")
     mark = study.folder / "sleep-now"
     mark.write_text("")
-    sleeping, option = asleep(str(mark)), "scorer.timeout=3"
+    sleeping, option = asleep(str(mark), "=="), "scorer.timeout=3"
     if "judge" in fault:
         sleeping = "import os, time; " + sleeping
         study.write(judging=sleeping)

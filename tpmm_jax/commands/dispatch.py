@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import tpmm_jax
-from tpmm_jax.stopping import watched
+from tpmm_jax.stopping import ends_process, watched
 
 # Each is a module of this folder, imported only when it is called.
 COMMANDS = {
@@ -39,6 +39,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of the sub-command."""
+    alone = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in (["-h"], ["--help"], ["help"]):
         print(HELP, end="")
@@ -60,10 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return run(name, argv[1:])
+    return run(name, argv[1:], alone=alone)
 
 
-def run(name: str, argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of a sub-command; its imports can be stopped too."""
+def run(name: str, argv: Sequence[str] | None = None, *, alone: bool = False) -> int:
+    """Returns the exit code of a sub-command; its imports can be stopped too.
+
+    Args:
+      alone: whether the process is the command's own; without ``argv`` it is.
+    """
     with watched():
-        return importlib.import_module(f"tpmm_jax.commands.{name}").main(argv)
+        code = importlib.import_module(f"tpmm_jax.commands.{name}").main(argv)
+        if alone or argv is None:
+            ends_process()
+        return code

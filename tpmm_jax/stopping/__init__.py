@@ -8,6 +8,7 @@ from tpmm_jax.stopping.calls import TIMEOUT, call_user
 from tpmm_jax.stopping.signals import (
     asked,
     boundaries,
+    ends_process,
     ends_with,
     keyboard_as_before,
     watched,
@@ -18,6 +19,7 @@ __all__ = [
     "asked",
     "boundaries",
     "call_user",
+    "ends_process",
     "ends_with",
     "keyboard_as_before",
     "watched",

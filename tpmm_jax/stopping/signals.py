@@ -74,6 +74,12 @@ def ends_with(code: int) -> None:
         GUARD.end_with(code)
 
 
+def ends_process() -> None:
+    """Says that the process ends with the command: it is past being stopped again."""
+    if GUARD.code is not None:
+        _before.update(dict.fromkeys(_before, signal.SIG_IGN))
+
+
 @contextlib.contextmanager
 def _in_stage(
     stage: Stage, say: Callable[[str], None], hide: Callable[[], None]
