@@ -381,3 +381,24 @@ def test_an_output_that_is_not_utf_8(options, tmp_path, tokenizer):
         if options:
             found = json.loads(done.stdout)
             assert "天" in found["errors"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    "side, other", [("chosen", "rejected"), ("rejected", "chosen")]
+)
+def test_a_side_that_is_nearly_always_longer_earns_a_remark(
+    side, other, tmp_path, run, tokenizer
+):
+    long = {"prompt": "the sky is", side: " blue and green and blue", other: " blue"}
+    even = ROW | {"chosen": " blue", "rejected": " gree"}
+    path = _write(tmp_path / "p.jsonl", *[long] * 10, even)
+    code, out, _ = run(path)
+    said = " ".join(out.split())
+    assert code == 0 and "nothing is wrong" not in out
+    assert f"{side} is longer, in characters, in 10 of 11 pairs" in said
+    assert f"{side} is longer, in characters 10 90.9 %" in said
+    found = json.loads(run(path, "--model", tokenizer, "--json")[1])
+    assert found["length_unit"] == "tokens" and "in tokens" in found["remarks"][0]
+    path = _write(tmp_path / "q.jsonl", *[long] * 9, even)
+    code, out, _ = run(path)
+    assert code == 0 and "nothing is wrong with these rows" in out

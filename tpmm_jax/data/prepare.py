@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from tpmm_jax.data._beside import Beside
 from tpmm_jax.data._pair_tokens import count_table, encode_pairs
+from tpmm_jax.data.checks import length_counts, length_remark
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, without_ids
@@ -191,6 +192,9 @@ def load_rows(
             note(f"{count:>8,} {what}")
     if found.unread:
         note(unread_text(source, found.unread))
+    lengths = ((len(row.chosen_ids), len(row.rejected_ids)) for row in found.rows)
+    if remark := length_remark(length_counts(lengths), "tokens"):
+        note(f"{source}: {remark}")
     return found.rows
 
 
