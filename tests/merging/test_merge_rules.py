@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tpmm_jax.errors import BadInput
@@ -21,6 +22,8 @@ from tpmm_jax.merging import (
     one_hot_index,
 )
 from tpmm_jax.merging.learned import (
+    _fitted,
+    _roomy,
     gradient_fn,
     learn,
     logits_gradient,
@@ -329,6 +332,24 @@ def test_the_first_step_is_adams(tmp_path):
         np.testing.assert_allclose(np.abs(logits), 0.1, rtol=1e-3)
         moved = abs(np.log(scale / 0.2))
         np.testing.assert_allclose(moved, 0.1 if kind == "calibrated" else 0, atol=1e-6)
+
+
+def test_adam_compiles_nothing_for_one_more_checkpoint_and_moves_alike():
+    """Shapes grow at powers of two; the numbers are those of arrays without room."""
+    rng, adam = np.random.default_rng(0), optax.adam(0.1)
+    for count in (1, 2, 3, 5, 8):
+        plain = {"logits": np.zeros((2, count), np.float32), "s": np.float32(1)}
+        roomy, moments, others = plain, adam.init(plain), adam.init(plain)
+        assert _roomy(plain)["logits"].shape == (2, {3: 4, 5: 8}.get(count, count))
+        for _ in range(3):
+            drawn = rng.normal(size=(2, count)).astype(np.float32)
+            grads = {"logits": drawn, "s": np.float32(drawn[0, 0])}
+            updates, moments = adam.update(grads, moments)
+            plain = optax.apply_updates(plain, updates)
+            updates, others = adam.update(_roomy(grads), _roomy(others))
+            roomy = optax.apply_updates(_roomy(roomy), updates)
+            roomy, others = _fitted((roomy, others), count)
+        jax.tree.map(np.testing.assert_array_equal, (plain, moments), (roomy, others))
 
 
 def test_learning_continues_bit_for_bit_from_json(tmp_path):

@@ -193,7 +193,7 @@ def learn(
         "log_scale": np.float32(np.log(config.beta)),
     }
     adam = optax.adam(config.learning_rate)
-    opt_state, step = adam.init(variables), 0
+    opt_state, step = _fitted(adam.init(_roomy(variables)), deltas.count), 0
     if progress is not None:
         variables, opt_state, step = _unpack(progress, (variables, opt_state))
     while step < config.steps:
@@ -213,12 +213,38 @@ def learn(
             "logits": d_logits.astype(np.float32),
             "log_scale": np.float32(d_scale if free else 0.0),
         }
-        updates, opt_state = adam.update(grads, opt_state, variables)
-        variables = jax.tree.map(np.asarray, optax.apply_updates(variables, updates))
+        updates, opt_state = adam.update(_roomy(grads), _roomy(opt_state))
+        variables = optax.apply_updates(_roomy(variables), updates)
+        variables, opt_state = _fitted((variables, opt_state), deltas.count)
         step += 1
         row = {"loss": float(loss) + kl, "scale": float(np.exp(variables["log_scale"]))}
         on_step(_pack((variables, opt_state), step), row)
     return variables["logits"], float(np.exp(variables["log_scale"]))
+
+
+def _roomy(tree: Any) -> Any:
+    """With zeros behind the logits, up to a power of two.
+
+    Adam's arithmetic is compiled for each shape, and K grows by one an iteration; every
+    program stays in memory. The zeros move nothing: it works on each number apart.
+    """
+
+    def pad(x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim < 2:
+            return x
+        return np.pad(x, ((0, 0), (0, 2 ** (x.shape[1] - 1).bit_length() - x.shape[1])))
+
+    return jax.tree.map(pad, tree)
+
+
+def _fitted(tree: Any, count: int) -> Any:
+    """The arrays of ``_roomy`` with ``count`` columns again."""
+
+    def cut(x: Any) -> np.ndarray:
+        return np.asarray(x)[:, :count] if np.ndim(x) == 2 else np.asarray(x)
+
+    return jax.tree.map(cut, tree)
 
 
 def _pack(state: Any, step: int) -> dict[str, Any]:
