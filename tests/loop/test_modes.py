@@ -19,7 +19,10 @@ from tpmm_jax.log.metrics import read_metrics
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.merging import RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
+from tpmm_jax.report.gather import read_run
 from tpmm_jax.report.page import write_report
+from tpmm_jax.report.samples import run_samples
+from tpmm_jax.report.watched import looked_at, not_looked_at
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
 
@@ -131,7 +134,7 @@ def test_offline_pairs(tmp_path: pathlib.Path) -> None:
     last = of_kind(rows, "iteration")[-1]
     assert last["heldout/accuracy"] > 0.7 and last["heldout/margin"] > 0
     assert "length/mean" not in last and last["pairs/held_out"] > 0
-    assert "watch looked at nothing" in (tmp_path / "run/report.html").read_text()
+    assert "watch looked at nothing" in not_looked_at(read_run(tmp_path / "run"))
     with pytest.raises(BadInput, match="iterations: was 2, is now 3"):
         start(dataclasses.replace(config, iterations=3), tmp_path / "run")
     used = []
@@ -171,8 +174,9 @@ def test_offline_pairs_with_prompts_and_no_scorer(tmp_path: pathlib.Path) -> Non
     answers = (tmp_path / "run/iterations/001/evaluation.jsonl").read_text()
     row = json.loads(answers.splitlines()[0])
     assert "rewards" not in row and len(answers.splitlines()) == 6
-    text = (tmp_path / "run" / "report.html").read_text()
-    assert "Sample answers" in text and "No scorer rated the answers" in text
+    run = read_run(tmp_path / "run")
+    assert run_samples(run)[0].samples and looked_at(run) == ["KL", "length"]
+    assert "No scorer rated the answers" in not_looked_at(run)
 
 
 def test_bfloat16_deltas_halve_the_trajectory(tmp_path: pathlib.Path) -> None:
