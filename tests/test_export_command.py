@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 
 import command_runs
 import jax
@@ -122,6 +123,19 @@ def test_names_and_versions_cannot_break_the_card(run, tmp_path):
         r"| jax (run) | 1.0 \| \<b\>\\x1b\[31m # Heading \`x\` \[a\](http://b) |"
         in body
     )
+
+
+def test_the_card_of_an_offline_run_with_a_scorer(capsys, run, tmp_path):
+    folder = pathlib.Path(shutil.copytree(run, tmp_path / "run"))
+    config = json.loads((folder / "config.json").read_text())
+    config["data"] = {"pairs": "pairs.jsonl", "prompts": None}
+    (folder / "config.json").write_text(json.dumps(config | {"iterations": 1}))
+    code, _, _ = export(capsys, f"{folder}/trajectory@2", "--output", tmp_path / "out")
+    text = " ".join(front_matter(tmp_path / "out")[1].split())
+    assert code == 0 and "a part of a preference set was taken" in text
+    assert "`module:score`; it labelled no training pair" in text
+    # The config was lowered after the run: there are two policies all the same.
+    assert "Policy 2 of a run of 2 iterations" in text
 
 
 def test_a_merge_says_of_what(capsys, tmp_path):

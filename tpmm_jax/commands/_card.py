@@ -70,9 +70,9 @@ The tokenizer has a chat template.
 ## How it was made
 
 {% if run -%}
-Policy {{ run.step }} of a run of {{ run.config.iterations }} iterations of preference
-optimisation ({{ run.loss }} loss) from {{ run.first }}. In each
-iteration {% if run.scorer -%}
+Policy {{ run.step }} of a run of {{ [run.step, run.config.iterations] | max }}
+iterations of preference optimisation ({{ run.loss }} loss) from {{ run.first }}.
+In each iteration {% if not run.offline -%}
 the policy answered prompts, `{{ run.scorer | code }}` labelled pairs of answers,
 {%- else -%}
 a part of a preference set was taken,
@@ -105,8 +105,11 @@ reconstruction: the paper's is not public.
 
 In brackets: 95 % intervals over prompts.
 {%- if run.scorer %}
-The reward is `{{ run.scorer | code }}`,
+The reward is `{{ run.scorer | code }}`{% if run.offline %};
+it labelled no training pair.
+{%- else %},
 which also labelled the training pairs: it is what was optimised.
+{%- endif %}
 {%- endif %}
 {%- else -%}
 The run has no evaluation of this policy.
@@ -206,6 +209,7 @@ def run_facts(source: str) -> dict[str, Any] | None:
         "loss": loss if isinstance(loss, str) else " + ".join(loss),
         "rule": config["reference"]["rule"],
         "scorer": (config.get("scorer") or {}).get("name"),
+        "offline": bool((config.get("data") or {}).get("pairs")),
         "first": first,
         "first_hub": hub,
         "references": references(workdir, step),
