@@ -180,5 +180,5 @@ def test_the_keys_of_a_measure() -> None:
 def test_cut_answers_are_warned_of_above_a_fifth() -> None:
     assert cut_warning({"iteration 1": MAX_CUT}, "--max-new-tokens", 8) == ""
     text = cut_warning({"theta_0": 0.214, "theta_1": 0.1, "theta_2": 1.0}, "N", 8)
-    assert "at 8 tokens: theta_0 21 %, theta_2 100 %. Above 20 %" in text
+    assert "at 8 tokens: theta_0: 21 %; theta_2: 100 %. Above 20 %" in text
     assert text.endswith("raise N")

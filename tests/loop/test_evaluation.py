@@ -153,8 +153,8 @@ def test_counts_of_pairs_and_of_cut_answers(workdir: pathlib.Path) -> None:
         assert f"iteration {t}: pairs: {train} train, {held_out} held out, " in said
         assert f"pairs of iteration {t}: {train} train, {held_out} held out, " in said
         share = f"{100 * row['rollout/cut']:.0f} %"
-        assert f"answers cut at 8 tokens: iteration {t} {share}. Above 20 %" in said
-        assert f"answers cut at 8 tokens: evaluation of theta_{t} " in said
+        assert f"answers cut at 8 tokens: iteration {t}: {share}. Above 20 %" in said
+        assert f"answers cut at 8 tokens: evaluation of theta_{t}: " in said
 
 
 def test_few_prompts_that_give_pairs_are_warned_of() -> None:

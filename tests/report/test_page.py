@@ -280,7 +280,7 @@ def test_many_cut_answers_are_warned_of(run):
             row |= {"rollout/cut": 0.3, "length/cut": 0.41, "film/length/cut": 0.1}
     full_run.write_lines(run / "metrics.jsonl", rows)
     text = page(run)
-    said = "iteration 3 30 %, evaluation of θ₃ 41 %. Above 20 %"
+    said = "iteration 3: 30 %; evaluation of θ₃: 41 %. Above 20 %"
     assert said in text and "Answers cut" in titles(text)
 
 

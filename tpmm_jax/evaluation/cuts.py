@@ -29,11 +29,11 @@ def cut_warning(shares: Mapping[str, float], option: str, limit: int | None) -> 
       option: the field or option that sets the limit.
       limit: max_new_tokens; None: not known.
     """
-    large = [f"{what} {100 * x:.0f} %" for what, x in shares.items() if x > MAX_CUT]
+    large = [f"{what}: {100 * x:.0f} %" for what, x in shares.items() if x > MAX_CUT]
     if not large:
         return ""
     at = "" if limit is None else f" at {limit} tokens"
     return (
-        f"answers cut{at}: {', '.join(large)}. Above {100 * MAX_CUT:.0f} % scores and "
+        f"answers cut{at}: {'; '.join(large)}. Above {100 * MAX_CUT:.0f} % scores and "
         f"lengths are those of unfinished texts: raise {option}"
     )
