@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tpmm_jax.weights.loading import Model, load
     from tpmm_jax.weights.saving import save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Model",

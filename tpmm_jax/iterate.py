@@ -26,7 +26,6 @@ def iterate(run: Run) -> None:
     first = disk.next_iteration(last)
     if first == 0:
         evaluate(plan, disk, voice, 0, None)
-    # Work on an iteration drops the metric rows of all later ones: they come again.
     for iteration in range(max(first, 1), last + 1):
         started = time.monotonic()
         pairs = gather_pairs(plan, disk, voice, iteration)

@@ -78,7 +78,7 @@ def test_a_broken_line_is_named(
 def test_a_file_is_cut_to_its_whole_batches(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "judgements.jsonl"
     (one,) = parse_lines(Judgement, [json.dumps(JUDGEMENT)], None)
-    append_records(path, [one] * 5)
+    append_records(path, [one] * 5, at=0)
     with path.open("a") as file:
         file.write('{"set": ')
     assert resume_records(path, Judgement, lambda n: n // 2 * 2) == [one] * 4

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from tpmm_jax.errors import BadInput, StorageError
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
 from tpmm_jax.log import jsonl
 from tpmm_jax.log.metrics import (
     MetricsLog,
@@ -124,11 +124,12 @@ def test_killed_and_continued_equals_undisturbed(tmp_path, committed, killed_aft
     log_steps(log, last, range(1, killed_after + 1))
     if killed_after == 5:
         log.log("iteration", iteration=last, step=None, values={"reward/mean": 0.5})
-    with open(tmp_path / "killed" / "metrics.jsonl", "ab") as file:
+    with open(log.path(last), "ab") as file:
         file.write(b'{"kind": "train", "itera')
 
     with MetricsLog(tmp_path / "killed") as log:
-        log.rewind(lambda row: belongs(row, *committed))
+        for t in range(4):
+            log.rewind(t, lambda row: belongs(row, *committed))
         log_run(log, start=committed if committed[1] is not None else (last, None))
     whole, killed = (tmp_path / name / "metrics.jsonl" for name in ("whole", "killed"))
     assert killed.read_bytes() == whole.read_bytes()
@@ -145,32 +146,73 @@ def test_rewind_keeps_the_bytes_of_the_rows_it_keeps(tmp_path):
     with MetricsLog(tmp_path, tensorboard=False) as log:
         log_run(log)
         before = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
-        assert log.rewind(lambda row: row["kind"] == "train") == 6
-        log_steps(log, 3, [1])
-    after = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
-    assert after[:-1] == [line for line in before if b'"train"' in line]
+        assert log.rewind(1, lambda row: row["kind"] == "train") == 2
+        kept = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+        assert kept == [x for n, x in enumerate(before) if n not in (7, 13)]
+        # Put back where they stood: before the steps, and before what came later.
+        log.log("iteration", iteration=1, step=None, values={"reward/mean": 0.5})
+        log.log("pairs", iteration=1, step=None, values={"count": 7})
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == before
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def finished_run(folder):
+    with MetricsLog(folder, tensorboard=False) as log:
+        log_run(log)
+        for t in range(3):
+            log.finish(t)
+    return (folder / "metrics.jsonl").read_bytes(), log.path(1)
+
+
+def test_either_copy_of_the_rows_puts_the_other_back(tmp_path):
+    before, own = finished_run(tmp_path)
+    assert before == b"".join(log_path.read_bytes() for log_path in sorted(
+        tmp_path.glob("iterations/*/metrics.jsonl")))  # fmt: skip
+    for harm in (b"", before[:100], before + b"nonsense\n"):
+        (tmp_path / "metrics.jsonl").write_bytes(harm)
+        MetricsLog(tmp_path).close()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    rows = own.read_bytes()
+    own.unlink()
+    MetricsLog(tmp_path).close()
+    assert own.read_bytes() == rows
+    own.unlink()
+    (tmp_path / "metrics.jsonl").write_bytes(before[:900])
+    with pytest.raises(
+        CorruptCheckpoint, match=r"001/metrics\.jsonl, line \d+ is missing: 7"
+    ):
+        MetricsLog(tmp_path)
+
+
+def test_changed_rows_of_a_finished_iteration_are_refused(tmp_path):
+    before, own = finished_run(tmp_path)
+    own.write_bytes(own.read_bytes().replace(b"0.5", b"0.4", 1))
+    with pytest.raises(CorruptCheckpoint, match=r"001/metrics\.jsonl, line \d is not"):
+        MetricsLog(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "tail", [b'{"kind": "tr', b'{"kind": "x", "iteration": 1}', b"\0"]
 )
 def test_a_torn_last_line_is_repaired_and_only_it(tmp_path, tail):
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / "iterations" / "000" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
     whole = b'{"kind": "train", "iteration": 0, "step": 1}\n'
     path.write_bytes(whole + tail)
-    assert read_metrics(tmp_path)[0]["step"] == 1  # a reader changes nothing
+    assert read_metrics(path.parent)[0]["step"] == 1  # a reader changes nothing
     assert path.read_bytes() == whole + tail
     MetricsLog(tmp_path).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == path.read_bytes()
     complete = tail + b"\n" if tail.endswith(b"}") else b""
     assert path.read_bytes() == whole + complete
 
 
-@pytest.mark.parametrize("line", [b"{", b"3", b'{"loss": 1}', b"\xff"])
+@pytest.mark.parametrize("line", [b"{", b"3", b'{"loss": 1}', b"\xff", b"[" * 10**6])
 def test_a_broken_line_inside_is_named(tmp_path, line):
     row = b'{"kind": "train", "iteration": 0}\n'
     (tmp_path / "metrics.jsonl").write_bytes(row + line + b"\n" + row)
-    with pytest.raises(BadInput, match=r"metrics\.jsonl, line 2 .*Delete"):
+    with pytest.raises(BadInput, match=r"metrics\.jsonl, line 2 .*`tpmm repair"):
         read_metrics(tmp_path)
 
 
@@ -226,7 +268,7 @@ def test_tensorboard_holds_tags_steps_and_the_time_logged(tmp_path, monkeypatch)
     foreign.write_bytes(b"")
     monkeypatch.setattr("time.time", lambda: 4e9)
     with MetricsLog(tmp_path) as log:
-        log_steps(log, 0, [3])
+        log_steps(log, 5, [3])
     again = events(tmp_path)
     assert foreign.exists()
     assert len(again) == len(first) + 3

@@ -307,7 +307,7 @@ def test_an_edited_judge_is_asked_again_and_no_label_moves(copy: pathlib.Path) -
     of_each = {
         f"iterations/{t:03d}/{n}"
         for t in (1, 2)
-        for n in ("judgements.jsonl", "summary.json")
+        for n in ("judgements.jsonl", "summary.json", "metrics.jsonl", "digests.jsonl")
     }
     assert moved == {"metrics.jsonl", *of_each}
     for row in lines(copy, 2, "judgements.jsonl"):

@@ -13,7 +13,7 @@ import tiny_run
 
 from tpmm_jax.config import Config, ModelSource
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import CorruptCheckpoint
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop import setup
 from tpmm_jax.rewards import ScorerConfig
@@ -78,13 +78,7 @@ def test_an_offline_run_is_not_refused_the_next_day(
     before = (workdir / "data.json").read_bytes()
     assert opened(6, config, workdir) == first
     assert (workdir / "data.json").read_bytes() == before
-    # A run of before the day was recorded takes the day on which it is continued.
-    digests = json.loads(before)
-    del digests["date"]
-    (workdir / "data.json").write_text(json.dumps(digests))
-    assert opened(5, config, workdir) == first
-    assert (workdir / "data.json").read_bytes() == before
-    digests["date"] = "yesterday"
-    (workdir / "data.json").write_text(json.dumps(digests))
-    with pytest.raises(BadInput, match="'yesterday'; wanted the day"):
+    # Another day would be other prompts: the record is not to be changed.
+    (workdir / "data.json").write_bytes(before.replace(b"-11-05", b"-11-06"))
+    with pytest.raises(CorruptCheckpoint, match=r"data\.json, line 2 is not what"):
         opened(5, config, workdir)

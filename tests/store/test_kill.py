@@ -249,6 +249,7 @@ def test_a_full_disk_is_raised_at_once_and_costs_no_step(tmp_path, kind):
     command = [sys.executable, "-c", FULL, str(tmp_path), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Event loop" not in done.stderr
     said, digest = json.loads(done.stdout.splitlines()[-1])
     assert len(said) == 2
     for message, steps, names in said:

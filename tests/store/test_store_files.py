@@ -16,12 +16,12 @@ import pytest
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
 from tpmm_jax.store import RunLock, check_space, check_writable, disk_need, files
+from tpmm_jax.store.digests import write_npz
 from tpmm_jax.store.files import (
     append_lines,
     read_json,
     read_lines_repaired,
     write_json,
-    write_npz,
     write_text,
 )
 
@@ -38,7 +38,8 @@ def test_files_come_back_and_leave_nothing_beside_them(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "y\n"
     with np.load(tmp_path / "a.npz") as found:
         assert found["m"].tolist() == [0, 1, 2] and found["w"].tolist() == [1, 1]
-    assert sorted(os.listdir(tmp_path)) == ["a.npz", "a.txt", "new"]
+    names = ["a.npz", "a.txt", "digests.jsonl", "new"]
+    assert sorted(os.listdir(tmp_path)) == names
     write_text(tmp_path / ("n" * 255), "a name of the greatest length")
 
 
@@ -145,6 +146,7 @@ def test_a_folder_that_cannot_be_written_is_refused():
 
 LOCK_AND_WAIT = """
 import os, sys, time
+from tpmm_jax.store.digests import write_npz
 from tpmm_jax.store.files import RunLock
 with RunLock(sys.argv[1]):
     if len(sys.argv) > 2 and os.fork() == 0:

@@ -279,7 +279,7 @@ def test_a_damaged_step_can_be_given_up_as_the_message_says(copied, lab, mesh_22
     with Trajectory(copied) as trajectory:
         assert trajectory.steps() == [0, 2] and list(trajectory.damaged()) == [1]
         with pytest.raises(
-            CorruptCheckpoint, match=r"step 1.*folders from 1 on.*only the first line"
+            CorruptCheckpoint, match=r"step 1.*`tpmm repair .* --give-up 1`"
         ):
             trajectory.append(3, lab.policy(3, mesh_222), {})
         for step in ("1", "2"):

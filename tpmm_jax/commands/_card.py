@@ -17,6 +17,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
+from tpmm_jax.store.digests import read_listed_json
 from tpmm_jax.weights.hub import TRAJECTORY_STEP
 
 # Heading and key of a row of kind "iteration"; an interval is KEY/low, KEY/high, but
@@ -197,7 +198,7 @@ def run_facts(source: str) -> dict[str, Any] | None:
     last = next((row for row in rows if row["iteration"] == step), {})
     data = workdir / "data.json"
     if data.exists():
-        pinned = read_json(data)
+        pinned = read_listed_json(data)
         digests += [
             (name, pinned[name]) for name in ("pairs", "prompts") if pinned[name]
         ]
@@ -229,7 +230,7 @@ def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
         path = workdir / "iterations" / f"{iteration:03d}" / "reference.json"
         if not path.exists():
             continue
-        known = read_json(path)
+        known = read_listed_json(path)
         groups = known["weights"]
         text = ", ".join(f"{w:.3f}" for w in mean_weights(groups))
         if len(groups) > 1:

@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": "talk to a model, or answer a file of prompts",
     "evaluate": "compare policies on prompts, with intervals",
     "report": "make a run's report.html",
+    "repair": "mend a run's folder after damage",
     "merge_checkpoints": "merge checkpoints by given or learned weights",
     "check_data": "what is wrong with a data set, and how a model reads it",
     "export": "write a policy as a Hugging Face directory",

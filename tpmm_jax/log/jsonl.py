@@ -1,5 +1,6 @@
 """Rows of metrics as JSON lines: their number format, reading and dropping them."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -13,26 +14,15 @@ Row = dict[str, Any]
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def rewrite(
-    path: pathlib.Path,
-    keep: Callable[[Row], bool],
-    changed: Callable[[Row], Row | None] = lambda row: None,
-) -> int:
+def rewrite(path: pathlib.Path, keep: Callable[[Row], bool]) -> int:
     """Keeps the rows for which keep(row) is true, byte for byte; mends a torn end.
-
-    Args:
-        changed: gives what a row becomes, as JSON holds it; None: it stays.
 
     Returns:
         How many rows went.
     """
     data = path.read_bytes() if path.exists() else b""
     pairs = _parse(data, path)
-    kept = []
-    for row, line in pairs:
-        if keep(row):
-            new = changed(row)
-            kept.append(line if new is None else json.dumps(new).encode() + b"\n")
+    kept = [line for row, line in pairs if keep(row)]
     whole = b"".join(kept)
     if data != whole:
         write_file(path, lambda file: file.write(whole))
@@ -70,8 +60,28 @@ def parsed(path: pathlib.Path) -> list[Row]:
     Raises:
         BadInput: any other line that is not a row; names the file and the line.
     """
-    data = path.read_bytes() if path.exists() else b""
-    return [row for row, _ in _parse(data, path)]
+    return [row for row, _ in lines_of(path)]
+
+
+def lines_of(path: pathlib.Path) -> list[tuple[Row, bytes]]:
+    """As ``parsed``, each row with its line."""
+    return _parse(path.read_bytes() if path.exists() else b"", path)
+
+
+def readable(path: pathlib.Path) -> list[tuple[Row, bytes]]:
+    """As ``lines_of``, without the lines that hold no row."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append((_row(line), line + b"\n"))
+    return found
+
+
+def _row(line: bytes) -> Row:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not {"kind", "iteration"} <= row.keys():
+        raise ValueError("no kind and iteration")
+    return row
 
 
 def _parse(data: bytes, path: pathlib.Path) -> list[tuple[Row, bytes]]:
@@ -79,15 +89,20 @@ def _parse(data: bytes, path: pathlib.Path) -> list[tuple[Row, bytes]]:
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"kind", "iteration"} <= row.keys():
-                raise ValueError("no kind and iteration")
-        except ValueError as error:
+            row = _row(line)
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not data.endswith(b"\n"):
                 break
             raise BadInput(
                 f"{path}, line {number} is not a metric row ({error}); wanted one JSON "
-                "object with kind and iteration. Delete the line, or move the file away"
+                "object with kind and iteration. Restore the file from a copy, or run "
+                f"`tpmm repair {_workdir(path)}`"
             ) from error
         pairs.append((restored(row), line.rstrip(b"\r\n") + b"\n"))
     return pairs
+
+
+def _workdir(path: pathlib.Path) -> pathlib.Path:
+    """The run's folder that a file of rows belongs to."""
+    inside = path.parent.parent.name == "iterations"
+    return path.parents[2] if inside else path.parent

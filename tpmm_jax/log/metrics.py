@@ -1,8 +1,11 @@
 """Metric rows of a run: one JSON object per line, the same bytes after a resume.
 
 A run's folder holds
-    metrics.jsonl   what was computed: no clock in it, so that a run that was killed
-                    and continued leaves the file of an undisturbed one;
+    iterations/002/metrics.jsonl
+                    what iteration 2 computed: no clock in it, so that a run that was
+                    killed and continued leaves the file of an undisturbed one;
+    metrics.jsonl   the rows of all iterations, one behind the other: written again from
+                    the iterations' own files where it differs from them;
     timing.jsonl    how long it took: seconds, tokens per second, the wall clock;
     tensorboard/    both, for TensorBoard.
 
@@ -20,13 +23,31 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
-from tpmm_jax.log.jsonl import Row, parsed, plain, restored, rewrite
+from tpmm_jax.errors import CorruptCheckpoint
+from tpmm_jax.log.jsonl import (
+    Row,
+    lines_of,
+    parsed,
+    plain,
+    readable,
+    restored,
+    rewrite,
+)
 from tpmm_jax.log.tensorboard import TensorBoard
-from tpmm_jax.store.files import append_lines, storage_errors, sync
+from tpmm_jax.store.digests import (
+    advice,
+    listing,
+    read_listed,
+    unlist,
+    write_listed,
+)
+from tpmm_jax.store.files import append_lines, storage_errors, sync, write_file
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 _RESERVED = ("kind", "iteration", "step", "time")
+# Kinds of rows, in the order in which an iteration writes them.
+KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
 
 Value = str | int | float | Sequence[Any] | SupportsFloat
 
@@ -36,7 +57,8 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
 
     Each row reaches the operating system before log() returns, so a killed process
     loses none; flush() also puts them on the disk. Opening repairs a last line that
-    was cut short. Usable as a context manager.
+    was cut short, and puts back what either copy of the rows has lost. Usable as a
+    context manager.
 
     Args:
         workdir: the run's folder, created if missing.
@@ -44,6 +66,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
 
     Raises:
         BadInput: a line of an existing file is not a row.
+        CorruptCheckpoint: the rows of a finished iteration are not those it wrote.
         StorageError: the disk refuses.
     """
 
@@ -51,10 +74,19 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         self._folder = pathlib.Path(workdir)
         self._mirrored = tensorboard
         self._board: TensorBoard | None = None
+        # (iteration, kind's place, step) of the last row.
+        self._last = (-1, 0, 0)
         self._metrics, self._timing = (self._folder / n for n in (METRICS, TIMING))
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        self.rewind(lambda row: True)
+        rewrite(self._timing, lambda row: True)
+        # What was put back, for whoever says so.
+        self.mended: list[str] = []
+        self._restore()
+        if not self._concatenate():
+            self.mended.append(
+                f"{self._metrics}: written again from the iterations' own files"
+            )
 
     def log(
         self,
@@ -92,9 +124,17 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         if timing:
             row["time"] = round(time.time(), 3)
         row |= {name: plain(name, values[name]) for name in sorted(values)}
+        line = json.dumps(row, allow_nan=False)
+        if not timing and (row["iteration"], *_order(row)) < self._last:
+            self._insert(row, line)
+            return
         board = self._open_board()  # before the row, which it would else hold twice
-        path = self._timing if timing else self._metrics
-        append_lines(path, [json.dumps(row, allow_nan=False)], flush=False)
+        if timing:
+            append_lines(self._timing, [line], flush=False)
+        else:
+            append_lines(self.path(iteration), [line], flush=False)
+            append_lines(self._metrics, [line], flush=False)
+            self._last = (row["iteration"], *_order(row))
         if board is not None:
             with self._board_errors():
                 when = row.get("time", time.time())
@@ -104,39 +144,94 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     # The same, to timing.jsonl.
     log_timing = functools.partialmethod(log, timing=True)
 
-    def replace(
-        self, kind: str, *, iteration: int, values: Mapping[str, Value]
-    ) -> None:
-        """Put other values into the rows of a kind and iteration, where they stand.
-
-        Nothing happens where there is no such row.
-
-        Raises:
-            StorageError: the disk refuses; the file is as it was.
-        """
-        new = {name: plain(name, values[name]) for name in sorted(values)}
-
-        def changed(row: Row) -> Row | None:
-            if (row["kind"], row["iteration"]) != (kind, iteration):
-                return None
-            return {k: row[k] for k in _RESERVED if k in row} | new
-
-        self._close_board()
-        rewrite(self._metrics, lambda row: True, changed)
-
-    def rewind(self, keep: Callable[[Row], bool]) -> int:
-        """Drop the rows for which keep(row) is false, from both files, atomically.
+    def rewind(self, iteration: int, keep: Callable[[Row], bool]) -> int:
+        """Drop an iteration's rows for which keep(row) is false; all others stay.
 
         Returns:
-            How many rows of metrics.jsonl were dropped.
+            How many rows of metrics were dropped.
         """
         self._close_board()
-        rewrite(self._timing, keep)
-        return rewrite(self._metrics, keep)
+        rewrite(self._timing, lambda row: row["iteration"] != iteration or keep(row))
+        path = self.path(iteration)
+        unlist(path)
+        dropped = rewrite(path, keep)
+        self._concatenate()
+        return dropped
+
+    def finish(self, iteration: int) -> None:
+        """List the digests of an iteration's rows: they are all there."""
+        path = self.path(iteration)
+        with storage_errors(path):
+            data = path.read_bytes()
+        write_listed(path, data, replace=True)
+
+    def path(self, iteration: int) -> pathlib.Path:
+        """Where an iteration's rows lie."""
+        return self._folder / "iterations" / f"{iteration:03d}" / METRICS
+
+    def _files(self) -> list[pathlib.Path]:
+        """The iterations' files, in their order."""
+        found = self._folder.glob(f"iterations/*/{METRICS}")
+        numbered = [path for path in found if path.parent.name.isdigit()]
+        return sorted(numbered, key=lambda path: int(path.parent.name))
+
+    def _restore(self) -> None:
+        """Checks each iteration's rows; takes lost ones from metrics.jsonl."""
+        copied = dict[pathlib.Path, bytes]()
+        for row, line in readable(self._metrics):
+            path = self.path(row["iteration"])
+            copied[path] = copied.get(path, b"") + line
+        for folder in self._folder.glob("iterations/*"):
+            path, known = folder / METRICS, listing(folder).get(METRICS)
+            if not path.exists() and path in copied:
+                write_file(path, lambda file, data=copied[path]: file.write(data))
+                self.mended.append(f"{path}: taken from {self._metrics} again")
+            if known is None:
+                rewrite(path, lambda row: True)
+            elif path.exists():
+                read_listed(path)
+            else:
+                raise CorruptCheckpoint(
+                    f"{path} is missing, and {self._metrics} does not hold its rows "
+                    f"either; {advice(path)}"
+                )
+
+    def _insert(self, row: Row, line: str) -> None:
+        """Put a row of a phase that came again where it stood."""
+        self._close_board()  # the next row starts it from what is on the disk
+        path = self.path(row["iteration"])
+        both = [(_order(one), raw) for one, raw in lines_of(path)]
+        both.append((_order(row), line.encode() + b"\n"))
+        lines = [raw for _, raw in sorted(both, key=lambda one: one[0])]
+        write_file(path, lambda file: file.writelines(lines))
+        self._concatenate()
+
+    def _concatenate(self) -> bool:
+        """Write metrics.jsonl anew where it is not what the iterations hold.
+
+        Returns:
+            Whether it held their rows, but the last ones, which a kill may cut.
+        """
+        with storage_errors(self._metrics):
+            files = [(path, path.read_bytes()) for path in self._files()]
+            known = self._metrics.read_bytes() if self._metrics.exists() else b""
+        data = b"".join(rows for _, rows in files)
+        if data != known:
+            write_file(self._metrics, lambda file: file.write(data))
+        self._last = (-1, 0, 0)
+        if last := next((path for path, rows in reversed(files) if rows), None):
+            row = parsed(last)[-1]
+            self._last = (row["iteration"], *_order(row))
+        return data.startswith(known[: known.rfind(b"\n") + 1]) and bool(
+            known or not data
+        )
 
     def flush(self) -> None:
         """Put all rows on the disk (fsync)."""
-        for path in filter(pathlib.Path.exists, (self._metrics, self._timing)):
+        paths = [self._metrics, self._timing]
+        if self._last[0] >= 0:
+            paths.append(self.path(self._last[0]))
+        for path in filter(pathlib.Path.exists, paths):
             with storage_errors(path):
                 sync(path)
         if self._board is not None:
@@ -222,6 +317,12 @@ def find_labels(rows: Iterable[Iterable[str]], start: str, end: str) -> list[str
         for name in names
         if name.startswith(start) and name.endswith(end)
     ]
+
+
+def _order(row: Row) -> tuple[int, int]:
+    """Where a row stands in its iteration."""
+    kind = row["kind"]
+    return KINDS.index(kind) if kind in KINDS else len(KINDS), row.get("step", 0)
 
 
 def _place(row: Row) -> tuple[str, int, int | None]:

@@ -100,7 +100,7 @@ def sample_answers(
         )
         for places, completions in batches:
             batch = _rate(runner.codec, prompts, raters, places, completions)
-            append_records(path, batch)
+            append_records(path, batch, len(answers))
             answers += batch
             advance(len(batch), **_mean_reward(answers))
     return answers

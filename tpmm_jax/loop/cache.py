@@ -1,13 +1,11 @@
 """Arrays on the disk, under a key of what they were computed from."""
 
 import pathlib
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
-from tpmm_jax.errors import CorruptCheckpoint
-from tpmm_jax.store.files import write_npz
+from tpmm_jax.store.digests import is_finished, read_npz, write_npz
 
 
 def write_cache(path: pathlib.Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -19,16 +17,7 @@ def read_cache(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
     """Returns arrays that were written under this very key; {} if there are none.
 
     Raises:
-      CorruptCheckpoint: the file cannot be read.
+      CorruptCheckpoint: the file is not what was written.
     """
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path) as file:
-            if str(file["key"]) != key:
-                return {}
-            return {name: file[name] for name in file.files if name != "key"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CorruptCheckpoint(
-            f"{path}: {error}; delete it to compute it again"
-        ) from None
+    arrays = read_npz(path) if is_finished(path) else {}
+    return arrays if str(arrays.pop("key", "")) == key else {}

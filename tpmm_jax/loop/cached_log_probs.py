@@ -12,7 +12,8 @@ from tpmm_jax.loop.reference import merged_reference
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import one_hot_index
-from tpmm_jax.store.files import read_json, sha256
+from tpmm_jax.store.digests import is_finished, read_listed_json
+from tpmm_jax.store.files import sha256
 
 POLICY, THETA_0, REFERENCE = "policy", "theta_0", "reference"
 
@@ -40,7 +41,10 @@ def cached_log_probs(
     path, models = disk.folder(t) / "log_probs.npz", compared_models(plan)
     weights = np.zeros((0, 0))
     if REFERENCE in models:
-        weights = np.asarray(read_json(disk.folder(t) / "reference.json")["weights"])
+        record = disk.folder(t) / "reference.json"
+        if not is_finished(record):
+            merged_reference(plan, disk, voice, t)
+        weights = np.asarray(read_listed_json(record)["weights"])
     texts = [[r.prompt_ids, r.response_ids] for a in answers.values() for r in a]
     pairs = [[r.prompt_ids, r.chosen_ids, r.rejected_ids] for r in held_out]
     digests = [disk.trajectory.digest(step) for step in range(t + 1)]

@@ -38,7 +38,13 @@ from tpmm_jax.loop.rollouts import CUT_OPTION, IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import policy_is_reference
-from tpmm_jax.store.files import read_json, write_json, write_npz
+from tpmm_jax.store.digests import (
+    compact,
+    is_finished,
+    read_listed_json,
+    write_listed_json,
+    write_npz,
+)
 from tpmm_jax.store.records import read_records
 
 SUMMARY = "summary.json"
@@ -50,10 +56,18 @@ def evaluate(
     plan: Plan, disk: Disk, voice: Voice, iteration: int, pairs: IterationPairs | None
 ) -> None:
     """Evaluates theta_iteration and writes summary.json and the iteration's row."""
-    values = summarise(plan, disk, voice, iteration, pairs)
+    if not disk.is_evaluated(iteration):
+        finish(disk, iteration, summarise(plan, disk, voice, iteration, pairs))
+
+
+def finish(disk: Disk, iteration: int, values: Mapping[str, Any]) -> None:
+    """Writes an iteration's row, in its place, and lists its rows as complete."""
     disk.rewind("iteration", iteration)
     disk.log.log("iteration", iteration=iteration, step=None, values=values)
     disk.log.flush()
+    # Whatever was stopped and made again on the way, the list ends the same.
+    compact(disk.folder(iteration))
+    disk.log.finish(iteration)
 
 
 def summarise(
@@ -61,22 +75,23 @@ def summarise(
 ) -> dict[str, Any]:
     """Returns what summary.json holds; evaluates and writes it if it is missing."""
     path = disk.folder(iteration) / SUMMARY
-    if path.exists():
-        values = restored(read_json(path))
+    if is_finished(path) and not disk.lost(iteration):
+        values = restored(read_listed_json(path))
     else:
         started = time.monotonic()
-        values = {}
+        held_out = [] if pairs is None else pairs.held_out
+        # First, for it makes a record of the reference that went missing again.
+        values = _evaluation(plan, disk, voice, iteration, held_out)
         if pairs is not None:
             values |= _training_summary(plan, disk, iteration, len(pairs.train))
-        held_out = [] if pairs is None else pairs.held_out
-        values |= _evaluation(plan, disk, voice, iteration, held_out)
         if 0 < iteration <= earlier_labels(disk.workdir):
             values[EARLIER_LABELS] = 1
         seconds = {"seconds": time.monotonic() - started}
         disk.log.log_timing(
             "evaluation", iteration=iteration, step=None, values=seconds
         )
-        write_json(path, {name: plain(name, value) for name, value in values.items()})
+        plainly = {name: plain(name, value) for name, value in values.items()}
+        write_listed_json(path, plainly)
     return values
 
 
@@ -206,7 +221,8 @@ def _read_earlier(disk: Disk, t: int, name: str) -> list[Rollout]:
     if not answers:
         raise BadInput(
             f"{path} is missing or empty: win rates against theta_{t} need it; put it "
-            f"back, or delete {disk.folder(t) / 'summary.json'} to evaluate it again"
+            f"back, or run `tpmm repair {disk.workdir} --evaluate {t}` to evaluate it "
+            "again"
         )
     return answers
 
@@ -227,7 +243,7 @@ def _history(
     for s in range(t):
         path = disk.folder(s) / "judgements.jsonl"
         then = read_records(path, Judgement) if path.exists() else []
-        values = restored(read_json(disk.folder(s) / "summary.json"))
+        values = restored(read_listed_json(disk.folder(s) / "summary.json"))
         history.append(
             observe(
                 f"iteration {s}" if s else THETA_0,
@@ -274,7 +290,9 @@ def _away_from_reference(
     if plan.config.loss.reference_free:
         return list(rows)
     config = plan.config.reference
-    weights_GK = np.asarray(read_json(disk.folder(t) / "reference.json")["weights"])
+    weights_GK = np.asarray(
+        read_listed_json(disk.folder(t) / "reference.json")["weights"]
+    )
     resets = config.rule == "trust_region" and config.trust_region_alpha == 1
     every = config.trust_region_tau if resets else None
     return [r for r in rows if not policy_is_reference(weights_GK, r["step"], every)]

@@ -87,7 +87,7 @@ def judge_contests(
     with voice.phase(title, ends[-1], "answers", done=done) as advance:
         for contest, against, label, places in batches[ends.index(done) :]:
             batch = judge_batch(contest, against, label, judges[label], places)
-            append_records(path, batch)
+            append_records(path, batch, len(judgements))
             judgements += batch
             advance(len(batch))
     return judgements

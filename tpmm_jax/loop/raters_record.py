@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tpmm_jax.errors import CorruptCheckpoint
-from tpmm_jax.store.files import read_json, write_json
+from tpmm_jax.store.digests import read_listed_json, write_listed_json
 
 NAME = "raters.json"
 # The files that raters fill, batch by batch.
@@ -76,11 +76,11 @@ def write_record(workdir: pathlib.Path, record: RatersRecord) -> None:
         "earlier_labels": record.earlier_labels,
         "rescoring": list(record.rescoring),
     }
-    write_json(workdir / NAME, row)
+    write_listed_json(workdir / NAME, row, replace=True)
 
 
 def _parse(path: pathlib.Path) -> RatersRecord:
-    row = read_json(path)
+    row = read_listed_json(path)
     try:
         sizes = {
             file: {int(k): int(v) for k, v in row["batch_size"][file].items()}

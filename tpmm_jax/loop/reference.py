@@ -34,7 +34,12 @@ from tpmm_jax.merging import (
 )
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import pair_check_step
-from tpmm_jax.store.files import read_json, write_json
+from tpmm_jax.store.digests import (
+    is_finished,
+    read_listed_json,
+    remove_listed,
+    write_listed_json,
+)
 from tpmm_jax.store.fingerprint import tree_digest
 
 # |D| in nats that policy = reference may show, by compute dtype: the log-probs and the
@@ -58,8 +63,8 @@ def reference_log_probs(
         return None
     folder = disk.folder(iteration)
     record, cache = folder / "reference.json", folder / "reference_logps.npz"
-    if record.exists() and cache.exists():
-        key = cache_key(plan, pairs, read_json(record)["digest"])
+    if is_finished(record) and is_finished(cache):
+        key = cache_key(plan, pairs, read_listed_json(record)["digest"])
         if found := read_cache(cache, key):
             return found["logps_MN"]
     title = f"iteration {iteration}: reference log-probs"
@@ -90,7 +95,7 @@ def merged_reference(
 ) -> tuple[Params, str]:
     """Returns the reference's parameters and their digest; records reference.json."""
     path = disk.folder(iteration) / "reference.json"
-    known = read_json(path) if path.exists() else None
+    known = read_listed_json(path) if is_finished(path) else None
     with _open_deltas(plan, disk, iteration, known) as deltas:
         record = known or _choose(plan, disk, voice, iteration, deltas)
         weights_GK = np.asarray(record["weights"], np.float64)
@@ -115,9 +120,9 @@ def merged_reference(
             ratio = signal_to_rounding(params, disk.policy(0), dtype)
         record |= {"digest": digest, "signal_to_rounding": ratio}
         _log_reference(plan, disk, voice, iteration, record)
-        write_json(path, record)
+        write_listed_json(path, record)
     # Also where a stop came between the two.
-    (disk.folder(iteration) / PROGRESS).unlink(missing_ok=True)
+    remove_listed(disk.folder(iteration) / PROGRESS)
     return params, digest
 
 
@@ -147,7 +152,7 @@ def _choose(
 ) -> dict[str, Any]:
     """Returns the record of the rule's decision, without the merge's digest."""
     config, saved = plan.config.reference, disk.folder(iteration) / PROGRESS
-    progress = read_json(saved) if saved.exists() else None
+    progress = read_listed_json(saved) if is_finished(saved) else None
     context = MergeContext(
         config, iteration, _groups(plan), deltas=deltas, progress=progress
     )
@@ -181,7 +186,7 @@ def _choose_by_holdout(
             disk.log.log("merge", iteration=iteration, step=step - 1, values=row)
             bar.advance(1, loss=f"{row['loss']:.4f}")
             if step % 10 == 0 or voice.stop.raised:
-                write_json(saved, progress)
+                write_listed_json(saved, progress, replace=True)
             voice.stop.check()
 
         context.on_step = on_step
@@ -193,7 +198,7 @@ def _choose_by_holdout(
 
 def _carried_logits(disk: Disk, iteration: int) -> np.ndarray | None:
     path = disk.folder(iteration - 1) / "reference.json"
-    logits = read_json(path).get("logits") if path.exists() else None
+    logits = read_listed_json(path).get("logits") if path.exists() else None
     return None if logits is None else np.asarray(logits, np.float32)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from tpmm_jax.config import Config
-from tpmm_jax.data.records import Judgement, Record, Rollout, parse_lines
+from tpmm_jax.data.records import Judgement, Record, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.sessions import last_session, warn_versions
@@ -36,7 +36,7 @@ from tpmm_jax.rewards import (
     NamedScorer,
     Raters,
 )
-from tpmm_jax.store.files import read_lines_repaired
+from tpmm_jax.store.records import read_growing_records
 
 # What another machine may round otherwise: shares of the batch's range, and of its
 # largest number.
@@ -256,4 +256,4 @@ def _stored(
 ) -> Sequence[Record]:
     """Returns the records of a file that may be unfinished."""
     path = workdir / "iterations" / f"{t:03d}" / name
-    return parse_lines(kind, read_lines_repaired(path, truncate=False), path)
+    return read_growing_records(path, kind)

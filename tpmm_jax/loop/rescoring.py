@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tpmm_jax.data.records import Judgement, Rollout
-from tpmm_jax.loop.evaluation import SUMMARY, answers_path, opponents, summarise
+from tpmm_jax.loop.evaluation import (
+    SUMMARY,
+    answers_path,
+    finish,
+    opponents,
+    summarise,
+)
 from tpmm_jax.loop.judging import Contest, judge_contests
 from tpmm_jax.loop.raters_record import (
     ANSWERS,
@@ -25,6 +31,7 @@ from tpmm_jax.loop.rollouts import read_pairs
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, NamedJudge, NamedScorer
+from tpmm_jax.store.digests import remove_listed
 from tpmm_jax.store.records import read_records, resume_records, write_records
 
 # What an iteration derives from its answers' rewards, before its policy is stored.
@@ -52,12 +59,10 @@ def rescore(plan: Plan, disk: Disk, voice: Voice) -> bool:
         # Before the summaries, which say so.
         write_record(disk.workdir, record)
     for t in steps:
-        (disk.folder(t) / SUMMARY).unlink(missing_ok=True)
+        remove_listed(disk.folder(t) / SUMMARY)
     for t in steps:
         pairs = read_pairs(disk, t) if t else None
-        values = summarise(plan, disk, voice, t, pairs)
-        # If it has a row: in its place among those of later iterations.
-        disk.log.replace("iteration", iteration=t, values=values)
+        finish(disk, t, summarise(plan, disk, voice, t, pairs))
     write_record(disk.workdir, replace(record, rescoring=()))
     return True
 
@@ -110,7 +115,7 @@ def _rate_file(
             batch = [_rated(row, field, one) for row, one in zip(batch, numbers)]
         rows[at : at + size] = batch
         advance(len(batch))
-    write_records(path, rows)
+    write_records(path, rows, replace=True)
 
 
 def _rated(row: Rollout, field: str, numbers: list[float]) -> Rollout:
@@ -141,7 +146,8 @@ def _judge_again(
     )
     now = {_place(one): one for one in made}
     known = resume_records(path, Judgement, lambda count: count)
-    write_records(path, [now.get(_place(one), one) for one in known])
+    rows = [now.get(_place(one), one) for one in known]
+    write_records(path, rows, replace=True)
 
 
 def _place(one: Judgement) -> tuple[str, str, str, int, int]:
@@ -158,7 +164,7 @@ def _label_again(
     size, total = plan.config.rollout.batch_size, len(path.read_bytes().splitlines())
     disk.work.clear()
     for name in _DERIVED:
-        (disk.folder(iteration) / name).unlink(missing_ok=True)
+        remove_listed(disk.folder(iteration) / name)
     disk.rewind("pairs", iteration)
     title = f"iteration {iteration}: score again"
     with voice.phase(title, total, "prompts") as advance:

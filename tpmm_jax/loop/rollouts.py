@@ -15,6 +15,7 @@ from tpmm_jax.loop.answers import sample_answers
 from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import PairPlaces, Raters, make_pairs
+from tpmm_jax.store.digests import is_finished
 from tpmm_jax.store.records import read_records, write_records
 
 CUT_OPTION = "rollout.max_new_tokens, in a new --workdir"
@@ -40,7 +41,7 @@ def gather_pairs(
 ) -> IterationPairs:
     """Returns the iteration's pairs; makes and writes pairs.jsonl if it is missing."""
     path = disk.folder(iteration) / "pairs.jsonl"
-    if not path.exists():
+    if not is_finished(path) or "rollouts.jsonl" in disk.lost(iteration):
         if plan.pair_chunks is not None:
             labelled = _flip_chunk(plan, disk, voice, iteration)
         else:

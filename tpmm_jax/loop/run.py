@@ -4,14 +4,16 @@ A phase takes those of the three that it touches.
 """
 
 import pathlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
-from tpmm_jax.log.metrics import MetricsLog, iteration_rows
+from tpmm_jax.log.metrics import KINDS, METRICS, MetricsLog
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks
 from tpmm_jax.loop.prompts import PromptSchedule
@@ -21,14 +23,12 @@ from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.rewards import Raters
 from tpmm_jax.steps import Frozen
 from tpmm_jax.store import Trajectory, WorkStore
+from tpmm_jax.store.digests import is_finished, lost_files
 
 # Folded into the random key, so that phases draw independently.
 ROLLOUT, EVALUATION, DROPOUT = 0, 1, 2
 # In the place of an iteration: the adapters that a run of LoRA begins with.
 ADAPTERS = 2**31 - 1
-
-# Kinds of metric and timing rows, in the order in which an iteration writes them.
-KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,27 @@ class Disk:
         return folder
 
     def next_iteration(self, last: int) -> int:
-        """Returns the first one without policy, summary or metrics row; or last + 1."""
-        rows = {row["iteration"] for row in iteration_rows(self.workdir)}
-        there = rows.intersection(self.trajectory.steps())
+        """Returns the first one without policy, summary or metrics; or last + 1."""
+        there = self.trajectory.steps()
         for t in range(last + 1):
-            if t not in there or not (self.folder(t) / "summary.json").exists():
+            if t not in there or not self.is_evaluated(t):
                 return t
         return last + 1
+
+    def is_evaluated(self, iteration: int) -> bool:
+        """Whether an iteration's last files are there, and no other is gone."""
+        folder, last = self.folder(iteration), ("summary.json", METRICS)
+        finished = all(is_finished(folder / name) for name in last)
+        return finished and not self.lost(iteration)
+
+    def lost(self, iteration: int) -> list[str]:
+        """Returns the files of an iteration that went missing: they are made again.
+
+        The reference's log-probs are not among them: after the training nobody reads
+        them.
+        """
+        names = lost_files(self.folder(iteration))
+        return [name for name in names if name != "reference_logps.npz"]
 
     def policy(self, step: int) -> Params:
         """Returns theta_step from the trajectory, float32, on the mesh."""
@@ -126,13 +140,18 @@ class Disk:
         return Frozen(self.trajectory.restore_base(), key)
 
     def rewind(self, kind: str, iteration: int, step: int = 0) -> None:
-        """Drops metric rows from (kind, iteration, step) on: they come again."""
-        place = (iteration, KINDS.index(kind), step)
-        self.log.rewind(
-            lambda row: (
-                (row["iteration"], KINDS.index(row["kind"]), row.get("step", 0)) < place
-            )
-        )
+        """Drops an iteration's metric rows from (kind, step) on: they come again.
+
+        Once its policy is stored, only those of this kind: a file that went missing is
+        made again, and what came after it stays.
+        """
+        place, stored = (KINDS.index(kind), step), iteration in self.trajectory.steps()
+
+        def keep(row: Mapping[str, Any]) -> bool:
+            earlier = (KINDS.index(row["kind"]), row.get("step", 0)) < place
+            return earlier or (stored and row["kind"] != kind)
+
+        self.log.rewind(iteration, keep)
 
 
 @dataclass(frozen=True)

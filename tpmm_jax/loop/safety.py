@@ -1,5 +1,6 @@
 """Numbers that are not finite: refused where they arise, named, never stored."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import take
-from tpmm_jax.errors import NotFinite
+from tpmm_jax.errors import CorruptCheckpoint, NotFinite
 from tpmm_jax.loop.log_probs import table_log_probs
 from tpmm_jax.loop.run import Disk
 from tpmm_jax.loop.task import Task
@@ -75,7 +76,7 @@ def stop_training(
     found = offending_rows(task, state, places)
     origins = {task.rows[place].origin: why for place, why in found.items()}
     path = task.disk.folder(task.iteration) / NOT_FINITE
-    again = path.exists() and read_json(path).get("step") == step
+    again = _failed_before(path, step)
     write_json(path, {"step": step, "what": name, "pairs": origins})
     if origins:
         blame = "because of " + _listed([f"{o} ({why})" for o, why in origins.items()])
@@ -94,6 +95,14 @@ def stop_training(
         "use a lower train.learning_rate, model.compute_dtype=float32 or "
         f"leave those pairs out, in a new --workdir. All of them: {path}"
     )
+
+
+def _failed_before(path: pathlib.Path, step: int) -> bool:
+    """Whether the record names this step; a damaged one is no reason to say less."""
+    try:
+        return path.exists() and read_json(path)["step"] == step
+    except (CorruptCheckpoint, KeyError, TypeError):
+        return False
 
 
 def _last_good(disk: Disk, iteration: int) -> str:

@@ -31,7 +31,17 @@ from tpmm_jax.loop.theta_0 import (
 from tpmm_jax.loop.training import check_tau
 from tpmm_jax.loop.user_code import source_digests
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.loop.workdir import check_unchanged, open_workdir, pin_config
+from tpmm_jax.loop.workdir import (
+    ADDED,
+    DATA,
+    FORMAT,
+    as_begun,
+    check_format,
+    check_unchanged,
+    open_workdir,
+    pin_config,
+    refuse_lost_lines,
+)
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import load_raters
@@ -41,7 +51,7 @@ from tpmm_jax.store import (
     check_space,
     disk_need,
 )
-from tpmm_jax.store.files import read_json, write_json
+from tpmm_jax.store.digests import read_listed_json, write_listed_json
 from tpmm_jax.weights.loading import Source, adapters_base
 
 
@@ -71,9 +81,8 @@ def open_run(
             )
         )
         # Before theta_0 is committed nothing binds: a first start may be corrected.
-        started = bool(trajectory.steps())
-        if started:
-            check_unchanged(workdir, to_dict(config), may_change(config))
+        started = trajectory.refuse_damaged() > 0
+        config = settle(config, workdir, trajectory, started=started)
         plan, source = prepare(config, workdir, console, started=started)
         sources = source_digests(config)
         record = check_raters(
@@ -87,13 +96,14 @@ def open_run(
             check_space(workdir, need)
         lengths = plan.runner.prompt_length, plan.runner.pair_length
         show_header(console, config, source, plan.mesh, workdir, need, lengths)
-        pin_run(workdir, plan)
+        pin_run(workdir, plan, started=started)
         write_record(workdir, record)
         if not started:
             store_first(source, plan.decoder, trajectory, config.seed, workdir, console)
         work = stack.enter_context(WorkStore(workdir / "work"))
         log = stack.enter_context(MetricsLog(workdir))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
+        say_mended(disk, console)
         coming = disk.next_iteration(config.iterations)
         log_session(
             workdir,
@@ -104,6 +114,24 @@ def open_run(
             rescored=list(record.rescoring),
         )
         yield Run(plan, disk, Voice(console))
+
+
+def settle(
+    config: Config, workdir: pathlib.Path, trajectory: Trajectory, *, started: bool
+) -> Config:
+    """Returns the config with which the run of a folder goes on.
+
+    Raises:
+      BadInput: the folder holds a run of another format or configuration.
+      CorruptCheckpoint: lines of its list of policies were lost.
+    """
+    if started:
+        check_format(workdir)
+    refuse_lost_lines(workdir, trajectory)
+    if started:
+        config = as_begun(workdir, config, ADDED)
+        check_unchanged(workdir, to_dict(config), may_change(config))
+    return config
 
 
 def prepare(
@@ -168,22 +196,11 @@ def may_change(config: Config) -> set[str]:
 
 
 def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
-    """Returns the day that the run's chat template writes: that on which it began.
-
-    Runs that did not record it have today's, from now on.
-
-    Raises:
-      BadInput: the record is not a day.
-    """
-    path = workdir / "data.json"
-    found = read_json(path).get("date") if started else None
-    try:
-        return today() if found is None else datetime.date.fromisoformat(found)
-    except (TypeError, ValueError):
-        raise BadInput(
-            f"{path}: the date is {found!r}; wanted the day on which the run began, "
-            "such as 2026-11-21"
-        ) from None
+    """Returns the day that the run's chat template writes: that on which it began."""
+    if not started:
+        return today()
+    record = read_listed_json(workdir / DATA)
+    return datetime.date.fromisoformat(record["date"])
 
 
 def data_digests(
@@ -201,19 +218,33 @@ def data_digests(
     return {"prompts": schedule.digest if schedule else None, "pairs": pairs}
 
 
-def pin_run(workdir: pathlib.Path, plan: Plan) -> None:
+def say_mended(disk: Disk, console: RunConsole) -> None:
+    """Says what was put back, and which missing files are made again."""
+    for text in disk.log.mended:
+        console.note(text)
+    for t in disk.trajectory.steps():
+        if lost := disk.lost(t):
+            names = ", ".join(lost)
+            console.note(f"iteration {t}: {names} missing; made again as it was")
+
+
+def pin_run(workdir: pathlib.Path, plan: Plan, *, started: bool) -> None:
     """Writes what later starts are compared with: config.json and data.json."""
-    pin_config(workdir, to_dict(plan.config))
+    pin_config(workdir, to_dict(plan.config), started=started)
     date = plan.runner.codec.date.isoformat()
     digests = data_digests(plan.schedule, plan.pair_chunks)
-    write_json(workdir / "data.json", {**digests, "date": date})
+    data = {**digests, "date": date, "format": FORMAT}
+    write_listed_json(workdir / DATA, data, replace=True)
 
 
 def check_data(
     workdir: pathlib.Path, schedule: PromptSchedule | None, chunks: PairChunks | None
 ) -> None:
     """Raises BadInput if prompts or pairs are not those the run began with."""
-    before, now = read_json(workdir / "data.json"), data_digests(schedule, chunks)
+    before, now = (
+        read_listed_json(workdir / DATA),
+        data_digests(schedule, chunks),
+    )
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise BadInput(

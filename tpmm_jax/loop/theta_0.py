@@ -17,6 +17,12 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import init_adapters, targets
 from tpmm_jax.rewards import import_object
 from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.store.digests import (
+    check_folder,
+    list_folder,
+    lost_files,
+    write_listed,
+)
 from tpmm_jax.store.files import write_text
 from tpmm_jax.weights.description import (
     read_config,
@@ -31,8 +37,10 @@ def find_model(
     config: Config, workdir: pathlib.Path, console: RunConsole, started: bool
 ) -> Source:
     """Returns theta_0: as described in a started run, else from its source."""
-    described, made = workdir / "model", workdir / "theta_0"
+    described = workdir / "model"
     if started:
+        _describe_again(config, workdir, console)
+        check_folder(described)
         return Source(
             read_config(described),
             read_tokenizer(described),
@@ -40,11 +48,37 @@ def find_model(
             _not_needed,
             generation=read_generation(described),
         )
-    name = config.model.source
+    return _find_source(config, workdir, console)
+
+
+def _find_source(config: Config, workdir: pathlib.Path, console: RunConsole) -> Source:
+    name, made = config.model.source, workdir / "theta_0"
     if ":" in name and not pathlib.Path(name).exists():
         made_from(made, name, lambda: build_model(name, made, console))
         name = str(made)
     return resolve(name, config.model.revision, config.model.base)
+
+
+def _describe_again(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
+    """Takes files of the model's description that went missing from its source again.
+
+    Raises:
+      CorruptCheckpoint: the source does not give what it was.
+    """
+    described = workdir / "model"
+    if not (lost := lost_files(described)):
+        return
+    source = _find_source(config, workdir, console)
+    with tempfile.TemporaryDirectory() as folder:
+        again = pathlib.Path(folder)
+        write_description(
+            source.config, source.tokenizer, "float32", again, source.generation
+        )
+        for name in lost:
+            found = again / name
+            data = found.read_bytes() if found.exists() else b""
+            write_listed(described / name, data)
+    console.note(f"{described}: {', '.join(lost)} taken from the source again")
 
 
 def _not_needed(decoder: Decoder, dtype: str) -> Any:
@@ -159,6 +193,7 @@ def store_first(
     write_description(
         source.config, source.tokenizer, "float32", described, source.generation
     )
+    list_folder(described)
     with console.phase("load theta_0", 1, "models") as bar:
         meta = {"iteration": 0, **source.origin}
         if decoder.lora is None:

@@ -1,16 +1,28 @@
 """The folder that a training writes to: its own, and pinned to one configuration."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tpmm_jax.config.fields import changes
-from tpmm_jax.errors import BadInput
-from tpmm_jax.store import RunLock, check_writable
+import tpmm_jax
+from tpmm_jax.config.fields import changes, flatten
+from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.store import RunLock, Trajectory, check_writable
+from tpmm_jax.store.digests import check_folder, read_listed_json
 from tpmm_jax.store.files import read_json, write_json
 
-CONFIG = "config.json"
+CONFIG, DATA = "config.json", "data.json"
+# How a run's files are read, ordered and checked; data.json records it. It goes up
+# where the same folder would be read otherwise than it was written.
+FORMAT = 2
+# The last version that continues runs of an earlier format.
+CONTINUED_BY = {1: "0.1.0"}
+# Fields added to the config since the format last went up -> the value with which a run
+# that began without the field goes on as it began. A field that is missing in the
+# config.json of such a run is no change.
+ADDED: Mapping[str, Any] = {}
 
 
 @contextlib.contextmanager
@@ -25,6 +37,74 @@ def open_workdir(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def check_format(workdir: pathlib.Path) -> None:
+    """Raises BadInput if a started run is of another format than this version's."""
+    check_folder(workdir)
+    path = workdir / DATA
+    record = read_listed_json(path) if path.exists() else {}
+    found = record.get("format", 1) if isinstance(record, dict) else None
+    if found == FORMAT:
+        return
+    here = f"this is tpmm_jax {tpmm_jax.__version__}, which continues format {FORMAT}"
+    if found in CONTINUED_BY:
+        raise BadInput(
+            f"{workdir} holds a run of format {found}; {here}. tpmm_jax "
+            f"{CONTINUED_BY[found]} continues it; or choose another --workdir. Its "
+            "policies can still be sampled, evaluated, exported and reported on"
+        )
+    raise BadInput(
+        f"{workdir} holds a run of format {found!r}; {here}. Continue it with the "
+        "newer version that began it, or choose another --workdir"
+    )
+
+
+def refuse_lost_lines(workdir: pathlib.Path, trajectory: Trajectory) -> None:
+    """Raises CorruptCheckpoint if a policy was evaluated that the list does not name.
+
+    A kill between a save and its line leaves a step without one too, but nothing that
+    was done with the policy.
+    """
+    coming = len(trajectory.steps())
+    folder = workdir / "iterations" / f"{coming:03d}"
+    later = workdir / "iterations" / f"{coming + 1:03d}"
+    names = ("evaluation*.jsonl", "log_probs.npz", "summary.json")
+    if later.exists() or any(any(folder.glob(name)) for name in names):
+        raise CorruptCheckpoint(
+            f"{trajectory.directory / 'trajectory.jsonl'} has no line for step "
+            f"{coming}, but that policy was evaluated: the line was lost; restore the "
+            f"file from a copy, or run `tpmm repair {workdir}`, which writes the line "
+            "from the step's own record"
+        )
+
+
+def as_begun(workdir: pathlib.Path, config: Any, added: Mapping[str, Any]) -> Any:
+    """Returns the config with the values that fields had before there were any.
+
+    Args:
+      added: see ADDED. A field that the run began without, and that is at its default
+        now, takes its value there.
+    """
+    known = flatten(read_json(workdir / CONFIG))
+    for name, then in added.items():
+        if name not in known and _is_default(config, name):
+            config = _replaced(config, name.split("."), then)
+    return config
+
+
+def _is_default(config: Any, name: str) -> bool:
+    *sections, last = name.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    field = next(f for f in dataclasses.fields(config) if f.name == last)
+    return getattr(config, last) == field.default
+
+
+def _replaced(config: Any, parts: list[str], value: Any) -> Any:
+    if len(parts) > 1:
+        value = _replaced(getattr(config, parts[0]), parts[1:], value)
+    return dataclasses.replace(config, **{parts[0]: value})
+
+
 def check_unchanged(
     workdir: pathlib.Path, config: Mapping[str, Any], may_change: Collection[str]
 ) -> None:
@@ -34,7 +114,10 @@ def check_unchanged(
       config: in its nested JSON form.
       may_change: dotted names of fields that may differ.
     """
-    changed = changes(read_json(workdir / CONFIG), config, may_change)
+    before = flatten(read_json(workdir / CONFIG))
+    # A run that began without a field had its behaviour of then.
+    before = {**ADDED, **before}
+    changed = changes(before, flatten(config), may_change)
     if changed:
         raise BadInput(
             f"{workdir} holds a run of another configuration:\n  "
@@ -43,6 +126,17 @@ def check_unchanged(
         )
 
 
-def pin_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes the configuration that later starts are compared with."""
+def pin_config(workdir: pathlib.Path, config: dict[str, Any], *, started: bool) -> None:
+    """Writes the configuration that later starts are compared with.
+
+    Fields that a started run began without stay out of it.
+    """
+    known = flatten(read_json(workdir / CONFIG)) if started else {}
+    for name in ADDED:
+        if started and name not in known:
+            section, _, last = name.rpartition(".")
+            inner = config
+            for part in filter(None, section.split(".")):
+                inner = inner[part]
+            inner.pop(last, None)
     write_json(workdir / CONFIG, config)

@@ -168,7 +168,7 @@ def missing(run: RunData) -> str:
         f"iteration{'s' if many else ''} {which} {'were' if many else 'was'} "
         f"evaluated, but {METRICS} has no row for {'them' if many else 'it'}: removed "
         "or cut off. Restore the file from a copy, or run the same training command "
-        "again, which writes the iterations' rows again, though not those of each step"
+        "again, which puts the rows back from the iterations' own files"
     )
 
 

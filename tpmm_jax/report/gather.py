@@ -7,18 +7,19 @@ import json
 import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tpmm_jax.data.records import Rollout, parse_lines
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.log.jsonl import parsed
 from tpmm_jax.log.metrics import METRICS, TIMING, find_labels
-from tpmm_jax.store.files import read_json, read_lines_repaired
+from tpmm_jax.store.digests import read_listed_json, read_npz
+from tpmm_jax.store.files import read_lines_repaired
+from tpmm_jax.store.records import read_growing_records
 
 Row = dict[str, Any]
 # Where a row of metrics.jsonl stands, kept for the errors that name it.
@@ -123,7 +124,7 @@ class RunData:
             return []  # a metric of another meaning, or of another's hand
         name = f"evaluation-{of_set}.jsonl" if of_set else "evaluation.jsonl"
         path = self.workdir / "iterations" / f"{iteration:03d}" / name
-        answers = parse_lines(Rollout, read_lines_repaired(path, truncate=False), path)
+        answers = read_growing_records(path, Rollout)
         rated = [row.rewards is not None for row in answers]
         for number, has_rewards in enumerate(rated, start=1):
             if any(rated) and not has_rewards:
@@ -142,11 +143,7 @@ class RunData:
         path = self.workdir / "iterations" / f"{iteration:03d}" / "held_out.npz"
         if not path.exists():
             return {}
-        try:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise _damaged(f"{path}: {error}", _ARRAYS) from None
+        arrays = read_npz(path)
         for name, array in arrays.items():
             if name.endswith("_MN") and (array.ndim != 2 or array.shape[1] != 2):
                 raise _damaged(f"{path}: {name} has shape {array.shape}", _ARRAYS)
@@ -221,7 +218,7 @@ def _reference(path: pathlib.Path) -> Row:
 
 
 def _object(path: pathlib.Path) -> Row:
-    value = read_json(path)
+    value = read_listed_json(path)
     if not isinstance(value, dict):
         raise _damaged(f"{path}: holds {type(value).__name__}", "a JSON object")
     return value

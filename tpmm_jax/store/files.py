@@ -15,10 +15,8 @@ import pathlib
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeAlias
-
-import numpy as np
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
 
@@ -117,9 +115,19 @@ def write_json(path: PathLike, obj: Any) -> None:
       BadInput: `obj` is not JSON (see `canonical_json`).
       StorageError: the disk refuses; names `path`.
     """
+    data = encode_json(obj)
+    write_file(path, lambda file: file.write(data))
+
+
+def encode_json(obj: Any) -> bytes:
+    """Indented JSON with sorted keys, UTF-8.
+
+    Raises:
+      BadInput: `obj` is not JSON (see `canonical_json`).
+    """
     canonical_json(obj)
     text = json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False)
-    write_text(path, text + "\n")
+    return (text + "\n").encode("utf-8")
 
 
 def read_json(path: PathLike) -> Any:
@@ -131,29 +139,17 @@ def read_json(path: PathLike) -> Any:
     """
     with storage_errors(path):
         data = pathlib.Path(path).read_bytes()
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: PathLike) -> Any:
+    """What a JSON file holds; raises CorruptCheckpoint, naming `path`, if nothing."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(
             f"{path}: not JSON ({error}); restore the file from a copy"
         ) from None
-
-
-def write_npz(path: PathLike, arrays: Mapping[str, Any]) -> None:
-    """Writes named arrays as .npz; whole or not at all.
-
-    Raises:
-      BadInput: an array of Python objects (it would be pickled).
-      StorageError: the disk refuses; names `path`.
-    """
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in plain.items():
-        if array.dtype.hasobject:
-            raise BadInput(
-                f"{path}: array {name!r} holds Python objects; wanted numbers or "
-                "text of fixed width"
-            )
-    write_file(path, lambda file: np.savez(file, **plain))  # type: ignore[arg-type]
 
 
 def append_lines(path: PathLike, lines: Sequence[str], *, flush: bool = True) -> None:

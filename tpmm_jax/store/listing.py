@@ -56,8 +56,16 @@ def read_list(directory: pathlib.Path, *, repair: bool) -> list[Entry]:
       CorruptCheckpoint: a line is not what was written; names it.
     """
     path = directory / LIST
+    repair_it = (
+        f"or run `tpmm repair {directory.parent}`, which writes the line from the "
+        "step's own record"
+    )
+    try:
+        lines = read_lines_repaired(path, truncate=repair)
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(f"{error}, {repair_it}") from None
     entries = []
-    for n, line in enumerate(read_lines_repaired(path, truncate=repair)):
+    for n, line in enumerate(lines):
         try:
             entry = Entry.parse(line)
             if entry.step != n:
@@ -65,21 +73,20 @@ def read_list(directory: pathlib.Path, *, repair: bool) -> list[Entry]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise CorruptCheckpoint(
                 f"{path}: line {n + 1} is not what was written "
-                f"({type(e).__name__}: {e}); restore the file from a copy"
+                f"({type(e).__name__}: {e}); restore the file from a copy, {repair_it}"
             ) from None
         entries.append(entry)
     return entries
 
 
-def what_to_do(step: int) -> str:
+def what_to_do(directory: pathlib.Path, step: int) -> str:
     """The end of every message about a step that is not what it was."""
     advice = "restore the step from a copy"
     if step == 0:
         return advice
-    kept = f"the first {step} lines" if step > 1 else "the first line"
     return (
-        f"{advice}, or give up this step and all later ones: move the folders from "
-        f"{step} on elsewhere and keep only {kept} of {LIST}; the run then continues "
+        f"{advice}, or give up this step and all later ones: `tpmm repair "
+        f"{directory.parent} --give-up {step}` moves them aside, and the run continues "
         f"from step {step - 1}"
     )
 
@@ -106,5 +113,5 @@ def refuse_fault(directory: pathlib.Path, entry: Entry) -> None:
     if found := fault(directory, entry):
         raise CorruptCheckpoint(
             f"step {entry.step}: {directory / str(entry.step)}: {found}; "
-            f"{what_to_do(entry.step)}"
+            f"{what_to_do(directory, entry.step)}"
         )

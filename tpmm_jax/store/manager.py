@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -46,6 +47,35 @@ def _without_noise() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks of Orbax's threads: what they say is raised by the save."""
+    return "_SignalingThread.run() raised" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def _without_closed_loops() -> Iterator[None]:
+    """Drops what TensorStore prints when a failed save has closed its event loop."""
+    before = sys.excepthook, sys.unraisablehook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not _is_closed_loop(error):
+            before[0](kind, error, trace)
+
+    def unraisable(found: Any) -> None:
+        if not _is_closed_loop(found.exc_value):
+            before[1](found)
+
+    sys.excepthook, sys.unraisablehook = hook, unraisable
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = before
+
+
+def _is_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
 def open_manager(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
     """Opens an Orbax manager; what is saved or restored says how, by its ocp.args.
 
@@ -53,6 +83,8 @@ def open_manager(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManag
       directory: absolute.
       **options: of ocp.CheckpointManagerOptions.
     """
+    # Kept: a save goes on in the background after this returns.
+    logging.getLogger("absl").addFilter(_is_not_raised_too)
     chosen = ocp.CheckpointManagerOptions(lightweight_initialize=True, **options)
     with _without_noise():
         return ocp.CheckpointManager(directory, options=chosen)
@@ -109,7 +141,7 @@ def save_errors(directory: pathlib.Path, step: int | None) -> Iterator[None]:
     """Turns whatever a save raises into a StorageError that names the step's path."""
     where = directory if step is None else directory / str(step)
     try:
-        with storage_errors(where):
+        with storage_errors(where), _without_closed_loops():
             yield
     except TpmmError:
         raise
@@ -158,6 +190,14 @@ def numbered(directory: pathlib.Path) -> dict[int, pathlib.Path]:
         for name in sorted(names)
         if name.isascii() and name.isdecimal() and str(int(name)) == name
     }
+
+
+def padded(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Folders whose name is a number with or without zeros before it."""
+    with storage_errors(directory):
+        names = os.listdir(directory) if directory.is_dir() else []
+    decimal = [name for name in sorted(names) if name.isascii() and name.isdecimal()]
+    return {int(name): directory / name for name in decimal}
 
 
 def file_sizes(folder: pathlib.Path) -> dict[str, int]:

@@ -103,6 +103,17 @@ class Trajectory:
         faults = {e.step: fault(self.directory, e) for e in self._entries()}
         return {step: why for step, why in faults.items() if why is not None}
 
+    def refuse_damaged(self) -> int:
+        """Returns the number of committed steps; their files are all there.
+
+        Raises:
+          CorruptCheckpoint: they are not; names the step, the file and what to do.
+        """
+        entries = self._entries()
+        for entry in entries:
+            refuse_fault(self.directory, entry)
+        return len(entries)
+
     def holds_adapters(self) -> bool:
         """True if the steps are adapters over a base that is kept elsewhere."""
         return any(entry.storage == "lora" for entry in self._entries())
@@ -123,7 +134,7 @@ class Trajectory:
         if sha256(found) != entry.meta:
             raise CorruptCheckpoint(
                 f"step {step}, meta: {self.directory / str(step)} does not hold the "
-                f"meta that was saved; {what_to_do(step)}"
+                f"meta that was saved; {what_to_do(self.directory, step)}"
             )
         return found
 
@@ -222,13 +233,11 @@ class Trajectory:
     def _check_step(self, step: int) -> None:
         if self.read_only:
             raise BadInput(f"{self.directory} was opened read-only; nothing is saved")
-        entries = self._entries()
-        for entry in entries:
-            refuse_fault(self.directory, entry)
-        if step != len(entries):
-            have = f"steps 0 to {len(entries) - 1}" if entries else "no steps"
+        count = self.refuse_damaged()
+        if step != count:
+            have = f"steps 0 to {count - 1}" if count else "no steps"
             raise BadInput(
-                f"{self.directory} holds {have}: the next one is {len(entries)}, not "
+                f"{self.directory} holds {have}: the next one is {count}, not "
                 f"{step}; a committed step is never written again"
             )
         beyond = [
@@ -238,9 +247,9 @@ class Trajectory:
         ]
         if beyond:
             raise CorruptCheckpoint(
-                f"{self.directory / LIST} lists {len(entries)} steps, but the folder "
+                f"{self.directory / LIST} lists {count} steps, but the folder "
                 f"also holds step {beyond[0]}: lines are missing; restore the file "
-                "from a copy, or move those steps elsewhere"
+                f"from a copy, or run `tpmm repair {self.directory.parent}`"
             )
 
     def _differences(
@@ -325,7 +334,7 @@ class Trajectory:
             raise CorruptCheckpoint(
                 f"{against}, leaf {name}: {self.directory} holds other bits than were "
                 f"saved (fingerprint {now}, saved {saved['fingerprints'][name]}); "
-                f"{what_to_do(entry.step)}"
+                f"{what_to_do(self.directory, entry.step)}"
             )
         return flat
 
@@ -359,11 +368,13 @@ class Trajectory:
         raise CorruptCheckpoint(
             f"step {entry.step}, integrity: {self.directory / str(entry.step)} does "
             f"not hold the fingerprints that were saved; "
-            f"{what_to_do(entry.step)}"
+            f"{what_to_do(self.directory, entry.step)}"
         )
 
     def _read(self, step: int, **args: Any) -> Any:
-        return manager.read_items(self.directory, step, what_to_do(step), **args)
+        return manager.read_items(
+            self.directory, step, what_to_do(self.directory, step), **args
+        )
 
     # ---- the list
 

@@ -16,6 +16,7 @@ from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.store.digests import check_folder
 from tpmm_jax.weights.description import read_config, read_generation, read_tokenizer
 from tpmm_jax.weights.gguf import GGUFFile
 from tpmm_jax.weights.hf_config import parse_config
@@ -300,6 +301,7 @@ def _resolve_step(workdir: pathlib.Path, wanted: int | None) -> Source:
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     folder = workdir / "model"
+    check_folder(folder)
     origin = {"source": f"{workdir}/trajectory@{step}"}
     config = read_config(folder)
     _check_stored(workdir, step, config)
