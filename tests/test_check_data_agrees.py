@@ -1,11 +1,13 @@
 """tpmm check_data --config and a run of that config agree about the data."""
 
+import csv
 import gzip
 import io
 import json
 import pathlib
 import sys
 
+import pyarrow
 import pytest
 
 from tpmm_jax.commands import check_data
@@ -41,6 +43,34 @@ EMPTY = [{"prompt": " "}, *PROMPTS]
 LONG = [row | {"chosen": " w5" * 70} for row in PAIRS]
 UNKNOWN = [{"prompt": [3 + n, 4]} for n in range(26)] + [{"prompt": [1, 99999]}]
 CUT = gzip.compress(b"".join(json.dumps(r).encode() + b"\n" for r in PAIRS * 20))
+
+
+def _csv(rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return b"\xef\xbb\xbf" + text.getvalue().encode()
+
+
+def _zstd(rows):
+    text = "\n\n".join(map(json.dumps, rows))
+    return pyarrow.Codec("zstd").compress(text.encode(), asbytes=True)
+
+
+def _scored(scores):
+    return [
+        {"prompt": f"w1 w{n}", "responses": [" w2", " w3"], "scores": scores}
+        for n in range(12)
+    ]
+
+
+SHARE = {
+    "conversations": [{"from": "human", "value": "w1"}],
+    "chosen": {"from": "gpt", "value": "w2"},
+    "rejected": {"from": "gpt", "value": "w3"},
+}
+RATED = [row | {"score_chosen": 1, "score_rejected": 2} for row in PAIRS]
 EVAL, DROP = "data.eval_prompts=e.jsonl", "data.on_bad_rows=drop"
 FAR = 'evaluation.sets={"far": "far.jsonl"}'
 
@@ -75,6 +105,28 @@ CASES = {
     "an empty prompt, dropped": (IDS, {}, [DROP], ""),
     "all dropped": ([{"prompt": ""}] * 3, {}, [DROP], "holds 0"),
     "all pairs dropped": (EQUAL, {}, [DROP], "0 usable pairs"),
+    "pairs in CSV": (("d.csv", _csv(PAIRS)), {}, [], ""),
+    "a quote that never ends": (
+        ("d.csv", _csv(PAIRS) + b'"w1,w2,w3\n'), {}, [DROP], "never ends"),
+    "prompts in CSV": (("p.csv", _csv(PROMPTS)), {}, [], ""),
+    "an empty prompt in CSV": (
+        ("p.csv", _csv([*PROMPTS, {"prompt": ""}]) + b'""\n'), {}, [],
+        "field 'prompt' is empty"),
+    "pairs in Zstandard": (("d.jsonl.zst", _zstd(PAIRS)), {}, [], ""),
+    "evaluated on Zstandard": (
+        PAIRS, {"e.jsonl": PROMPTS, "far.csv": _csv(PROMPTS)},
+        [EVAL, 'evaluation.sets={"far": "far.csv"}'], ""),
+    "a pattern": (
+        ("d*.jsonl", b""), {"d1.jsonl": PAIRS[:6], "d2.jsonl": PAIRS[6:]}, [], ""),
+    "a pattern with a bad row": (
+        ("d*.jsonl", b""), {"d1.jsonl": PAIRS, "d2.jsonl": PAIRS[:2] + EQUAL}, [],
+        "equals 'chosen'"),
+    "a pattern of nothing": (("d*.jsonl", b""), {}, [], "no file matches"),
+    "scored answers": (_scored([1, 2]), {}, [], ""),
+    "scored alike": (_scored([2, 2]), {}, [], "0 usable pairs"),
+    "scores missing": (_scored([2]), {}, [], "has 1 items for the 2 answers"),
+    "ShareGPT without a template": ([SHARE] * 12, {}, [], "needs a chat template"),
+    "rated otherwise": (RATED, {}, [], ""),
 }  # fmt: skip
 
 
@@ -82,14 +134,17 @@ CASES = {
 def test_they_agree(case, tmp_path, capsys, monkeypatch):
     rows, files, overrides, wanted = CASES[case]
     monkeypatch.chdir(tmp_path)
+    name = "d.jsonl.gz" if isinstance(rows, bytes) else "d.jsonl"
+    if isinstance(rows, tuple):
+        name, rows = rows
     packed = isinstance(rows, bytes)
-    name = "d.jsonl.gz" if packed else "d.jsonl"
-    for file, content in {name: rows, **files}.items():
+    own = {} if "*" in name else {name: rows}
+    for file, content in {**own, **files}.items():
         if not isinstance(content, bytes):
             content = "".join(json.dumps(row) + "\n" for row in content).encode()
         pathlib.Path(file).write_bytes(content)
     data = f"prompts={name!r}"
-    if packed or "chosen" in rows[0]:
+    if name[0] == "d" and (packed or not {"chosen", "scores"}.isdisjoint(rows[0])):
         data = f"pairs={name!r}"
         if EVAL not in overrides:
             overrides = [*overrides, "scorer.name=null"]

@@ -134,8 +134,8 @@ def test_counts_of_one_table(tmp_path, run, tokenizer):
         "--max-prompt-length", 20, "--max-completion-length", 8,
         "--scorer", "test_check_data_command:prefer_black",
     )  # fmt: skip
-    counts = json.loads(out)["counts"]
-    assert code == 0
+    counts, remarks = (json.loads(out)[key] for key in ("counts", "remarks"))
+    assert code == 0 and f"{path}:6: score_rejected 2.5 is above" in remarks[0]
     wanted = {
         "duplicate_prompts": 2, "duplicate_pairs": 1, "labelled_both_ways": 1,
         "tied": 1, "scored_otherwise": 1, "prompt_truncated": 1,
@@ -303,7 +303,7 @@ def test_no_share_of_the_table_is_above_all(tmp_path, run, tokenizer):
     shares = [float(s) for s in re.findall(r"([\d.]+) %", out)]
     assert code == 2 and len(shares) >= 8 and max(shares) <= 100
     assert "prompts over the limit 2 66.7 %" in " ".join(out.split())
-    assert "scores in the file tie" not in out
+    assert "ratings in the file tie" not in out
     prompts = _write(tmp_path / "q.jsonl", {"prompt": [1, 99999]}, {"prompt": ""}, *IDS)
     code, out, _ = run(prompts, "--prompts", "--model", tokenizer)
     assert "cannot be tokenised 1 33.3 % refused" in " ".join(out.split())

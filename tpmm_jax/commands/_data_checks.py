@@ -19,10 +19,10 @@ from tpmm_jax.data.checks import (
     text_lengths,
 )
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.config import PARTS, DataConfig
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, as_dicts, without_ids
-from tpmm_jax.data.pairs import PreferencePair
-from tpmm_jax.data.prepare import prepare_pairs, prepare_prompts
+from tpmm_jax.data.pairs import PreferencePair, holds_pairs
+from tpmm_jax.data.prepare import prepare_pairs, prepare_prompts, remark_text
 from tpmm_jax.data.problems import Defect, Problems, in_order, place_of
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow
@@ -117,6 +117,8 @@ def check_pairs(
             continue
         found.note(one.problems)
         found.note_unread(file, one.unread)
+        if remarks := remark_text(file, one.problems):
+            found.remarks.append(remarks)
         counts = dict(one.counts)
         found.rows += counts["rows_read"]
         # In the summary "rows" are all that were read.
@@ -246,7 +248,7 @@ def _read_held(
     names = (data.prompt_field, data.fields.get("prompt", "prompt"))
     own = next((name for name in names if name in columns), None)
     whole: list[Key] = []
-    if {data.fields.get(part, part) for part in ("chosen", "rejected")} <= columns:
+    if holds_pairs(columns, data.fields):
         pairs = prepare_pairs(file, data, None, auto_chat=auto_chat)
         whole = [pair_key(pair) for pair in pairs.pairs]
         if own is None and pairs.pairs:
@@ -258,7 +260,7 @@ def _read_held(
     data = replace(data, prompt_field=own or data.prompt_field)
     read = prepare_prompts(file, data, None, auto_chat=auto_chat)
     keys = [content_key(prompt.content) for prompt in read.prompts]
-    unread = [name for name in read.unread if not whole or name not in PARTS]
+    unread = [n for n in read.unread if not whole or n in pairs.unread]
     return keys, whole, read.problems, unread
 
 

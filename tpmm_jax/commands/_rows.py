@@ -37,6 +37,14 @@ def add_row_options(
         ),
     ]
     if pairs:
+        actions.append(
+            add(
+                "--scored-pairs",
+                choices=("best_worst", "all"),
+                help="what is made of several scored answers in a row (default: "
+                "best_worst)",
+            )
+        )
         text = "take the common beginning of chosen and rejected as the prompt, even "
         text += "beside a question or under a chat template"
         actions.append(
@@ -68,6 +76,10 @@ def row_options(args: argparse.Namespace, *, pairs: bool = True) -> dict[str, An
     if args.ignore_columns is not None:
         columns = [name.strip() for name in args.ignore_columns.split(",")]
         given["ignore_columns"] = tuple(filter(None, columns))
+    if getattr(args, "scored_pairs", None) is not None:
+        if not pairs:
+            raise BadInput("--scored-pairs concerns pairs, and none are read")
+        given["scored_pairs"] = args.scored_pairs
     if getattr(args, "implicit_prompt", None) is not None:
         if not pairs:
             raise BadInput("--implicit-prompt concerns pairs, and none are read")

@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from rich.text import Text
+
 from tpmm_jax.commands._data_checks import (
     Checked,
     check_labels,
@@ -295,12 +297,12 @@ def show(
         lines = ", ".join(map(str, args.line))
         console.note(f"\nthere is no {what} on --line {lines}")
     console.note("")
+    for remark in found.remarks:
+        # Shown, not noted, so that it keeps to the terminal's width.
+        console.show(Text(f"note: {remark}"))
     if found.errors:
         console.error(verdict(found, drops=data.on_bad_rows == "drop"))
-    elif found.remarks:
-        for remark in found.remarks:
-            console.note(f"note: {remark}")
-    else:
+    elif not found.remarks:
         console.note("nothing is wrong with these rows")
 
 

@@ -62,6 +62,9 @@ _READ_COUNTS = {
     "ends_early": "pairs in which one side ends where the other goes on",
     "prompt_repeated": "pairs whose completions repeated the prompt, now without",
     "begins_with_prompt": "pairs whose completions begin with the prompt, kept so",
+    "continued": "pairs that go on with the assistant's message in their prompt",
+    "scored_rows": "rows of several scored answers, made pairs of",
+    "no_preference": "rows dropped: their answers are scored alike",
     "several_turns": "pairs whose completions hold several turns, all trained on",
     "duplicate_prompts": "prompts that repeat an earlier one",
     "duplicate_pairs": "pairs that repeat an earlier one",
@@ -249,7 +252,8 @@ def _write(
     for given in pairs:
         try:
             pair = _as_turns(given) if codec.chat else given
-            opened = writer.open_prompt(pair.prompt)
+            first = as_messages(pair.chosen, "assistant")[0].role
+            opened = writer.open_prompt(pair.prompt, next_role=first)
             sides = [
                 writer.completion(pair.prompt, opened, side)
                 for side in (pair.chosen, pair.rejected)

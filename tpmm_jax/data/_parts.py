@@ -1,10 +1,19 @@
 """A row's prompt, chosen and rejected, brought to one format or taken apart."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tpmm_jax.data._split import split_messages, split_text
+from tpmm_jax.data._strict_object import json_type
 from tpmm_jax.data._transcripts import ASSISTANT, split_transcripts
-from tpmm_jax.data.messages import Conversation, Written, as_messages, order_fault
+from tpmm_jax.data.messages import (
+    Conversation,
+    Written,
+    as_messages,
+    continues,
+    order_fault,
+)
 
 _NO_MORE = "is itself the beginning of the other one"
 
@@ -14,8 +23,9 @@ class PreferencePair:
     """One pair; the completions are both texts or both conversations.
 
     A conversational prompt ends with a user message and each completion begins and
-    ends with an assistant message; but an implicit prompt may end with the assistant,
-    and the completions begin with the user, where that is where they part.
+    ends with an assistant message. A given prompt that ends with an assistant message
+    is the beginning of that message: the completions go on with it. An implicit prompt
+    that does is answered by the user, where that is where the completions part.
 
     Attributes:
       implicit: the prompt was the common beginning of chosen and rejected.
@@ -104,16 +114,39 @@ def _checked(
 ) -> PreferencePair:
     """The pair of (prompt, chosen, rejected), unless their roles are out of order."""
     prompt, chosen, rejected = parts
-    last = prompt[-1].role if implicit and prompt[-1].role == "assistant" else "user"
+    goes_on = not implicit and continues(prompt, chosen) and continues(prompt, rejected)
+    answered = goes_on or (implicit and prompt[-1].role == "assistant")
+    last = "assistant" if answered else "user"
     if fault := order_fault(prompt, last=last):
         # The messages of an implicit prompt stand in both; the first is named.
         name = names["chosen" if implicit else "prompt"]
         raise PairFault((name, f"field {name!r}: {fault}"))
+    asked = prompt[:-1] if goes_on else prompt
     faults = [
         (names[part], f"field {names[part]!r} after the prompt: {fault}")
         for part, side in (("chosen", chosen), ("rejected", rejected))
-        if (fault := order_fault((*prompt, *side), last="assistant"))
+        if (fault := order_fault((*asked, *side), last="assistant"))
     ]
     if faults:
         raise PairFault(*faults)
     return PreferencePair(prompt, chosen, rejected, origin, implicit)
+
+
+def read_instruction(data: Mapping[str, Any], faults: list[tuple[str, str]]) -> str:
+    """The instruction and its input below it.
+
+    Without a chat template a line break follows. One break, not two: before a word many
+    tokenizers read two breaks differently than at the end of a text, so that no
+    completion would join its prompt.
+    """
+    texts = []
+    for name in ("instruction", "input"):
+        value = data.get(name)
+        if not isinstance(value, str) and not (name == "input" and value is None):
+            text = f"field {name!r} is {json_type(value)}; wanted a text"
+            faults.append((name, text))
+        elif value and value.strip():
+            texts.append(value)
+        elif name == "instruction":
+            faults.append((name, f"field {name!r} is empty"))
+    return "\n\n".join(texts)

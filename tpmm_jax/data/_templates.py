@@ -22,6 +22,7 @@ from tpmm_jax.data.messages import (
     Written,
     as_dicts,
     as_messages,
+    continues,
 )
 from tpmm_jax.errors import BadInput
 
@@ -75,24 +76,28 @@ class Writer:
             self._dated = _dated(codec)
             self._stray, self._usual = self._headers()
 
-    def prompt(self, content: Written) -> str:
-        """The prompt's text; with ``chat`` it ends with the header of the next turn.
+    def prompt(self, content: Written, *, next_role: str = "assistant") -> str:
+        """The prompt's text; with ``chat`` it ends where the next role's text begins.
 
-        That is the assistant's, or the user's behind a last message of the assistant.
+        That is behind a header; or within the last message, where that is the
+        assistant's too.
         """
         if not self._chat:
             return _plain(content)
         messages = as_messages(content, "user")
         if messages[-1].role != "assistant":
             return self._render(messages, opens=True)
-        # What the template writes of its own (a default system message) counts too.
-        mark = _mark(self._render((*messages, Message("user", "x")), opens=False))
-        text = self._render((*messages, Message("user", mark)), opens=False)
-        return text.partition(mark)[0]
+        asked, begun, turns = messages[:-1], messages[-1].content, messages[-1:]
+        if next_role != "assistant":
+            asked, begun, turns = messages, "", (Message(next_role, "x"),)
+        text = self._render((*asked, *turns), opens=False)
+        return self._front(asked, begun, turns, text)
 
-    def open_prompt(self, content: Written) -> OpenPrompt:
+    def open_prompt(
+        self, content: Written, *, next_role: str = "assistant"
+    ) -> OpenPrompt:
         """The prompt as ``prompt`` writes it, with what opens the assistant's turn."""
-        text = self.prompt(content)
+        text = self.prompt(content, next_role=next_role)
         asked = as_messages(content, "user")
         if not self._chat or asked[-1].role == "assistant":
             return OpenPrompt(text, "")
@@ -120,14 +125,15 @@ class Writer:
             return _plain(completion), True
         asked = as_messages(content, "user")
         turns = as_messages(completion, "assistant")
+        begun = ""
+        if continues(content, completion):
+            asked, begun = asked[:-1], asked[-1].content
+            turns = (Message("assistant", begun + turns[0].content), *turns[1:])
         text = self._without_layout(self._render((*asked, *turns), opens=False))
         is_prefix = text.startswith(opened.text)
         start = len(opened.text)
         if not is_prefix:
-            # A mark in the answer's place shows where the template puts it.
-            mark = _mark(text)
-            marked = (*asked, Message(turns[0].role, mark), *turns[1:])
-            header, _, _ = self._render(marked, opens=False).partition(mark)
+            header = self._front(asked, begun, turns, text)
             start = len(header)
             if not text.startswith(header):
                 raise BadInput(
@@ -161,6 +167,29 @@ class Writer:
                 f"prompt closes {thought.opening}, or one that keeps {thought.closing} "
                 "in answers, and write the thoughts into the answers"
             )
+
+    def _front(
+        self, asked: Conversation, begun: str, turns: Conversation, text: str
+    ) -> str:
+        """What is written before a text, as a mark in its place shows.
+
+        Args:
+          asked: the messages before the one that holds the text.
+          begun: how that message begins, before the text.
+          turns: that message, of which the role counts, and those behind it.
+          text: all of these as they are written.
+        """
+        role = turns[0].role
+        # What the template writes of its own (a default system message) counts too.
+        mark = _mark(text)
+        marked = (*asked, Message(role, begun + mark), *turns[1:])
+        front, found, _ = self._render(marked, opens=False).partition(mark)
+        if not found:
+            raise BadInput(
+                f"the chat template leaves out the {role}'s message; use one that "
+                "writes it"
+            )
+        return front
 
     def _knows(self, text: str) -> bool:
         """Whether the template or the vocabulary has a text."""

@@ -34,6 +34,8 @@ class DataConfig:
         as the texts that they are; None refuses them.
       ignore_columns: columns that say something about the prompt and are left unread,
         where they would be refused.
+      scored_pairs: what is made of a row with several scored answers: one pair, the
+        best against the worst, or "all" pairs of answers with different scores.
       on_bad_rows: malformed rows of prompts and pairs, and pairs whose sides are
         equal, are refused, all of them listed; or dropped with a count.
       prompt_field: column of the prompts; "messages" and "prompt_ids" are found too.
@@ -53,6 +55,7 @@ class DataConfig:
     implicit_prompt: bool = False
     parse_json: bool | None = None
     ignore_columns: Sequence[str] = ()
+    scored_pairs: Literal["best_worst", "all"] = "best_worst"
     on_bad_rows: Literal["refuse", "drop"] = "refuse"
     prompt_field: str = "prompt"
     split: str = "train"
@@ -78,6 +81,8 @@ class DataConfig:
         defaults = DataConfig()
         if self.implicit_prompt and self.pairs is None:
             raise BadInput("data.implicit_prompt concerns data.pairs, which is not set")
+        if self.scored_pairs != defaults.scored_pairs and self.pairs is None:
+            raise BadInput("data.scored_pairs concerns data.pairs, which is not set")
         column = self.prompt_field != defaults.prompt_field
         if column and self.prompts is None and self.eval_prompts is None:
             raise BadInput(

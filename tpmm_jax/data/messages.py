@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
+from tpmm_jax.data._message_shapes import part_fault, part_keys, plain_message
 from tpmm_jax.data._strict_object import json_type
 
 ROLES = ("system", "user", "assistant")
@@ -57,6 +58,9 @@ def parse_content(
 ) -> tuple[Written, list[str]]:
     """Check a text, or the shape of each message, not their order.
 
+    One message may stand without a list; for the shapes of messages see
+    ``_message_shapes``.
+
     Args:
       value: what a row holds.
       field: its name, for the messages.
@@ -67,12 +71,14 @@ def parse_content(
     """
     if isinstance(value, str):
         return value, [] if value.strip() else [f"field {field!r} is empty"]
+    if isinstance(value, dict) and not {"role", "from"}.isdisjoint(value):
+        value = [value]
     if not isinstance(value, list):
         return "", [f"field {field!r} is {json_type(value)}; wanted {wanted}"]
     if not value:
         return (), [f"field {field!r} is an empty message list"]
     messages, faults = [], []
-    for number, item in enumerate(value):
+    for number, item in enumerate(map(plain_message, value)):
         fault = _message_fault(item)
         if fault:
             faults.append(f"field {field + f'[{number}]'!r}: {fault}")
@@ -90,6 +96,8 @@ def _message_fault(item: object) -> str | None:
     role, content = item["role"], item["content"]
     if role not in ROLES:
         return f"unknown role {role!r}; wanted {', '.join(ROLES)}"
+    if isinstance(content, list):
+        return part_fault(content)
     if not isinstance(content, str):
         return f"content is {json_type(content)}; wanted a text"
     # An empty system message is how some data switch off a template's default one.
@@ -118,17 +126,24 @@ def unread_keys(*values: object) -> set[str]:
     """The keys of messages that no chat template is given.
 
     Args:
-      values: what rows hold; anything but a message list has none.
+      values: what rows hold; anything but messages has none.
     """
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    given = [item for items in lists for item in items if isinstance(item, dict)]
     return {
         key
-        for value in values
-        if isinstance(value, list)
-        for message in value
-        if isinstance(message, dict)
+        for message in map(plain_message, given)
         for key in message.keys() - {"role", "content"} - _RENDERED_KEYS
         if message[key] is not None
-    }
+    }.union(*map(part_keys, given))
+
+
+def continues(prompt: Content, completion: Content = "") -> bool:
+    """Whether a completion goes on with the last message of its prompt."""
+    asked, given = without_ids(prompt), without_ids(completion)
+    if not isinstance(asked, tuple) or asked[-1].role != "assistant":
+        return False
+    return not isinstance(given, tuple) or given[0].role == "assistant"
 
 
 def order_fault(messages: Sequence[Message], *, last: str) -> str | None:

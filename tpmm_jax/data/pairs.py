@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tpmm_jax.data._beside import (
@@ -24,9 +25,12 @@ from tpmm_jax.data._parts import (
     PairFault,
     PreferencePair,
     join_explicit,
+    read_instruction,
     split_implicit,
 )
-from tpmm_jax.data._strict_object import json_type
+from tpmm_jax.data._ratings import RATING_COLUMNS, compare_ratings
+from tpmm_jax.data._row_shapes import ANSWER_COLUMNS, SHAPE_COLUMNS, locate
+from tpmm_jax.data._scored import ScoredPairs
 from tpmm_jax.data._transcripts import (
     asks,
     is_transcript,
@@ -35,6 +39,7 @@ from tpmm_jax.data.config import PARTS
 from tpmm_jax.data.messages import (
     Written,
     as_messages,
+    continues,
     parse_content,
     unread_keys,
 )
@@ -45,25 +50,26 @@ from tpmm_jax.errors import BadInput
 
 __all__ = ["PairSet", "PreferencePair", "read_pair_set"]
 
-_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 # Read beside those of PARTS.
-_COLUMNS = (*SPEAKING, *_SCORES[0], *_SCORES[1])
+_COLUMNS = (*SPEAKING, *SHAPE_COLUMNS, *RATING_COLUMNS)
 
 
 @dataclass(frozen=True)
 class PairSet:
     """Pairs fit for training, and what was counted on the way.
 
-    Counts: rows_read (bad ones too); blank_lines (passed over); malformed; identical
-    (chosen equals rejected); pairs (neither of these); ends_early (one text completion
-    is empty, as it is the beginning of the other); prompt_repeated (the completions
-    held the prompt again, removed); begins_with_prompt (text completions that both
-    begin with the prompt, kept); several_turns (completions with user messages in
-    them); duplicate_prompts;
-    duplicate_pairs; keys_left_out (messages have keys beside role and content, which no
-    template is given); tied and scored_otherwise (the row states scores, which are
-    equal, or higher for rejected); with_system and with_history (messages before the
-    prompt come from columns of their own).
+    Counts: rows_read (bad ones too); blank_lines (passed over); scored_rows (of several
+    scored answers); no_preference (those whose answers are scored alike); malformed;
+    identical (chosen equals rejected); pairs (neither of these); ends_early (one text
+    completion is empty, as it is the beginning of the other); prompt_repeated (the
+    completions held the prompt again, removed); begins_with_prompt (text completions
+    that both begin with the prompt, kept); continued (completions that go on with the
+    prompt's last message); several_turns (completions with user messages in them);
+    duplicate_prompts; duplicate_pairs; keys_left_out (messages have keys beside role
+    and content, which no template is given); tied and scored_otherwise (the row states
+    ratings, which are equal, or higher for rejected; the latter are remarks);
+    with_system and with_history (messages before the prompt come from columns of their
+    own).
 
     Attributes:
       beside: what other columns say; some of it matters under a chat template alone.
@@ -93,6 +99,9 @@ class _How(NamedTuple):
     implicit_prompt: bool
     parse_json: bool | None
     beside: Beside
+    scored_pairs: ScoredPairs
+    # Columns of the source, by what a shape calls their parts.
+    columns: Mapping[str, str] = MappingProxyType({})
 
 
 def read_pair_set(
@@ -104,6 +113,7 @@ def read_pair_set(
     implicit_prompt: bool = False,
     parse_json: bool | None = None,
     ignore_columns: Collection[str] = (),
+    scored_pairs: ScoredPairs = "best_worst",
 ) -> PairSet:
     """Read preference pairs, and note what is wrong.
 
@@ -117,7 +127,7 @@ def read_pair_set(
       split: the split of a dataset.
       fields: the column of "prompt", "chosen" or "rejected" where it has another name,
         or of "system" or "history".
-      implicit_prompt, parse_json, ignore_columns: see ``DataConfig``.
+      implicit_prompt, parse_json, ignore_columns, scored_pairs: see ``DataConfig``.
 
     Returns:
       The pairs in order, without those of which something is noted.
@@ -125,8 +135,9 @@ def read_pair_set(
     names = {part: part for part in PARTS} | dict(fields or {})
     columns = (*names.values(), *_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    how = _How(names, implicit_prompt, parse_json, Beside(ignore_columns))
-    found = [one for row in rows if (one := _read_pair(row, how, problems))]
+    beside = Beside(ignore_columns)
+    how = _How(names, implicit_prompt, parse_json, beside, scored_pairs)
+    found = [one for row in rows for one in _read_row(row, how, problems)]
     _refuse_mixed([(pair.origin, layout) for layout, pair, _ in found], names, problems)
     malformed, bad_rows = problems.origins(), len(problems.bad_rows())
     good = [(pair, notes) for _, pair, notes in found if pair.origin not in malformed]
@@ -136,18 +147,53 @@ def read_pair_set(
         problems.add(pair.origin, text, field=names["rejected"])
     kept = [(pair, notes) for pair, notes in good if pair.chosen != pair.rejected]
     pairs = [pair for pair, _ in kept]
+    bad = problems.origins()
+    problems.remarks = [one for one in problems.remarks if one.origin not in bad]
     counts = {
         "rows_read": count_rows(rows, problems),
         "blank_lines": problems.counts["blank_lines"],
+        "scored_rows": problems.counts["scored_rows"],
+        "no_preference": problems.counts["no_preference"],
         "malformed": bad_rows,
         "identical": len(equal),
         **_counts(pairs, Counter(note for _, notes in kept for note in notes)),
     }
-    how.beside.settle(problems, "always")
+    beside.settle(problems, "always")
     refuse_missing(rows, names, problems)
-    scores = {name for both in _SCORES for name in both}
-    unread = unread_columns(rows, how.beside, {*names.values(), *scores})
-    return PairSet(pairs, counts, how.beside, unread)
+    unread = unread_columns(rows, beside, {*names.values(), *RATING_COLUMNS})
+    return PairSet(pairs, counts, beside, unread)
+
+
+def holds_pairs(columns: Collection[str], fields: Mapping[str, str]) -> bool:
+    """Whether rows with these columns hold pairs, and not prompts alone."""
+    sides = {fields.get(part, part) for part in ("chosen", "rejected")}
+    return sides <= set(columns) or not set(ANSWER_COLUMNS).isdisjoint(columns)
+
+
+def _read_row(
+    row: Row, how: _How, problems: Problems
+) -> list[tuple[_Layout, PreferencePair, list[str]]]:
+    """The pairs of a row as ``_read_pair`` reads them, wherever their parts stand."""
+    try:
+        found = locate(
+            row,
+            how.names,
+            how.scored_pairs,
+            implicit_prompt=how.implicit_prompt,
+            ignored=how.beside.ignored,
+        )
+    except RowFault as fault:
+        problems.add(row.origin, str(fault), field=fault.field)
+        return []
+    problems.counts["scored_rows"] += any(one.scored for one in found)
+    problems.counts["no_preference"] += not found
+    pairs = []
+    for one in found:
+        how.beside.read.update(one.columns.values(), one.scored)
+        there = how._replace(names=one.names, columns=one.columns)
+        if pair := _read_pair(one.row, there, problems):
+            pairs.append(pair)
+    return pairs
 
 
 def _read_pair(
@@ -168,16 +214,18 @@ def _read_pair(
         layout, pair, notes = _parse(row, how)
     except PairFault as fault:
         for column, text in fault.args:
-            problems.add(given.origin, text, field=column)
+            problems.add(given.origin, text, field=how.columns.get(column, column))
         return None
     except RowFault as fault:
         problems.add(given.origin, str(fault), field=fault.field)
         return None
-    notes += _stated_scores(row)
+    note, text = compare_ratings(row.data)
+    if text:
+        problems.remark(given.origin, text)
     parts = (*names.values(), history_column(names))
     if unread_keys(*(row.data.get(name) for name in parts)):
         notes.append("keys_left_out")
-    return layout, pair, notes
+    return layout, pair, [*notes, note]
 
 
 def _refuse_mixed(
@@ -196,6 +244,7 @@ def _counts(pairs: list[PreferencePair], notes: Counter[str]) -> dict[str, int]:
         "ends_early": sum(not (p.chosen and p.rejected) for p in pairs),
         "prompt_repeated": notes["prompt_repeated"],
         "begins_with_prompt": sum(_begin_with_prompt(p) for p in pairs),
+        "continued": sum(continues(p.prompt, p.chosen) for p in pairs),
         "several_turns": sum(map(_several_turns, pairs)),
         "duplicate_prompts": len(pairs) - len({p.prompt for p in pairs}),
         "duplicate_pairs": len(pairs) - len(contents),
@@ -213,17 +262,6 @@ def _several_turns(pair: PreferencePair) -> bool:
         texts = [side for side in sides if isinstance(side, str)]
         return is_transcript(pair.prompt) and any(map(asks, texts))
     return max(map(len, sides)) > 1
-
-
-def _stated_scores(row: Row) -> list[str]:
-    """What the scores that some sets state say against the labels."""
-    for names in _SCORES:
-        chosen, rejected = (row.data.get(name) for name in names)
-        if isinstance(chosen, int | float) and isinstance(rejected, int | float):
-            if chosen == rejected:
-                return ["tied"]
-            return ["scored_otherwise"] if chosen < rejected else []
-    return []
 
 
 def _begin_with_prompt(pair: PreferencePair) -> bool:
@@ -247,7 +285,7 @@ def _parse(row: Row, how: _How) -> tuple[_Layout, PreferencePair, list[str]]:
     elif "instruction" in row.data:
         names = {**names, "prompt": "instruction"}
         used |= {"instruction", "input"}
-        prompt = _instruction(row, faults)
+        prompt = read_instruction(row.data, faults)
     if faults:
         raise PairFault(*faults)
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -336,23 +374,3 @@ def _side(row: Row, name: str, faults: list[tuple[str, str]]) -> Written:
     content, found = parse_content(row.data[name], name)
     faults.extend((name, text) for text in found)
     return content
-
-
-def _instruction(row: Row, faults: list[tuple[str, str]]) -> str:
-    """The instruction and its input below it.
-
-    Without a chat template a line break follows. One break, not two: before a word many
-    tokenizers read two breaks differently than at the end of a text, so that no
-    completion would join its prompt.
-    """
-    texts = []
-    for name in ("instruction", "input"):
-        value = row.data.get(name)
-        if not isinstance(value, str) and not (name == "input" and value is None):
-            text = f"field {name!r} is {json_type(value)}; wanted a text"
-            faults.append((name, text))
-        elif value and value.strip():
-            texts.append(value)
-        elif name == "instruction":
-            faults.append((name, f"field {name!r} is empty"))
-    return "\n\n".join(texts)

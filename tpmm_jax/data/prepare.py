@@ -8,9 +8,9 @@ from tpmm_jax.data._pair_tokens import count_table, encode_pairs
 from tpmm_jax.data.checks import length_counts, length_remark
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.messages import Content, without_ids
+from tpmm_jax.data.messages import Content, continues, without_ids
 from tpmm_jax.data.pairs import PreferencePair, read_pair_set
-from tpmm_jax.data.problems import Problems
+from tpmm_jax.data.problems import Problems, listing
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.records import PairRow
@@ -68,6 +68,7 @@ def prepare_pairs(
         implicit_prompt=data.implicit_prompt,
         parse_json=data.parse_json,
         ignore_columns=data.ignore_columns,
+        scored_pairs=data.scored_pairs,
     )
     counts, rows, unread = dict(found.counts), list[PairRow](), found.unread
     if codec is not None and auto_chat:
@@ -90,8 +91,8 @@ class PreparedPrompts:
       prompts: those that can be read; some of them may not be encoded.
       usable: those that can be sampled from, in order; without a codec all.
       encoded: the token ids of these; empty without a codec.
-      counts: rows_read, malformed, blank_lines, prompts, prompt_truncated,
-        not_encoded.
+      counts: rows_read, malformed, blank_lines, prompts, prompt_truncated, continued
+        (answers go on with the prompt's last message), not_encoded.
       problems, chat, unread: see ``Prepared``.
     """
 
@@ -134,6 +135,7 @@ def prepare_prompts(
     encoded = encode_prompts(codec, prompts, problems)
     bad = problems.origins()
     usable = [prompt for prompt in prompts if prompt.origin not in bad]
+    counts["continued"] = sum(continues(prompt.content) for prompt in usable)
     counts["prompt_truncated"] = sum(prompt.truncated for prompt in encoded)
     counts["not_encoded"] = len(prompts) - len(usable)
     chat = codec.chat
@@ -195,7 +197,19 @@ def load_rows(
     lengths = ((len(row.chosen_ids), len(row.rejected_ids)) for row in found.rows)
     if remark := length_remark(length_counts(lengths), "tokens"):
         note(f"{source}: {remark}")
+    if remarks := remark_text(source, found.problems):
+        warn(remarks)
     return found.rows
+
+
+def remark_text(source: str, problems: Problems) -> str:
+    """The pairs whose ratings contradict their labels, named; "" if there are none."""
+    if not problems.remarks:
+        return ""
+    return (
+        f"{source}: {len(problems.remarks):,} pairs whose ratings prefer rejected, "
+        f"trained on as they are labelled\n{listing(problems.remarks)}"
+    )
 
 
 def unread_text(source: str, columns: Sequence[str]) -> str:

@@ -79,12 +79,14 @@ class Problems:
 
     Attributes:
       counts: of what was passed over while reading and is no defect (blank_lines).
+      remarks: what is no defect, but should be looked at.
     """
 
     def __init__(self, source: str, *, on_bad_rows: OnBadRows = "refuse") -> None:
         self.source = source
         self.found: list[Defect] = []
         self.counts = Counter[str]()
+        self.remarks: list[Defect] = []
         self._on_bad_rows = on_bad_rows
 
     def add(
@@ -97,6 +99,10 @@ class Problems:
     ) -> None:
         """Note one defect; see ``Defect``."""
         self.found.append(Defect(place_of(origin), field, text, fatal))
+
+    def remark(self, origin: str, text: str) -> None:
+        """Note what should be looked at in a row that is kept as it is."""
+        self.remarks.append(Defect(place_of(origin), None, text))
 
     def origins(self) -> set[str]:
         """What has at least one defect: rows, and sources that are cut off."""

@@ -14,10 +14,12 @@ from tpmm_jax.data._beside import (
     unread_columns,
 )
 from tpmm_jax.data._earlier import history_column, put_before, read_earlier
+from tpmm_jax.data._row_shapes import INPUT, LISTS, open_input
 from tpmm_jax.data._transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.messages import (
     Content,
     as_messages,
+    continues,
     order_fault,
     parse_content,
     unread_keys,
@@ -29,7 +31,8 @@ from tpmm_jax.errors import BadInput
 
 _log = logging.getLogger(__name__)
 # Read in this order where a row lacks the field "prompt".
-_OTHER_FIELDS = ("messages", "prompt_ids")
+_CONVERSATIONS = (*LISTS, INPUT)
+_OTHER_FIELDS = (*_CONVERSATIONS, "prompt_ids")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def read_prompt_set(
       source: see ``sources.read_rows``.
       problems: where rows that are malformed or empty and mixed formats are noted; the
         caller settles them.
-      field: the column; for "prompt", "messages" and "prompt_ids" serve as well.
+      field: the column; for "prompt", "messages", "conversations", the messages of
+        "input" and "prompt_ids" serve as well.
       split: the split of a dataset.
       fields: the columns of "system" and "history" where they have other names.
       parse_json, ignore_columns: see ``DataConfig``.
@@ -160,13 +164,21 @@ class _How(NamedTuple):
 
 def _column(row: Row, field: str) -> str | None:
     names = (field, *_OTHER_FIELDS) if field == "prompt" else (field,)
-    return next((n for n in names if n in row.data), None)
+    there = [name for name in names if name in row.data]
+    # A table gives every row the columns of all rows.
+    return next((n for n in there if row.data[n] is not None), (*there, None)[0])
 
 
 def _read_prompt(
     given: Row, how: _How, problems: Problems
 ) -> tuple[Prompt, str, set[str]] | None:
     """(prompt, its format as given, keys left out); None where problems were noted."""
+    if how.field == "prompt" and "prompt" not in given.data:
+        try:
+            given = open_input(given)
+        except RowFault as fault:
+            problems.add(given.origin, str(fault), field=fault.field)
+            return None
     name = _column(given, how.field)
     if name is None:
         text = missing_field(how.field, given.data)
@@ -180,17 +192,34 @@ def _read_prompt(
         if row is None:
             return None
         content, faults = parse_prompt(row.data[name], name)
+        if not faults and name in _CONVERSATIONS and name != how.field:
+            faults = _answered(content, name)
         for fault in faults:
-            problems.add(row.origin, fault, field=name)
+            problems.add(row.origin, fault, field=_source_column(name))
         if faults:
             return None
         whole, columns = _with_earlier(content, name, row, how)
     except RowFault as fault:
         problems.add(given.origin, str(fault), field=fault.field)
         return None
-    how.beside.look(row, {name, *columns}, whole)
+    how.beside.look(row, {name, _source_column(name), *columns}, whole)
     keys = unread_keys(row.data[name], row.data.get(history_column(how.names)))
     return Prompt(whole, row.origin), describe_format(content), keys
+
+
+def _source_column(name: str) -> str:
+    return "input" if name == INPUT else name
+
+
+def _answered(content: Content, name: str) -> list[str]:
+    """What is wrong with a conversation that ends with its answer."""
+    if not continues(content):
+        return []
+    return [
+        f"field {name!r}: the last role is 'assistant'; wanted 'user', as an answered "
+        "conversation is no prompt: drop the answer, or, where answers are to go on "
+        f"with that message, name the column (data.prompt_field={name})"
+    ]
 
 
 def _with_earlier(
@@ -221,7 +250,10 @@ def describe_format(content: Content) -> str:
 
 
 def parse_prompt(value: Any, field: str) -> tuple[Content, list[str]]:
-    """A prompt of any accepted form, and what is wrong with it."""
+    """A prompt of any accepted form, and what is wrong with it.
+
+    Messages end with the user's, or with one of the assistant that answers continue.
+    """
     if isinstance(value, list) and not value:
         return (), [f"field {field!r} is an empty list"]
     if isinstance(value, list) and all(type(item) is int for item in value):
@@ -232,6 +264,8 @@ def parse_prompt(value: Any, field: str) -> tuple[Content, list[str]]:
         value, field, "a text, a message list or a list of token ids"
     )
     if not faults and isinstance(content, tuple):
-        fault = order_fault(content, last="user")
+        # A last message of the assistant is begun; the answer goes on with it.
+        last = "assistant" if continues(content) else "user"
+        fault = order_fault(content, last=last)
         faults = [f"field {field!r}: {fault}"] if fault else []
     return content, faults

@@ -155,6 +155,11 @@ def make_schedule(
             console.warn(found.problems.left_out())
         if blank := found.counts["blank_lines"]:
             console.note(f"{source}: {blank:,} blank lines passed over")
+        if begun := found.counts.get("continued"):
+            console.note(
+                f"{source}: {begun:,} prompts end with a message of the assistant, "
+                "which the answers go on with"
+            )
         if found.unread:
             console.note(unread_text(source, found.unread))
         prompts[option] = found.usable
