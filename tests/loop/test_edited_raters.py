@@ -22,6 +22,7 @@ from tpmm_jax.loop import rescoring, setup
 from tpmm_jax.loop.user_code import edited, source_digests
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import ScorerConfig
+from tpmm_jax.store.digests import unlist
 from tpmm_jax.store.files import read_json
 
 HERE = "test_edited_raters"
@@ -320,3 +321,30 @@ def test_an_edited_judge_is_asked_again_and_no_label_moves(copy: pathlib.Path) -
             texts = ([x[i]["responses"][row["sample"]]] for x in (answers, theirs))
             assert row["first"] == judge([answers[i]["prompt"]], *texts)[0]
     assert not any("labels/earlier_scorer" in row for row in iteration_rows(copy))
+
+
+def test_a_kill_while_a_file_is_replaced(
+    copy: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers are drawn again, and all is as without the kill."""
+    EDIT.update(score=-1.0, judge=-1.0)
+    whole, original = tmp_path / "whole", rescoring.write_records
+    shutil.copytree(copy, whole)
+    start(whole, get_config(), rescore=True)
+
+    def killed(path: pathlib.Path, rows: Any, **more: Any) -> None:
+        if path.parent.name == "001":
+            monkeypatch.setattr(rescoring, "write_records", original)
+            unlist(path)
+            raise Crash
+        original(path, rows, **more)
+
+    monkeypatch.setattr(rescoring, "write_records", killed)
+    with pytest.raises(Crash):
+        start(copy, get_config(), rescore=True)
+    start(copy, get_config())
+    found, wanted = (
+        {k: v for k, v in content(folder).items() if "digests" not in k}
+        for folder in (copy, whole)
+    )
+    assert found == wanted

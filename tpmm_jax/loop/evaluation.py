@@ -100,7 +100,7 @@ def _evaluation(
 ) -> dict[str, Any]:
     """Returns the measures of theta_t on every set and on held-out pairs."""
     policy = LazyParams(lambda: disk.policy(t))
-    answers = _sample_sets(plan, disk, voice, t, policy)
+    answers = sample_sets(plan, disk, voice, t, policy)
     logps: dict[str, np.ndarray] = {}
     if t > 0:
         logps = cached_log_probs(plan, disk, voice, t, answers, held_out, policy)
@@ -148,7 +148,7 @@ def answers_path(disk: Disk, t: int, name: str) -> pathlib.Path:
     return disk.folder(t) / file
 
 
-def _sample_sets(
+def sample_sets(
     plan: Plan, disk: Disk, voice: Voice, t: int, policy: LazyParams
 ) -> dict[str, list[Rollout]]:
     """Returns theta_t's rated answers to each set; none without prompts."""

@@ -5,16 +5,19 @@ are now. Finished iterations keep the pairs that they trained on. What is to be 
 in raters.json until all of it is done, so that a stop in between does no harm.
 """
 
+import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tpmm_jax.data.records import Judgement, Rollout
+from tpmm_jax.loop.answers import LazyParams
 from tpmm_jax.loop.evaluation import (
     SUMMARY,
     answers_path,
     finish,
     opponents,
+    sample_sets,
     summarise,
 )
 from tpmm_jax.loop.judging import Contest, judge_contests
@@ -32,7 +35,7 @@ from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, NamedJudge, NamedScorer
 from tpmm_jax.store.digests import remove_listed
-from tpmm_jax.store.records import read_records, resume_records, write_records
+from tpmm_jax.store.records import resume_records, write_records
 
 # What an iteration derives from its answers' rewards, before its policy is stored.
 _DERIVED = ("pairs.jsonl", "reference.json", "reference_logps.npz", PROGRESS)
@@ -50,9 +53,14 @@ def rescore(plan: Plan, disk: Disk, voice: Voice) -> bool:
     scorers, judges = _edited_raters(plan, record)
     if scorers:
         _rate_evaluations(plan, disk, voice, record, scorers)
-    for t in rated_iterations(disk.workdir, JUDGEMENTS) if judges else []:
-        _judge_again(plan, disk, voice, t, judges, record.size(JUDGEMENTS, t))
     steps = disk.trajectory.steps()
+    for t in steps if judges else []:
+        # They are read, or drawn again where a kill came while a file was replaced.
+        policy = LazyParams(functools.partial(disk.policy, t))
+        answers = sample_sets(plan, disk, voice, t, policy)
+        if (disk.folder(t) / JUDGEMENTS).exists():
+            size = record.size(JUDGEMENTS, t)
+            _judge_again(disk, voice, t, answers, judges, size)
     if SCORER in scorers and plan.pair_chunks is None:
         _label_again(plan, disk, voice, max(steps) + 1, scorers[SCORER])
         record = replace(record, earlier_labels=max(steps))
@@ -125,20 +133,15 @@ def _rated(row: Rollout, field: str, numbers: list[float]) -> Rollout:
 
 
 def _judge_again(
-    plan: Plan,
     disk: Disk,
     voice: Voice,
     t: int,
+    answers: Mapping[str, Sequence[Rollout]],
     judges: Mapping[str, NamedJudge],
     size: int,
 ) -> None:
-    """Replaces the judgements of some judges of theta_t's answers."""
-    assert plan.schedule is not None
+    """Replaces the judgements of some judges of theta_t's answers, t above 0."""
     path = disk.folder(t) / JUDGEMENTS
-    answers = {
-        name: read_records(answers_path(disk, t, name), Rollout)
-        for name in plan.schedule.sets
-    }
     contests = [Contest(k, rows, opponents(disk, t, k)) for k, rows in answers.items()]
     title = f"iteration {t}: judge again"
     made = judge_contests(
