@@ -326,6 +326,6 @@ def test_a_run_names_the_rows_that_are_rated_otherwise(save):
     rows = load_rows(source, data, codec, note=str, warn=warned.append)
     assert len(rows) == 2
     assert warned[1] == (
-        f"{source}: 1 pairs whose ratings prefer rejected, trained on as they are "
-        f"labelled\n  {source}:2: margin -1 is below 0"
+        f"{source}: ratings prefer rejected in 1 pair, trained on as labelled\n"
+        f"  {source}:2: margin -1 is below 0"
     )

@@ -51,6 +51,8 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import prompt_file
 from tpmm_jax.stopping import TIMEOUT
 
+# How the reader says that a row has no answers.
+NO_CHOSEN = "field 'chosen' is missing"
 DESCRIPTION = """\
 Check preference pairs (or prompts) before training on them: every malformed row with
 its file, line and column; repeats, lengths, leaks; and, with --model, exactly the
@@ -328,6 +330,9 @@ def verdict(found: Checked, *, drops: bool) -> str:
         what += " (data.on_bad_rows=drop drops rows, not a fault of the whole file)"
     text = f"{plural(count, 'problem')}{where}; a run {what}\n"
     text += listing(found.errors, SHOWN)
+    bare = {e.origin for e in found.errors if e.reason.startswith(NO_CHOSEN)}
+    if found.rows and len(bare) == found.rows:
+        text += "\nno row is a pair: for prompts to sample from add --prompts"
     return text + ("\n--json lists all of them" if count > SHOWN else "")
 
 

@@ -1,4 +1,4 @@
-"""Trains a policy: python -m tpmm_jax.train --config configs/quickstart.py
+"""Trains a policy: tpmm train --config configs/quickstart.py
 
 The same command again continues a run that was stopped or killed. Exit codes: 0 done,
 1 other, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped on request.
@@ -24,16 +24,14 @@ again continues a run.
 """
 EPILOG = """\
 example:
-  python -m tpmm_jax.train --config configs/smollm2.py --workdir runs/smollm2 \\
+  tpmm train --config configs/smollm2.py --workdir runs/smollm2 \\
       --set loss.beta=0.2 --set iterations=3
 """
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
-    parser = Parser(
-        prog="python -m tpmm_jax.train", description=DESCRIPTION, epilog=EPILOG
-    )
+    parser = Parser(prog="tpmm train", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config()"
     )
@@ -90,7 +88,7 @@ def train(command: Sequence[str], args: argparse.Namespace, console: RunConsole)
         config = load_config(args.config, args.overrides)
         run(config, workdir, console, rescore=args.rescore)
     except Stopped as error:
-        again = shlex.join(["python", "-m", "tpmm_jax.train", *command])
+        again = shlex.join(["tpmm", "train", *command])
         console.note(f"{error}; its state is saved. To continue: {again}")
         return error.exit_code
     except KeyboardInterrupt:

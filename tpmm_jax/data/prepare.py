@@ -206,9 +206,11 @@ def remark_text(source: str, problems: Problems) -> str:
     """The pairs whose ratings contradict their labels, named; "" if there are none."""
     if not problems.remarks:
         return ""
+    count = len(problems.remarks)
+    pairs = "1 pair" if count == 1 else f"{count:,} pairs"
     return (
-        f"{source}: {len(problems.remarks):,} pairs whose ratings prefer rejected, "
-        f"trained on as they are labelled\n{listing(problems.remarks)}"
+        f"{source}: ratings prefer rejected in {pairs}, trained on as labelled\n"
+        f"{listing(problems.remarks)}"
     )
 
 

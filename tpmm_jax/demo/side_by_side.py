@@ -62,7 +62,7 @@ def _main(
             if override.startswith("reference.rule"):
                 raise BadInput(
                     f"--set {override}: this command compares {' and '.join(RULES)}; "
-                    "for one rule use python -m tpmm_jax.train"
+                    "for one rule use tpmm train"
                 )
         config = load_config(config_path, args.overrides)
         side_by_side(config, pathlib.Path(args.workdir), console)
@@ -172,6 +172,6 @@ def next_steps(workdir: pathlib.Path, config: Config, plot: pathlib.Path) -> lis
         f"               tpmm.generate(model, [{prompt!r}], num_samples=4)",
         "other noise    python configs/quickstart.py --workdir "
         f"{workdir}_noisier --set pairing.flip_probability=0.4",
-        "a real model   python -m tpmm_jax.train --config configs/smollm2.py",
+        "a real model   tpmm train --config configs/smollm2.py",
         'your own       README.md, "Your model, your data, your reward"',
     ]

@@ -53,7 +53,9 @@ def show_header(
     if noise := config.pairing.flip_probability:
         rows.insert(5, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
     rows += [("note", advice) for advice in mesh_advice(mesh, source, config)]
-    console.header(f"tpmm_jax: {config.iterations} iterations of DPO", rows)
+    count = config.iterations
+    plural = "" if count == 1 else "s"
+    console.header(f"tpmm_jax: {count} iteration{plural} of DPO", rows)
 
 
 def evaluation_text(config: Config) -> str:

@@ -160,7 +160,7 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
     if not (folder / METRICS).exists() and not (folder / "config.json").exists():
         what = "does not hold a run" if folder.is_dir() else "is not a directory"
         raise BadInput(
-            f"{folder} {what}: wanted the --workdir of python -m tpmm_jax.train, "
+            f"{folder} {what}: wanted the --workdir of tpmm train, "
             f"with config.json and {METRICS} in it"
         )
     config = folder / "config.json"

@@ -205,7 +205,7 @@ class Guard:
         elif self.stage is Stage.WORK:
             ends = "stopping, in 5 seconds at the latest"
         else:
-            ends = "stopping behind the step or batch under way, and saving"
+            ends = "stopping after the step or batch under way, and saving"
         return f"{ends}; a second signal ends the process at once"
 
     def _busy(self) -> str | None:
