@@ -81,6 +81,14 @@ def test_tsv_and_the_line_ends_of_other_systems(save):
         assert [p.prompt for p in load_pairs(save("q.csv", text)).pairs] == ["a", "d"]
 
 
+def test_a_tsv_written_without_quoting_is_not_read_with_it(save):
+    tabs = HEADER.replace(",", "\t")
+    swallowed = tabs + 'a\t"Yes\tb\nc\tno"\td\ne\tf\tg\n'
+    assert "every line holds 3 cells if quotes" in _error(save("a.tsv", swallowed))
+    quoted = tabs + 'a\t"Yes\tb\nno"\td\ne\tf\tg\n'
+    assert load_pairs(save("b.tsv", quoted)).pairs[0].chosen == "Yes\tb\nno"
+
+
 @pytest.mark.parametrize(
     "content, wanted",
     [
@@ -88,6 +96,8 @@ def test_tsv_and_the_line_ends_of_other_systems(save):
         ("a,b,c\na,b\n", ":3: the row has 2 cells, the header 3"),
         ("a,b,c\na,b,c,d\n", ":3: the row has 4 cells, the header 3"),
         ('a,b,c\n"a" x,b,c\n', ":3: not CSV: ',' expected after '\"'"),
+        ("a,b,c\n" + HEADER, ":3: the row repeats the header"),
+        ("a,b,c\n\ufeff" + HEADER, ":3: the row repeats the header"),
         (f"a,b,c\na,{'x' * MAX_ROW_BYTES},c\n", ":3: the row is longer than 1 MiB"),
         (f"a,b,c\na,{'x' * MAX_ROW_BYTES}x,c\n", ":3: not CSV: field larger"),
     ],

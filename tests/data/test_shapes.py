@@ -221,6 +221,13 @@ def test_several_scored_answers_give_one_pair_or_all(save):
     assert found.pairs[0].chosen == "x" and found.unread == ["responses", "scores"]
 
 
+def test_answers_that_hold_their_prefill_again_are_counted(save):
+    begun = [said("user", "q"), said("assistant", "Sure,")]
+    for sides, count in ((("Sure, a", "Sure, b"), 1), ((" a", "Sure, b"), 0)):
+        row = {"prompt": begun, "chosen": sides[0], "rejected": sides[1]}
+        assert load_pairs(save(row)).counts["begins_with_prompt"] == count
+
+
 TOOL = {"tools": [{"type": "function"}]}
 IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
 
@@ -233,6 +240,11 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
         (SCORED | {"scores": [1, None, 2]}, "scores", "'scores[1]' is None; wanted"),
         (SCORED | {"scores": [1, True, 2]}, "scores", "'scores[1]' is True"),
         (SCORED | {"scores": None}, "responses", "answers without scores; wanted one"),
+        (
+            {"answers": [{"text": "a", "score": 5}, {"text": "b", "rank": 1}]},
+            "answers",
+            "objects that all have one of score",
+        ),
         (SCORED | {"responses": ["a"]}, "responses", "holds 1 answers; wanted 2"),
         (SCORED | {"responses": '["a"]'}, "responses", "is a text; wanted a list"),
         (SCORED | {"answers": ["a"]}, "answers", "both may hold the answers"),

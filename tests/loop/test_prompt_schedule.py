@@ -128,6 +128,11 @@ def test_a_function_must_return_the_list_that_a_run_began_with(
     assert "raised ConnectionError: no route to host" in said[0]
     with pytest.raises(BadInput, match=r"data\.prompts = .*raised ConnectionError"):
         start(["raise"], began=False)
+    whole = cache.read_bytes()
+    for damaged in (whole.replace(b'w1"', b"w1'"), whole.replace(b"w1", b"w\xff")):
+        cache.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"prompt 0 is|line 1 of that file is damag"):
+            start(["w1", [3, 4], "w5"], began=True)
 
 
 def test_a_generator_may_yield_one_object_that_changes(

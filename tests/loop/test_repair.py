@@ -130,6 +130,17 @@ def test_what_is_whole_is_left_alone(
     assert not (run / "damaged").exists()
 
 
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_config_that_no_start_can_read_is_named(
+    run: pathlib.Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "config.json").unlink()
+    if text is not None:
+        (run / "config.json").write_text(text)
+    assert repair_command.main([str(run)]) in (3, 4)
+    assert "config.json: " in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_an_earlier_iteration_made_again_keeps_all_rows(
     whole: pathlib.Path, run: pathlib.Path
 ) -> None:

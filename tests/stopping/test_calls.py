@@ -2,11 +2,13 @@
 
 import re
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tpmm_jax.config import load_config
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards import NamedJudge, NamedScorer
 from tpmm_jax.stopping import call_user
@@ -78,6 +80,30 @@ def test_what_returns_in_time_is_left_alone():
     assert call_user("f", lambda: call_user("g", lambda: 4), timeout=None) == 4
     with pytest.raises(ZeroDivisionError):
         call_user("f", lambda: 1 / 0, timeout=30)
+
+
+@pytest.mark.parametrize("code", [None, 0, 2, "done"])
+def test_code_that_exits_does_not_end_a_command_as_if_it_were_done(code, tmp_path):
+    def leaves(*args):
+        sys.exit(code)
+
+    with pytest.raises(BadInput, match=r"mine called sys\.exit\(.*\(on 1 prompt"):
+        NamedScorer("mine", leaves)(["p"], [["a", "b"]])
+    with pytest.raises(BadInput, match=r"judge mine called sys\.exit"):
+        NamedJudge("mine", leaves)(["p"], ["a"], ["b"])
+    config = tmp_path / "exits.py"
+    config.write_text(f"import sys\nsys.exit({code!r})\n")
+    with pytest.raises(BadInput, match=r"exits\.py called sys\.exit"):
+        load_config(config)
+    with pytest.raises(BadInput, match=r"did not return within 0\.2 s"):
+        call_user("f", lambda: exits_when_late(code), timeout=0.2)
+
+
+def exits_when_late(code):
+    try:
+        time.sleep(600)
+    except BaseException:
+        sys.exit(code)
 
 
 def test_scorers_and_judges_have_a_time_out():

@@ -12,10 +12,10 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.repair import repair
 
 DESCRIPTION = """\
-Compares every file of a run with its digest. What is damaged is moved to
-WORKDIR/damaged and made again by the command that the run was started with; lost lines
-of trajectory.jsonl and metrics.jsonl are put back. Nothing is deleted, and nothing is
-given up unless an option says so.
+Compares every file of a run but policies' weights with its digest. What is damaged is
+moved to WORKDIR/damaged and made again by the command that the run was started with;
+lost lines of trajectory.jsonl and metrics.jsonl are put back. Nothing is deleted, and
+nothing is given up unless an option says so.
 """
 EPILOG = """\
 examples:
@@ -51,7 +51,10 @@ def work(args: argparse.Namespace, console: RunConsole) -> None:
     if done:
         console.note("start the run again with the same command")
     else:
-        console.note(f"{workdir}: every file is as it was written; nothing to do")
+        console.note(
+            f"{workdir}: every file is as it was written, nothing to do. The weights "
+            "of policies were not read: whatever uses one compares it first"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
 import operator
@@ -24,7 +25,7 @@ from tpmm_jax.models import LoraConfig
 from tpmm_jax.rewards import PairingConfig, ScorerConfig, check_label
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.steps import TrainConfig
-from tpmm_jax.stopping import TIMEOUT
+from tpmm_jax.stopping import TIMEOUT, call_user
 
 # Heads of an iteration's metrics: a prompt set of such a name would be taken for one.
 RESERVED_SETS = (
@@ -331,12 +332,13 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
         raise BadInput(f"--config {path}: wanted a .py file, Python with get_config()")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
+    execute = functools.partial(spec.loader.exec_module, module)
     try:
-        spec.loader.exec_module(module)
+        call_user(str(path), execute)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
             raise BadInput(f"{path} defines no get_config()")
-        config = get_config()
+        config = call_user(str(path), get_config)
     except BadInput:
         raise
     except TypeError as error:

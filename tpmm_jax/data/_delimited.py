@@ -38,12 +38,16 @@ def _read(path: Path, name: str, problems: Problems, delimiter: str) -> list[Row
         if fault := _header_fault(header, delimiter):
             problems.add(origin, fault, fatal=True)
             return []
+        body = list(rows)
+        if delimiter == "\t" and (fault := _quoting_fault(text, header, body)):
+            problems.add(origin, fault, fatal=True)
+            return []
         # pandas writes its row numbers under no name.
         columns = [column or f"column {n}" for n, column in enumerate(header, 1)]
         return [
             Row(dict(zip(columns, cells)), origin)
-            for origin, cells in rows
-            if _fits(cells, columns, origin, problems)
+            for origin, cells in body
+            if _fits(cells, header, origin, problems)
         ]
 
 
@@ -108,12 +112,34 @@ def _header_fault(header: list[str], delimiter: str) -> str:
     return ""
 
 
+def _quoting_fault(
+    text: str, header: list[str], rows: list[tuple[Place, list[str]]]
+) -> str:
+    """What is wrong where quotes seem to be part of the texts; "" if nothing.
+
+    Without quoting every line is a row. Read with it, a text that begins with a quote
+    takes in whole rows, up to the next quote at the end of a cell.
+    """
+    if not any("\n" in cell or "\r" in cell for _, cells in rows for cell in cells):
+        return ""
+    lines = filter(None, text.replace("\r", "\n").split("\n"))
+    if any(line.count("\t") + 1 != len(header) for line in lines):
+        return ""
+    return (
+        f"every line holds {len(header)} cells if quotes are part of the texts, and "
+        "some rows go over several lines if they are not; write cells with quotes in "
+        'quotes and double those in them (""), or write JSON Lines'
+    )
+
+
 def _fits(
-    cells: list[str], columns: list[str], origin: Place, problems: Problems
+    cells: list[str], header: list[str], origin: Place, problems: Problems
 ) -> bool:
     fault = ""
-    if len(cells) != len(columns):
-        fault = f"the row has {len(cells)} cells, the header {len(columns)}"
+    if len(cells) != len(header):
+        fault = f"the row has {len(cells)} cells, the header {len(header)}"
+    elif [cell.removeprefix("\ufeff") for cell in cells] == header:
+        fault = "the row repeats the header, as files put together do; remove it"
     elif sum(len(cell.encode()) for cell in cells) > MAX_ROW_BYTES:
         fault = f"the row is {too_long()}"
     if fault:

@@ -67,16 +67,18 @@ def find_answers(data: Mapping[str, Any]) -> ScoredAnswers | None:
         raise RowFault(
             f"field {column!r} holds {len(values)} answers; wanted 2 or more", column
         )
-    inner = all(isinstance(v, dict) and _key(v, _NUMBER) for v in values)
-    if inner:
+    if (inner := _common_key(values)) is not None:
         answers = [_text(value, column, n) for n, value in enumerate(values)]
-        worth = [_worth(v, _NUMBER, f"{column}[{n}].") for n, v in enumerate(values)]
+        worth = [
+            _number(v[inner], _NUMBER[inner], f"{column}[{n}].{inner}", column)
+            for n, v in enumerate(values)
+        ]
         return ScoredAnswers((column,), answers, worth)
     name = _key(data, _NUMBERS)
     if name is None:
         raise RowFault(
             f"field {column!r} holds answers without scores; wanted one of "
-            f"{', '.join(_NUMBERS)} beside it, or objects with "
+            f"{', '.join(_NUMBERS)} beside it, or objects that all have one of "
             f"{', '.join(_NUMBER)}, or the columns chosen and rejected",
             column,
         )
@@ -98,6 +100,14 @@ def _key(data: Mapping[str, Any], names: Mapping[str, bool]) -> str | None:
     return next((name for name in names if data.get(name) is not None), None)
 
 
+def _common_key(values: list[Any]) -> str | None:
+    """The score that all answers have: those of two scales cannot be compared."""
+    if not all(isinstance(value, dict) for value in values):
+        return None
+    held = (n for n in _NUMBER if all(v.get(n) is not None for v in values))
+    return next(held, None)
+
+
 def _text(value: Mapping[str, Any], column: str, number: int) -> Any:
     found = [name for name in _TEXTS if value.get(name) is not None]
     if len(found) != 1:
@@ -108,12 +118,6 @@ def _text(value: Mapping[str, Any], column: str, number: int) -> Any:
             column,
         )
     return value[found[0]]
-
-
-def _worth(value: Mapping[str, Any], names: Mapping[str, bool], where: str) -> float:
-    name = _key(value, names) or ""
-    column = where.partition("[")[0]
-    return _number(value[name], names[name], where + name, column)
 
 
 def _number(value: Any, higher: bool, where: str, column: str) -> float:

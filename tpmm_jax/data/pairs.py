@@ -62,9 +62,10 @@ class PairSet:
     scored answers); no_preference (those whose answers are scored alike); malformed;
     identical (chosen equals rejected); pairs (neither of these); ends_early (one text
     completion is empty, as it is the beginning of the other); prompt_repeated (the
-    completions held the prompt again, removed); begins_with_prompt (text completions
-    that both begin with the prompt, kept); continued (completions that go on with the
-    prompt's last message); several_turns (completions with user messages in them);
+    completions held the prompt again, removed); begins_with_prompt (completions that
+    both begin with the text prompt, or with the message that they go on with, kept);
+    continued (completions that go on with the prompt's last message);
+    several_turns (completions with user messages in them);
     duplicate_prompts; duplicate_pairs; keys_left_out (messages have keys beside role
     and content, which no template is given); tied and scored_otherwise (the row states
     ratings, which are equal, or higher for rejected; the latter are remarks);
@@ -265,9 +266,13 @@ def _several_turns(pair: PreferencePair) -> bool:
 
 
 def _begin_with_prompt(pair: PreferencePair) -> bool:
-    texts = (pair.chosen, pair.rejected)
-    return isinstance(pair.prompt, str) and all(
-        isinstance(text, str) and text.startswith(pair.prompt) for text in texts
+    begin, sides = pair.prompt, [pair.chosen, pair.rejected]
+    if continues(begin, pair.chosen):
+        # The message that they go on with would stand twice.
+        begin = as_messages(begin, "")[-1].content
+        sides = [as_messages(side, "")[0].content for side in sides]
+    return isinstance(begin, str) and all(
+        isinstance(text, str) and text.startswith(begin) for text in sides
     )
 
 

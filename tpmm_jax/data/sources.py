@@ -117,6 +117,11 @@ def _read(
     if not path.is_file():
         if not suffix and (match := _HUB_NAME.fullmatch(source)):
             return read_hub(source, split, match.groupdict(), columns, problems)
+        if path.exists():
+            raise BadInput(
+                f"{source}: a pipe or a device, which cannot be read twice; write what "
+                f"comes from it to a file ({_SUFFIXES})"
+            )
         raise BadInput(_missing(path, source))
     if not suffix:
         raise BadInput(f"{source}: unknown kind of file; wanted {_SUFFIXES}")

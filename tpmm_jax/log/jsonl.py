@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.store.files import write_file
+from tpmm_jax.store.files import storage_errors, write_file
 
 Row = dict[str, Any]
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -20,7 +20,7 @@ def rewrite(path: pathlib.Path, keep: Callable[[Row], bool]) -> int:
     Returns:
         How many rows went.
     """
-    data = path.read_bytes() if path.exists() else b""
+    data = _read(path)
     pairs = _parse(data, path)
     kept = [line for row, line in pairs if keep(row)]
     whole = b"".join(kept)
@@ -65,16 +65,21 @@ def parsed(path: pathlib.Path) -> list[Row]:
 
 def lines_of(path: pathlib.Path) -> list[tuple[Row, bytes]]:
     """As ``parsed``, each row with its line."""
-    return _parse(path.read_bytes() if path.exists() else b"", path)
+    return _parse(_read(path), path)
 
 
 def readable(path: pathlib.Path) -> list[tuple[Row, bytes]]:
     """As ``lines_of``, without the lines that hold no row."""
     found = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in _read(path).splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             found.append((_row(line), line + b"\n"))
     return found
+
+
+def _read(path: pathlib.Path) -> bytes:
+    with storage_errors(path):
+        return path.read_bytes() if path.exists() else b""
 
 
 def _row(line: bytes) -> Row:

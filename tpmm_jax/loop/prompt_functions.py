@@ -43,7 +43,7 @@ def kept_file(
     """
     if not is_function(source) or not cache.exists():
         return prompt_file(source, option, data, cache)
-    then = cache.read_text(encoding="utf-8")
+    then = cache.read_text(encoding="utf-8", errors="replace")
     function = import_object(source, option)
     try:
         now = made_lines(source, option, function, data.timeout)
@@ -119,7 +119,11 @@ def _first_difference(then: str, now: str) -> str:
     if len(before) != len(after):
         return f"{len(after):,} prompts, which were {len(before):,}"
     at = next(i for i, pair in enumerate(zip(before, after)) if pair[0] != pair[1])
-    old, new = (json.loads(lines[at])["prompt"] for lines in (before, after))
+    new = json.loads(after[at])["prompt"]
+    try:
+        old = json.loads(before[at])["prompt"]
+    except (ValueError, KeyError, TypeError):
+        return f"line {at + 1} of that file is damaged; remove it, and it is made again"
     return f"prompt {at} is {str(new)[:60]!r}, and was {str(old)[:60]!r}"
 
 

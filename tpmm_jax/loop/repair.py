@@ -6,11 +6,11 @@ from collections.abc import Callable
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.log.jsonl import readable
 from tpmm_jax.log.metrics import METRICS, TIMING, MetricsLog
-from tpmm_jax.loop.workdir import check_format, open_workdir
+from tpmm_jax.loop.workdir import CONFIG, check_format, open_workdir
 from tpmm_jax.store import Trajectory
 from tpmm_jax.store.commit import now
 from tpmm_jax.store.digests import advice, digests_of, listing, unlist
-from tpmm_jax.store.files import storage_errors, write_file
+from tpmm_jax.store.files import read_json, storage_errors, write_file
 from tpmm_jax.store.manager import numbered, padded
 from tpmm_jax.store.mending import (
     ASIDE,
@@ -173,5 +173,7 @@ def _check_rest(workdir: pathlib.Path) -> None:
     """Raises CorruptCheckpoint for damage that only a copy, or giving up, mends."""
     with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
         trajectory.refuse_damaged()
+    if numbered(workdir / "trajectory"):
+        read_json(workdir / CONFIG)  # no digest: a start writes it again
     for path, fault in damaged_files(workdir).items():
         raise CorruptCheckpoint(f"{fault}; {advice(path)}")

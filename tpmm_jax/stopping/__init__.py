@@ -4,7 +4,7 @@ Only the standard library is imported here, so that a command can be stopped whi
 still imports JAX.
 """
 
-from tpmm_jax.stopping.calls import TIMEOUT, call_user
+from tpmm_jax.stopping.calls import TIMEOUT, call_user, refuse_exit
 from tpmm_jax.stopping.signals import (
     asked,
     boundaries,
@@ -22,5 +22,6 @@ __all__ = [
     "ends_process",
     "ends_with",
     "keyboard_as_before",
+    "refuse_exit",
     "watched",
 ]

@@ -1,7 +1,8 @@
 """Calling what a user wrote."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tpmm_jax.errors import BadInput
@@ -12,6 +13,23 @@ from tpmm_jax.stopping.guard import GUARD
 TIMEOUT = 1800.0
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def refuse_exit(what: str, on: str = "") -> Iterator[None]:
+    """Turns sys.exit into BadInput: its code, that of the command, may mean success.
+
+    Args:
+      what, on: see ``call_user``.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        code = "" if error.code is None else repr(error.code)
+        raise BadInput(
+            f"{what} called sys.exit({code}){on}; wanted code that returns, or raises "
+            "an error"
+        ) from error
 
 
 def call_user(
@@ -30,7 +48,7 @@ def call_user(
       on: what it was called with, for messages, such as " (on 32 prompts)".
 
     Raises:
-      BadInput: it did not return in time.
+      BadInput: it did not return in time, or asked Python to exit.
     """
     GUARD.start()
     wait = waits.Wait(what, timeout, on)
@@ -44,15 +62,16 @@ def call_user(
             return call()
         finally:
             wait.finish()
-    except (Exception, waits.TimedOut) as error:
+    except (Exception, SystemExit, waits.TimedOut) as error:
         wait.finish()
         if isinstance(error, waits.TimedOut) and error.wait is not wait:
             raise
         # The function may have turned the interruption into an error of its own.
-        if not wait.interrupted:
+        if wait.interrupted:
+            GUARD.interrupted = True
+            raise BadInput(wait.too_late()) from None
+        with refuse_exit(what, on):
             raise
-        GUARD.interrupted = True
-        raise BadInput(wait.too_late()) from None
     finally:
         if ticks:
             waits.stop_ticking()
