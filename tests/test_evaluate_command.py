@@ -31,8 +31,22 @@ SCORER = ("--scorer", "tiny_run:score")
 
 
 def judge(prompts: Any, first: Any, second: Any) -> Any:
+    """Judges, then spoils its lists, which are its own."""
     a, b = (tiny_run.score(prompts, [[t] for t in x])[:, 0] for x in (first, second))
+    for texts in (prompts, first, second):
+        texts.clear()
     return 0.5 + 0.5 * np.sign(a - b)
+
+
+def spoils(prompts: Any, responses: Any) -> Any:
+    """Scores as the run's scorer, then spoils its lists, which are its own."""
+    found = tiny_run.score(prompts, responses)
+    for texts in responses:
+        texts.sort()
+        texts[:] = [text.strip()[:1] for text in texts]
+    responses.sort()
+    prompts.clear()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +95,9 @@ def test_a_run_gives_the_loops_own_numbers(
 ) -> None:
     output = tmp_path / "out"
     options = [
-        *SCORER, "--num-samples", "2", "--also", "again=tiny_run:score", "--judge",
-        f"even={__name__}:judge", "--pairs", str(folder / "pairs.jsonl"),
+        "--scorer", f"{__name__}:spoils", "--num-samples", "2", "--judge",
+        f"even={__name__}:judge", "--also", "again=tiny_run:score",
+        "--pairs", str(folder / "pairs.jsonl"),
     ]  # fmt: skip
     out, _ = tell(0, str(folder / "run"), *options, "--output", str(output), "--json")
     found = json.loads(out)
