@@ -25,6 +25,7 @@ from tpmm_jax.report.samples import run_samples
 from tpmm_jax.report.watched import looked_at, not_looked_at
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
+from tpmm_jax.store.digests import write_listed_json
 
 
 def start(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -332,6 +333,6 @@ def test_a_changed_record_or_checkpoint_is_refused(tmp_path: pathlib.Path) -> No
         "digest": "0" * 64,
         "signal_to_rounding": None,
     }
-    (folder / "reference.json").write_text(json.dumps(wrong))
+    write_listed_json(folder / "reference.json", wrong)
     with pytest.raises(CorruptCheckpoint, match="records a reference of digest"):
         start(tiny_run.get_config(iterations=2), tmp_path)

@@ -73,7 +73,7 @@ The tokenizer has a chat template.
 {% if run -%}
 Policy {{ run.step }} of a run of {{ [run.step, run.config.iterations] | max }}
 iterations of preference optimisation ({{ run.loss }} loss) from {{ run.first }}.
-In each iteration {% if not run.offline -%}
+In each iteration {% if run.scorer and not run.offline -%}
 the policy answered prompts, `{{ run.scorer | code }}` labelled pairs of answers,
 {%- else -%}
 a part of a preference set was taken,

@@ -47,9 +47,18 @@ def _without_noise() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
+# What Orbax's threads say of an error that the save raises.
+_RAISED_TOO = (
+    "_SignalingThread.run() raised",
+    "in background save thread",
+    "[wait_until_finished] Save Finalize thread",
+)
+
+
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks of Orbax's threads: what they say is raised by the save."""
-    return "_SignalingThread.run() raised" not in record.getMessage()
+    """Drops the tracebacks of Orbax's threads."""
+    text = record.getMessage()
+    return not any(part in text for part in _RAISED_TOO)
 
 
 @contextlib.contextmanager
