@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+import tpmm_jax
 import tpmm_jax.iterate as loop
 from tpmm_jax.commands import dispatch
 from tpmm_jax.commands import train as command
@@ -145,7 +146,8 @@ class Study:
 
     def process(self, run: pathlib.Path, *more: str) -> subprocess.Popen[str]:
         """Starts the run's command as a process of its own."""
-        root = pathlib.Path(__file__).parents[1]
+        # The very package that this process runs.
+        root = pathlib.Path(tpmm_jax.__file__).parents[1]
         return subprocess.Popen(
             [sys.executable, "-m", "tpmm_jax.train", *self.argv(run, *more)],
             stdout=subprocess.PIPE,
