@@ -21,6 +21,7 @@ import os
 import pathlib
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -380,7 +381,7 @@ DAMAGE: dict[str, tuple[str, str, Callable[[pathlib.Path], None]]] = {
         lose_last_line,
     ),
 }
-FIX = re.compile(r"tpmm repair [^\s`;,]+(?: [^\s`;,]+)*?(?=[\s`;,.]|$)")
+FIX = re.compile(r"`tpmm (repair [^`]*)`")
 
 
 def play_damage(study: Study, fault: str, trial: int) -> dict[str, Any]:
@@ -397,9 +398,9 @@ def play_damage(study: Study, fault: str, trial: int) -> dict[str, Any]:
         # What the message advises; else the last resort, a copy of the file.
         advice = FIX.search(text)
         if advice is not None:
-            mended = "tpmm repair"
+            mended = f"tpmm {advice[1]}".replace(str(run), "RUN")
             with contextlib.redirect_stdout(io.StringIO()):
-                dispatch.main(["repair", str(run)])
+                dispatch.main(shlex.split(advice[1]))
         else:
             mended = "copy put back"
             good.write_bytes(kept)
