@@ -515,6 +515,8 @@ def play_signal(study: Study, fault: str, trial: int) -> dict[str, Any]:
         more, _ = process.communicate()
         hung = True
     seconds = time.monotonic() - began
+    if "its state is saved" in more:
+        limit = 60.0  # it came to a boundary
     mark.unlink(missing_ok=True)
     study.write()
     code, _ = study.start(run)

@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 
 from tpmm_jax import iterate
+from tpmm_jax.commands import repair
 from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config, EvaluationConfig
 from tpmm_jax.errors import BadInput
@@ -207,6 +208,17 @@ def test_an_edited_rater_is_refused(
     assert content(copy) == before
     start(copy, get_config(**way_out))
     assert content(copy) == before
+
+
+def test_judgements_of_answers_that_are_made_again_are_not_looked_at(
+    copy: pathlib.Path,
+) -> None:
+    path = copy / "iterations" / "002" / "evaluation.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(b"".join(before.splitlines(keepends=True)[1:]))
+    assert repair.main([str(copy)]) == 0
+    start(copy, get_config())
+    assert path.read_bytes() == before
 
 
 def test_a_random_judge_is_exempt_with_its_scorer_still_looked_at(

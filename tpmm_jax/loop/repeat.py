@@ -214,6 +214,8 @@ def _changed_judge(
     for t in reversed(rated_iterations(workdir, JUDGEMENTS)):
         count = min(record.size(JUDGEMENTS, t), num_prompts)
         ours, theirs = (_stored(workdir, s, ANSWERS, Rollout)[:count] for s in (t, 0))
+        if min(len(ours), len(theirs)) < count:
+            continue  # tpmm repair moved answers aside: they are made again
         before = [
             row
             for row in _stored(workdir, t, JUDGEMENTS, Judgement)
