@@ -119,6 +119,23 @@ def test_damage_is_refused_and_the_advice_mends_it(
     assert digests(run) == digests(whole)
 
 
+def test_what_is_missing_is_named(
+    whole: pathlib.Path, run: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "iterations/001/summary.json").unlink()
+    cut = (run / "metrics.jsonl").read_bytes()[:-50]
+    (run / "metrics.jsonl").write_bytes(cut)
+    assert repair_command.main([str(run)]) == 0
+    said = "".join(capsys.readouterr().out.split())
+    assert "iterations/001/summary.jsonismissing;therunmakesitagain" in said
+    assert "metrics.jsonl:writtenagainfromtheiterations'ownfiles" in said
+    assert "nothingtodo" not in said
+    [kept] = (run / "damaged").rglob("metrics.jsonl")
+    assert kept.read_bytes() == cut
+    rows = (whole / "metrics.jsonl").read_bytes()
+    assert (run / "metrics.jsonl").read_bytes() == rows
+
+
 def test_what_is_whole_is_left_alone(
     run: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

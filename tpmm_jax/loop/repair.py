@@ -9,7 +9,7 @@ from tpmm_jax.log.metrics import METRICS, TIMING, MetricsLog
 from tpmm_jax.loop.workdir import CONFIG, check_format, open_workdir
 from tpmm_jax.store import Trajectory
 from tpmm_jax.store.commit import now
-from tpmm_jax.store.digests import advice, digests_of, listing, unlist
+from tpmm_jax.store.digests import advice, digests_of, listing, lost_files, unlist
 from tpmm_jax.store.files import read_json, storage_errors, write_file
 from tpmm_jax.store.manager import numbered, padded
 from tpmm_jax.store.mending import (
@@ -72,9 +72,9 @@ def repair(
             _mend_rows(workdir, number, folder / METRICS, stamp, did)
         _mend_folder(workdir, workdir / "model", stamp, did)
         _mend_lines(workdir, stamp, did)
-        _drop_rows(workdir, give_up, evaluate)
+        _drop_rows(workdir, give_up, evaluate, stamp, did)
         _check_rest(workdir)
-        if count:
+        if (workdir / ASIDE / stamp).exists():
             say(f"what was moved or replaced lies in {workdir / ASIDE / stamp}")
         return count > 0
 
@@ -97,7 +97,7 @@ def _check_numbers(
 def _mend_folder(
     workdir: pathlib.Path, folder: pathlib.Path, stamp: str, did: Say
 ) -> None:
-    """Moves a folder's damaged files aside, but the metric rows."""
+    """Moves a folder's damaged files aside, but the metric rows; names missing ones."""
     if dropped := mend_digests(workdir, folder, stamp):
         # So that the run goes through the iteration again, and lists its files.
         unlist(folder / METRICS)
@@ -105,6 +105,10 @@ def _mend_folder(
             f"{folder / 'digests.jsonl'}: {dropped} broken lines dropped; their files "
             "are made again"
         )
+    for name in lost_files(folder):
+        # Nobody reads the reference's log-probs after the training.
+        if name not in (METRICS, "reference_logps.npz"):
+            did(f"{folder / name} is missing; the run makes it again")
     for path, fault in damaged_files(folder).items():
         if path.name != METRICS:
             set_aside(workdir, path, stamp)
@@ -154,19 +158,30 @@ def _mend_lines(workdir: pathlib.Path, stamp: str, did: Say) -> None:
 
 
 def _drop_rows(
-    workdir: pathlib.Path, give_up: int | None, evaluate: int | None
+    workdir: pathlib.Path,
+    give_up: int | None,
+    evaluate: int | None,
+    stamp: str,
+    did: Say,
 ) -> None:
     """Drops the rows of what comes again, and writes metrics.jsonl anew."""
-    folders = padded(workdir / "iterations")
+    folders, path = padded(workdir / "iterations"), workdir / METRICS
+    with storage_errors(path):
+        old = path.read_bytes() if path.exists() else None
     if give_up is not None:
         # Else the rows of a folder that is gone would be put back.
-        kept = [row_line for row_line in readable(workdir / METRICS)]
-        lines = [line for row, line in kept if row["iteration"] < give_up]
-        write_file(workdir / METRICS, lambda file: file.writelines(lines))
+        lines = [line for row, line in readable(path) if row["iteration"] < give_up]
+        write_file(path, lambda file: file.writelines(lines))
     with MetricsLog(workdir, tensorboard=False) as log:
         for number in folders:
             if evaluate is not None and number >= evaluate:
                 log.rewind(number, lambda row: row["kind"] != "iteration")
+    with storage_errors(path):
+        changed = path.read_bytes() != old
+    if changed and give_up is None and evaluate is None:
+        if old is not None:
+            write_file(workdir / ASIDE / stamp / METRICS, lambda file: file.write(old))
+        did(f"{path}: written again from the iterations' own files")
 
 
 def _check_rest(workdir: pathlib.Path) -> None:
