@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -63,11 +64,15 @@ def _is_not_raised_too(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _without_closed_loops() -> Iterator[None]:
-    """Drops what TensorStore prints when a failed save has closed its event loop."""
+    """Drops what TensorStore prints when a failed save has closed its event loop.
+
+    Its threads may do so at any time after the failure, so what drops it stays then.
+    """
     before = sys.excepthook, sys.unraisablehook
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not _is_closed_loop(error):
+        ours = threading.current_thread() is not threading.main_thread()
+        if not (ours and _is_closed_loop(error)):
             before[0](kind, error, trace)
 
     def unraisable(found: Any) -> None:
@@ -75,10 +80,8 @@ def _without_closed_loops() -> Iterator[None]:
             before[1](found)
 
     sys.excepthook, sys.unraisablehook = hook, unraisable
-    try:
-        yield
-    finally:
-        sys.excepthook, sys.unraisablehook = before
+    yield
+    sys.excepthook, sys.unraisablehook = before
 
 
 def _is_closed_loop(error: BaseException | None) -> bool:
