@@ -1,4 +1,4 @@
-"""Whatever a user's function does with its lists, no text and no number moves."""
+"""What a user's function does with its lists changes no text and no number."""
 
 from typing import Any
 

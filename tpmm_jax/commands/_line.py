@@ -61,7 +61,7 @@ def timeout_of(args: argparse.Namespace, default: float | None) -> float | None:
     """Returns what --timeout says; None: a function may take for ever.
 
     Raises:
-      BadInput: it is no number above 0.
+      BadInput: it is not a number above 0.
     """
     if args.timeout is None:
         return default

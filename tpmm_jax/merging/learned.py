@@ -225,8 +225,9 @@ def learn(
 def _roomy(tree: Any) -> Any:
     """With zeros behind the logits, up to a power of two.
 
-    Adam's arithmetic is compiled for each shape, and K grows by one an iteration; every
-    program stays in memory. The zeros move nothing: it works on each number apart.
+    Adam's arithmetic is compiled for each shape, and K grows by one per iteration;
+    every program stays in memory. The zeros move nothing: it works on each number
+    apart.
     """
 
     def pad(x: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Scorers: any function of prompts and responses, named "module:function".
 
 A function that a user wrote gets its own copy of every list, and what it returns is
-copied: whatever it does with either, no text and no number of a run moves.
+copied: what it does with either changes no text and no number of a run.
 """
 
 import copy

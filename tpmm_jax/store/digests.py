@@ -245,7 +245,7 @@ def remove_listed(path: pathlib.Path) -> None:
 
 
 def compact(folder: pathlib.Path) -> None:
-    """Writes digests.jsonl anew, a line a file, in the order of their names."""
+    """Writes digests.jsonl anew, one line per file, in the order of their names."""
     found = sorted(listing(folder).items())
     lines = [_entry(name, 0, digests) + "\n" for name, digests in found]
     write_text(folder / DIGESTS, "".join(lines))
