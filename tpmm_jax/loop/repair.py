@@ -106,8 +106,7 @@ def _mend_folder(
             "are made again"
         )
     for name in lost_files(folder):
-        # Nobody reads the reference's log-probs after the training.
-        if name not in (METRICS, "reference_logps.npz"):
+        if name != METRICS:
             did(f"{folder / name} is missing; the run makes it again")
     for path, fault in damaged_files(folder).items():
         if path.name != METRICS:

@@ -109,13 +109,8 @@ class Disk:
         return finished and not self.lost(iteration)
 
     def lost(self, iteration: int) -> list[str]:
-        """Returns the files of an iteration that went missing: they are made again.
-
-        The reference's log-probs are not among them: after the training nobody reads
-        them.
-        """
-        names = lost_files(self.folder(iteration))
-        return [name for name in names if name != "reference_logps.npz"]
+        """Returns the files of an iteration that went missing: they are made again."""
+        return lost_files(self.folder(iteration))
 
     def policy(self, step: int) -> Params:
         """Returns theta_step from the trajectory, float32, on the mesh."""

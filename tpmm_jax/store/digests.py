@@ -122,8 +122,12 @@ def is_finished(path: pathlib.Path) -> bool:
 
 
 def lost_files(folder: pathlib.Path) -> list[str]:
-    """Returns the names of listed files that are not there, in order."""
-    return sorted(x for x in listing(folder) if not (folder / x).exists())
+    """Returns the names of listed files that are not there, in order.
+
+    The reference's log-probs are not among them: after the training nobody reads them.
+    """
+    names = sorted(x for x in listing(folder) if not (folder / x).exists())
+    return [name for name in names if name != "reference_logps.npz"]
 
 
 def read_listed(path: pathlib.Path) -> bytes:
