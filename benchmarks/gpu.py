@@ -137,8 +137,8 @@ def bfloat16(name: str) -> dict[str, Any]:
     import jax
 
     import tpmm_jax as tpmm
-    from tpmm_jax.weights.loading import Model
     from tpmm_jax.weights.saving import save
+    from tpmm_jax.weights.source import Model
 
     exact = decoder(name, "float32")
     params = jax.jit(exact.init)(jax.random.key(0))

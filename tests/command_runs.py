@@ -15,8 +15,8 @@ from tpmm_jax.models.families import make_config
 from tpmm_jax.store import Trajectory
 from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.description import write_description
-from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.saving import save
+from tpmm_jax.weights.source import Model
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"

@@ -14,8 +14,8 @@ from tpmm_jax.models.families import make_config
 from tpmm_jax.store import Base, Trajectory
 from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.description import write_description
-from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.saving import save
+from tpmm_jax.weights.source import Model
 
 LORA = LoraConfig(rank=2, alpha=6.0)
 

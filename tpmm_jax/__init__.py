@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tpmm_jax.facade import generate, log_probs, logits, merge, stream
-    from tpmm_jax.weights.loading import Model, load
+    from tpmm_jax.weights.loading import load
     from tpmm_jax.weights.saving import save
+    from tpmm_jax.weights.source import Model
 
 __version__ = "0.2.0"
 
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "Model": "weights.loading",
+    "Model": "weights.source",
     "load": "weights.loading",
     "save": "weights.saving",
 }

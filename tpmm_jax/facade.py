@@ -31,7 +31,8 @@ from tpmm_jax.sampling import (
     stream_tokens,
     text_pieces,
 )
-from tpmm_jax.weights.loading import Model, Source, load
+from tpmm_jax.weights.loading import load
+from tpmm_jax.weights.source import Model, Source
 
 BATCH_SIZE = 32
 
@@ -360,9 +361,8 @@ def merge(
       BadInput: none, not as many weights, or models of different architecture.
     """
     if not models or len(models) != len(weights):
-        raise BadInput(
-            f"{len(models)} models and {len(weights)} weights; wanted one each"
-        )
+        both = f"{len(models)} models and {len(weights)} weights"
+        raise BadInput(f"{both}; wanted one each")
     if not np.isfinite(np.asarray(weights, float)).all():
         raise BadInput(f"weights are {list(weights)}; wanted finite numbers")
     first = _as_model(models[0])

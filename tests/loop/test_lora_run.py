@@ -24,9 +24,9 @@ from tpmm_jax.loop.setup import open_run
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters, merge_adapters
 from tpmm_jax.store import Trajectory, tree_digest
-from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.peft import adapter_config, write_adapters
 from tpmm_jax.weights.saving import save, whole_directory
+from tpmm_jax.weights.source import Model
 
 HERE = pathlib.Path(__file__).parent
 LORA = LoraConfig(rank=2, alpha=8.0, dropout=0.1)

@@ -18,8 +18,8 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
-from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.saving import save
+from tpmm_jax.weights.source import Model
 
 WORDS = [f"w{i}" for i in range(28)]
 

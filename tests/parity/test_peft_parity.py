@@ -11,9 +11,9 @@ import tpmm_jax as tpmm
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import TARGETS, abstract_adapters
-from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.peft import adapter_config, write_adapters
 from tpmm_jax.weights.saving import save, whole_directory
+from tpmm_jax.weights.source import Model
 
 pytestmark = pytest.mark.parity
 

@@ -13,7 +13,7 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.sampling import SamplingConfig, stream, stream_tokens, text_pieces
 from tpmm_jax.sampling.stream import padded_length, settled
-from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.source import Model
 
 TOKENIZERS = {"byte_level": byte_level, "metaspace": metaspace}
 

@@ -15,9 +15,10 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.lora import TARGETS, abstract_adapters, get, merge_adapters
-from tpmm_jax.weights.loading import Model, resolve
+from tpmm_jax.weights.loading import resolve
 from tpmm_jax.weights.peft import adapter_config, write_adapters
 from tpmm_jax.weights.saving import save, whole_directory
+from tpmm_jax.weights.source import Model
 
 CONFIG = make_config(
     "llama", vocab_size=23, width=16, mlp_width=12, num_layers=2, num_heads=4,

@@ -14,7 +14,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import BATCH_SIZE, codec_of, encode, token_stream
 from tpmm_jax.log.escapes import printable
 from tpmm_jax.sampling import SamplingConfig, text_pieces
-from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.source import Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 from tpmm_jax.commands._answers import Answer, Settings, stream_answer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.source import Model
 
 COMMANDS = {
     "/reset": "begin a new conversation",

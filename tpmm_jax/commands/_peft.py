@@ -15,7 +15,6 @@ from tpmm_jax.store import Base, Trajectory, read_json
 from tpmm_jax.weights.description import write_tokenizer
 from tpmm_jax.weights.hub import TRAJECTORY_STEP, is_hub_id
 from tpmm_jax.weights.loading import (
-    Source,
     adapters_base,
     adapters_place,
     resolve,
@@ -23,6 +22,7 @@ from tpmm_jax.weights.loading import (
 )
 from tpmm_jax.weights.peft import adapter_config, is_adapter, write_adapters
 from tpmm_jax.weights.saving import whole_directory
+from tpmm_jax.weights.source import Source
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _base_for_peft(
     """Returns the name and the revision of the base, as PEFT is to find it."""
     if given is None and record.get("commit"):
         return record["source"], record["commit"]
-    own, revision = adapters_place(workdir)
+    own, revision, _ = adapters_place(workdir)
     if given is None and is_hub_id(own):
         return own, revision
     if given is not None and not os.path.lexists(given):

@@ -28,7 +28,7 @@ from tpmm_jax.store.files import (
     write_json,
     write_text,
 )
-from tpmm_jax.weights.loading import Model
+from tpmm_jax.weights.source import Model
 
 
 def read_prompts(

@@ -22,8 +22,9 @@ from tpmm_jax.merging import signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.store import tree_digest
 from tpmm_jax.weights.hub import is_hub_id
-from tpmm_jax.weights.loading import Model, Source, check_dtype, resolve
+from tpmm_jax.weights.loading import check_dtype, resolve
 from tpmm_jax.weights.saving import check_output, save
+from tpmm_jax.weights.source import Model, Source
 
 DESCRIPTION = """\
 Write a policy as a Hugging Face directory that transformers, vLLM and others load:

@@ -41,8 +41,9 @@ from tpmm_jax.merging import RULES, ReferenceConfig, signal_text
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
-from tpmm_jax.weights.loading import Source, check_dtype
+from tpmm_jax.weights.loading import check_dtype
 from tpmm_jax.weights.saving import check_output, save
+from tpmm_jax.weights.source import Source
 
 DESCRIPTION = """\
 Merge checkpoints of one architecture, in float32: sum_k w_k theta_k, computed as

@@ -41,8 +41,8 @@ from tpmm_jax.steps import (
     make_learning_rate,
     make_train_step,
 )
-from tpmm_jax.weights.loading import Model
 from tpmm_jax.weights.saving import save
+from tpmm_jax.weights.source import Model
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 # The longest text: 9 tokens of prompt, 3 sentences of 7, and EOS.

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from tpmm_jax.config import Config
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.models import Decoder
-from tpmm_jax.weights.loading import Source
+from tpmm_jax.weights.source import Source
 
 
 def show_header(

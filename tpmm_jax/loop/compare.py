@@ -43,7 +43,7 @@ from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.rewards import Raters
 from tpmm_jax.sampling import SamplingConfig
-from tpmm_jax.weights.loading import Source
+from tpmm_jax.weights.source import Source
 
 BASELINE = "baseline"
 # Answers of which log-probs are computed at once, and half as many pairs.

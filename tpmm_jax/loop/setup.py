@@ -52,7 +52,8 @@ from tpmm_jax.store import (
     disk_need,
 )
 from tpmm_jax.store.digests import read_listed_json, write_listed_json
-from tpmm_jax.weights.loading import Source, adapters_base
+from tpmm_jax.weights.loading import adapters_base
+from tpmm_jax.weights.source import Source
 
 
 @contextlib.contextmanager

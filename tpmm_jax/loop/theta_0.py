@@ -31,7 +31,8 @@ from tpmm_jax.weights.description import (
     read_tokenizer,
     write_description,
 )
-from tpmm_jax.weights.loading import Source, adapters_base, resolve
+from tpmm_jax.weights.loading import adapters_base, resolve
+from tpmm_jax.weights.source import Source
 
 
 def find_model(

@@ -29,6 +29,12 @@ from tpmm_jax.losses.preference import (
 )
 from tpmm_jax.losses.record import Loss
 from tpmm_jax.losses.registry import LOSSES, is_coupled, names_of
+from tpmm_jax.losses.reward import (
+    RewardLossConfig,
+    bradley_terry,
+    pair_rewards,
+    reward_loss,
+)
 
 __all__ = [
     "LOSSES",
@@ -40,6 +46,8 @@ __all__ = [
     "Metrics",
     "Objective",
     "PairLogProbs",
+    "RewardLossConfig",
+    "bradley_terry",
     "completion_sums",
     "coupled_gradients",
     "coupled_loss",
@@ -54,7 +62,9 @@ __all__ = [
     "pair_log_probs",
     "pair_loss",
     "pair_metrics",
+    "pair_rewards",
     "pair_scores",
     "preference_loss",
+    "reward_loss",
     "with_state",
 ]

@@ -19,7 +19,13 @@ from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
 from tpmm_jax.models.config import ModelConfig, RopeConfig, check_memory
 from tpmm_jax.models.layers import Cache, einsum, soft_cap
-from tpmm_jax.models.lora import Adapted, LoraConfig, abstract_adapters, variables
+from tpmm_jax.models.lora import (
+    WHOLE,
+    Adapted,
+    LoraConfig,
+    abstract_adapters,
+    variables,
+)
 from tpmm_jax.models.sequences import Sequences, from_mask
 from tpmm_jax.models.transformer import Forward, Transformer
 
@@ -120,11 +126,34 @@ class Decoder:
         if isinstance(params, Adapted):
             assert self.lora is not None
             low_rank = variables(params, self.lora, sequences)
-            collections = {"params": params.base, "lora": low_rank}
+            whole = {k: params.adapters[k] for k in WHOLE if k in params.adapters}
+            collections = {"params": {**params.base, **whole}, "lora": low_rank}
         else:
             collections = {"params": params}
         result: Any = self.module().apply(collections, sequences)
         return result[0]
+
+    def rewards(
+        self, params: Params | Adapted, sequences: Sequences
+    ) -> Float[Array, " B"]:
+        """Returns the reward of each row's sequence, float32.
+
+            reward = score . h,    h the hidden state of the last real token
+
+        That token is found by the mask, never by ids: see docs/rewards.md.
+
+        Args:
+          sequences: one a row, padded on either side; of a row of padding alone the
+            reward means nothing.
+        """
+        assert self.config.output == "reward"
+        forward = self.forward(params, sequences)
+        places_BT = jnp.where(
+            sequences.segments_BT > 0, jnp.arange(sequences.segments_BT.shape[1]), 0
+        )
+        last_B11 = jnp.max(places_BT, axis=1)[:, None, None]
+        last_BD = jnp.take_along_axis(forward.hidden, last_B11, axis=1)[:, 0]
+        return einsum("BD,DN->BN", last_BD, forward.head, dtype="float32")[:, 0]
 
     def head(self, params: Params) -> Float[Array, "V D"]:
         """Returns the output embedding, the input's where they are tied."""

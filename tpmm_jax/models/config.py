@@ -73,6 +73,8 @@ class ModelConfig:
 
     Attributes:
       family: name in ``families.FAMILIES``; decides the names of the weights.
+      output: what the hidden states become: logits of the next token, or one reward of
+        a whole sequence; then there is a scalar head, and none over the vocabulary.
       norm_offset: what a stored RMSNorm weight is added to (Gemma 1.0, others 0.0).
       embed_scale: whether embeddings are multiplied by sqrt(width) (Gemma).
       qk_norm: RMSNorm over each head's query and key (Gemma 3, Qwen 3).
@@ -118,6 +120,7 @@ class ModelConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+    output: Literal["tokens", "reward"] = "tokens"
 
     @property
     def feed_forward(self) -> str:

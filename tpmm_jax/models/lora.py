@@ -46,6 +46,8 @@ TARGETS = {
     "down_proj": Target(("layers", "mlp", "down"), 1),
 }
 
+# What a tree of adapters holds as it is, trained whole: a reward model's head.
+WHOLE = ("score",)
 
 # Above the width of any model that runs; what lies beyond is a slip.
 MOST_RANK = 2**16
@@ -156,6 +158,8 @@ def placed(tree: Params) -> Iterator[tuple[Target, Params]]:
 def abstract_adapters(base: Params, config: LoraConfig) -> Params:
     """Returns the shapes, dtypes and shardings of the adapters, float32.
 
+    A reward model's head is among them, whole.
+
     Args:
       base: abstract parameters; an adapter's axes lie as its matrix's do, and the
         rank is replicated.
@@ -166,6 +170,10 @@ def abstract_adapters(base: Params, config: LoraConfig) -> Params:
         a = _part(leaf, [*range(split), None], config.rank)
         b = _part(leaf, [0, None, *range(split, leaf.ndim)], config.rank)
         put(adapters, target.path, {"a": a, "b": b})
+    for name in WHOLE:
+        if name in base:
+            where, shape = base[name].sharding, base[name].shape
+            adapters[name] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
     return adapters
 
 
@@ -179,15 +187,20 @@ def _part(leaf: Any, axes: Sequence[int | None], rank: int) -> jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
 
-def init_adapters(base: Params, config: LoraConfig, key: jax.Array) -> Params:
+def init_adapters(
+    base: Params, config: LoraConfig, key: jax.Array, **whole: jax.Array
+) -> Params:
     """Returns adapters whose product is zero.
 
         A ~ U(-1/sqrt(n), 1/sqrt(n)), n the number of inputs;  B = 0
 
     Args:
       base: abstract parameters.
+      whole: what the leaves that are trained whole begin with, by name (see WHOLE).
     """
     abstract = abstract_adapters(base, config)
+    low_rank = {name: x for name, x in abstract.items() if name not in WHOLE}
+    assert whole.keys() == abstract.keys() - low_rank.keys()
 
     def make(key: jax.Array) -> Params:
         adapters: Params = {}
@@ -199,12 +212,15 @@ def init_adapters(base: Params, config: LoraConfig, key: jax.Array) -> Params:
             put(adapters, target.path, {"a": a, "b": b})
         return adapters
 
-    where = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(make, out_shardings=where)(key)
+    where = jax.tree.map(lambda x: x.sharding, low_rank)
+    # Copies: what is trained is donated, and the base goes on being read.
+    return jax.jit(make, out_shardings=where)(key) | jax.tree.map(jnp.copy, whole)
 
 
 def merge_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params:
     """Returns W + s A B in float32, on W's shardings; other leaves are base's own.
+
+    A leaf that is trained whole takes the base's place.
 
     The sum over the rank is in a fixed order and elementwise else, so that the bits
     do not depend on the mesh. A product of zero leaves W's bits.
@@ -214,7 +230,7 @@ def merge_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params
         leaf = get(base, target.path)
         out = _merge_leaf(leaf, pair["a"], pair["b"], target.inputs, scaling(config))
         put(merged, target.path, jax.device_put(out, leaf.sharding))
-    return merged
+    return merged | {name: adapters[name] for name in WHOLE if name in adapters}
 
 
 # Terms of the sum over the rank that are added in one pass over the matrix.

@@ -88,8 +88,8 @@ class Forward(NamedTuple):
 
     Attributes:
       hidden: final hidden states [B, T, D], after the last norm, in compute_dtype.
-      head: output embedding [V, D]. Where embeddings are tied, a loss that takes it
-        from here halves the memory of their gradient.
+      head: output embedding [V, D], a reward model's head [D, 1]. Where embeddings are
+        tied, a loss that takes it from here halves the memory of their gradient.
       aux: what each layer reports beside its output, by name, [L, ...] each.
     """
 
@@ -124,7 +124,9 @@ class Transformer(nn.Module):
         V, D = c.vocab_size, c.width
         embedding_VD = self.param("embedding", scaled_normal(D, (TENSOR, FSDP)), (V, D))
         x_BTD, head_VD = look_up(embedding_VD, sequences.tokens_BT)
-        if not c.tie_embeddings:
+        if c.output == "reward":
+            head_VD = self.param("score", scaled_normal(D + 1, (FSDP, None)), (D, 1))
+        elif not c.tie_embeddings:
             head_VD = self.param("head", scaled_normal(D, (TENSOR, FSDP)), (V, D))
         x_BTD = x_BTD.astype(self.dtype)
         if c.embed_scale:

@@ -13,6 +13,7 @@ from tpmm_jax.steps.log_probs import (
 )
 from tpmm_jax.steps.optimizer import is_matrix, make_learning_rate
 from tpmm_jax.steps.preference import preference_gradient_norm_step, preference_step
+from tpmm_jax.steps.reward import pair_rewards_step, reward_step, rewards_step
 from tpmm_jax.steps.state import (
     Frozen,
     TrainState,
@@ -35,8 +36,11 @@ __all__ = [
     "make_train_step",
     "pair_check_step",
     "pair_log_probs_step",
+    "pair_rewards_step",
     "preference_gradient_norm_step",
     "preference_step",
+    "reward_step",
+    "rewards_step",
     "shardings",
     "token_log_probs_step",
 ]

@@ -1,6 +1,7 @@
 """AdamW and its learning rate."""
 
 import jax
+import numpy as np
 import optax
 
 from tpmm_jax.axes import Params
@@ -29,8 +30,11 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     The rate is an argument of the step, so that iterations of different length share
     one compiled program.
     """
+    # optax takes 1 - b of the number given and 1 - b^t in float32. For 0.999 the two
+    # differ by 1.3e-5, and so did every first step by half of it; a float32 has one.
+    b1, b2 = (float(np.float32(b)) for b in (config.b1, config.b2))
     return optax.chain(
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
     )
 

@@ -43,6 +43,9 @@ SOFTCAPS = {
 
 IDS = "a token id or a list of them"
 
+# What ends the name of a class in config.json's "architectures".
+CAUSAL, CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
+
 # Theirs by our names.
 ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
 
@@ -66,6 +69,7 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
         if problem := field_problem(name, value, READ):
             problems.append(problem)
     problems += _wrong_activations(hf, family)
+    problems += _wrong_head(hf)
     window, windowed = read_windows(hf, family, problems)
     rope, local_rope = read_ropes(hf, family, problems)
     if problems:
@@ -84,8 +88,24 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
         bos_id=hf.get("bos_token_id", family.bos_id),
         eos_ids=as_ids(hf.get("eos_token_id", list(family.eos_ids)), origin),
         pad_id=hf.get("pad_token_id", family.pad_id),
+        output="reward" if is_classifier(hf) else "tokens",
         **_optional(hf, family),
     )
+
+
+def is_classifier(hf: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model with a classification head."""
+    names = hf.get("architectures") or []
+    return any(str(name).endswith(CLASSIFIER) for name in names)
+
+
+def _wrong_head(hf: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with the width of a classification head."""
+    labels = hf.get("id2label")
+    width = hf.get("num_labels", 2 if labels is None else len(labels))
+    if not is_classifier(hf) or width == 1:
+        return []
+    return [f"the head has {width} labels; a reward model has one (num_labels 1)"]
 
 
 def _family(hf: Mapping[str, Any], origin: str) -> Family:
@@ -267,4 +287,15 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
         **{theirs: getattr(config, ours) for theirs, ours in SOFTCAPS.items()},
     }
+    if config.output == "reward":
+        # transformers writes no num_labels: it counts these.
+        content["architectures"] = [architecture_of(family, CLASSIFIER)]
+        content |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return content | {n: x for n, x in optional.items() if n in family.fields}
+
+
+def architecture_of(family: Family, ending: str) -> str:
+    """Returns the name of transformers' class of a family with another head."""
+    name = family.architecture.removesuffix(CAUSAL)
+    text = "Text" if family is FAMILIES["gemma3_text"] else ""
+    return f"{name}{text}{ending}"

@@ -12,7 +12,11 @@ DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHT_FILES = ("*.safetensors",)
 # Weights of another model or a second time: in a subfolder, in Mistral's own format.
 OTHER_WEIGHTS = ("*/*", "consolidated*")
-TRAJECTORY_STEP = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<step>\d+)")
+# Folders of a run's workdir: its policies, or its reward models.
+TRAJECTORY, REWARD = "trajectory", "reward"
+TRAJECTORY_STEP = re.compile(
+    r"(?P<workdir>.*/)?(?P<kept>trajectory|reward)@(?P<step>\d+|(?<=reward@)best)"
+)
 
 
 def is_hub_id(name: str) -> bool:

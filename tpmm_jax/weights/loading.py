@@ -3,8 +3,8 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
-from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
+from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import Base, Trajectory
 from tpmm_jax.store.digests import check_folder
@@ -23,6 +23,8 @@ from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.hub import (
     DESCRIPTION_FILES,
     OTHER_WEIGHTS,
+    REWARD,
+    TRAJECTORY,
     TRAJECTORY_STEP,
     WEIGHT_FILES,
     fetch,
@@ -34,74 +36,12 @@ from tpmm_jax.weights.huggingface import (
     read_params,
 )
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
+from tpmm_jax.weights.source import AdapterSource, Model, Source
 
 NAME_BASE = (
     "Name another model as the adapter's base, in full precision if this one is "
     "quantised: --base BASE of a command, model.base of a config, base=... in Python"
 )
-
-
-@dataclass(frozen=True)
-class Model:
-    """A decoder with its parameters and, where it has one, its tokenizer.
-
-    Attributes:
-      decoder: architecture, numerics and mesh.
-      params: nested dict of jax.Array.
-      tokenizer: a transformers tokenizer, or None.
-      origin: where it came from: "source" and, for a hub id, the "commit"; for a PEFT
-        adapter whose base was given, that model's origin as "base".
-      generation: what its generation_config.json holds, for whoever loads the model
-        once it is saved; nothing here samples by it.
-    """
-
-    decoder: Decoder
-    params: Params
-    tokenizer: Any = None
-    origin: dict[str, Any] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.decoder.config
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model that was found and understood, its weights not read yet.
-
-    Attributes:
-      read: returns the parameters in a dtype, on the decoder's mesh. Only this
-        downloads a hub repository's weights.
-      adapter: of a PEFT directory: the parts of the policy. None for all others, a
-        step of a LoRA run among them, which is read as the merged policy.
-      generation: as of ``Model``.
-    """
-
-    config: ModelConfig
-    tokenizer: Any
-    origin: dict[str, Any]
-    read: Callable[[Decoder, str], Params]
-    adapter: "AdapterSource | None" = None
-    generation: dict[str, Any] = field(default_factory=dict)
-
-    def model(self, decoder: Decoder, params: Params) -> Model:
-        """Returns the model with these parameters of it, as they were read or cast."""
-        return Model(decoder, params, self.tokenizer, self.origin, self.generation)
-
-
-@dataclass(frozen=True)
-class AdapterSource:
-    """Adapters and the model under them, not read yet.
-
-    Attributes:
-      base: the model under them.
-      read: returns the adapters, float32, on the decoder's mesh.
-    """
-
-    lora: LoraConfig
-    base: Source
-    read: Callable[[Decoder], Params]
 
 
 def load(
@@ -130,8 +70,32 @@ def load(
     Raises:
       BadInput: nothing there, or something this library cannot run faithfully.
     """
+    return _read(resolve(source, revision, base), dtype, mesh)
+
+
+def load_reward(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    base: str | os.PathLike | None = None,
+) -> Model:
+    """Loads a reward model, for ``score`` and ``score_tokens``.
+
+    Args:
+      source: a Hugging Face directory or hub id of a *ForSequenceClassification with
+        one label, a reward run's workdir: its best model, or one of those it kept
+        ("workdir/reward@best", "workdir/reward@2"), or a PEFT directory (SEQ_CLS).
+      revision, dtype, mesh, base: see ``load``.
+
+    Raises:
+      BadInput: as ``load``; a model without a reward head is never given one.
+    """
+    return _read(resolve_reward(source, revision, base), dtype, mesh)
+
+
+def _read(found: Source, dtype: Any, mesh: Mesh | None) -> Model:
     dtype = check_dtype(dtype or "float32")
-    found = resolve(source, revision, base)
     decoder = Decoder(found.config, compute_dtype=dtype, mesh=mesh)
     return found.model(decoder, found.read(decoder, dtype))
 
@@ -141,16 +105,34 @@ def resolve(
     revision: str | None = None,
     base: str | os.PathLike | None = None,
 ) -> Source:
-    """Finds a model, reads its config and tokenizer; see ``load``."""
+    """Finds a policy, reads its config and tokenizer; see ``load``."""
     given = None if base is None else os.fspath(base)
     return resolve_all([os.fspath(source)], given, revision)[0]
+
+
+def resolve_reward(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    base: str | os.PathLike | None = None,
+) -> Source:
+    """Finds a reward model, reads its config and tokenizer; see ``load_reward``."""
+    given = None if base is None else os.fspath(base)
+    return _resolve_all([os.fspath(source)], given, revision, "reward")[0]
 
 
 def resolve_all(
     sources: Sequence[str], base: str | None = None, revision: str | None = None
 ) -> list[Source]:
-    """Returns several models; the base is that of all PEFT adapters among them."""
+    """Returns several policies; the base is that of all PEFT adapters among them."""
+    return _resolve_all(sources, base, revision, "tokens")
+
+
+def _resolve_all(
+    sources: Sequence[str], base: str | None, revision: str | None, output: str
+) -> list[Source]:
     found = [_resolve(source, revision, base) for source in sources]
+    for name, source in zip(sources, found):
+        _check_output(name, source.config, output)
     if base is not None and not any(source.adapter for source in found):
         names = ", ".join(source.origin["source"] for source in found)
         raise BadInput(
@@ -160,11 +142,28 @@ def resolve_all(
     return found
 
 
+def _check_output(name: str, config: ModelConfig, wanted: str) -> None:
+    """Raises BadInput for a reward model in a policy's place, or the reverse."""
+    if config.output == wanted:
+        return
+    if wanted == "tokens":
+        raise BadInput(
+            f"{name} is a reward model, which has no logits to sample from; wanted a "
+            "causal language model. As a scorer it is named reward:SOURCE"
+        )
+    raise BadInput(
+        f"{name} is a causal language model, which has no reward head; wanted a "
+        "*ForSequenceClassification with one label, or a run of tpmm train_reward, "
+        "which gives a causal model a head and trains it"
+    )
+
+
 def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if revision is not None and not is_hub_id(name):
         raise BadInput(f"revision={revision!r} is for a hub id; {name} is a local path")
     if match := TRAJECTORY_STEP.fullmatch(name):
-        return _resolve_step(pathlib.Path(match["workdir"] or "."), int(match["step"]))
+        step = None if match["step"] == "best" else int(match["step"])
+        return _resolve_step(pathlib.Path(match["workdir"] or "."), match["kept"], step)
     origin = {"source": name}
     if name.endswith(".gguf"):
         file = GGUFFile(name)
@@ -176,8 +175,9 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if is_hub_id(name):
         return _resolve_hub(name, revision, base)
     directory = pathlib.Path(name)
-    if (workdir := run_workdir(directory)) is not None:
-        return _resolve_step(workdir, None)
+    for kept in (TRAJECTORY, REWARD):
+        if (workdir := run_workdir(directory, kept)) is not None:
+            return _resolve_step(workdir, kept, None)
     if is_adapter(directory):
         return _resolve_adapter(directory, origin, base)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
@@ -243,58 +243,67 @@ def _resolve_adapter(
     )
 
 
-def run_workdir(directory: pathlib.Path) -> pathlib.Path | None:
-    """Returns the workdir if this is a run's, or the trajectory folder in one."""
+def run_workdir(directory: pathlib.Path, kept: str = TRAJECTORY) -> pathlib.Path | None:
+    """Returns the workdir if this is a run's, or the folder of its models in one.
+
+    Args:
+      kept: that folder: of policies, or of reward models.
+    """
     for workdir in (directory, directory.parent):
-        inside = workdir == directory or directory.name == "trajectory"
-        if inside and all((workdir / x).is_dir() for x in ("trajectory", "model")):
+        inside = workdir == directory or directory.name == kept
+        if inside and all((workdir / x).is_dir() for x in (kept, "model")):
             return workdir
     return None
 
 
-def committed_steps(workdir: pathlib.Path) -> list[int]:
+def committed_steps(workdir: pathlib.Path, kept: str = TRAJECTORY) -> list[int]:
     """Returns the steps of a run's trajectory, all of them whole.
+
+    Args:
+      kept: the folder of its policies, or of its reward models.
 
     Raises:
       BadInput: no run, or none committed yet.
       CorruptCheckpoint: one of them is damaged; leaving it out would hide that.
     """
-    steps, damaged = _steps(workdir)
+    steps, damaged = _steps(workdir, kept)
     if damaged:
-        raise _damaged(workdir, *min(damaged.items()))
+        raise _damaged(workdir, kept, *min(damaged.items()))
     if not steps:
-        raise BadInput(f"{workdir}/trajectory holds no policy yet; has the run begun?")
+        raise BadInput(f"{workdir}/{kept} holds no model yet; has the run begun?")
     return steps
 
 
-def _steps(workdir: pathlib.Path) -> tuple[list[int], dict[int, str]]:
+def _steps(workdir: pathlib.Path, kept: str) -> tuple[list[int], dict[int, str]]:
     """Returns the whole steps, and the damaged ones with what is wrong."""
-    if not (workdir / "trajectory").is_dir():
-        raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+    if not (workdir / kept).is_dir():
+        raise BadInput(f"{workdir} holds no {kept}; is it such a run's workdir?")
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
         return trajectory.steps(), trajectory.damaged()
 
 
-def _damaged(workdir: pathlib.Path, step: int, why: str) -> CorruptCheckpoint:
+def _damaged(
+    workdir: pathlib.Path, kept: str, step: int, why: str
+) -> CorruptCheckpoint:
     return CorruptCheckpoint(
-        f"{workdir}/trajectory@{step} was committed, but is damaged: {why}. Restore "
+        f"{workdir}/{kept}@{step} was committed, but is damaged: {why}. Restore "
         "it from a copy, or name the other steps one by one"
     )
 
 
-def _resolve_step(workdir: pathlib.Path, wanted: int | None) -> Source:
-    """A step of a run's trajectory; None: the newest."""
+def _resolve_step(workdir: pathlib.Path, kept: str, wanted: int | None) -> Source:
+    """A model that a run kept; None: the newest, of reward models the best."""
     if wanted is None:
-        step = committed_steps(workdir)[-1]
+        step = committed_steps(workdir, kept)[-1]
     else:
-        step, (steps, damaged) = wanted, _steps(workdir)
+        step, (steps, damaged) = wanted, _steps(workdir, kept)
         if step in damaged:
-            raise _damaged(workdir, step, damaged[step])
+            raise _damaged(workdir, kept, step, damaged[step])
         if step not in steps:
-            raise BadInput(f"{workdir}/trajectory@{step}: it holds the steps {steps}")
+            raise BadInput(f"{workdir}/{kept}@{step}: it holds the steps {steps}")
 
     def read(decoder: Decoder, dtype: str) -> Params:
-        with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+        with Trajectory(workdir / kept, read_only=True) as trajectory:
             if trajectory.holds_adapters():
                 trajectory.base = adapters_base(workdir, decoder)
             params = trajectory.restore(step, decoder.abstract_params("float32"))
@@ -302,16 +311,18 @@ def _resolve_step(workdir: pathlib.Path, wanted: int | None) -> Source:
 
     folder = workdir / "model"
     check_folder(folder)
-    origin = {"source": f"{workdir}/trajectory@{step}"}
+    origin = {"source": f"{workdir}/{kept}@{step}"}
     config = read_config(folder)
-    _check_stored(workdir, step, config)
+    _check_stored(workdir, kept, step, config)
     tokenizer, generation = read_tokenizer(folder), read_generation(folder)
     return Source(config, tokenizer, origin, read, generation=generation)
 
 
-def _check_stored(workdir: pathlib.Path, step: int, config: ModelConfig) -> None:
+def _check_stored(
+    workdir: pathlib.Path, kept: str, step: int, config: ModelConfig
+) -> None:
     """Refuses a model/config.json whose sizes are not those of a stored step."""
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
         held = _shapes(trajectory.abstract(step))
     wanted = _shapes(Decoder(config).abstract_params())
     wrong = [x for x in {**wanted, **held} if wanted.get(x) != held.get(x)]
@@ -319,7 +330,7 @@ def _check_stored(workdir: pathlib.Path, step: int, config: ModelConfig) -> None
         name = wrong[0]
         raise BadInput(
             f"{workdir}/model/config.json is not that of the run: it asks for {name} "
-            f"of shape {wanted.get(name)}, trajectory@{step} holds {held.get(name)}; "
+            f"of shape {wanted.get(name)}, {kept}@{step} holds {held.get(name)}; "
             "restore the file from a copy"
         )
 
@@ -331,34 +342,79 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
     }
 
 
-def adapters_place(workdir: pathlib.Path) -> tuple[str, str | None]:
-    """Returns the name and the revision of the model under a run's adapters.
+def adapters_place(
+    workdir: pathlib.Path, kept: str = TRAJECTORY
+) -> tuple[str, str | None, int | None]:
+    """Returns name and revision of the model under a run's adapters, and a seed.
 
     It is where the run found it, or where WORKDIR/base links to; a link to the PEFT
-    directory that the run began with means the model under that one.
+    directory that the run began with means the model under that one. The seed is that
+    of a reward model's head; None: the model has one.
     """
-    link = workdir / "base"
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
+        record = trajectory.meta(0)["base"]
+    link, seed = workdir / "base", record.get("seed")
     if os.path.lexists(link):
         name = os.path.realpath(link)
         linked = pathlib.Path(name)
-        return AdapterDirectory(linked).base() if is_adapter(linked) else (name, None)
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
-        record = trajectory.meta(0)["base"]
+        if is_adapter(linked):
+            return *AdapterDirectory(linked).base(), seed
+        return name, None, seed
     if commit := record.get("commit"):
-        return record["source"], commit
-    return str(workdir / record["source"]), None
+        return record["source"], commit, seed
+    return str(workdir / record["source"]), None, seed
 
 
 def adapters_base(workdir: pathlib.Path, decoder: Decoder) -> Base:
     """Returns the weights under a run's adapters, not read yet."""
-    name, revision = adapters_place(workdir)
+    rewards = decoder.config.output == "reward"
+    name, revision, seed = adapters_place(workdir, REWARD if rewards else TRAJECTORY)
     link = workdir / "base"
     advice = f"put it back, or make {link} a link to where those weights are now"
 
     def read() -> Params:
-        return resolve(name, revision).read(decoder, "float32")
+        find = resolve_reward if rewards else resolve
+        under = (
+            find(name, revision) if seed is None else start_reward(name, seed, revision)
+        )
+        return under.read(decoder, "float32")
 
     return Base(read, name, advice)
+
+
+def start_reward(
+    source: str | os.PathLike,
+    seed: int,
+    revision: str | None = None,
+    base: str | os.PathLike | None = None,
+) -> Source:
+    """Finds what the training of a reward model begins with.
+
+    A reward model is taken as it is; a causal model loses its head over the vocabulary
+    and gets a new one, drawn from N(0, 1/(D + 1)) by ``seed``.
+
+    Args:
+      source, revision, base: see ``load`` and ``load_reward``.
+    """
+    name = os.fspath(source)
+    given = None if base is None else os.fspath(base)
+    found = _resolve(name, revision, given)
+    if found.config.output == "reward":
+        return found
+    config = replace(found.config, output="reward")
+
+    def read(decoder: Decoder, dtype: str) -> Params:
+        causal = replace(decoder, config=found.config)
+        params = found.read(causal, dtype)
+        params.pop("head", None)
+        target = decoder.abstract_params(dtype)["score"]
+        std = (config.width + 1) ** -0.5
+        key = jax.random.key(seed)
+        score = std * jax.random.normal(key, target.shape, jnp.float32)
+        params["score"] = jax.device_put(score.astype(dtype), target.sharding)
+        return params
+
+    return Source(config, found.tokenizer, found.origin, read)
 
 
 def check_dtype(dtype: Any) -> str:

@@ -74,7 +74,9 @@ def names(config: ModelConfig) -> list[Name]:
         Name(("embedding",), "model.embed_tokens.weight"),
         Name(("final_norm", "scale"), "model.norm.weight"),
     ]
-    if not config.tie_embeddings:
+    if config.output == "reward":
+        table.append(Name(("score",), "score.weight", 1))
+    elif not config.tie_embeddings:
         table.append(Name(("head",), "lm_head.weight"))
     return table + _projections(config) + _norms(config)
 

@@ -16,7 +16,8 @@ from tpmm_jax.store import check_space, check_writable
 from tpmm_jax.store.files import storage_errors
 from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.huggingface import write_params
-from tpmm_jax.weights.loading import Model, check_dtype
+from tpmm_jax.weights.loading import check_dtype
+from tpmm_jax.weights.source import Model
 
 
 def check_output(directory: str | os.PathLike, need: int = 0) -> None:

@@ -1,0 +1,35 @@
+"""The train step of reward models, and the rewards of rows and of pairs."""
+
+import functools
+
+import jax
+
+from tpmm_jax.axes import Params
+from tpmm_jax.losses import RewardLossConfig, pair_rewards, reward_loss
+from tpmm_jax.models import Decoder, from_mask
+from tpmm_jax.steps.config import TrainConfig
+from tpmm_jax.steps.state import abstract_state
+from tpmm_jax.steps.train import TrainStep, make_train_step
+
+# Rewards [B, N] of a batch of pairs, float32.
+pair_rewards_step = jax.jit(pair_rewards, static_argnames="decoder")
+
+
+@functools.cache
+def reward_step(
+    decoder: Decoder, loss: RewardLossConfig, train: TrainConfig
+) -> TrainStep:
+    """Returns the train step of a reward model; see ``losses.reward_loss``."""
+    return make_train_step(
+        lambda constants: reward_loss(decoder, loss),
+        train,
+        abstract_state(decoder.abstract_trained(), train),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def rewards_step(
+    decoder: Decoder, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array
+) -> jax.Array:
+    """Returns the reward [B] of each row, float32; see ``Decoder.rewards``."""
+    return decoder.rewards(params, from_mask(tokens_BT, mask_BT))
