@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.weights._gguf_tokenizer import build_tokenizer, merges_from_scores
-from tpmm_jax.weights.description import write_tokenizer
+from tpmm_jax.weights.tokenizer import write_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = range(1, 7)
 # Byte-level spellings: space, newline, carriage return.

@@ -110,6 +110,11 @@ def test_ropes(family, fields, rope, local):
     assert parse_config(again, "config.json") == config
 
 
+def test_linear_scaling_may_name_the_length_before_it():
+    scaling = LINEAR | {"original_max_position_embeddings": 32}
+    assert parse("llama", rope_scaling=scaling) == parse("llama", rope_scaling=LINEAR)
+
+
 def test_llama3_scaling_without_its_length_takes_max_position_embeddings():
     short = {k: x for k, x in LLAMA3.items() if not k.startswith("original")}
     rope = parse("llama", rope_scaling=short, max_position_embeddings=77).rope

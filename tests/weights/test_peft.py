@@ -290,6 +290,30 @@ def test_the_base_may_be_named_or_lie_beside(tmp_path, base):
         tpmm.load(tmp_path / "c")
 
 
+def test_an_adapter_and_its_merge_in_one_directory(tmp_path, base, monkeypatch):
+    """A config left behind says nothing; two sets of weights could be either."""
+    from tpmm_jax.weights import loading
+
+    folder = tmp_path / "both"
+    make(folder, "nowhere/at-all")
+    shutil.copytree(base, folder, dirs_exist_ok=True)
+    with pytest.raises(BadInput, match=r"adapter_model\.safetensors, beside .*move"):
+        tpmm.load(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    merged = tpmm.load(folder)
+    jax.tree.map(np.testing.assert_array_equal, merged.params, tpmm.load(base).params)
+
+    # The description of a hub's repository comes without the weights.
+    described = tmp_path / "described"
+    shutil.copytree(folder, described, ignore=shutil.ignore_patterns("*.safetensors"))
+    found = iter((described, folder, folder))
+    monkeypatch.setattr(loading, "fetch", lambda *_, **__: (next(found), "c0ffee"))
+    assert tpmm.load("org/merged").origin == {
+        "source": "org/merged",
+        "commit": "c0ffee",
+    }
+
+
 def test_a_base_that_cannot_be_used(tmp_path, base):
     """The adapter's file and field are named, what is wrong, and the way out."""
     make(tmp_path / "gone", tmp_path / "no-base")

@@ -191,6 +191,11 @@ def test_a_dump_of_transformers_4_is_the_same_model(name):
         ("max_window_layers", None), ("sliding_window_pattern", None),
         ("use_sliding_window", None), ("sliding_window_size", None),
         ("layer_types", None), ("rope_scaling", None), ("rms_norm_eps", None),
+        ("internal_version", "7b-alpha-v2"), ("unsloth_version", "2026.3.3"),
+        ("model_name", "org/name"), ("max_new_tokens", 512), ("quantization", {}),
+        ("architectures", "OneForCausalLM"), ("architectures", 5), ("id2label", 3),
+        ("keys_to_ignore_at_inference", ["past_key_values"]), ("use_flash_attn", True),
+        ("base_model_tp_plan", {"layers.*": "colwise"}), ("max_seq_len", 4096),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["gemma-2-2b-it", "gemma-3-1b-it", "Qwen3-0.6B"])
@@ -205,7 +210,8 @@ def test_null_and_neutral_fields_change_nothing(name, field, value):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("quantization_config", {"bits": 4}), ("neftune_noise_alpha", 5.0),
+        ("quantization_config", {"bits": 4}), ("quantization", {"bits": 4}),
+        ("neftune_noise_alpha", 5.0), ("version", "2"),
         ("suppress_tokens", [3]), ("forced_bos_token_id", 1), ("prefix", "Hello: "),
         ("add_cross_attention", True), ("pruned_heads", {"0": [1]}),
         ("hidden_dropout", 0.1), ("is_causal", False), ("is_causal", None),

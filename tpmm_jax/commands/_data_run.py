@@ -27,8 +27,8 @@ from tpmm_jax.rewards import (
     import_object,
     load_scorer,
 )
-from tpmm_jax.weights.description import read_tokenizer
 from tpmm_jax.weights.loading import resolve
+from tpmm_jax.weights.tokenizer import read_tokenizer
 
 T = TypeVar("T")
 

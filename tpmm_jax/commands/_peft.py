@@ -12,7 +12,6 @@ from tpmm_jax.facade import architecture_differences
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters
 from tpmm_jax.store import Base, Trajectory, read_json
-from tpmm_jax.weights.description import write_tokenizer
 from tpmm_jax.weights.hub import TRAJECTORY_STEP, is_hub_id
 from tpmm_jax.weights.loading import (
     adapters_base,
@@ -23,6 +22,7 @@ from tpmm_jax.weights.loading import (
 from tpmm_jax.weights.peft import adapter_config, is_adapter, write_adapters
 from tpmm_jax.weights.saving import whole_directory
 from tpmm_jax.weights.source import Source
+from tpmm_jax.weights.tokenizer import write_tokenizer
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from tpmm_jax.store.files import write_text
 from tpmm_jax.weights.description import (
     read_config,
     read_generation,
-    read_tokenizer,
     write_description,
 )
 from tpmm_jax.weights.loading import adapters_base, resolve
 from tpmm_jax.weights.source import Source
+from tpmm_jax.weights.tokenizer import read_tokenizer
 
 
 def find_model(

@@ -13,23 +13,27 @@ IGNORED = {
     "do_sample", "early_stopping", "length_penalty", "max_length", "min_length",
     "no_repeat_ngram_size", "num_beams", "num_return_sequences", "repetition_penalty",
     "temperature", "top_k", "top_p", "typical_p",
+    "max_new_tokens", "min_new_tokens", "min_p", "penalty_alpha", "renormalize_logits",
     # What a call returns, how it is computed, how training saves memory.
     "_attn_implementation", "_attn_implementation_autoset",
     "_attn_implementation_internal", "_experts_implementation",
     "_experts_implementation_internal", "_flash_attn_2_enabled", "attn_implementation",
-    "cache_implementation", "chunk_size_feed_forward", "dtype",
-    "gradient_checkpointing", "max_window_layers", "output_attentions",
+    "base_model_pp_plan", "base_model_tp_plan", "cache_implementation",
+    "chunk_size_feed_forward", "dtype", "gradient_checkpointing",
+    "keys_to_ignore_at_inference", "max_window_layers", "output_attentions",
     "output_hidden_states", "output_scores", "pretraining_tp", "return_dict",
     "return_dict_in_generate", "tf_legacy_loss", "torch_dtype", "torchscript",
-    "use_bfloat16", "use_cache", "xla_device",
+    "use_bfloat16", "use_cache", "use_flash_attention_2", "use_flash_attn",
+    "use_flashattn", "xla_device",
     # Of classifiers and of tasks.
     "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
     "task_specific_params",
     # Where the model comes from, and its tokenizer.
     "_commit_hash", "_name_or_path", "architectures", "initializer_range",
-    "is_decoder", "is_llama_config", "max_sequence_length", "sep_token_id",
-    "tokenizer_class", "transformers.js_config", "transformers_version",
-    "unsloth_fixed", "unsloth_version",
+    "is_decoder", "is_llama_config", "max_seq_len", "max_seq_length",
+    "max_sequence_length", "model_max_length", "model_name", "sep_token_id",
+    "tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side",
+    "transformers.js_config", "unk_token_id", "unsloth_fixed",
 }  # fmt: skip
 
 # Fields of which only these values are supported, and null unless it is in NOT_NULL, if
@@ -67,6 +71,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "per_layer_config": ({},),
     "prefix": ("",),
     "pruned_heads": ({}, []),
+    "quantization": ({},),
     "quantization_config": ({},),
     "remove_invalid_values": (False,),
     "resid_pdrop": (0,),
@@ -77,6 +82,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_mrope": (False,),
     "use_sliding_window": (False,),
 }
+QUANTISED = (
+    ": take the model in full precision, or remove the field where the weights are"
+)
 # transformers takes null for false here, and looks ahead.
 NOT_NULL = {"is_causal"}
 
@@ -96,7 +104,15 @@ def field_problem(name: str, value: Any, read: Collection[str]) -> str | None:
         if value in wanted:
             return None
         listed = [*map(repr, wanted), *([] if name in NOT_NULL else ["null"])]
-        return f"{name} = {value!r:.200} is not supported (only {' or '.join(listed)})"
-    if name in IGNORED or name in read:
+        advice = QUANTISED if name.startswith("quantization") else ""
+        return (
+            f"{name} = {value!r:.200} is not supported (only {' or '.join(listed)})"
+            + advice
+        )
+    # Versions of programs and of models.
+    if name in IGNORED or name in read or name.endswith("_version"):
         return None
-    return f"{name} = {value!r:.200} is a field this library does not know"
+    return (
+        f"{name} = {value!r:.200} is a field this library does not know: if it says "
+        "nothing about the forward pass, remove it from a copy of the directory"
+    )

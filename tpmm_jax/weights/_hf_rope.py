@@ -91,6 +91,9 @@ def _rope(
         scaling.setdefault(
             "original_max_position_embeddings", hf["max_position_embeddings"]
         )
+    if kind == "linear":
+        # Of the other kinds; transformers passes over it here.
+        scaling.pop("original_max_position_embeddings", None)
     problem = _scaling_problem(kind, scaling)
     if problem is not None:
         problems.append(f"{what} of type {kind!r} with {problem}")

@@ -1,4 +1,4 @@
-"""What a model's directory holds beside the weights: config, end ids, tokenizer."""
+"""What a model's directory holds beside the weights: config and end ids."""
 
 import json
 import pathlib
@@ -10,11 +10,11 @@ from tpmm_jax.data.codec import find_eos_ids
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import ModelConfig
 from tpmm_jax.weights.hf_config import as_ids, one_or_all, parse_config, write_config
+from tpmm_jax.weights.tokenizer import write_tokenizer
 
 # Of the brackets of a JSON file; what is read here needs five.
 DEEPEST = 50
 GENERATION = "generation_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -68,18 +68,6 @@ def read_generation(directory: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def read_tokenizer(directory: pathlib.Path) -> Any:
-    """Returns the directory's tokenizer, or None where there is none."""
-    if not any((directory / name).exists() for name in TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:
-        raise BadInput(f"{directory}: its tokenizer cannot be read: {error}") from None
-
-
 def write_description(
     config: ModelConfig,
     tokenizer: Any,
@@ -109,21 +97,3 @@ def write_description(
     (directory / GENERATION).write_text(text)
     if tokenizer is not None:
         write_tokenizer(tokenizer, directory)
-
-
-def write_tokenizer(tokenizer: Any, directory: pathlib.Path) -> None:
-    """Writes a tokenizer's files so that transformers 4 reads them as well as 5.
-
-    The newer one names its class and keeps further special tokens under names that the
-    older one does not know; it reads the older names itself.
-    """
-    tokenizer.save_pretrained(directory)
-    path = directory / "tokenizer_config.json"
-    if not path.exists():
-        return
-    fields = read_json(path)
-    if fields.get("tokenizer_class") == "TokenizersBackend":
-        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(fields.get("extra_special_tokens"), list):
-        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")

@@ -95,14 +95,15 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
 
 def is_classifier(hf: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model with a classification head."""
-    names = hf.get("architectures") or []
+    names = hf.get("architectures")
+    names = names if isinstance(names, list) else [names]
     return any(str(name).endswith(CLASSIFIER) for name in names)
 
 
 def _wrong_head(hf: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the width of a classification head."""
     labels = hf.get("id2label")
-    width = hf.get("num_labels", 2 if labels is None else len(labels))
+    width = hf.get("num_labels", len(labels) if isinstance(labels, dict) else 2)
     if not is_classifier(hf) or width == 1:
         return []
     return [f"the head has {width} labels; a reward model has one (num_labels 1)"]

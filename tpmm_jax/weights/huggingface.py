@@ -22,7 +22,8 @@ from tpmm_jax.weights.names import Name, names
 
 # Tensors that some checkpoints carry and no model needs.
 DERIVED = ("rotary_emb.inv_freq",)
-INDEX = "model.safetensors.index.json"
+MODEL = "model.safetensors"
+INDEX = f"{MODEL}.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 Index = tuple[slice, ...]
@@ -56,11 +57,13 @@ class SafetensorsDirectory:
 
     def _index(self) -> dict[str, str]:
         index = self.directory / INDEX
-        single = self.directory / "model.safetensors"
+        single = self.directory / MODEL
         # As in transformers: saving into a folder that was sharded leaves its index.
         if index.exists() and not single.exists():
             try:
                 where = dict(json.loads(index.read_text())["weight_map"])
+            except OSError as error:
+                raise BadInput(f"{index} cannot be read: {error.strerror}") from None
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise BadInput(f"{index} is not a safetensors index: {error}") from None
             held: dict[str, set[str]] = {}
@@ -78,7 +81,7 @@ class SafetensorsDirectory:
             return dict.fromkeys(self._open(single.name).keys(), single.name)
         kinds = sorted(p.name for p in self.directory.iterdir())[:12]
         raise BadInput(
-            f"{self.directory} holds neither model.safetensors nor {INDEX} (it holds "
+            f"{self.directory} holds neither {MODEL} nor {INDEX} (it holds "
             f"{', '.join(kinds) or 'nothing'}); other weight formats are not read: "
             "convert them with transformers' save_pretrained(safe_serialization=True)"
         )
@@ -303,7 +306,7 @@ def write_params(
     for number, tensors in enumerate(files, start=1):
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         if len(files) == 1:
-            file = "model.safetensors"
+            file = MODEL
         save_file(
             {theirs: _fetch(params, *place) for theirs, place in tensors.items()},
             directory / file,

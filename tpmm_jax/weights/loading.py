@@ -17,7 +17,7 @@ from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import Base, Trajectory
 from tpmm_jax.store.digests import check_folder
-from tpmm_jax.weights.description import read_config, read_generation, read_tokenizer
+from tpmm_jax.weights.description import read_config, read_generation
 from tpmm_jax.weights.gguf import GGUFFile
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.hub import (
@@ -37,6 +37,7 @@ from tpmm_jax.weights.huggingface import (
 )
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 from tpmm_jax.weights.source import AdapterSource, Model, Source
+from tpmm_jax.weights.tokenizer import read_tokenizer
 
 NAME_BASE = (
     "Name another model as the adapter's base, in full precision if this one is "
@@ -192,7 +193,10 @@ def _resolve_hub(name: str, revision: str | None, base: str | None) -> Source:
     directory, commit = fetch(name, revision, DESCRIPTION_FILES)
     if is_adapter(directory):
         directory, _ = fetch(name, commit, WEIGHT_FILES, ignore=OTHER_WEIGHTS)
-        return _resolve_adapter(directory, {"source": name, "commit": commit}, base)
+        # Only now can it be seen whether a whole model lies beside it.
+        if is_adapter(directory):
+            origin = {"source": name, "commit": commit}
+            return _resolve_adapter(directory, origin, base)
 
     def read(decoder: Decoder, dtype: str) -> Params:
         # The commit, not the revision, which may have moved on since.

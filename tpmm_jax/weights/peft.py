@@ -29,16 +29,38 @@ from tpmm_jax.models.lora import (
 )
 from tpmm_jax.weights._peft_config import MERGE, joint_config, read_targets
 from tpmm_jax.weights.description import read_json
-from tpmm_jax.weights.huggingface import check_finite, check_same, numpy_tensor
+from tpmm_jax.weights.huggingface import (
+    INDEX,
+    MODEL,
+    check_finite,
+    check_same,
+    numpy_tensor,
+)
 from tpmm_jax.weights.names import names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 
 
 def is_adapter(directory: pathlib.Path) -> bool:
-    """Whether this is a PEFT directory."""
-    return (directory / CONFIG).is_file()
+    """Whether this is a PEFT directory.
+
+    Raises:
+      BadInput: the weights of an adapter and of a whole model lie side by side.
+    """
+    if not (directory / CONFIG).is_file():
+        return False
+    whole = [name for name in (INDEX, MODEL) if (directory / name).exists()]
+    adapter = [name for name in (WEIGHTS, PICKLED) if (directory / name).exists()]
+    if whole and adapter:
+        raise BadInput(
+            f"{directory} holds the weights of an adapter, {adapter[0]}, beside those "
+            f"of a whole model, {whole[0]}: move {CONFIG} and {adapter[0]} to a "
+            "directory of their own, then name the one that is meant"
+        )
+    # A merge saved where its adapter was leaves adapter_config.json behind.
+    return not whole
 
 
 class AdapterDirectory:
