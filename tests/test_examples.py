@@ -21,8 +21,8 @@ import tpmm_jax as tpmm
 from tpmm_jax.losses.inputs import example_pair
 
 tiny_run.build_model(pathlib.Path("my-model"))
-names = ["tpmm_jax.facade", "tpmm_jax.weights.loading", "tpmm_jax.weights.saving"]
-for room in ("losses", "merging", "rewards"):
+names = ["tpmm_jax.weights.loading", "tpmm_jax.weights.saving"]
+for room in ("facade", "losses", "merging", "rewards"):
     found = importlib.import_module(f"tpmm_jax.{room}")
     names += [f"tpmm_jax.{room}.{m.name}" for m in pkgutil.iter_modules(found.__path__)]
 failed = tried = 0

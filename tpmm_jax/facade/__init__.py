@@ -1,0 +1,38 @@
+"""The functions of ``import tpmm_jax as tpmm``, and what commands share with them.
+
+No function here has the name of a module of tpmm_jax, which would hide it.
+"""
+
+from tpmm_jax.facade._generation import (
+    BATCH_SIZE,
+    completion_batches,
+    generate,
+    stream,
+    token_stream,
+)
+from tpmm_jax.facade._log_probs import log_probs, logits
+from tpmm_jax.facade._merging import (
+    architecture_differences,
+    check_same_architecture,
+    merge,
+    merge_remarks,
+    sum_remark,
+)
+from tpmm_jax.facade._prompts import codec_of, encode
+
+__all__ = [
+    "BATCH_SIZE",
+    "architecture_differences",
+    "check_same_architecture",
+    "codec_of",
+    "completion_batches",
+    "encode",
+    "generate",
+    "log_probs",
+    "logits",
+    "merge",
+    "merge_remarks",
+    "stream",
+    "sum_remark",
+    "token_stream",
+]
