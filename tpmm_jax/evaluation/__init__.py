@@ -1,10 +1,19 @@
 """What an evaluation says, and how sure it is: pure statistics, no disk."""
 
+from tpmm_jax.evaluation.best_of_n import (
+    Turn,
+    best_of,
+    curve_sizes,
+    find_turn,
+    kl_bound,
+    pick_chances,
+)
 from tpmm_jax.evaluation.cuts import MAX_CUT, cut_share, cut_warning
 from tpmm_jax.evaluation.diversity import distinct
 from tpmm_jax.evaluation.intervals import (
     Interval,
     accuracy_interval,
+    joint_intervals,
     mean_interval,
     paired_interval,
     rate_interval,
@@ -24,15 +33,22 @@ __all__ = [
     "MAX_LENGTH_RATIO",
     "Evaluated",
     "Interval",
+    "Turn",
     "accuracy_interval",
+    "best_of",
+    "curve_sizes",
     "cut_share",
     "cut_warning",
     "distinct",
+    "find_turn",
+    "joint_intervals",
     "judged_wins",
+    "kl_bound",
     "mean_interval",
     "measure",
     "name_interval",
     "paired_interval",
+    "pick_chances",
     "rate_interval",
     "watch",
     "wins",

@@ -69,6 +69,61 @@ def paired_interval(
     return mean_interval((ours_BR.mean(axis=1) - theirs_BR.mean(axis=1))[:, None])
 
 
+def joint_intervals(values_BS: Float[np.ndarray, "B S"]) -> list[Interval]:
+    """Returns intervals of S means that hold their means all at once.
+
+    That is what a difference needs which was picked as the largest of many. The
+    quantiles are those of the largest, and of the smallest, studentised mean of each
+    resample. A column whose prompts are all equal has (-inf, inf), as in
+    ``mean_interval``, and takes no part.
+
+    Args:
+      values_BS: S numbers of each of B prompts.
+
+    Source: Romano and Wolf (2005), their studentised maximum.
+    """
+    B, mean_S = len(values_BS), values_BS.mean(axis=0)
+    if B > 1:
+        spread_S = values_BS.std(axis=0, ddof=1)
+        known_S = spread_S > 1e-12 * np.abs(values_BS).max(axis=0)
+    else:
+        known_S = np.zeros(len(mean_S), bool)
+    found = [Interval(float(mean), -math.inf, math.inf) for mean in mean_S]
+    if known_S.any():
+        error_S = spread_S[known_S] / math.sqrt(B)
+        t_JS = _joint_t(values_BS[:, known_S] - mean_S[known_S])
+        low_t, high_t = _tails(t_JS.min(axis=1))[0], _tails(t_JS.max(axis=1))[1]
+        for s, error in zip(np.flatnonzero(known_S), error_S):
+            low, high = mean_S[s] - high_t * error, mean_S[s] - low_t * error
+            found[s] = Interval(float(mean_S[s]), float(low), float(high))
+    return found
+
+
+def resampled_means(values_BS: Float[np.ndarray, "B S"]) -> Float[np.ndarray, "J S"]:
+    """Returns the means of S numbers over J seeded resamples of the prompts."""
+    B, mean_S = len(values_BS), values_BS.mean(axis=0)
+    if B > MOST_RESAMPLED:
+        return mean_S + _normal_means(values_BS)
+    return np.einsum("JB,BS->JS", _counts(B), values_BS) / B
+
+
+def _joint_t(centred_BS: np.ndarray) -> np.ndarray:
+    """Returns (mean - true mean) / error of S means over resamples of prompts."""
+    B = len(centred_BS)
+    if B > MOST_RESAMPLED:
+        error_S = centred_BS.std(axis=0, ddof=1) / math.sqrt(B)
+        return _normal_means(centred_BS) / error_S
+    return np.stack([_resampled_t(centred_B) for centred_B in centred_BS.T], axis=1)
+
+
+def _normal_means(values_BS: np.ndarray) -> np.ndarray:
+    """Returns how means of many prompts err, drawn J times, [J, S]."""
+    B, S = values_BS.shape
+    covariance_SS = np.atleast_2d(np.cov(values_BS, rowvar=False)) / B
+    rng = np.random.default_rng([_SEED, B])
+    return rng.multivariate_normal(np.zeros(S), covariance_SS, RESAMPLES)
+
+
 def rate_interval(values: Sequence[np.ndarray] | np.ndarray) -> Interval:
     """Returns the share of wins with its interval over prompts, inside [0, 1].
 
@@ -137,16 +192,23 @@ def _student(B: int) -> tuple[float, float]:
 
 def _resampled(centred_B: np.ndarray) -> tuple[float, float]:
     """Returns quantiles of (mean - true mean) / error over resamples of prompts."""
+    return _tails(_resampled_t(centred_B))
+
+
+def _resampled_t(centred_B: np.ndarray) -> np.ndarray:
     B, counts_JB = len(centred_B), _counts(len(centred_B))
     # einsum and not a matrix product: its sums do not depend on threads.
     mean_J = np.einsum("JB,B->J", counts_JB, centred_B) / B
     square_J = np.einsum("JB,B->J", counts_JB, centred_B**2) / B
     error_J = np.sqrt(np.maximum(square_J - mean_J**2, 0) / (B - 1))
     flat_J = error_J <= 1e-9 * math.sqrt(float(np.mean(centred_B**2)))
-    t_J = np.divide(mean_J, error_J, out=np.copysign(np.inf, mean_J), where=~flat_J)
-    t_J.sort()
+    return np.divide(mean_J, error_J, out=np.copysign(np.inf, mean_J), where=~flat_J)
+
+
+def _tails(t_J: np.ndarray) -> tuple[float, float]:
+    ordered_J = np.sort(t_J)
     tail = round((1 - LEVEL) / 2 * (RESAMPLES + 1))
-    return float(t_J[tail - 1]), float(t_J[-tail])
+    return float(ordered_J[tail - 1]), float(ordered_J[-tail])
 
 
 @functools.lru_cache(maxsize=4)
