@@ -22,7 +22,12 @@ from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Content, as_dicts, without_ids
 from tpmm_jax.data.pairs import PreferencePair, holds_pairs
-from tpmm_jax.data.prepare import prepare_pairs, prepare_prompts, remark_text
+from tpmm_jax.data.prepare import (
+    margin_text,
+    prepare_pairs,
+    prepare_prompts,
+    remark_text,
+)
 from tpmm_jax.data.problems import Defect, Problems, in_order, place_of
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow
@@ -119,6 +124,8 @@ def check_pairs(
         found.note_unread(file, one.unread)
         if remarks := remark_text(file, one.problems):
             found.remarks.append(remarks)
+        if text := margin_text(file, one.problems):
+            found.remarks.append(text)
         counts = dict(one.counts)
         found.rows += counts["rows_read"]
         # In the summary "rows" are all that were read.

@@ -73,6 +73,7 @@ CHECKS: dict[str, Sequence[Check]] = {
         _rare("keys_left_out", "messages with other keys", then="left out"),
     ),
     "labels": (
+        _rare("with_margin", "pairs with a margin"),
         _rare("tied", "ratings in the file tie", bad="yellow"),
         _rare("scored_otherwise", "ratings in the file disagree", bad="yellow"),
         Check("scorer_contradicts", "the scorer prefers rejected", "pairs"),

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from tpmm_jax.data.config import EARLIER, PARTS, check_fields
+from tpmm_jax.data.config import EARLIER, MARGIN, PARTS, check_fields
 from tpmm_jax.errors import BadInput
 
 
@@ -17,7 +17,11 @@ def add_row_options(
       add: a parser's add_argument.
       pairs: whether the command reads pairs, or prompts alone.
     """
-    parts = "prompt, chosen, rejected, system, history" if pairs else "system, history"
+    parts = (
+        "prompt, chosen, rejected, system, history, margin"
+        if pairs
+        else "system, history"
+    )
     actions = [
         add(
             "--fields",
@@ -95,7 +99,8 @@ def parse_fields(text: str) -> dict[str, str]:
         if not equals:
             raise BadInput(
                 f"--fields {text}: wanted PART=COLUMN with PART one of "
-                f"{', '.join((*PARTS, *EARLIER))}, such as chosen=better,rejected=worse"
+                f"{', '.join((*PARTS, *EARLIER, MARGIN))}, such as "
+                "chosen=better,rejected=worse"
             )
         if part in found:
             raise BadInput(f"--fields {text}: {part} is given twice")

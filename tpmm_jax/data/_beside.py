@@ -200,8 +200,8 @@ def unpack(
 def refuse_missing(
     rows: Sequence[Row], names: Mapping[str, str], problems: Problems
 ) -> None:
-    """Refuse a source that lacks a column that was named for what precedes prompts."""
-    for part in ("system", "history"):
+    """Refuse a source that lacks a column that was named for what a row may lack."""
+    for part in ("system", "history", "margin"):
         column = names.get(part)
         if column and rows and not any(column in row.data for row in rows):
             text = missing_field(column, rows[0].data)

@@ -71,6 +71,7 @@ _READ_COUNTS = {
     "with_system": "pairs with a system message of a column of its own",
     "with_history": "pairs with earlier turns of a column of their own",
     "keys_left_out": "pairs whose messages have more than role and content, left out",
+    "with_margin": "pairs with a margin, from a column or as a difference of scores",
     "tied": "pairs whose stated scores are equal",
     "scored_otherwise": "pairs whose stated scores prefer rejected",
 }
@@ -173,7 +174,9 @@ def _tokenise(
         left = _end_side(codec, "chosen", text.pair, one, counts)
         right = _end_side(codec, "rejected", text.pair, other, counts)
         prompt_ids = with_leading(ids, leading)
-        row = PairRow(prompt_ids, left.ids, right.ids, text.pair.origin)
+        row = PairRow(
+            prompt_ids, left.ids, right.ids, text.pair.origin, text.pair.margin
+        )
         faults = {"chosen": left.fault, "rejected": right.fault}
         yield text, row, left.cut or right.cut, faults
 

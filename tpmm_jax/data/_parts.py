@@ -30,6 +30,8 @@ class PreferencePair:
     Attributes:
       implicit: the prompt was the common beginning of chosen and rejected.
       separator: what stands behind a text prompt where no chat template does.
+      margin: by how much chosen leads rejected, if the row says so; below 0 where it
+        contradicts the label.
     """
 
     prompt: Written
@@ -38,6 +40,7 @@ class PreferencePair:
     origin: str
     implicit: bool = False
     separator: str = ""
+    margin: float | None = None
 
 
 class PairFault(Exception):

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 _NOUNS = ("score", "rating", "reward", "avg_rating", "average_rating")
-_PAIRS = (
+RATING_PAIRS = (
     *((f"{noun}_chosen", f"{noun}_rejected") for noun in _NOUNS),
     *((f"chosen_{noun}", f"rejected_{noun}") for noun in _NOUNS),
     *((f"chosen-{n}", f"rejected-{n}") for n in ("score", "rating", "avg-rating")),
 )
-_MARGIN = "margin"
-RATING_COLUMNS = (*(name for both in _PAIRS for name in both), _MARGIN)
+MARGIN = "margin"
+RATING_COLUMNS = (*(name for both in RATING_PAIRS for name in both), MARGIN)
 
 
 def compare_ratings(data: Mapping[str, Any]) -> tuple[str, str]:
@@ -22,7 +22,7 @@ def compare_ratings(data: Mapping[str, Any]) -> tuple[str, str]:
       where none does and one has no preference; else "".
     """
     tied = ""
-    for names in _PAIRS:
+    for names in RATING_PAIRS:
         chosen, rejected = (as_number(data.get(name)) for name in names)
         if chosen is None or rejected is None:
             continue
@@ -30,9 +30,9 @@ def compare_ratings(data: Mapping[str, Any]) -> tuple[str, str]:
             text = f"{names[1]} {rejected:g} is above {names[0]} {chosen:g}"
             return "scored_otherwise", text
         tied = "tied" if chosen == rejected else tied
-    margin = as_number(data.get(_MARGIN))
+    margin = as_number(data.get(MARGIN))
     if margin is not None and margin < 0:
-        return "scored_otherwise", f"{_MARGIN} {margin:g} is below 0"
+        return "scored_otherwise", f"{MARGIN} {margin:g} is below 0"
     return "tied" if margin == 0 else tied, ""
 
 

@@ -40,12 +40,14 @@ class Located(NamedTuple):
       names: the column of each part, as of ``read_pair_set``.
       columns: {what a part is called: the column of the source that holds it}.
       scored: the columns of the answers and scores that the pair was made of.
+      margin: the difference of the two scores; ranks have none.
     """
 
     row: Row
     names: dict[str, str]
     columns: dict[str, str]
     scored: Collection[str] = ()
+    margin: float | None = None
 
 
 def locate(
@@ -88,7 +90,8 @@ def locate(
         parts = dict(zip(("chosen", "rejected"), keys))
         held = columns | dict.fromkeys(keys, answers.columns[0])
         one = Row(row.data | keys, row.origin)
-        pairs.append(Located(one, found | parts, held, answers.columns))
+        margin = answers.margin(*pair)
+        pairs.append(Located(one, found | parts, held, answers.columns, margin))
     return pairs
 
 

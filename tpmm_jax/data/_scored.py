@@ -25,11 +25,13 @@ class ScoredAnswers(NamedTuple):
     Attributes:
       columns: those that they and their scores were read from.
       worth: of each answer; the higher, the better.
+      ranked: they are ranks, whose differences say nothing.
     """
 
     columns: tuple[str, ...]
     answers: list[Any]
     worth: list[float]
+    ranked: bool = False
 
     def choose(self, how: ScoredPairs) -> list[tuple[int, int]]:
         """(better, worse) of each pair; none of equal scores, of these the first."""
@@ -40,6 +42,10 @@ class ScoredAnswers(NamedTuple):
         if how == "all":
             chosen = [(i, j) for at, i in enumerate(order) for j in order[at + 1 :]]
         return [(i, j) for i, j in chosen if self.worth[i] > self.worth[j]]
+
+    def margin(self, better: int, worse: int) -> float | None:
+        """By how much one answer's score is above another's; None of ranks."""
+        return None if self.ranked else self.worth[better] - self.worth[worse]
 
 
 def find_answers(data: Mapping[str, Any]) -> ScoredAnswers | None:
@@ -73,7 +79,7 @@ def find_answers(data: Mapping[str, Any]) -> ScoredAnswers | None:
             _number(v[inner], _NUMBER[inner], f"{column}[{n}].{inner}", column)
             for n, v in enumerate(values)
         ]
-        return ScoredAnswers((column,), answers, worth)
+        return ScoredAnswers((column,), answers, worth, not _NUMBER[inner])
     name = _key(data, _NUMBERS)
     if name is None:
         raise RowFault(
@@ -93,7 +99,7 @@ def find_answers(data: Mapping[str, Any]) -> ScoredAnswers | None:
         _number(n, _NUMBERS[name], f"{name}[{at}]", name)
         for at, n in enumerate(numbers)
     ]
-    return ScoredAnswers((column, name), values, worth)
+    return ScoredAnswers((column, name), values, worth, not _NUMBERS[name])
 
 
 def _key(data: Mapping[str, Any], names: Mapping[str, bool]) -> str | None:

@@ -11,6 +11,8 @@ from tpmm_jax.stopping import TIMEOUT
 PARTS = ("prompt", "chosen", "rejected")
 # What may go before a prompt, of pairs and of prompts.
 EARLIER = ("system", "history")
+# What may stand beside a pair.
+MARGIN = "margin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,8 @@ class DataConfig:
         with pairs nothing is sampled.
       fields: the columns of the pairs where they are not called prompt, chosen and
         rejected: {"chosen": "better", "rejected": "worse"}; of pairs and prompts alike
-        "system" and "history", what goes before the prompt under a chat template.
+        "system" and "history", what goes before the prompt under a chat template; and
+        of pairs "margin".
       implicit_prompt: pairs of texts without a prompt keep their common beginning as
         the prompt even where a question stands beside them, or a chat template makes it
         the user's message.
@@ -102,13 +105,13 @@ class DataConfig:
 def check_fields(fields: Mapping[str, str], option: str) -> None:
     """Refuse names of columns that belong to no part of a pair, or to two."""
     for part, column in fields.items():
-        if part not in (*PARTS, *EARLIER):
-            known = nearest(part, (*PARTS, *EARLIER))
+        if part not in (*PARTS, *EARLIER, MARGIN):
+            known = nearest(part, (*PARTS, *EARLIER, MARGIN))
             raise BadInput(f"{option}: {part!r} is not a part of a row{known}")
         if not column:
             raise BadInput(f"{option}: the column of {part!r} has no name")
     columns = [fields.get(part, part) for part in PARTS]
-    columns += [fields[part] for part in EARLIER if part in fields]
+    columns += [fields[part] for part in (*EARLIER, MARGIN) if part in fields]
     twice = next((c for c in columns if columns.count(c) > 1), None)
     if twice is not None:
         raise BadInput(f"{option}: the column {twice!r} is used for two parts of a row")

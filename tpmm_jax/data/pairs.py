@@ -21,6 +21,7 @@ from tpmm_jax.data._earlier import (
     put_before,
     read_earlier,
 )
+from tpmm_jax.data._margins import Margin, find_margin, note_margins, scored_margin
 from tpmm_jax.data._parts import (
     PairFault,
     PreferencePair,
@@ -50,6 +51,7 @@ from tpmm_jax.errors import BadInput
 
 __all__ = ["PairSet", "PreferencePair", "read_pair_set"]
 
+_PASSED_OVER = ("blank_lines", "scored_rows", "no_preference")
 # Read beside those of PARTS.
 _COLUMNS = (*SPEAKING, *SHAPE_COLUMNS, *RATING_COLUMNS)
 
@@ -70,7 +72,7 @@ class PairSet:
     and content, which no template is given); tied and scored_otherwise (the row states
     ratings, which are equal, or higher for rejected; the latter are remarks);
     with_system and with_history (messages before the prompt come from columns of their
-    own).
+    own); with_margin.
 
     Attributes:
       beside: what other columns say; some of it matters under a chat template alone.
@@ -103,6 +105,17 @@ class _How(NamedTuple):
     scored_pairs: ScoredPairs
     # Columns of the source, by what a shape calls their parts.
     columns: Mapping[str, str] = MappingProxyType({})
+    # Of two scored answers.
+    margin: Margin | None = None
+
+
+class _Read(NamedTuple):
+    """A row's pair, its format, what is counted of it, and what it says of a margin."""
+
+    layout: _Layout
+    pair: PreferencePair
+    notes: list[str]
+    margin: Margin
 
 
 def read_pair_set(
@@ -115,6 +128,7 @@ def read_pair_set(
     parse_json: bool | None = None,
     ignore_columns: Collection[str] = (),
     scored_pairs: ScoredPairs = "best_worst",
+    margins: bool = False,
 ) -> PairSet:
     """Read preference pairs, and note what is wrong.
 
@@ -127,8 +141,10 @@ def read_pair_set(
         the caller settles them.
       split: the split of a dataset.
       fields: the column of "prompt", "chosen" or "rejected" where it has another name,
-        or of "system" or "history".
+        or of "system", "history" or "margin".
       implicit_prompt, parse_json, ignore_columns, scored_pairs: see ``DataConfig``.
+      margins: they are used, so that one which is missing or cannot be read is a fault
+        of its row.
 
     Returns:
       The pairs in order, without those of which something is noted.
@@ -139,9 +155,10 @@ def read_pair_set(
     beside = Beside(ignore_columns)
     how = _How(names, implicit_prompt, parse_json, beside, scored_pairs)
     found = [one for row in rows for one in _read_row(row, how, problems)]
-    _refuse_mixed([(pair.origin, layout) for layout, pair, _ in found], names, problems)
+    _refuse_mixed([(one.pair.origin, one.layout) for one in found], names, problems)
+    note_margins([(o.pair.origin, o.margin) for o in found], problems, used=margins)
     malformed, bad_rows = problems.origins(), len(problems.bad_rows())
-    good = [(pair, notes) for _, pair, notes in found if pair.origin not in malformed]
+    good = [(o.pair, o.notes) for o in found if o.pair.origin not in malformed]
     equal = [pair for pair, _ in good if pair.chosen == pair.rejected]
     for pair in equal:
         text = f"field {names['rejected']!r} equals {names['chosen']!r}"
@@ -152,9 +169,7 @@ def read_pair_set(
     problems.remarks = [one for one in problems.remarks if one.origin not in bad]
     counts = {
         "rows_read": count_rows(rows, problems),
-        "blank_lines": problems.counts["blank_lines"],
-        "scored_rows": problems.counts["scored_rows"],
-        "no_preference": problems.counts["no_preference"],
+        **{n: problems.counts[n] for n in _PASSED_OVER},
         "malformed": bad_rows,
         "identical": len(equal),
         **_counts(pairs, Counter(note for _, notes in kept for note in notes)),
@@ -171,9 +186,7 @@ def holds_pairs(columns: Collection[str], fields: Mapping[str, str]) -> bool:
     return sides <= set(columns) or not set(ANSWER_COLUMNS).isdisjoint(columns)
 
 
-def _read_row(
-    row: Row, how: _How, problems: Problems
-) -> list[tuple[_Layout, PreferencePair, list[str]]]:
+def _read_row(row: Row, how: _How, problems: Problems) -> list[_Read]:
     """The pairs of a row as ``_read_pair`` reads them, wherever their parts stand."""
     try:
         found = locate(
@@ -191,16 +204,15 @@ def _read_row(
     pairs = []
     for one in found:
         how.beside.read.update(one.columns.values(), one.scored)
-        there = how._replace(names=one.names, columns=one.columns)
+        margin = scored_margin(one.margin, one.scored, how.names)
+        there = how._replace(names=one.names, columns=one.columns, margin=margin)
         if pair := _read_pair(one.row, there, problems):
             pairs.append(pair)
     return pairs
 
 
-def _read_pair(
-    given: Row, how: _How, problems: Problems
-) -> tuple[_Layout, PreferencePair, list[str]] | None:
-    """(layout, pair, what is counted of it); None where problems were noted."""
+def _read_pair(given: Row, how: _How, problems: Problems) -> _Read | None:
+    """None where problems were noted."""
     names = how.names
     try:
         row = unpack(
@@ -226,7 +238,8 @@ def _read_pair(
     parts = (*names.values(), history_column(names))
     if unread_keys(*(row.data.get(name) for name in parts)):
         notes.append("keys_left_out")
-    return layout, pair, [*notes, note]
+    margin = how.margin or find_margin(row.data, names.get("margin"))
+    return _Read(layout, replace(pair, margin=margin.value), [*notes, note], margin)
 
 
 def _refuse_mixed(
@@ -252,6 +265,7 @@ def _counts(pairs: list[PreferencePair], notes: Counter[str]) -> dict[str, int]:
         "with_system": notes["with_system"],
         "with_history": notes["with_history"],
         "keys_left_out": notes["keys_left_out"],
+        "with_margin": sum(pair.margin is not None for pair in pairs),
         "tied": notes["tied"],
         "scored_otherwise": notes["scored_otherwise"],
     }

@@ -46,6 +46,7 @@ def prepare_pairs(
     codec: TextCodec | None,
     *,
     auto_chat: bool = False,
+    margins: bool = False,
 ) -> Prepared:
     """Read and encode preference pairs as ``data`` says.
 
@@ -54,6 +55,8 @@ def prepare_pairs(
       data: columns, and what becomes of bad rows.
       codec: made of the same ``data``; None: the pairs are read only.
       auto_chat: switch the chat template on where the rows are messages.
+      margins: they are used, so that one which is missing or cannot be read is a fault
+        of its row.
 
     Raises:
       BadInput: no source of this name or kind. What is wrong with rows is in
@@ -69,6 +72,7 @@ def prepare_pairs(
         parse_json=data.parse_json,
         ignore_columns=data.ignore_columns,
         scored_pairs=data.scored_pairs,
+        margins=margins,
     )
     counts, rows, unread = dict(found.counts), list[PairRow](), found.unread
     if codec is not None and auto_chat:
@@ -175,18 +179,19 @@ def load_rows(
     *,
     note: Callable[[str], None],
     warn: Callable[[str], None],
+    margins: bool = False,
 ) -> list[PairRow]:
     """Returns a preference set's pairs as token ids.
 
     Args:
-      source, data, codec: see ``prepare_pairs``.
+      source, data, codec, margins: see ``prepare_pairs``.
       note, warn: called with the counts of what was read, cut and dropped, and with
         the rows that were left out.
 
     Raises:
       BadInput: as that does, or rows that are to be refused, all of them listed.
     """
-    found = prepare_pairs(source, data, codec)
+    found = prepare_pairs(source, data, codec, margins=margins)
     if found.problems.settle():
         warn(found.problems.left_out())
     for what, count in count_table(found.counts):
@@ -199,6 +204,8 @@ def load_rows(
         note(f"{source}: {remark}")
     if remarks := remark_text(source, found.problems):
         warn(remarks)
+    if text := margin_text(source, found.problems):
+        note(text)
     return found.rows
 
 
@@ -206,11 +213,21 @@ def remark_text(source: str, problems: Problems) -> str:
     """The pairs whose ratings contradict their labels, named; "" if there are none."""
     if not problems.remarks:
         return ""
-    count = len(problems.remarks)
-    pairs = "1 pair" if count == 1 else f"{count:,} pairs"
+    pairs = _few(len(problems.remarks), "pair")
     return (
         f"{source}: ratings prefer rejected in {pairs}, trained on as labelled\n"
         f"{listing(problems.remarks)}"
+    )
+
+
+def margin_text(source: str, problems: Problems) -> str:
+    """The margins that could not be used, had anything read them; "" if none."""
+    if not problems.margins:
+        return ""
+    pairs = _few(len(problems.margins), "pair")
+    return (
+        f"{source}: margins of {pairs} cannot be used; nothing reads margins here\n"
+        f"{listing(problems.margins, limit=3)}"
     )
 
 
@@ -218,6 +235,10 @@ def unread_text(source: str, columns: Sequence[str]) -> str:
     """The columns that a source has and no row is made of, as a line."""
     more = f" and {len(columns) - _NAMED} more" if columns[_NAMED:] else ""
     return f"{source}: not read: {', '.join(columns[:_NAMED])}{more}"
+
+
+def _few(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def group_by_prompt(rows: Sequence[PairRow]) -> list[list[PairRow]]:

@@ -80,6 +80,7 @@ class Problems:
     Attributes:
       counts: of what was passed over while reading and is no defect (blank_lines).
       remarks: what is no defect, but should be looked at.
+      margins: what is wrong with margins where nothing reads them.
     """
 
     def __init__(self, source: str, *, on_bad_rows: OnBadRows = "refuse") -> None:
@@ -87,6 +88,7 @@ class Problems:
         self.found: list[Defect] = []
         self.counts = Counter[str]()
         self.remarks: list[Defect] = []
+        self.margins: list[Defect] = []
         self._on_bad_rows = on_bad_rows
 
     def add(

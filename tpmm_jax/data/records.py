@@ -19,12 +19,17 @@ from tpmm_jax.errors import CorruptCheckpoint
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One pair as token ids, from text or from sampling; EOS is part of the ids."""
+    """One pair as token ids, from text or from sampling; EOS is part of the ids.
+
+    Attributes:
+      margin: by how much chosen leads rejected, if anything says so.
+    """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
     origin: str = ""
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
