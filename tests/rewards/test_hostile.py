@@ -1,12 +1,21 @@
 """What a user's function does with its lists changes no text and no number."""
 
+import asyncio
+import os
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.rewards import NamedJudge, NamedScorer, ScorerConfig, load_scorer
+from tpmm_jax.rewards import (
+    NamedJudge,
+    NamedScorer,
+    ScorerConfig,
+    import_object,
+    load_scorer,
+)
 
 PROMPTS = [" the second ", "a first"]
 RESPONSES = [["  ccc ", "a"], ["bb", "dddd"]]
@@ -142,3 +151,83 @@ def test_a_judge_has_its_own_lists() -> None:
     np.testing.assert_array_equal(forth, [1, 0])
     np.testing.assert_array_equal(back, [0, 1])
     assert (ours, theirs) == texts
+
+
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("jax_enable_x64", lambda: jax.config.update("jax_enable_x64", True), "True"),
+        (
+            "jax_default_prng_impl",
+            lambda: jax.config.update("jax_default_prng_impl", "rbg"),
+            "rbg",
+        ),
+        ("", lambda: os.chdir("/"), "moved the process to the directory /: give"),
+    ],
+)
+def test_what_a_function_changes_for_the_whole_process_is_put_back(
+    name: str, change: Any, said: str, tmp_path: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = os.getcwd(), getattr(jax.config, name or "jax_enable_x64")
+
+    def changes(prompts: Any, *_: Any) -> Any:
+        change()
+        return lengths([prompts])[0]
+
+    def fails(*_: Any) -> Any:
+        change()
+        raise KeyError("late")
+
+    wanted = rf"scorer mine (set {name} to )?{said}"
+    with pytest.raises(BadInput, match=wanted):
+        NamedScorer("mine", lambda *given: [changes(*given)])(["a"], [["b"]])
+    with pytest.raises(BadInput, match=wanted.replace("scorer", "judge")):
+        NamedJudge("mine", changes)(["a"], ["b"], ["c"])
+    with pytest.raises(BadInput, match="KeyError"):
+        NamedScorer("mine", fails)(["a"], [["b"]])
+    assert before == (os.getcwd(), getattr(jax.config, name or "jax_enable_x64"))
+
+
+def test_an_import_leaves_the_directory(tmp_path: Any, monkeypatch: Any) -> None:
+    (tmp_path / "moves.py").write_text("import os\nos.chdir('/')\nscore = len\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="the import of moves moved the process"):
+        import_object("moves:score", "scorer.name")
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_settings_in_a_with_statement_are_a_functions_own() -> None:
+    def scores(prompts: Any, responses: Any) -> Any:
+        with jax.enable_x64(True):
+            return lengths(responses)
+
+    np.testing.assert_array_equal(
+        NamedScorer("mine", scores)(PROMPTS, RESPONSES), LENGTHS
+    )
+
+
+@pytest.mark.parametrize(
+    "raw, said",
+    [
+        (np.ma.masked_greater([[1.0, 2.0], [3.0, 4.0]], 3), "masked"),
+        (np.ones((2, 2)) + 1j, "complex"),
+        ([[1, 2], [3, 4j]], "complex"),
+    ],
+)
+def test_a_part_of_a_number_is_not_dropped(raw: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=f"mine returned a .*{said}"):
+        NamedScorer("mine", lambda *_: raw)(PROMPTS, RESPONSES)
+    whole = np.ma.masked_greater([[1.0, 2.0], [3.0, 4.0]], 9)
+    found = NamedScorer("mine", lambda *_: whole)(PROMPTS, RESPONSES)
+    np.testing.assert_array_equal(found, whole.data)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_an_interruption_of_another_kind_names_the_function(error: Any) -> None:
+    def leaves(*_: Any) -> Any:
+        raise error("gone")
+
+    with pytest.raises(BadInput, match=rf"mine raised {error.__name__}: gone \(on 2"):
+        NamedScorer("mine", leaves)(PROMPTS, RESPONSES)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tpmm_jax.stopping import asked, boundaries, watched
+from tpmm_jax.stopping import asked, boundaries, ends_process, watched
 from tpmm_jax.stopping.guard import GUARD
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -102,3 +102,16 @@ def test_a_compilation_is_known_as_one():
     over.set()
     thread.join()
     assert "the compilation" in found
+
+
+def test_a_person_is_told_of_a_thread_that_is_left(capsys, monkeypatch):
+    monkeypatch.setattr("tpmm_jax.stopping.signals._MOMENT", 0.1)
+    ends_process()
+    assert capsys.readouterr().err == ""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait, name="uploads")
+    thread.start()
+    ends_process()
+    ended.set()
+    thread.join()
+    assert "the process waits for uploads: " in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.errors import BadInput
-from tpmm_jax.rewards import import_object
+from tpmm_jax.rewards import import_object, left_alone
 from tpmm_jax.stopping import call_user
 from tpmm_jax.store.files import write_text
 
@@ -101,7 +101,8 @@ def made_lines(
         ]
 
     try:
-        lines = call_user(source, make, timeout=timeout)
+        with left_alone(source):
+            lines = call_user(source, make, timeout=timeout)
     except BadInput:
         raise
     except Exception as error:

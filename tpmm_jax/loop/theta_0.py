@@ -15,7 +15,7 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.run import ADAPTERS
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import init_adapters, targets
-from tpmm_jax.rewards import import_object
+from tpmm_jax.rewards import import_object, left_alone
 from tpmm_jax.stopping import refuse_exit
 from tpmm_jax.store import Base, Trajectory
 from tpmm_jax.store.digests import (
@@ -109,7 +109,8 @@ def build_model(name: str, directory: pathlib.Path, console: RunConsole) -> None
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".building-") as tmp:
         target = pathlib.Path(tmp) / "model"
         target.mkdir()
-        with refuse_exit(f"model.source = {name}"):
+        what = f"model.source = {name}"
+        with left_alone(what), refuse_exit(what):
             build(target, console)
         target.rename(directory)
 

@@ -220,7 +220,8 @@ def write_cache(
     slot: jax.Array | None,
 ) -> Cache:
     """Writes one layer's keys and values at positions slot, slot + 1, ..."""
-    start: Any = (layer, 0, slot, 0, 0)
+    # One type, in JAX's 64-bit mode too.
+    start: Any = [jnp.asarray(x, jnp.int32) for x in (layer, 0, slot, 0, 0)]
     k_LBSGE, v_LBSGE = (
         jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
         for old, new in zip(cache, (k_BTGE, v_BTGE))

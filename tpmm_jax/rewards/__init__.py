@@ -17,6 +17,7 @@ from tpmm_jax.rewards.scorer import (
     import_object,
     load_scorer,
 )
+from tpmm_jax.rewards.surroundings import left_alone
 
 __all__ = [
     "JUDGES",
@@ -32,6 +33,7 @@ __all__ = [
     "ScorerConfig",
     "check_label",
     "import_object",
+    "left_alone",
     "load_raters",
     "load_scorer",
     "make_pairs",

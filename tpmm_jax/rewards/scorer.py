@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.rewards.surroundings import left_alone
 from tpmm_jax.stopping import TIMEOUT, call_user
 
 
@@ -75,9 +76,11 @@ def import_object(name: str, field_name: str) -> Any:
     if not module_name or not attribute:
         raise BadInput(f'{field_name} is {name!r}; wanted "module:function"')
     try:
-        module = call_user(
-            f"the import of {module_name}", lambda: importlib.import_module(module_name)
-        )
+        what = f"the import of {module_name}"
+        with left_alone(what):
+            module = call_user(what, lambda: importlib.import_module(module_name))
+    except BadInput:
+        raise
     except ImportError as error:
         raise BadInput(
             f"{field_name} = {name!r}: {module_name} cannot be imported ({error}); is "
@@ -183,14 +186,15 @@ def call_checked(
     """
     on = f" (on {len(prompts)} prompts, the first {prompts[0][:60]!r})"
     try:
-        raw = call_user(name, call, timeout=timeout, on=on)
+        with left_alone(name):
+            raw = call_user(name, call, timeout=timeout, on=on)
     except BadInput:
         raise
     except Exception as error:
         raise BadInput(f"{name} raised {type(error).__name__}: {error}{on}") from error
     try:
         # Always a copy: the function may keep its array, and change it.
-        found = np.array(raw, np.float64)
+        found = np.array(_real(raw), np.float64)
     except Exception as error:  # an array of another library may raise its own
         raise BadInput(
             f"{name} returned a {type(raw).__name__} that is not an array of numbers "
@@ -201,3 +205,12 @@ def call_checked(
             f"{name} returned shape {found.shape}; wanted {shape}: {meaning}"
         )
     return found
+
+
+def _real(raw: Any) -> Any:
+    """Returns what a function gave; raises TypeError where NumPy would drop a part."""
+    if isinstance(raw, np.ma.MaskedArray) and np.ma.is_masked(raw):
+        raise TypeError("some of it is masked")
+    if np.iscomplexobj(raw):
+        raise TypeError("its numbers are complex")
+    return raw

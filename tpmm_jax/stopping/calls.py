@@ -19,6 +19,8 @@ T = TypeVar("T")
 def refuse_exit(what: str, on: str = "") -> Iterator[None]:
     """Turns sys.exit into BadInput: its code, that of the command, may mean success.
 
+    So it does with what is no Exception and no interruption (CancelledError).
+
     Args:
       what, on: see ``call_user``.
     """
@@ -30,6 +32,10 @@ def refuse_exit(what: str, on: str = "") -> Iterator[None]:
             f"{what} called sys.exit({code}){on}; wanted code that returns, or raises "
             "an error"
         ) from error
+    except (Exception, KeyboardInterrupt, waits.TimedOut):
+        raise
+    except BaseException as error:
+        raise BadInput(f"{what} raised {type(error).__name__}: {error}{on}") from error
 
 
 def call_user(
@@ -62,7 +68,9 @@ def call_user(
             return call()
         finally:
             wait.finish()
-    except (Exception, SystemExit, waits.TimedOut) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         wait.finish()
         if isinstance(error, waits.TimedOut) and error.wait is not wait:
             raise

@@ -4,13 +4,16 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from tpmm_jax.stopping.guard import GUARD, Stage
+from tpmm_jax.stopping.guard import GUARD, Stage, to_stderr
 
 _before: dict[int, Any] = {}
+# What ends within these seconds needs no word.
+_MOMENT = 2.0
 
 
 @contextlib.contextmanager
@@ -75,9 +78,22 @@ def ends_with(code: int) -> None:
 
 
 def ends_process() -> None:
-    """Says that the process ends with the command: it is past being stopped again."""
+    """Says that the process ends with the command: it is past being stopped again.
+
+    Where nobody stopped it, a person is told of threads that it still waits for.
+    """
     if GUARD.code is not None:
         _before.update(dict.fromkeys(_before, signal.SIG_IGN))
+        return
+    main, until = threading.main_thread(), time.monotonic() + _MOMENT
+    left = [x for x in threading.enumerate() if x is not main and not x.daemon]
+    for thread in left:
+        thread.join(max(0.0, until - time.monotonic()))
+    if names := [thread.name for thread in left if thread.is_alive()]:
+        to_stderr(
+            f"done, but the process waits for {', '.join(names)}: a function that was "
+            "called started it, and did not end it; Ctrl-C ends the process"
+        )
 
 
 @contextlib.contextmanager
