@@ -42,6 +42,10 @@ WRONG = [
     (dict(discopop_tau=0.1), "loss.discopop_tau has no meaning for dpo"),
     (dict(name="alphapo", beta=2.0, alphapo_alpha=0.0), "loss.alphapo_alpha"),
     (dict(name="beta_dpo", beta_keep=0.0), "loss.beta_keep"),
+    (dict(name="dr_dpo", dr_beta=0.0), "loss.dr_beta"),
+    (dict(name="madpo", c_max=0.5), "loss.c_max"),
+    (dict(name="madpo", tau=0.0), "loss.tau"),
+    (dict(name="madpo", lam=0.0), "loss.lam"),
     (dict(name="beta_dpo", beta_momentum=1.0), "loss.beta_momentum"),
     (dict(name="cpo", cpo_alpha=-1.0), "loss.cpo_alpha"),
     (dict(name="cpo", cpo_alpha=float("inf")), "loss.cpo_alpha"),
@@ -80,7 +84,8 @@ CHANGED = dict(
     beta=0.7, label_smoothing=0.2, length_normalized=False,
     f_divergence_type="js_divergence", ld_alpha=0.5, use_weighting=True,
     discopop_tau=0.3, gamma_beta_ratio=0.4, alphapo_alpha=0.5, cpo_alpha=0.5,
-    beta_gain=0.3, beta_momentum=0.5, beta_keep=0.5,
+    beta_gain=0.3, beta_momentum=0.5, beta_keep=0.5, dr_beta=0.5, c_max=2.0, tau=3.0,
+    lam=0.5,
 )  # fmt: skip
 
 

@@ -51,14 +51,17 @@ def test_a_made_up_loss_is_one_entry(monkeypatch):
         ([dict(name="aot"), dict(name="aot", label_smoothing=0.1)], 2),
         ([dict(name="cpo"), dict(name="cpo", cpo_alpha=0.0)], 2),
         ([dict(name=["dpo", "bco"], weights=[0.5, w]) for w in (0.1, 0.2)], 1),
+        ([dict(name="madpo"), dict(name="madpo", c_max=2.0, tau=3.0, lam=0.5)], 1),
+        ([dict(name="dr_dpo"), dict(name="dr_dpo", dr_beta=0.5)], 1),
         ([dict(ld_alpha=None), dict(ld_alpha=0.5), dict(ld_alpha=0.7)], 2),
     ],
     ids=str,
 )
 def test_constants_are_arguments_and_zeros_are_structure(changes, programs):
     loss, values = jax.jit(lambda *args: pair_loss(*args)), []
+    logps = example_pair()._replace(reward_margin_B=jnp.ones(1))
     for config in (LossConfig(**change) for change in changes):
-        values.append(float(loss(example_pair(), config.objective())[0]))
-        exact = pair_loss(example_pair(), config.objective())[0]
+        values.append(float(loss(logps, config.objective())[0]))
+        exact = pair_loss(logps, config.objective())[0]
         np.testing.assert_allclose(values[-1], exact, rtol=1e-6)
     assert loss._cache_size() == programs

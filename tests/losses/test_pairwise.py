@@ -57,6 +57,8 @@ def inputs(config, policy, reference, length, weight=None, state=None):
         None if config.reference_free else jnp.asarray(reference),
         jnp.asarray(length),
         None if weight is None else jnp.asarray(weight),
+        # Of margins 0 MADPO is DPO.
+        reward_margin_B=jnp.zeros(len(policy)) if config.needs_margins else None,
     )
     if state is None:
         state = init_loss_state(config)
@@ -78,6 +80,25 @@ def test_cdpo_and_ipo_of_sums_are_their_formulas():
     config = config_of("ipo", length_normalized=False)
     found = pair_loss(inputs(config, policy, reference, length)[0], config.objective())
     np.testing.assert_allclose(found, (z / 0.3 - 1 / 0.6) ** 2, rtol=2e-6)
+
+
+def test_dr_dpo_is_its_formula_and_gives_dpo_s_mean_for_a_large_beta():
+    policy, reference, length = arrays()
+    ratio = policy.astype(np.float64) - reference
+    loss = -log_sigmoid(0.3 * (ratio[:, 0] - ratio[:, 1]))
+    weight = np.asarray([1.0] * 11 + [0.0] * 2, np.float32)
+    for dr_beta, wanted in (
+        (1.0, -np.log(np.mean(np.exp(-loss[:11])))),
+        (0.5, -0.5 * np.log(np.mean(np.exp(-loss[:11] / 0.5)))),
+        (1e5, loss[:11].mean()),
+    ):
+        config = config_of("dr_dpo", dr_beta=dr_beta)
+        logps, *_ = inputs(config, policy, reference, length, weight)
+        found = np.asarray(pair_loss(logps, config.objective()))
+        # float32 of b' = 1e5: the logarithm is near 0.
+        tolerance = 2e-6 if dr_beta < 10 else 2e-2
+        np.testing.assert_allclose(found[:11], wanted, rtol=tolerance)
+        assert not found[11:].any()
 
 
 def test_every_record_is_whole():

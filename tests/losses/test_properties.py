@@ -107,11 +107,12 @@ def batch_of(case, seed):
         "completion_mask_BNT": (mask * (np.arange(T) >= 1)).astype(np.int32),
         "reference_BN": rng.normal(-15, 3, (B // 2, 2)).astype(np.float32),
         "weight_B": np.asarray([1, 1, 1, seed % 2], np.float32),
+        "margin_B": rng.normal(0, 3, B // 2).astype(np.float32),
     }
 
 
-COUPLED = LossConfig(name=["aot", "aot_unpaired", "beta_dpo", "sft", "sppo"])
-PLAIN = LossConfig(name=["dpo", "sft", "nca"], weights=[1.0, 0.5, 0.25])
+COUPLED = LossConfig(name=["aot", "aot_unpaired", "beta_dpo", "dr_dpo", "sft", "sppo"])
+PLAIN = LossConfig(name=["dpo", "sft", "nca", "madpo"], weights=[1.0, 0.5, 0.25, 1.0])
 
 
 @functools.cache
@@ -159,7 +160,7 @@ def test_swapping_a_pair_flips_its_margin(case, seed):
     _, params = params_on()
     batch = batch_of(case, seed)
     swapped = {
-        name: x if name == "weight_B" else x[:, ::-1].copy()
+        name: x if name in ("weight_B", "margin_B") else x[:, ::-1].copy()
         for name, x in batch.items()
     }
     margins = [

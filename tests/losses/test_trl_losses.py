@@ -10,7 +10,7 @@ from tpmm_jax.losses import LOSSES, pair_metrics
 
 INPUTS, CASES = trl_cases.load()
 # Every name but those that TRL has not.
-OURS_ALONE = {"cdpo", "beta_dpo"}
+OURS_ALONE = {"cdpo", "beta_dpo", "dr_dpo", "madpo"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])

@@ -16,6 +16,7 @@ import jinja2
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.losses import title_of
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
 from tpmm_jax.store.digests import read_listed_json
 from tpmm_jax.weights.hub import TRAJECTORY_STEP
@@ -202,12 +203,13 @@ def run_facts(source: str) -> dict[str, Any] | None:
         digests += [
             (name, pinned[name]) for name in ("pairs", "prompts") if pinned[name]
         ]
-    loss = config["loss"]["name"]
+    loss, mean = config["loss"]["name"], config["loss"].get("length_normalized", True)
+    losses = [loss] if isinstance(loss, str) else loss  # or a sum of them
     return {
         "step": step,
         "config": config,
         "config_text": json.dumps(without_paths(config), indent=2, sort_keys=True),
-        "loss": loss if isinstance(loss, str) else " + ".join(loss),
+        "loss": " + ".join(title_of(name, mean) for name in losses),
         "rule": config["reference"]["rule"],
         "scorer": (config.get("scorer") or {}).get("name"),
         "offline": bool((config.get("data") or {}).get("pairs")),

@@ -142,6 +142,7 @@ def offending_rows(task: Task, state: TrainState, places: np.ndarray) -> dict[in
         reference_BN=None if reference_BN is None else jnp.asarray(reference_BN),
         length_BN=jnp.asarray(some["completion_mask_BNT"].sum(axis=-1)),
         weight_B=jnp.asarray(some["weight_B"]),
+        reward_margin_B=some.get("margin_B"),
     )
     logps, *_ = with_state(logps, jax.device_get(state.loss_state), objective)
     reasons = {"the policy's log-prob": policy_BN}

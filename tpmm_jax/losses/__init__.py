@@ -1,6 +1,6 @@
 """Log-probabilities and preference losses."""
 
-from tpmm_jax.losses.config import LossConfig
+from tpmm_jax.losses.config import LossConfig, title_of
 from tpmm_jax.losses.gradients import (
     Batch,
     CoupledLoss,
@@ -66,5 +66,6 @@ __all__ = [
     "pair_scores",
     "preference_loss",
     "reward_loss",
+    "title_of",
     "with_state",
 ]

@@ -1,4 +1,4 @@
-"""Losses that couple the pairs of a batch: optimal transport, beta-DPO.
+"""Losses that couple the pairs of a batch: optimal transport, beta-DPO, Dr. DPO.
 
 A row that only fills the batch takes no part.
 """
@@ -16,6 +16,7 @@ from tpmm_jax.losses.inputs import (
     difference,
     smoothed_log_sigmoid,
 )
+from tpmm_jax.losses.pairwise import dpo
 from tpmm_jax.losses.record import LOG2, Loss
 
 # Lower bounds of beta and of the deviation, of the authors' code.
@@ -88,6 +89,23 @@ def beta_dpo(
     share = jnp.sum(real_B) / jnp.maximum(jnp.sum(kept_B), 1)
     loss_B = -jax.nn.log_sigmoid(beta_used * logps.margin_B())
     return jnp.where(kept_B, loss_B * share, 0.0)
+
+
+def dr_dpo(logps: PairLogProbs, *, beta: Scalar, dr_beta: Scalar) -> PerPair:
+    """-b' log mean exp(-l / b') of the batch's DPO losses l, for each of its pairs.
+
+    Pairs of a large loss, which may be labelled wrongly, count less; towards DPO's mean
+    as b' grows.
+
+    Source: 2407.07880 and its code, whose default of b' is ours.
+
+    >>> f"{dr_dpo(example_pair(), beta=0.5, dr_beta=1.0)[0]:.3f}"
+    '0.201'
+    """
+    loss_B, real_B = dpo(logps, beta=beta), logps.real_B()
+    count = jnp.maximum(jnp.sum(real_B), 1).astype(loss_B.dtype)
+    log_sum = jax.nn.logsumexp(jnp.where(real_B, -loss_B / dr_beta, -jnp.inf))
+    return jnp.where(real_B, -dr_beta * (log_sum - jnp.log(count)), 0.0)
 
 
 def init_moving(seed: int) -> Moving:
@@ -165,4 +183,5 @@ BATCHWISE = {
     "beta_dpo": Loss(
         beta_dpo, "batchwise", at_zero=LOG2, carried_reads=("beta_momentum",)
     ),
+    "dr_dpo": Loss(dr_dpo, "batchwise", at_zero=LOG2),
 }

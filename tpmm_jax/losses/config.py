@@ -33,6 +33,9 @@ class LossConfig:
       cpo_alpha: weight of CPO's likelihood term; 0 leaves it out.
       beta_gain, beta_momentum, beta_keep: "beta_dpo": how strongly beta follows D, of
         the moving mean and deviation, and the share of pairs that is kept.
+      dr_beta: "dr_dpo": its beta', below which pairs of large losses count less.
+      c_max, tau, lam: "madpo": what small margins of the rewards are stretched by, from
+        where on they are shrunk, and how steeply one gives way to the other.
     """
 
     name: str | Sequence[str] = "dpo"
@@ -53,6 +56,10 @@ class LossConfig:
     beta_gain: float = 0.6
     beta_momentum: float = 0.9
     beta_keep: float = 0.8
+    dr_beta: float = 1.0
+    c_max: float = 4.0
+    tau: float = 6.907
+    lam: float = 1.0
 
     def __post_init__(self) -> None:
         # Lists, as config files and JSON have them; a static argument must be hashable.
@@ -76,8 +83,11 @@ class LossConfig:
     def title(self) -> str:
         """The loss in a word or a sum, for people."""
         if isinstance(self.name, str):
-            return self.name
-        return " + ".join(f"{weight:g} {name}" for name, weight in self.terms)
+            return title_of(self.name, self.length_normalized)
+        return " + ".join(
+            f"{weight:g} {title_of(name, self.length_normalized)}"
+            for name, weight in self.terms
+        )
 
     @property
     def reference_free(self) -> bool:
@@ -88,6 +98,11 @@ class LossConfig:
     def coupled(self) -> bool:
         """Whether a pair's loss depends on the other pairs' log-probs."""
         return is_coupled(self.names)
+
+    @property
+    def needs_margins(self) -> bool:
+        """Whether a loss of the sum reads the rewards' margins."""
+        return any(LOSSES[name].needs_margins for name in self.names)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -130,6 +145,17 @@ class LossConfig:
         _check_names(self)
         _check_meaning(self)
         _check_ranges(self)
+
+
+def title_of(name: str, length_normalized: bool = True) -> str:
+    """Returns a loss's name for people; of IPO's two forms it says which.
+
+    >>> title_of("ipo", True), title_of("ipo", False)
+    ('ipo of mean log-probs', 'ipo of summed log-probs')
+    """
+    if name != "ipo":
+        return name
+    return f"ipo of {'mean' if length_normalized else 'summed'} log-probs"
 
 
 def _check_names(config: LossConfig) -> None:
@@ -225,6 +251,10 @@ def _check_ranges(config: LossConfig) -> None:
         "beta_gain": (config.beta_gain >= 0, "0 or more"),
         "beta_momentum": (0 <= config.beta_momentum < 1, "in [0, 1)"),
         "beta_keep": (0 < config.beta_keep <= 1, "above 0 and at most 1"),
+        "dr_beta": (config.dr_beta > 0, "a positive number"),
+        "c_max": (config.c_max >= 1, "1 or more (1 is DPO)"),
+        "tau": (config.tau > 0, "a positive number"),
+        "lam": (config.lam > 0, "a positive number"),
     }
     for f in fields(config):
         value = getattr(config, f.name)

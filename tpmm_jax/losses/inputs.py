@@ -43,6 +43,8 @@ class PairLogProbs(NamedTuple):
         part; None: over these rows.
       moving: of beta-DPO, this batch included; None: not needed.
       f_prime_BN: f' of the log-ratios, see `f_prime`; None: the log-ratios themselves.
+      reward_margin_B: the reward of chosen minus that of rejected, by what "madpo"
+        weighs pairs with; None: not needed.
     """
 
     policy_BN: jax.Array
@@ -54,6 +56,7 @@ class PairLogProbs(NamedTuple):
     mean_length: jax.Array | None = None
     moving: Moving | None = None
     f_prime_BN: jax.Array | None = None
+    reward_margin_B: jax.Array | None = None
 
     def log_ratios_BN(self) -> jax.Array:
         """log pi(y) - log pi_ref(y); log pi(y) without a reference."""

@@ -148,4 +148,7 @@ def pair_metrics(logps: PairLogProbs, objective: Objective) -> dict[str, PerPair
         weights_B = pair_weights(logps)
         for name, loss_B in pair_losses(logps, objective).items():
             found[f"loss/{name}"] = loss_B * weights_B
+    for name in objective.names:
+        if (metrics := LOSSES[name].metrics) is not None:
+            found |= objective.call(metrics, logps)
     return found

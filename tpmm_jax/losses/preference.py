@@ -92,6 +92,7 @@ def loss_inputs(scores: PairScores, batch: Batch, objective: Objective) -> PairL
         length_BN=jnp.sum(batch["completion_mask_BNT"], axis=-1),
         weight_B=batch["weight_B"],
         mean_length=None if mean_length_B is None else mean_length_B[0],
+        reward_margin_B=batch.get("margin_B"),
     )
 
 
@@ -100,7 +101,7 @@ def preference_loss(decoder: Decoder, objective: Objective) -> LossFn:
 
     The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN float32
     nats, unless the loss has no reference; weight_B float32, 0 for rows that only
-    fill the batch.
+    fill the batch; margin_B float32, where the loss needs the rewards' margins.
     """
     assert not is_coupled(objective.names)
     whole = coupled_loss(decoder, objective)

@@ -48,6 +48,8 @@ class Loss:
         reference logs as rewards, before beta; None: sums of log-probs.
       usual: the usual value of constants that have no right default for this loss.
       carried_reads: what the state that it carries from step to step reads.
+      metrics: (PairLogProbs, constants by name) -> further metrics of each pair [B].
+      needs_margins: whether it reads the rewards' margins of a batch, margin_B.
       trl_name: what TRL calls it, if it is something else.
     """
 
@@ -58,6 +60,8 @@ class Loss:
     rewards: Callable[..., Float[Array, "B N"]] | None = None
     usual: Mapping[str, str] = field(default_factory=dict)
     carried_reads: tuple[str, ...] = ()
+    metrics: Callable[..., dict[str, PerPair]] | None = None
+    needs_margins: bool = False
     trl_name: str | None = None
 
     @property

@@ -3,19 +3,26 @@
 from collections.abc import Iterable
 
 from tpmm_jax.losses.batchwise import BATCHWISE
+from tpmm_jax.losses.madpo import MADPO
 from tpmm_jax.losses.pairwise import PAIRWISE
 from tpmm_jax.losses.record import Loss
 from tpmm_jax.losses.reference_free import REFERENCE_FREE
 from tpmm_jax.losses.sidewise import SIDEWISE
 
-LOSSES: dict[str, Loss] = {**PAIRWISE, **SIDEWISE, **BATCHWISE, **REFERENCE_FREE}
+LOSSES: dict[str, Loss] = {
+    **PAIRWISE,
+    **MADPO,
+    **SIDEWISE,
+    **BATCHWISE,
+    **REFERENCE_FREE,
+}
 
 
 def names_of(*kinds: str) -> tuple[str, ...]:
     """Returns the names of all losses of these kinds.
 
     >>> names_of("batchwise")
-    ('aot', 'aot_unpaired', 'beta_dpo')
+    ('aot', 'aot_unpaired', 'beta_dpo', 'dr_dpo')
     """
     return tuple(name for name, loss in LOSSES.items() if loss.kind in kinds)
 

@@ -2,12 +2,14 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from tpmm_jax.config import flatten
 from tpmm_jax.log.metrics import METRICS
 from tpmm_jax.log.progress import clock_text
 from tpmm_jax.log.versions import changed_versions
+from tpmm_jax.losses import title_of
 from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.panels import PREVIOUS
@@ -105,7 +107,7 @@ def described(run: RunData) -> list[tuple[str, str]]:
     training = ""
     if of("loss.name"):
         training = (
-            f"{_loss(config['loss.name'])}, beta {of('loss.beta')}, learning rate "
+            f"{_loss(config)}, beta {of('loss.beta')}, learning rate "
             f"{of('train.learning_rate')}, {of('train.batch_size')} pairs per step, "
             f"{of('train.epochs')} epochs"
         )
@@ -145,9 +147,11 @@ def earlier_labels(run: RunData) -> str:
     )
 
 
-def _loss(name: str | list[str]) -> str:
+def _loss(config: Mapping[str, Any]) -> str:
     """Returns the loss, or the losses of a sum, in words."""
-    return name if isinstance(name, str) else " + ".join(map(str, name))
+    name, mean = config["loss.name"], config.get("loss.length_normalized", True)
+    names = [name] if isinstance(name, str) else name
+    return " + ".join(title_of(str(one), mean) for one in names)
 
 
 def progress(run: RunData) -> str:
