@@ -21,6 +21,7 @@ import tpmm_jax as tpmm
 from tpmm_jax.losses.inputs import example_pair
 
 tiny_run.build_model(pathlib.Path("my-model"))
+tiny_run.build_reward_model(pathlib.Path("my-reward-model"))
 names = ["tpmm_jax.weights.loading", "tpmm_jax.weights.saving"]
 for room in ("facade", "losses", "merging", "rewards"):
     found = importlib.import_module(f"tpmm_jax.{room}")

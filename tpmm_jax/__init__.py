@@ -13,8 +13,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpmm_jax.facade import generate, log_probs, logits, merge, stream
-    from tpmm_jax.weights.loading import load
+    from tpmm_jax.facade import (
+        generate,
+        log_probs,
+        logits,
+        merge,
+        score_tokens,
+        stream,
+    )
+    from tpmm_jax.weights.loading import load, load_reward
     from tpmm_jax.weights.saving import save
     from tpmm_jax.weights.source import Model
 
@@ -24,16 +31,19 @@ __all__ = [
     "Model",
     "generate",
     "load",
+    "load_reward",
     "log_probs",
     "logits",
     "merge",
     "save",
+    "score_tokens",
     "stream",
 ]
 
 _ELSEWHERE = {
     "Model": "weights.source",
     "load": "weights.loading",
+    "load_reward": "weights.loading",
     "save": "weights.saving",
 }
 

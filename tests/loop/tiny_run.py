@@ -18,6 +18,7 @@ from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
+from tpmm_jax.weights.loading import start_reward
 from tpmm_jax.weights.saving import save
 from tpmm_jax.weights.source import Model
 
@@ -63,6 +64,13 @@ def _built() -> pathlib.Path:
     params = decoder.init(jax.random.key(7))
     save(Model(decoder, params, tokenizer()), directory)
     return directory
+
+
+def build_reward_model(directory: pathlib.Path) -> None:
+    """That model with a random reward head."""
+    source = start_reward(_built(), seed=1)
+    decoder = Decoder(source.config)
+    save(source.model(decoder, source.read(decoder, "float32")), directory)
 
 
 def prompts() -> list[str]:

@@ -1,5 +1,6 @@
 """A trajectory of adapters: what comes back, and every base that is not the run's."""
 
+import dataclasses
 import json
 import shutil
 
@@ -208,3 +209,68 @@ def test_the_digest_covers_base_and_scale(tmp_path, base, three):
         digests.add(trajectory.append(0, adapters(0), {}))
     assert len(digests) == 3
     assert tree_digest(base) not in digests
+
+
+# ---- a reward model's: its head is trained whole
+
+REWARD = Decoder(dataclasses.replace(CONFIG, output="reward"), lora=LORA)
+
+
+def reward_adapters(base, step):
+    """The head as the base has it at step 0, as in a run; later its own."""
+    whole = {"score": base["score"] + step}
+    made = init_adapters(REWARD.abstract_params(), LORA, jax.random.key(1), **whole)
+    rng = np.random.default_rng(step)
+    return jax.tree.map(
+        lambda x: x + min(step, 1) * rng.standard_normal(x.shape).astype(np.float32),
+        made,
+    )
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory):
+    """The base of a reward model, and a folder with two committed steps."""
+    base = REWARD.init(jax.random.key(2))
+    folder = tmp_path_factory.mktemp("rewards") / "reward"
+    trajectory = Trajectory(folder, storage="lora", lora=LORA, base=base_of(base))
+    digests = [trajectory.append(k, reward_adapters(base, k), {}) for k in range(2)]
+    assert len(set(digests)) == 2
+    return base, folder
+
+
+def test_a_reward_head_is_stored_whole(rewards, same_bits):
+    base, folder = rewards
+    trajectory, target = reader(folder, base), REWARD.abstract_params()
+    assert same_bits(trajectory.restore(0, target), base)
+    for k in range(2):
+        mine = reward_adapters(base, k)
+        found = trajectory.restore_adapters(k, REWARD.abstract_trained())
+        assert same_bits(found, mine)
+        whole = trajectory.restore(k, target)
+        assert same_bits(whole, merge_adapters(base, mine, LORA))
+        assert same_bits(whole["score"], mine["score"])
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), trajectory.abstract(1))
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), target)
+
+
+def test_a_reward_head_on_a_mesh_has_the_same_bits(rewards, same_bits):
+    base, folder = rewards
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    many = dataclasses.replace(REWARD, mesh=mesh)
+    target = many.abstract_params()
+    split = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), base, target)
+    trajectory = reader(folder, split)
+    found = trajectory.restore(1, target)
+    assert same_bits(found, merge_adapters(base, reward_adapters(base, 1), LORA))
+    where = jax.tree.map(lambda x: x.sharding, found)
+    assert where == jax.tree.map(lambda x: x.sharding, target)
+    own = trajectory.restore_adapters(1, many.abstract_trained())
+    assert same_bits(own, reward_adapters(base, 1))
+
+
+def test_a_base_with_another_head_is_refused_by_name(rewards):
+    """That of another seed, where the base is a causal model."""
+    base, folder = rewards
+    other = base | {"score": base["score"] + 1}
+    with pytest.raises(BadInput, match="leaf score of the base the model has changed"):
+        reader(folder, other).restore(1, REWARD.abstract_params())

@@ -194,7 +194,7 @@ REFUSED = {
     "a_field_of_tomorrow": (0.5, "a_field_of_tomorrow is 0.5, which is not"),
     "init_lora_weights": ("pissa", "init_lora_weights is 'pissa', which changes"),
     "peft_type": ("IA3", "peft_type is 'IA3'; only LORA"),
-    "task_type": ("SEQ_CLS", "task_type is 'SEQ_CLS'; only CAUSAL_LM"),
+    "task_type": ("TOKEN_CLS", "task_type is 'TOKEN_CLS'; only CAUSAL_LM"),
     "r": (0, "r is 0; wanted a whole number"),
     "lora_alpha": (None, "lora_alpha is None; wanted a positive"),
     "target_modules": (["q_proj", "lm_head"], "takes in lm_head; .*merge_and_unload"),

@@ -25,7 +25,8 @@ from tpmm_jax.merging import (
 )
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
-from tpmm_jax.weights.loading import committed_steps, resolve_all, run_workdir
+from tpmm_jax.weights.kept import committed_steps, run_workdir
+from tpmm_jax.weights.loading import resolve_all
 from tpmm_jax.weights.source import Source
 
 RANGE = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<first>\d+)\.\.(?P<last>\d+)")

@@ -13,11 +13,11 @@ from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters
 from tpmm_jax.store import Base, Trajectory, read_json
 from tpmm_jax.weights.hub import TRAJECTORY_STEP, is_hub_id
+from tpmm_jax.weights.kept import run_workdir
 from tpmm_jax.weights.loading import (
     adapters_base,
     adapters_place,
     resolve,
-    run_workdir,
 )
 from tpmm_jax.weights.peft import adapter_config, is_adapter, write_adapters
 from tpmm_jax.weights.saving import whole_directory

@@ -44,7 +44,8 @@ from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
 from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import write_json
-from tpmm_jax.weights.loading import committed_steps, resolve_all, run_workdir
+from tpmm_jax.weights.kept import committed_steps, run_workdir
+from tpmm_jax.weights.loading import resolve_all
 from tpmm_jax.weights.saving import check_output
 
 DESCRIPTION = """\

@@ -37,7 +37,8 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, Stopped
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.sampling import SamplingConfig
-from tpmm_jax.weights.loading import load, run_workdir
+from tpmm_jax.weights.kept import run_workdir
+from tpmm_jax.weights.loading import load
 from tpmm_jax.weights.source import Model
 
 DESCRIPTION = """\

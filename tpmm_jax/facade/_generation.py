@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade._prompts import codec_of, encode, token_ids
+from tpmm_jax.facade._prompts import codec_of, encode, require, token_ids
 from tpmm_jax.sampling import (
     SamplingConfig,
     check_prompt,
@@ -53,6 +53,7 @@ def generate(
     Raises:
       BadInput: no tokenizer for text, an empty prompt, or one that is too long.
     """
+    require(model, "tokens", "generate")
     if isinstance(prompts, str):
         raise BadInput("prompts is one text; wanted a list of prompts")
     if num_samples < 1:
@@ -114,6 +115,7 @@ def stream(
     config = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
     )
+    require(model, "tokens", "stream")
     config.validate("stream")
     if model.tokenizer is None:
         raise BadInput(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from tpmm_jax import losses
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
+from tpmm_jax.facade._prompts import require
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.weights.source import Model
@@ -31,6 +32,7 @@ def logits(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B T V"]:
     Raises:
       BadInput: shapes or ids that do not fit.
     """
+    require(model, "tokens", "logits")
     batch = check_tokens(model, tokens_BT, mask_BT)
     return _logits(model.decoder, model.params, *batch)
 
@@ -49,6 +51,7 @@ def log_probs(model: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, "B _"]
     Returns:
       [B, T - 1]; entry t is 0 unless both mask[t] and mask[t + 1] are 1.
     """
+    require(model, "tokens", "log_probs")
     batch = check_tokens(model, tokens_BT, mask_BT)
     return _log_probs(model.decoder, model.params, *batch)
 

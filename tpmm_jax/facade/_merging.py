@@ -11,8 +11,8 @@ from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade._prompts import codec_of
 from tpmm_jax.merging import signal_to_rounding, weighted_sum
-from tpmm_jax.models import ModelConfig
-from tpmm_jax.weights.loading import load
+from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.weights.loading import resolve_any
 from tpmm_jax.weights.source import Model, Source
 
 
@@ -34,7 +34,8 @@ def merge(
     [0.25, 0.75]
 
     Args:
-      models: models, or what ``load`` takes; paths are loaded one at a time.
+      models: policies or reward models, or what ``load`` and ``load_reward`` take;
+        paths are loaded one at a time. The mean of reward models is WARM (2401.12187).
       weights: one real number per model; they need not sum to 1.
 
     Raises:
@@ -95,6 +96,8 @@ def merge_remarks(
                 f"{name} has a different chat template from {first_name}: the merge "
                 "gets that of the first, which the other was not trained with"
             )
+    if first.config.output == "reward":
+        return remarks
     ends = [set(codec_of(model).eos_ids) for model in (first, other)]
     if ends[0] != ends[1]:
         remarks.append(
@@ -118,6 +121,12 @@ def check_same_architecture(
     first: ModelConfig, other: ModelConfig, name: str, first_name: str = "model 0"
 ) -> None:
     """Raises BadInput, naming the fields, unless both fit the same weights."""
+    if first.output != other.output:
+        kinds = {"tokens": "a causal language model", "reward": "a reward model"}
+        raise BadInput(
+            f"{name} is {kinds[other.output]} and {first_name} {kinds[first.output]}; "
+            "only models of one kind can be merged"
+        )
     if differing := architecture_differences(first, other):
         raise BadInput(
             f"{name} has a different architecture from {first_name} "
@@ -127,4 +136,8 @@ def check_same_architecture(
 
 
 def _as_model(model: Model | str | os.PathLike) -> Model:
-    return model if isinstance(model, Model) else load(model)
+    if isinstance(model, Model):
+        return model
+    (found,) = resolve_any([os.fspath(model)])
+    decoder = Decoder(found.config)
+    return found.model(decoder, found.read(decoder, "float32"))

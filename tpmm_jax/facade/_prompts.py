@@ -78,3 +78,25 @@ def _content(number: int, prompt: Any) -> Content:
     if faults:
         raise BadInput(f"prompt {number}: {'; '.join(faults)}")
     return content
+
+
+def require(model: Model, output: str, function: str) -> None:
+    """Raises BadInput where a reward model stands for a policy, or the reverse.
+
+    Args:
+      output: "tokens" or "reward".
+      function: what was called, for the message.
+    """
+    if model.config.output == output:
+        return
+    name = model.origin.get("source", "this model")
+    if output == "tokens":
+        raise BadInput(
+            f"{function} needs a causal language model, and {name} is a reward model, "
+            "which has no logits: use tpmm.score or tpmm.score_tokens"
+        )
+    raise BadInput(
+        f"{function} needs a reward model, and {name} is a causal language model "
+        "without a reward head: load one with tpmm.load_reward; tpmm train_reward "
+        "gives a causal model a head and trains it"
+    )

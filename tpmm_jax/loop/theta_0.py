@@ -116,12 +116,17 @@ def build_model(name: str, directory: pathlib.Path, console: RunConsole) -> None
 
 
 def base_record(workdir: pathlib.Path, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns where the base of a run's adapters is read from again, as JSON."""
+    """Returns where the base of a run's adapters is read from again, as JSON.
+
+    "seed" is of a reward model's head, if the base is a causal model.
+    """
+    seed = {"seed": origin["seed"]} if "seed" in origin else {}
     if "commit" in origin:
-        return {"source": origin["source"], "commit": origin["commit"]}
+        return {"source": origin["source"], "commit": origin["commit"], **seed}
     path = pathlib.Path(origin["source"]).absolute()
     inside = path.is_relative_to(workdir.absolute())
-    return {"source": str(path.relative_to(workdir.absolute()) if inside else path)}
+    place = path.relative_to(workdir.absolute()) if inside else path
+    return {"source": str(place), **seed}
 
 
 def check_adapter(config: Config, source: Source) -> None:

@@ -29,8 +29,10 @@ NEUTRAL = (
 )  # fmt: skip
 # Ways to begin that leave the base's weights alone.
 PLAIN_INIT = (True, False, "gaussian", "orthogonal", "eva", "mica")
-# Modules that PEFT can adapt and this library cannot.
-OUTSIDE = ("model.embed_tokens", "lm_head")
+# Modules that PEFT can adapt and this library cannot; of the last two a model has one.
+OUTSIDE = ("model.embed_tokens", "lm_head", "score")
+# PEFT saves a classifier's head whole, under the first of these that the model has.
+SEQ_CLS, HEADS = "SEQ_CLS", ("classifier", "score")
 MERGE = "merge the adapter with PEFT's merge_and_unload and load the merged model"
 
 
@@ -57,11 +59,17 @@ def parse_adapter_config(fields: Mapping[str, Any], path: str) -> LoraConfig:
         raise BadInput(
             f"{path}: peft_type is {fields.get('peft_type')!r}; only LORA is read"
         )
-    if fields.get("task_type") not in (None, "CAUSAL_LM"):
-        raise BadInput(f"{path}: task_type is {fields['task_type']!r}; only CAUSAL_LM")
+    if fields.get("task_type") not in (None, "CAUSAL_LM", SEQ_CLS):
+        raise BadInput(
+            f"{path}: task_type is {fields['task_type']!r}; only CAUSAL_LM and, for "
+            f"reward models, {SEQ_CLS}"
+        )
     for name, value in fields.items():
         if name == "bias" and value == "none":
             continue
+        if name == "modules_to_save" and isinstance(value, list) and saves_head(fields):
+            # PEFT adds these names, again and again.
+            value = [x for x in value if x not in HEADS]
         if name not in (*READ, *NEUTRAL) and value not in (None, False, "", {}, []):
             raise BadInput(
                 f"{path}: {name} is {value!r}, which is not understood; {MERGE}"
@@ -80,6 +88,13 @@ def parse_adapter_config(fields: Mapping[str, Any], path: str) -> LoraConfig:
         alpha=_alpha(fields.get("lora_alpha"), "lora_alpha", path),
         rslora=rslora,
     )
+
+
+def saves_head(fields: Mapping[str, Any]) -> bool:
+    """Whether an adapter_config.json is of a reward model, whose head PEFT saves."""
+    task, saved = fields.get("task_type"), fields.get("modules_to_save")
+    by_name = isinstance(saved, list) and "score" in saved
+    return task == SEQ_CLS or (task is None and by_name)
 
 
 def _rank(value: Any, name: str, path: str) -> int:
@@ -117,8 +132,9 @@ def read_targets(
     """
     usual = parse_adapter_config(fields, path)
     _check_choice(fields, path)
+    absent = "lm_head" if saves_head(fields) else "score"
     for module in OUTSIDE:
-        if _is_chosen(fields, module, path):
+        if module != absent and _is_chosen(fields, module, path):
             raise BadInput(
                 f"{path}: target_modules takes in {module}; only the linear layers of "
                 f"a {config.family} model are read ({', '.join(TARGETS)}); {MERGE}"

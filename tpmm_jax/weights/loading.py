@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
-from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.store import Base, Trajectory
@@ -34,6 +34,13 @@ from tpmm_jax.weights.huggingface import (
     SafetensorsDirectory,
     check_tensors,
     read_params,
+)
+from tpmm_jax.weights.kept import (
+    check_stored,
+    committed_steps,
+    damaged_step,
+    held_steps,
+    run_workdir,
 )
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 from tpmm_jax.weights.source import AdapterSource, Model, Source
@@ -83,10 +90,16 @@ def load_reward(
 ) -> Model:
     """Loads a reward model, for ``score`` and ``score_tokens``.
 
+    >>> rm = tpmm.load_reward("my-reward-model")
+    >>> rm.config.output
+    'reward'
+
     Args:
       source: a Hugging Face directory or hub id of a *ForSequenceClassification with
         one label, a reward run's workdir: its best model, or one of those it kept
-        ("workdir/reward@best", "workdir/reward@2"), or a PEFT directory (SEQ_CLS).
+        ("workdir/reward@best", "workdir/reward@2"), or a PEFT directory or hub id of
+        task SEQ_CLS: LoRA and a head of its own, over a causal model or a classifier.
+      revision, dtype, mesh, base: as of ``load``.
       revision, dtype, mesh, base: see ``load``.
 
     Raises:
@@ -128,12 +141,20 @@ def resolve_all(
     return _resolve_all(sources, base, revision, "tokens")
 
 
+def resolve_any(
+    sources: Sequence[str], base: str | None = None, revision: str | None = None
+) -> list[Source]:
+    """Returns policies and reward models; see ``resolve_all``."""
+    return _resolve_all(sources, base, revision, None)
+
+
 def _resolve_all(
-    sources: Sequence[str], base: str | None, revision: str | None, output: str
+    sources: Sequence[str], base: str | None, revision: str | None, output: str | None
 ) -> list[Source]:
     found = [_resolve(source, revision, base) for source in sources]
-    for name, source in zip(sources, found):
-        _check_output(name, source.config, output)
+    if output is not None:
+        for name, source in zip(sources, found):
+            _check_output(name, source.config, output)
     if base is not None and not any(source.adapter for source in found):
         names = ", ".join(source.origin["source"] for source in found)
         raise BadInput(
@@ -220,13 +241,18 @@ def _resolve_adapter(
         name, revision = base, None
         what = f"{name} was given as the base of {directory}"
     try:
-        under = resolve(name, revision if is_hub_id(name) else None)
+        under = _resolve(name, revision if is_hub_id(name) else None, None)
+        if not found.rewards:
+            _check_output(name, under.config, "tokens")
     except BadInput as error:
         raise BadInput(f"{what}, which cannot be used: {error}\n{NAME_BASE}") from None
     if under.adapter is not None:
         raise BadInput(f"{what}, which is an adapter too. {NAME_BASE}")
     if base is not None:
         origin = origin | {"base": under.origin}
+    if found.rewards:
+        # The adapter brings the head: that of the base is not seen.
+        under = _with_head(under, 0)
     lora = found.lora(under.config)
 
     def adapters(decoder: Decoder) -> Params:
@@ -247,62 +273,14 @@ def _resolve_adapter(
     )
 
 
-def run_workdir(directory: pathlib.Path, kept: str = TRAJECTORY) -> pathlib.Path | None:
-    """Returns the workdir if this is a run's, or the folder of its models in one.
-
-    Args:
-      kept: that folder: of policies, or of reward models.
-    """
-    for workdir in (directory, directory.parent):
-        inside = workdir == directory or directory.name == kept
-        if inside and all((workdir / x).is_dir() for x in (kept, "model")):
-            return workdir
-    return None
-
-
-def committed_steps(workdir: pathlib.Path, kept: str = TRAJECTORY) -> list[int]:
-    """Returns the steps of a run's trajectory, all of them whole.
-
-    Args:
-      kept: the folder of its policies, or of its reward models.
-
-    Raises:
-      BadInput: no run, or none committed yet.
-      CorruptCheckpoint: one of them is damaged; leaving it out would hide that.
-    """
-    steps, damaged = _steps(workdir, kept)
-    if damaged:
-        raise _damaged(workdir, kept, *min(damaged.items()))
-    if not steps:
-        raise BadInput(f"{workdir}/{kept} holds no model yet; has the run begun?")
-    return steps
-
-
-def _steps(workdir: pathlib.Path, kept: str) -> tuple[list[int], dict[int, str]]:
-    """Returns the whole steps, and the damaged ones with what is wrong."""
-    if not (workdir / kept).is_dir():
-        raise BadInput(f"{workdir} holds no {kept}; is it such a run's workdir?")
-    with Trajectory(workdir / kept, read_only=True) as trajectory:
-        return trajectory.steps(), trajectory.damaged()
-
-
-def _damaged(
-    workdir: pathlib.Path, kept: str, step: int, why: str
-) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{workdir}/{kept}@{step} was committed, but is damaged: {why}. Restore "
-        "it from a copy, or name the other steps one by one"
-    )
-
-
 def _resolve_step(workdir: pathlib.Path, kept: str, wanted: int | None) -> Source:
     """A model that a run kept; None: the newest, of reward models the best."""
     if wanted is None:
         step = committed_steps(workdir, kept)[-1]
     else:
-        step, (steps, damaged) = wanted, _steps(workdir, kept)
+        step, (steps, damaged) = wanted, held_steps(workdir, kept)
         if step in damaged:
-            raise _damaged(workdir, kept, step, damaged[step])
+            raise damaged_step(workdir, kept, step, damaged[step])
         if step not in steps:
             raise BadInput(f"{workdir}/{kept}@{step}: it holds the steps {steps}")
 
@@ -317,33 +295,9 @@ def _resolve_step(workdir: pathlib.Path, kept: str, wanted: int | None) -> Sourc
     check_folder(folder)
     origin = {"source": f"{workdir}/{kept}@{step}"}
     config = read_config(folder)
-    _check_stored(workdir, kept, step, config)
+    check_stored(workdir, kept, step, config)
     tokenizer, generation = read_tokenizer(folder), read_generation(folder)
     return Source(config, tokenizer, origin, read, generation=generation)
-
-
-def _check_stored(
-    workdir: pathlib.Path, kept: str, step: int, config: ModelConfig
-) -> None:
-    """Refuses a model/config.json whose sizes are not those of a stored step."""
-    with Trajectory(workdir / kept, read_only=True) as trajectory:
-        held = _shapes(trajectory.abstract(step))
-    wanted = _shapes(Decoder(config).abstract_params())
-    wrong = [x for x in {**wanted, **held} if wanted.get(x) != held.get(x)]
-    if wrong:
-        name = wrong[0]
-        raise BadInput(
-            f"{workdir}/model/config.json is not that of the run: it asks for {name} "
-            f"of shape {wanted.get(name)}, {kept}@{step} holds {held.get(name)}; "
-            "restore the file from a copy"
-        )
-
-
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
 
 
 def adapters_place(
@@ -400,9 +354,15 @@ def start_reward(
     Args:
       source, revision, base: see ``load`` and ``load_reward``.
     """
-    name = os.fspath(source)
     given = None if base is None else os.fspath(base)
-    found = _resolve(name, revision, given)
+    return _with_head(_resolve(os.fspath(source), revision, given), seed)
+
+
+def _with_head(found: Source, seed: int) -> Source:
+    """Returns a reward model: what was found, or its backbone with a new head.
+
+    The seed is then part of the origin.
+    """
     if found.config.output == "reward":
         return found
     config = replace(found.config, output="reward")
@@ -418,7 +378,7 @@ def start_reward(
         params["score"] = jax.device_put(score.astype(dtype), target.sharding)
         return params
 
-    return Source(config, found.tokenizer, found.origin, read)
+    return Source(config, found.tokenizer, found.origin | {"seed": seed}, read)
 
 
 def check_dtype(dtype: Any) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,13 +21,19 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.models import LoraConfig, ModelConfig
 from tpmm_jax.models.lora import (
     TARGETS,
+    WHOLE,
     abstract_adapters,
     get,
     placed,
     scaling,
     targets,
 )
-from tpmm_jax.weights._peft_config import MERGE, joint_config, read_targets
+from tpmm_jax.weights._peft_config import (
+    MERGE,
+    joint_config,
+    read_targets,
+    saves_head,
+)
 from tpmm_jax.weights.description import read_json
 from tpmm_jax.weights.huggingface import (
     INDEX,
@@ -36,7 +42,7 @@ from tpmm_jax.weights.huggingface import (
     check_same,
     numpy_tensor,
 )
-from tpmm_jax.weights.names import names
+from tpmm_jax.weights.names import Name, names
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -76,6 +82,11 @@ class AdapterDirectory:
         self.directory = directory
         self.path = str(directory / CONFIG)
         self.fields = read_json(directory / CONFIG)
+
+    @property
+    def rewards(self) -> bool:
+        """Whether this adapts a reward model; then it holds the head as well."""
+        return saves_head(self.fields)
 
     def base(self) -> tuple[str, str | None]:
         """Returns the name and the revision of the model under the adapter."""
@@ -125,11 +136,13 @@ class AdapterDirectory:
         }
         joint = joint_config(found.values())
         abstract = abstract_adapters(base, joint)
+        whole = whole_names(config)
         try:
             with safe_open(path, framework="numpy") as file:
+                _check_whole(file, whole, abstract, path)
                 check_same(
                     set(file.keys()),
-                    set(wanted),
+                    {*wanted, *(PREFIX + name.theirs for name in whole)},
                     str(path),
                     f"its {CONFIG}",
                     most=4,
@@ -146,9 +159,37 @@ class AdapterDirectory:
                     _fill(into, numpy_tensor(file, name), part, f"{path}: {name}")
                     if part == "B":
                         into *= np.float32(scaling(adapter.config) / scaling(joint))
+                for one in whole:
+                    into, theirs = get(host, one.path), PREFIX + one.theirs
+                    _fill(into, numpy_tensor(file, theirs), "A", f"{path}: {theirs}")
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{path} cannot be read: {error}") from None
         return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), host, abstract)
+
+
+def whole_names(config: ModelConfig) -> list[Name]:
+    """Returns what a PEFT directory holds as it is: a reward model's head."""
+    return [name for name in names(config) if name.path[0] in WHOLE]
+
+
+def _check_whole(
+    file: Any, whole: Sequence[Name], abstract: Params, path: pathlib.Path
+) -> None:
+    """Raises BadInput unless the reward head is there, with one label."""
+    for name in whole:
+        theirs = PREFIX + name.theirs
+        if theirs not in set(file.keys()):
+            raise BadInput(
+                f"{path} lacks the reward head, {theirs}, and none is made up: save "
+                'the adapter with modules_to_save ["score"] (task_type SEQ_CLS does so)'
+            )
+        wanted = name.their_shape(get(abstract, name.path).shape)
+        found = tuple(file.get_slice(theirs).get_shape())
+        if found != wanted:
+            raise BadInput(
+                f"{path}: {theirs} has shape {found}; wanted {wanted}: a reward model "
+                "has one label (num_labels 1) and the base's width"
+            )
 
 
 def _check_shape(
@@ -178,17 +219,21 @@ def _fill(into: np.ndarray, tensor: np.ndarray, part: str, name: str) -> None:
     check_finite(into, name)
 
 
-def adapter_config(lora: LoraConfig, base: str, revision: str | None) -> dict[str, Any]:
+def adapter_config(
+    lora: LoraConfig, base: str, revision: str | None, *, rewards: bool = False
+) -> dict[str, Any]:
     """Returns the content of an adapter_config.json.
 
     Args:
+      rewards: the adapters are of a reward model, and hold its head.
       base: hub id or directory of the base model.
       revision: of a hub id.
     """
     alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if rewards else "CAUSAL_LM",
+        "modules_to_save": ["score"] if rewards else None,
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,
@@ -226,6 +271,9 @@ def write_adapters(
             name = PREFIX + theirs.removesuffix(".weight")
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a_layer.T)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b_layer.T)
+    for one in whole_names(config):
+        head = np.asarray(get(adapters, one.path), np.float32)
+        tensors[PREFIX + one.theirs] = np.ascontiguousarray(one.to_theirs(head))
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(dict(content), indent=2) + "\n"
     (directory / CONFIG).write_text(text, encoding="utf-8")

@@ -1,0 +1,84 @@
+"""The models that a run keeps: policies in trajectory/, reward models in reward/."""
+
+import pathlib
+
+import jax
+
+from tpmm_jax.axes import Params
+from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.store import Trajectory
+from tpmm_jax.weights.hub import TRAJECTORY
+
+
+def run_workdir(directory: pathlib.Path, kept: str = TRAJECTORY) -> pathlib.Path | None:
+    """Returns the workdir if this is a run's, or the folder of its models in one.
+
+    Args:
+      kept: that folder: of policies, or of reward models.
+    """
+    for workdir in (directory, directory.parent):
+        inside = workdir == directory or directory.name == kept
+        if inside and all((workdir / x).is_dir() for x in (kept, "model")):
+            return workdir
+    return None
+
+
+def committed_steps(workdir: pathlib.Path, kept: str = TRAJECTORY) -> list[int]:
+    """Returns the steps of a run's trajectory, all of them whole.
+
+    Args:
+      kept: the folder of its policies, or of its reward models.
+
+    Raises:
+      BadInput: no run, or none committed yet.
+      CorruptCheckpoint: one of them is damaged; leaving it out would hide that.
+    """
+    steps, damaged = held_steps(workdir, kept)
+    if damaged:
+        raise damaged_step(workdir, kept, *min(damaged.items()))
+    if not steps:
+        raise BadInput(f"{workdir}/{kept} holds no model yet; has the run begun?")
+    return steps
+
+
+def held_steps(workdir: pathlib.Path, kept: str) -> tuple[list[int], dict[int, str]]:
+    """Returns the whole steps, and the damaged ones with what is wrong."""
+    if not (workdir / kept).is_dir():
+        raise BadInput(f"{workdir} holds no {kept}; is it such a run's workdir?")
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
+        return trajectory.steps(), trajectory.damaged()
+
+
+def damaged_step(
+    workdir: pathlib.Path, kept: str, step: int, why: str
+) -> CorruptCheckpoint:
+    """Returns the error for a damaged step."""
+    return CorruptCheckpoint(
+        f"{workdir}/{kept}@{step} was committed, but is damaged: {why}. Restore "
+        "it from a copy, or name the other steps one by one"
+    )
+
+
+def check_stored(
+    workdir: pathlib.Path, kept: str, step: int, config: ModelConfig
+) -> None:
+    """Refuses a model/config.json whose sizes are not those of a stored step."""
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
+        held = _shapes(trajectory.abstract(step))
+    wanted = _shapes(Decoder(config).abstract_params())
+    wrong = [x for x in {**wanted, **held} if wanted.get(x) != held.get(x)]
+    if wrong:
+        name = wrong[0]
+        raise BadInput(
+            f"{workdir}/model/config.json is not that of the run: it asks for {name} "
+            f"of shape {wanted.get(name)}, {kept}@{step} holds {held.get(name)}; "
+            "restore the file from a copy"
+        )
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
