@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tpmm_jax.config import load_config
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
-from tpmm_jax.rewards import NamedJudge, NamedScorer
+from tpmm_jax.loop.prompt_functions import prompt_file
+from tpmm_jax.rewards import NamedJudge, NamedScorer, ScorerConfig, load_raters
 from tpmm_jax.stopping import call_user
 from tpmm_jax.stopping.guard import GUARD
 
@@ -48,8 +50,8 @@ def wraps():
 @pytest.mark.parametrize("function", [sleeps, computes, matches, retries, wraps])
 def test_a_hanging_function_is_ended(function):
     started = time.monotonic()
-    with pytest.raises(BadInput, match=r"f did not return within 0.2 s.*--timeout"):
-        call_user("f", function, timeout=0.2)
+    with pytest.raises(BadInput, match=r"f did not return within 0.2 s.*raise --timeo"):
+        call_user("f", function, timeout=0.2, option="--timeout")
     assert time.monotonic() - started < 60
 
 
@@ -106,14 +108,38 @@ def exits_when_late(code):
         sys.exit(code)
 
 
-def test_scorers_and_judges_have_a_time_out():
-    def hangs(*args):
-        time.sleep(600)
+def hangs(*args):
+    time.sleep(600)
 
+
+def test_scorers_and_judges_have_a_time_out():
     with pytest.raises(BadInput, match=r"scorer mine did not return within 0.2 s \(on"):
         NamedScorer("mine", hangs, 0.2)(["p"], [["a", "b"]])
     with pytest.raises(BadInput, match=r"judge mine did not return within 0\.2 s"):
         NamedJudge("mine", hangs, 0.2)(["p"], ["a"], ["b"])
+
+
+def test_the_field_that_sets_the_time_out_is_named(tmp_path):
+    name, data = "test_calls:hangs", DataConfig(timeout=0.2)
+    scorer = ScorerConfig(name=name, timeout=0.2)
+    for option, wanted in (
+        (None, ["scorer.timeout", "evaluation.timeout", "evaluation.timeout"]),
+        ("--timeout", ["--timeout"] * 3),
+    ):
+        raters = load_raters(
+            scorer, {"a": name}, {"b": name}, timeout=0.2, timeout_option=option
+        )
+        calls = (
+            lambda r: r.scorer(["p"], [["a", "b"]]),
+            lambda r: r.scorers["a"](["p"], [["a", "b"]]),
+            lambda r: r.judges["b"](["p"], ["a"], ["b"]),
+        )
+        for call, field in zip(calls, wanted):
+            with pytest.raises(BadInput, match=rf"raise {field} \(none"):
+                call(raters)
+    for option, field in (("data.prompts", "data.timeout"), ("FILE", "--timeout")):
+        with pytest.raises(BadInput, match=rf"raise {field} \(none"):
+            prompt_file(name, option, data, tmp_path / "made.jsonl")
 
 
 def test_a_person_is_told_what_is_waited_for(monkeypatch):

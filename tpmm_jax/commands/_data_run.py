@@ -86,10 +86,10 @@ def find_scorer(args: argparse.Namespace, config: Config | None) -> NamedScorer 
     timeout = timeout_of(args, scorer.timeout)
     if args.scorer is not None:
         function = import_object(args.scorer, "--scorer")
-        return NamedScorer(args.scorer, function, timeout)
+        return NamedScorer(args.scorer, function, timeout, "--timeout")
     if scorer.name is None:
         return None
-    return load_scorer(replace(scorer, timeout=timeout))
+    return load_scorer(replace(scorer, timeout=timeout), "--timeout")
 
 
 def read_evaluation(

@@ -147,9 +147,11 @@ def read_raters(args: argparse.Namespace) -> Raters:
         ScorerConfig(name=args.scorer, timeout=timeout),
         parse_labels(args.also, "--also"),
         parse_labels(args.judge, "--judge"),
+        scorer_field="--scorer",
         scorers_field="--also",
         judges_field="--judge",
         timeout=timeout,
+        timeout_option="--timeout",
     )
 
 

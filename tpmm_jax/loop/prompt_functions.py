@@ -101,8 +101,10 @@ def made_lines(
         ]
 
     try:
+        # A command reads with fields of a config only where it was given one.
+        sets = "data.timeout" if option.startswith(("data.", "evaluation.")) else None
         with left_alone(source):
-            lines = call_user(source, make, timeout=timeout)
+            lines = call_user(source, make, timeout=timeout, option=sets or "--timeout")
     except BadInput:
         raise
     except Exception as error:

@@ -44,11 +44,13 @@ class NamedJudge:
     Attributes:
       name: as messages give it, such as "careful (my_judges:careful)".
       timeout: seconds that one call may take; None: for ever.
+      option: the field or option that sets the timeout, for messages.
     """
 
     name: str
     function: Judge
     timeout: float | None = TIMEOUT
+    option: str = ""
 
     def __call__(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -66,6 +68,7 @@ class NamedJudge:
             shape=(len(prompts),),
             meaning="one number per prompt, the share for the first answer",
             timeout=self.timeout,
+            option=self.option,
         )
         # Written so that nan is caught too.
         wrong = ~((share_B >= 0) & (share_B <= 1))

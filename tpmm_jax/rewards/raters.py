@@ -53,25 +53,31 @@ def load_raters(
     scorers: Mapping[str, str],
     judges: Mapping[str, str],
     *,
+    scorer_field: str = SCORER,
     scorers_field: str = "evaluation.scorers",
     judges_field: str = "evaluation.judges",
     timeout: float | None = TIMEOUT,
+    timeout_option: str | None = None,
 ) -> Raters:
     """Returns the raters that "module:function" names give.
 
     Args:
       timeout: seconds that a call of a further scorer or a judge may take.
+      timeout_option: what sets the time-outs; None: the fields of a config.
 
     Raises:
       BadInput: names the field, and what cannot be imported.
     """
+    own = timeout_option or "scorer.timeout"
+    further = timeout_option or "evaluation.timeout"
     return Raters(
-        None if scorer.name is None else load_scorer(scorer),
+        None if scorer.name is None else load_scorer(scorer, own, scorer_field),
         {
             label: NamedScorer(
                 f"{label} ({name})",
                 import_object(name, f"{scorers_field}.{label}"),
                 timeout,
+                further,
             )
             for label, name in sorted(scorers.items())
         },
@@ -80,6 +86,7 @@ def load_raters(
                 f"{label} ({name})",
                 import_object(name, f"{judges_field}.{label}"),
                 timeout,
+                further,
             )
             for label, name in sorted(judges.items())
         },

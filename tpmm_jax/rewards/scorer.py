@@ -109,11 +109,13 @@ class NamedScorer:
     Attributes:
       name: as messages give it.
       timeout: seconds that one call may take; None: for ever.
+      option: the field or option that sets the timeout, for messages.
     """
 
     name: str
     function: Scorer
     timeout: float | None = TIMEOUT
+    option: str = ""
 
     def __call__(
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
@@ -131,6 +133,7 @@ class NamedScorer:
             shape=(len(prompts), len(responses[0])),
             meaning="one number for each prompt and response",
             timeout=self.timeout,
+            option=self.option,
         )
         if not np.isfinite(rewards_BR).all():
             b, r = np.argwhere(~np.isfinite(rewards_BR))[0]
@@ -146,21 +149,30 @@ class NamedScorer:
         return self([prompt, prompt], [responses] * 2)
 
 
-def load_scorer(config: ScorerConfig) -> NamedScorer:
+def load_scorer(
+    config: ScorerConfig,
+    option: str = "scorer.timeout",
+    field_name: str = "scorer.name",
+) -> NamedScorer:
     """Returns the configured function with its options bound.
 
     >>> scorer = load_scorer(ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"))
     >>> scorer(["The film was"], [[" wonderful.", " awful."]])
     array([[ 0.5719, -0.4588]])
+
+    Args:
+      config: names it.
+      option: the field or option that sets its timeout, for messages.
+      field_name: the one that sets its name.
     """
     if config.name is None:
         raise BadInput("scorer.name is not set")
-    function = import_object(config.name, "scorer.name")
+    function = import_object(config.name, field_name)
 
     def bound(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Any:
         return function(prompts, responses, **copy.deepcopy(dict(config.options)))
 
-    return NamedScorer(config.name, bound, config.timeout)
+    return NamedScorer(config.name, bound, config.timeout, option)
 
 
 def call_checked(
@@ -171,6 +183,7 @@ def call_checked(
     shape: tuple[int, ...],
     meaning: str,
     timeout: float | None,
+    option: str,
 ) -> np.ndarray:
     """Returns a copy of what a user's function gives, float64, of the wanted shape.
 
@@ -179,6 +192,7 @@ def call_checked(
       call: calls it on the prompts.
       meaning: of the shape, for messages.
       timeout: seconds that it may take; None: for ever.
+      option: what sets the timeout, for messages.
 
     Raises:
       BadInput: it raised, did not return in time, or returned another shape or values
@@ -187,7 +201,7 @@ def call_checked(
     on = f" (on {len(prompts)} prompts, the first {prompts[0][:60]!r})"
     try:
         with left_alone(name):
-            raw = call_user(name, call, timeout=timeout, on=on)
+            raw = call_user(name, call, timeout=timeout, option=option, on=on)
     except BadInput:
         raise
     except Exception as error:

@@ -43,6 +43,7 @@ def call_user(
     call: Callable[[], T],
     *,
     timeout: float | None = None,
+    option: str = "",
     on: str = "",
 ) -> T:
     """Returns what a user's function returns, and says so where it takes long.
@@ -51,13 +52,15 @@ def call_user(
       what: as messages give it, such as "scorer my_scores:fluency".
       timeout: seconds; None: it may take for ever. It holds in the main thread. A
         command ends a few seconds later where the function cannot be interrupted.
+      option: the field or option that sets ``timeout``, for messages.
       on: what it was called with, for messages, such as " (on 32 prompts)".
 
     Raises:
-      BadInput: it did not return in time, or asked Python to exit.
+      BadInput: it did not return in time, asked Python to exit, or raised what is no
+        Exception, such as asyncio.CancelledError.
     """
     GUARD.start()
-    wait = waits.Wait(what, timeout, on)
+    wait = waits.Wait(what, timeout, on, option)
     outermost = not waits.under_way
     ticks = outermost and threading.current_thread() is threading.main_thread()
     if ticks:

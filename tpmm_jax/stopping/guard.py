@@ -33,7 +33,6 @@ _SOON = 0.2
 # Some launchers send a signal twice, to a process and to its group.
 _SAME_SIGNAL = 0.1
 _STILL = 30.0
-KEPT = "what was finished is kept: run the same command again"
 
 
 class Stage(enum.Enum):
@@ -76,6 +75,7 @@ class Guard:
       handler: what Python calls on a signal of ours.
       say: tells a person.
       hide: takes bars off the terminal, for good.
+      keeps: whether the loop of a run was entered, which keeps what it finishes.
       interrupted: whether a user's function was.
       code: what the process is about to end with, where it may hang at its end.
       lock: of the pipe and of what is read from it.
@@ -87,7 +87,7 @@ class Guard:
         self.say: Callable[[str], None] = to_stderr
         self.hide: Callable[[], None] = lambda: None
         self.request: Request | None = None
-        self.interrupted = False
+        self.keeps = self.interrupted = False
         self.code: int | None = None
         self.lock = threading.Lock()
         self.pipe: tuple[int, int] | None = None
@@ -196,7 +196,8 @@ class Guard:
             if waited >= (GRACE if short else PATIENCE):
                 reason = f"{request.name}: {busy or 'the work'} had not ended"
         if reason is not None:
-            text = f"ended by {reason}; {KEPT}"
+            kept = "what was finished is kept: " * self.keeps
+            text = f"ended by {reason}; {kept}run the same command again"
             self._leave(Stopped.exit_code, lambda: self.say(text))
 
     def _plan(self, busy: str | None) -> str:

@@ -43,6 +43,7 @@ def boundaries() -> Iterator[None]:
     seconds.
     """
     with _in_stage(Stage.LOOP, GUARD.say, GUARD.hide):
+        GUARD.keeps = True
         yield
 
 
@@ -126,7 +127,8 @@ def _take() -> int:
     GUARD.start()
     assert GUARD.pipe is not None
     GUARD.forget()
-    GUARD.code, GUARD.interrupted, GUARD.handler = None, False, _on_signal
+    GUARD.code, GUARD.handler = None, _on_signal
+    GUARD.keeps = GUARD.interrupted = False
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
         # A shell's background job ignores Ctrl-C, and should go on doing so.

@@ -32,6 +32,7 @@ class Wait:
       what: as messages give it.
       timeout: seconds; None: it may take for ever.
       on: what the function was called with, in words.
+      option: the field or option that sets the timeout, in words.
       thread: that calls.
       interrupted: whether TimedOut was raised inside it.
       pressed: when the guard first tried to interrupt it.
@@ -41,6 +42,7 @@ class Wait:
     what: str
     timeout: float | None
     on: str
+    option: str = ""
     thread: int = field(default_factory=threading.get_ident)
     started: float = field(default_factory=time.monotonic)
     clock: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
@@ -72,8 +74,7 @@ class Wait:
         """Returns what is said of a call that did not return in time."""
         return (
             f"{self.what} did not return within {self.timeout:g} s{self.on}. If it "
-            "needs longer, raise its time-out: scorer.timeout, evaluation.timeout or "
-            "data.timeout of a config, --timeout of a command (none: wait for ever)"
+            f"needs longer, raise {self.option or 'its time-out'} (none: wait for ever)"
         )
 
     def finish(self) -> None:
