@@ -138,6 +138,19 @@ def test_the_card_of_an_offline_run_with_a_scorer(capsys, run, tmp_path):
     assert "Policy 2 of a run of 2 iterations" in text
 
 
+def test_the_card_says_which_labels_are_of_an_earlier_scorer(run, tmp_path):
+    folder = pathlib.Path(shutil.copytree(run, tmp_path / "run"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    rows[1]["labels/earlier_scorer"] = 1
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(text)
+    step = f"{folder}/trajectory@2"
+    args = command.parse_args([step, "--output", str(tmp_path / "out")])
+    card = command.card(args, resolve(step), run_facts(step), "d", None, "org/base")
+    words = " ".join(card.split())
+    assert "An earlier version of it labelled the pairs of iteration 1. " in words
+
+
 def test_a_merge_says_of_what(capsys, tmp_path):
     folder = command_runs.model_folder(tmp_path / "merged")
     record = {

@@ -111,6 +111,10 @@ The reward is `{{ run.scorer | code }}`{% if run.offline %};
 it labelled no training pair.
 {%- else %},
 which also labelled the training pairs: it is what was optimised.
+{%- if run.earlier %}
+An earlier version of it labelled the pairs of
+iteration{{ "s" if run.earlier | length > 1 }} {{ run.earlier | join(", ") }}.
+{%- endif %}
 {%- endif %}
 {%- endif %}
 {%- else -%}
@@ -212,6 +216,7 @@ def run_facts(source: str) -> dict[str, Any] | None:
         "loss": " + ".join(title_of(name, mean) for name in losses),
         "rule": config["reference"]["rule"],
         "scorer": (config.get("scorer") or {}).get("name"),
+        "earlier": [r["iteration"] for r in rows if r.get("labels/earlier_scorer")],
         "offline": bool((config.get("data") or {}).get("pairs")),
         "first": first,
         "first_hub": hub,
