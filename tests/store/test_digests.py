@@ -22,6 +22,7 @@ from tpmm_jax.store.digests import (
     write_listed_json,
     write_npz,
 )
+from tpmm_jax.store.mending import damaged_files
 from tpmm_jax.store.records import (
     append_records,
     read_growing_records,
@@ -100,6 +101,23 @@ def test_json_and_arrays_are_compared(folder):
     np.savez(arrays, logps_MN=np.arange(6.0)[::-1])
     with pytest.raises(CorruptCheckpoint, match=r"reference_logps\.npz is not what"):
         read_npz(arrays)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"", b"\r\n"])
+def test_what_an_editor_does_to_the_end_of_json_is_no_damage(folder, end):
+    path = folder / "reference.json"
+    path.write_bytes(path.read_bytes().rstrip(b"\n") + end)
+    assert digests.read_listed_json(path) == {"weights": [[0.5, 0.5]]}
+    check_folder(folder)
+    assert damaged_files(folder) == {}
+    # A file that came without a line break at its end, as a model's may.
+    (folder / "tokenizer.json").write_text("{}")
+    list_folder(folder)
+    (folder / "tokenizer.json").write_text("{}\n")
+    check_folder(folder)
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(CorruptCheckpoint, match=r"reference\.json, line"):
+        check_folder(folder)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x93NUMPY\x01", b"nonsense"])
