@@ -11,7 +11,7 @@ from tpmm_jax.loop.evaluation import evaluate
 from tpmm_jax.loop.reference import reference_log_probs
 from tpmm_jax.loop.rescoring import rescore
 from tpmm_jax.loop.rollouts import gather_pairs
-from tpmm_jax.loop.run import Run
+from tpmm_jax.loop.run import Plan, Run
 from tpmm_jax.loop.training import train
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.plots import plot_reward
@@ -42,6 +42,23 @@ def iterate(run: Run) -> None:
     if first > last:
         # A kill may have come between the last row and its pictures.
         draw(run)
+        voice.console.note(finished_text(plan, max(disk.trajectory.steps())))
+
+
+def finished_text(plan: Plan, done: int) -> str:
+    """Returns that nothing was left to do, and how the run gets longer.
+
+    Args:
+      done: the run's last iteration.
+    """
+    asked = plan.config.iterations
+    text = f"finished before: {asked} of {done} iterations are asked for"
+    if done <= asked:
+        text = f"finished before: all {asked} iterations are done"
+    # Offline each iteration has its share of the pairs, by the number of iterations.
+    if plan.config.offline:
+        return text
+    return f"{text}; --set iterations={done + 1} adds one"
 
 
 def show(run: Run) -> None:

@@ -266,6 +266,7 @@ def test_an_edited_scorer_rates_again(
         start(stopped, config)
     old = lines(stopped, 3, "pairs.jsonl")
     logged = [(row["kind"], row["iteration"]) for row in read_metrics(copy)]
+    seconds = [row.get("seconds") for row in iteration_rows(copy)]
     EDIT["score"] = -1.0
 
     said = start(copy, config, rescore=True)
@@ -282,6 +283,7 @@ def test_an_edited_scorer_rates_again(
         kept.pop("metrics.jsonl")
         assert content(copy, f"00[12]/{name}*").items() >= kept.items()
     rows = iteration_rows(copy)
+    assert [row.get("seconds") for row in rows[:3]] == seconds and all(seconds[1:])
     marks = [row.get("labels/earlier_scorer") for row in rows]
     assert marks == [None, 1, 1, None]
     kinds = [(row["kind"], row["iteration"]) for row in read_metrics(copy)]
@@ -304,7 +306,9 @@ def test_an_edited_scorer_rates_again(
     # Once done, the flag does nothing, and the old scorer is the edited one.
     assert not any("nan" in str(row.get("loss")) for row in rows)
     done = content(copy)
-    assert "says what it said" in start(copy, config, rescore=True)
+    said = start(copy, config, rescore=True)
+    assert "says what it said" in said
+    assert "all 3 iterations are done; --set iterations=4 adds one" in said
     assert content(copy) == done
     EDIT["score"] = 1.0
     with pytest.raises(BadInput, match=r"scorer\.name = "):

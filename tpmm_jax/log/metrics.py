@@ -144,14 +144,24 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     # The same, to timing.jsonl.
     log_timing = functools.partialmethod(log, timing=True)
 
-    def rewind(self, iteration: int, keep: Callable[[Row], bool]) -> int:
+    def rewind(
+        self, iteration: int, keep: Callable[[Row], bool], *, timing: bool = True
+    ) -> int:
         """Drop an iteration's rows for which keep(row) is false; all others stay.
+
+        Args:
+            iteration: whose rows.
+            keep: of a row.
+            timing: rows of timing.jsonl too.
 
         Returns:
             How many rows of metrics were dropped.
         """
         self._close_board()
-        rewrite(self._timing, lambda row: row["iteration"] != iteration or keep(row))
+        if timing:
+            rewrite(
+                self._timing, lambda row: row["iteration"] != iteration or keep(row)
+            )
         path = self.path(iteration)
         unlist(path)
         dropped = rewrite(path, keep)

@@ -146,7 +146,9 @@ class Disk:
             earlier = (KINDS.index(row["kind"]), row.get("step", 0)) < place
             return earlier or (stored and row["kind"] != kind)
 
-        self.log.rewind(iteration, keep)
+        # A whole iteration's time is known once it is over: summed up again, it took
+        # no other.
+        self.log.rewind(iteration, keep, timing=kind != "iteration")
 
 
 @dataclass(frozen=True)
