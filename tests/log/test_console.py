@@ -7,11 +7,15 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from tpmm_jax.config import Config, EvaluationConfig, ModelSource
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.log.comparison import comparison_table
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.escapes import printable
+from tpmm_jax.log.header import evaluation_text
 from tpmm_jax.log.progress import Pace, clock_text, rate_text
 from tpmm_jax.log.table import iteration_table
+from tpmm_jax.steps import TrainConfig
 
 
 class Clock:
@@ -148,9 +152,28 @@ def test_counts_of_pairs_and_cut_answers_are_there_at_every_width(width):
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
     words = " ".join(text.split())
     assert (
-        "pairs of iteration 2: 1,480 train, 420 held out, 31 prompts tied, 2 dropped, "
-        "3 % of the answers cut evaluation: 25 % of the answers cut"
+        "pairs of iteration 2: 1,480 train (one a prompt), 420 held out (every two "
+        "answers), 31 prompts tied, 2 dropped, 3 % of the answers cut evaluation: 25 % "
+        "of the answers cut"
     ) in words
+
+
+def test_what_rounds_to_zero_has_no_minus():
+    rows = [BASE, iteration_row(1, **{"kl/theta_0": -0.001})]
+    assert "-0.00" not in drawn(rows, 200) and " 0.00" in drawn(rows, 200)
+
+
+def test_fewer_evaluation_prompts_than_asked_for_are_told():
+    config = Config(
+        iterations=1,
+        model=ModelSource(source="model"),
+        data=DataConfig(prompts="prompts.jsonl"),
+        train=TrainConfig(learning_rate=1e-4),
+        evaluation=EvaluationConfig(num_prompts=64),
+    )
+    text = evaluation_text(config, 6)
+    assert text.startswith("6 prompts, ") and "num_prompts asks for 64" in text
+    assert "asks for" not in evaluation_text(config, 64)
 
 
 def test_a_run_without_rewards_shows_lengths():

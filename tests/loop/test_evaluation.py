@@ -151,11 +151,15 @@ def test_counts_of_pairs_and_of_cut_answers(workdir: pathlib.Path) -> None:
         for head, name in (("", "evaluation"), ("odd/", "evaluation-odd")):
             assert row[f"{head}length/cut"] == cut(lines(workdir, t, f"{name}.jsonl"))
         train, held_out = row["pairs/train"], row["pairs/held_out"]
-        assert f"iteration {t}: pairs: {train} train, {held_out} held out, " in said
-        assert f"pairs of iteration {t}: {train} train, {held_out} held out, " in said
+        counts = f"{train} train (one a prompt), {held_out} held out (every two answers"
+        assert f"iteration {t}: pairs: {counts}" in said
+        assert f"pairs of iteration {t}: {train} train" in said
         share = f"{100 * row['rollout/cut']:.0f} %"
-        assert f"answers cut at 8 tokens: iteration {t}: {share}. Above 20 %" in said
-        assert f"answers cut at 8 tokens: evaluation of theta_{t}: " in said
+        assert f", {share} of the answers cut" in said
+    # Once for all iterations.
+    assert said.count("answers cut at 8 tokens: iteration 1: ") == 1
+    assert said.count("answers cut at 8 tokens: evaluation of theta_0: ") == 1
+    assert said.count("warning: answers cut at") == 2
 
 
 def test_few_prompts_that_give_pairs_are_warned_of() -> None:

@@ -239,6 +239,12 @@ def strip(run, start, keep=()):
     full_run.write_lines(run / "metrics.jsonl", rows)
 
 
+def test_as_many_prompts_are_named_as_were_answered(tmp_path):
+    # full_run's config asks for 9.
+    text = page(full_run.write_run(tmp_path / "run", prompts=5))
+    assert "<dd>5 prompts, " in text
+
+
 def test_answers_without_a_reward_are_shown_without_one(run):
     """An offline run with data.eval_prompts and no scorer."""
     film = ("film/reward", "film/win", "film/score", "film/judge")

@@ -299,6 +299,7 @@ def _mark(text: str) -> str:
 def _plain(content: Written) -> str:
     if not isinstance(content, str):
         raise BadInput(
-            "a conversation needs a chat template; switch chat on, or give texts"
+            "a conversation needs a chat template; switch chat on "
+            "(data.chat=true, or --chat of a command), or give texts"
         )
     return content

@@ -78,7 +78,7 @@ class RunConsole:
         Args:
             name: such as "sample".
             total: how many items there are.
-            unit: plural, such as "prompts".
+            unit: plural, such as "prompts"; of one the singular is shown.
         """
         phase = Phase(name, total, unit, self._clock, self.note)
         live = self._out.is_interactive
@@ -173,7 +173,8 @@ class Phase:
         clock: Callable[[], float],
         say: Callable[[str], None],
     ):
-        self._name, self._unit, self._say, self._clock = name, unit, say, clock
+        self._name, self._say, self._clock = name, say, clock
+        self._unit = unit.removesuffix("s") if total == 1 else unit
         self._pace = Pace(total, clock())
         self._postfix: list[str] = []
         self._lines = False

@@ -19,8 +19,15 @@ def show_header(
     workdir: pathlib.Path,
     need: int,
     lengths: tuple[int, int],
+    num_prompts: int,
 ) -> None:
-    """Prints what is about to run."""
+    """Prints what is about to run.
+
+    Args:
+      need: bytes of the disk.
+      lengths: of prompts and pairs, in tokens.
+      num_prompts: of the evaluation; fewer than were asked for if there are no more.
+    """
     model = source.config
     origin = config.model.source
     if "commit" in source.origin:
@@ -40,7 +47,7 @@ def show_header(
             f"{mesh.devices.size} x {kind}, mesh {shape}, {config.model.compute_dtype}",
         ),
         ("data", f"{config.data.prompts or config.data.pairs}, {labels}"),
-        ("evaluation", evaluation_text(config)),
+        ("evaluation", evaluation_text(config, num_prompts)),
         ("reference", rule),
         (
             "training",
@@ -58,7 +65,7 @@ def show_header(
     console.header(f"tpmm_jax: {count} iteration{plural} of DPO", rows)
 
 
-def evaluation_text(config: Config) -> str:
+def evaluation_text(config: Config, num_prompts: int) -> str:
     """Returns what every policy is evaluated on, and what is not looked at."""
     settings = config.evaluation
     held_out = "held-out pairs" if config.pairing.holdout_fraction else ""
@@ -67,10 +74,12 @@ def evaluation_text(config: Config) -> str:
             f"{held_out or 'none'}; nothing is sampled, so the reward-hacking watch "
             "looks at nothing (data.eval_prompts changes that)"
         )
-    text = f"{settings.num_prompts} prompts, {settings.samples_per_prompt} samples each"
+    text = f"{num_prompts} prompts, {settings.samples_per_prompt} samples each"
     if settings.samples_per_prompt == 1:
         text = text.replace("samples", "sample")
     text += f", and {held_out}" if held_out else ""
+    if num_prompts < settings.num_prompts:
+        text += f"; evaluation.num_prompts asks for {settings.num_prompts}"
     if config.scorer.name is None:
         text += "; no scorer, so no reward"
     return text

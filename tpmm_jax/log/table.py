@@ -199,7 +199,7 @@ def _rewards(rows: Sequence[Row]) -> list[str]:
     def cell(row: Row) -> str:
         if not _finite(row, "reward/mean"):
             return str(row.get("reward/mean", _NONE))
-        mean = f"{row['reward/mean']:.{digits}f}"
+        mean = f"{row['reward/mean']:z.{digits}f}"
         if not _finite(row, "reward/low", "reward/high"):
             return mean
         low, high = row["reward/low"], row["reward/high"]
@@ -228,7 +228,7 @@ def _changes(rows: Sequence[Row]) -> list[str]:
         row for row in rows if row["iteration"] == 0 and _finite(row, "reward/mean")
     ]
     return [
-        f"{row['reward/mean'] - base[0]['reward/mean']:+.{digits}f}"
+        f"{row['reward/mean'] - base[0]['reward/mean']:+z.{digits}f}"
         if base and row["iteration"] > 0 and _finite(row, "reward/mean")
         else _NONE
         for row in rows
@@ -239,7 +239,7 @@ def _numbers(rows: Sequence[Row], name: str) -> list[str]:
     """One column of numbers with the same decimals: three digits for the largest."""
     finite = [abs(row[name]) for row in rows if _finite(row, name)]
     digits = 2 if max(finite, default=0.0) < 10 else 1
-    return [f"{row[name]:.{digits}f}" if name in row else _NONE for row in rows]
+    return [f"{row[name]:z.{digits}f}" if name in row else _NONE for row in rows]
 
 
 def _share(row: Row, name: str, *, whole: bool = False) -> str:

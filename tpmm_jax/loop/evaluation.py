@@ -14,7 +14,7 @@ import numpy as np
 
 from tpmm_jax.data.records import Judgement, PairRow, Rollout
 from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation import Evaluated, cut_warning, watch
+from tpmm_jax.evaluation import MAX_CUT, Evaluated, cut_warning, watch
 from tpmm_jax.log.jsonl import plain, restored
 from tpmm_jax.log.metrics import read_metrics
 from tpmm_jax.loop.answers import LazyParams, sample_answers
@@ -122,7 +122,8 @@ def _evaluation(
         prefix = "" if contest.set == MAIN else f"{contest.set}/"
         found = measure_contest(contest, judgements, plan.runner.codec.eos_ids)
         on = "" if contest.set == MAIN else f" on {contest.set}"
-        cuts[f"evaluation of theta_{t}{on}"] = found["length/cut"]
+        if found["length/cut"] > MAX_CUT and voice.is_new(f"cut answers{on}"):
+            cuts[f"evaluation of theta_{t}{on}"] = found["length/cut"]
         if t == 0:
             found |= {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         values |= {prefix + key: value for key, value in found.items()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from tpmm_jax.data.records import LabelledPair, PairRow, Rollout
 from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation import cut_share, cut_warning
+from tpmm_jax.evaluation import MAX_CUT, cut_share, cut_warning
 from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.loop.answers import sample_answers
 from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
@@ -18,7 +18,8 @@ from tpmm_jax.rewards import PairPlaces, Raters, make_pairs
 from tpmm_jax.store.digests import is_finished
 from tpmm_jax.store.records import read_records, write_records
 
-CUT_OPTION = "rollout.max_new_tokens, in a new --workdir"
+# Every table has the share, so that a start warns of it once.
+CUT_OPTION = "rollout.max_new_tokens, in a new --workdir (said once a start)"
 # Where a smaller share of the prompts gives a pair, that is warned of.
 FEW_PROMPTS = 0.5
 
@@ -122,10 +123,11 @@ def _label_rollouts(
     )
     what = f"iteration {iteration}"
     prompts = len({place.prompt for place, _ in kept})
-    limit = plan.config.rollout.max_new_tokens
+    many_cut = cut > MAX_CUT and voice.is_new("cut answers of iterations")
+    shares, limit = {what: cut} if many_cut else {}, plan.config.rollout.max_new_tokens
     for text in (
         few_pairs_warning(prompts, len(rollouts), what),
-        cut_warning({what: cut}, CUT_OPTION, limit),
+        cut_warning(shares, CUT_OPTION, limit),
     ):
         if text:
             voice.console.warn(text)

@@ -96,7 +96,8 @@ def open_run(
         if not started:
             check_space(workdir, need)
         lengths = plan.runner.prompt_length, plan.runner.pair_length
-        show_header(console, config, source, plan.mesh, workdir, need, lengths)
+        asked = 0 if plan.schedule is None else len(plan.schedule.sets[MAIN].ids)
+        show_header(console, config, source, plan.mesh, workdir, need, lengths, asked)
         pin_run(workdir, plan, started=started)
         write_record(workdir, record)
         if not started:

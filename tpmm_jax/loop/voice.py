@@ -36,10 +36,21 @@ class StopFlag:
 
 @dataclass(frozen=True)
 class Voice:
-    """The console, and the flag that asks to stop."""
+    """The console, and the flag that asks to stop.
+
+    Attributes:
+      told: what this start has warned of already.
+    """
 
     console: RunConsole
     stop: StopFlag = field(default_factory=StopFlag)
+    told: set[str] = field(default_factory=set)
+
+    def is_new(self, what: str) -> bool:
+        """Whether this start was not yet warned of it; from now on it was."""
+        new = what not in self.told
+        self.told.add(what)
+        return new
 
     @contextlib.contextmanager
     def phase(

@@ -109,12 +109,14 @@ def described(run: RunData) -> list[tuple[str, str]]:
         training = (
             f"{_loss(config)}, beta {of('loss.beta')}, learning rate "
             f"{of('train.learning_rate')}, {of('train.batch_size')} pairs per step, "
-            f"{of('train.epochs')} epochs"
+            f"{of('train.epochs')} epoch{'s' * (config['train.epochs'] != 1)}"
         )
     asked = ""
     if of("evaluation.num_prompts") and run.sets():
         each = of("evaluation.samples_per_prompt")
-        asked = f"{of('evaluation.num_prompts')} prompts, {each} "
+        # There may be fewer than were asked for.
+        answered = len(run.samples(run.last["iteration"]))
+        asked = f"{answered or of('evaluation.num_prompts')} prompts, {each} "
         asked += "sample each" if each == "1" else "samples each"
     devices = run.sessions[-1].get("devices", "") if run.sessions else ""
     found = [

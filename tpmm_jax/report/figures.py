@@ -105,7 +105,10 @@ def by_iteration(
         if share:
             axes.axhline(0.5, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
         if share or percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
+            # Where a curve lies at 100 %, the axis goes on above it.
+            axes.yaxis.set_major_formatter(
+                FuncFormatter(lambda y, _: f"{y:.0%}" if -1e-9 < y < 1 + 1e-9 else "")
+            )
         axes.margins(y=0.08)
         if log and _decades(curves) > 1:
             axes.set_yscale("log")
