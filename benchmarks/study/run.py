@@ -19,7 +19,6 @@ import contextlib
 import multiprocessing
 import os
 import pathlib
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,8 @@ from grid import Cell, Grid, read_grid
 from tpmm_jax.config import Config, flatten
 from tpmm_jax.errors import Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.store.digests import read_listed, write_listed
+from tpmm_jax.store.files import write_text
 
 # What the prompts, theta_0's evaluation and the first rollouts do not depend on.
 AFTER_FIRST_ROLLOUTS = (
@@ -208,9 +209,10 @@ def share(config: Config, grid: Grid, cell: Cell, workdir: pathlib.Path) -> None
         for name, complete in SHARED.items():
             if (donor / complete).exists() and not (folder / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                part = (folder / name).with_name(f".{(folder / name).name}.part")
-                shutil.copyfile(donor / name, part)
-                part.rename(folder / name)
+                if name.startswith("iterations/"):
+                    write_listed(folder / name, read_listed(donor / name))
+                else:
+                    write_text(folder / name, (donor / name).read_text())
 
 
 def share_key(config: Config) -> dict[str, object]:

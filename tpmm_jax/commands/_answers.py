@@ -106,12 +106,10 @@ def stream_answer(
     Raises:
       BadInput: the prompt cannot be encoded, or is too long.
     """
-    codec = codec_of(model, chat=settings.chat)
-    (ids,) = encode(codec, [settings.conversation(prompt)])
     interrupt = Interrupt()
     drawn: list[int] = []
 
-    def tokens() -> Iterator[int]:
+    def tokens(ids: list[int]) -> Iterator[int]:
         for token in token_stream(
             model,
             ids,
@@ -126,8 +124,11 @@ def stream_answer(
                 return
 
     said = []
+    # From here on: to write the first prompt with a template takes seconds.
     with interrupt.watching():
-        for piece in text_pieces(codec, ids, tokens()):
+        codec = codec_of(model, chat=settings.chat)
+        (ids,) = encode(codec, [settings.conversation(prompt)])
+        for piece in text_pieces(codec, ids, tokens(ids)):
             said.append(piece)
             out.write(escape_controls(piece, out))
             out.flush()

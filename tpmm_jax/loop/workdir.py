@@ -62,8 +62,11 @@ def refuse_lost_lines(workdir: pathlib.Path, trajectory: Trajectory) -> None:
     """Raises CorruptCheckpoint if a policy was evaluated that the list does not name.
 
     A kill between a save and its line leaves a step without one too, but nothing that
-    was done with the policy.
+    was done with the policy. Answers to begin with may lie in a folder in which no run
+    has begun.
     """
+    if not (workdir / CONFIG).exists():
+        return
     coming = len(trajectory.steps())
     folder = workdir / "iterations" / f"{coming:03d}"
     later = workdir / "iterations" / f"{coming + 1:03d}"
