@@ -244,6 +244,10 @@ def test_what_cannot_be_encoded_is_named_all_at_once():
         _encode(TURNS, *pairs)
     with pytest.raises(BadInput, match="no chat template"):
         _encode(BYTES, *pairs, chat=True)
+    odd = small.byte_level()
+    odd.chat_template = 5
+    with pytest.raises(BadInput, match="chat_template is 5; wanted a text"):
+        _encode(odd, *pairs, chat=True)
     with pytest.raises(BadInput, match="max_prompt_length is 0"):
         _encode(BYTES, _pair("a", "b", "c"), prompt=0)
     prompts = [Prompt((7,), "f:1"), Prompt((9999,), "f:2"), Prompt("", "f:3")]

@@ -47,7 +47,10 @@ _APPLY = PreTrainedTokenizerBase.apply_chat_template
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that cannot write conversations."""
-    if not getattr(tokenizer, "chat_template", None):
+    found = getattr(tokenizer, "chat_template", None)
+    if not isinstance(found, str | dict | None):
+        raise BadInput(f"the tokenizer's chat_template is {found!r:.60}; wanted a text")
+    if not found:
         raise BadInput(
             "chat is on, but the tokenizer has no chat template; use the tokenizer of "
             "an instruction-tuned model, put a chat_template.jinja beside it, or "
