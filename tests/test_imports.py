@@ -22,7 +22,7 @@ ORDER = (
     ("log",),
     ("report",),
     ("loop",),
-    ("iterate",),
+    ("iterate", "reward_runs"),
     ("commands",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -11,6 +11,7 @@ from tpmm_jax.stopping import ends_process, watched
 # Each is a module of this folder, imported only when it is called.
 COMMANDS = {
     "train": "run a config: sample, label, merge, DPO, evaluate",
+    "train_reward": "train a reward model on preference pairs",
     "sample": "talk to a model, or answer a file of prompts",
     "evaluate": "compare policies on prompts, with intervals",
     "report": "make a run's report.html",

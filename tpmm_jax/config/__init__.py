@@ -1,6 +1,13 @@
 """A run's configuration: composed of the rooms' own, read, typed and checked."""
 
 from tpmm_jax.config.fields import check_types, flatten, set_field
+from tpmm_jax.config.loading import load_config
+from tpmm_jax.config.reward import (
+    HELD_OUT,
+    REWARD_MAY_CHANGE,
+    RewardConfig,
+    RewardEvaluationConfig,
+)
 from tpmm_jax.config.schema import (
     MAY_CHANGE,
     Config,
@@ -8,15 +15,18 @@ from tpmm_jax.config.schema import (
     ModelSource,
     RolloutConfig,
     StoreConfig,
-    load_config,
     to_dict,
 )
 
 __all__ = [
+    "HELD_OUT",
     "MAY_CHANGE",
+    "REWARD_MAY_CHANGE",
     "Config",
     "EvaluationConfig",
     "ModelSource",
+    "RewardConfig",
+    "RewardEvaluationConfig",
     "RolloutConfig",
     "StoreConfig",
     "check_types",

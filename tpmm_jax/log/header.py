@@ -1,11 +1,12 @@
 """What is printed before a run starts."""
 
 import pathlib
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
 
-from tpmm_jax.config import Config
+from tpmm_jax.config import Config, ModelSource
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.models import Decoder
 from tpmm_jax.weights.source import Source
@@ -28,24 +29,13 @@ def show_header(
       lengths: of prompts and pairs, in tokens.
       num_prompts: of the evaluation; fewer than were asked for if there are no more.
     """
-    model = source.config
-    origin = config.model.source
-    if "commit" in source.origin:
-        origin += f" at {source.origin['commit'][:12]}"
-    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    kind = jax.devices()[0].device_kind
     labels = "offline" if config.offline else f"labelled by {config.scorer.name}"
     rule = config.reference.rule
     if rule == "learned":
         rule += f", {config.reference.granularity} weights, "
         rule += config.reference.objective
-    size = f"{Decoder(model).num_params / 1e6:,.1f} M parameters"
     rows = [
-        ("model", f"{origin}: {model.family}, {size}"),
-        (
-            "devices",
-            f"{mesh.devices.size} x {kind}, mesh {shape}, {config.model.compute_dtype}",
-        ),
+        *model_rows(config.model, source, mesh),
         ("data", f"{config.data.prompts or config.data.pairs}, {labels}"),
         ("evaluation", evaluation_text(config, num_prompts)),
         ("reference", rule),
@@ -59,10 +49,30 @@ def show_header(
     ]
     if noise := config.pairing.flip_probability:
         rows.insert(5, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
-    rows += [("note", advice) for advice in mesh_advice(mesh, source, config)]
+    pairs = config.train.batch_size // config.train.accumulation
+    sizes = {
+        "train.batch_size / train.accumulation": pairs,
+        "rollout.batch_size": config.rollout.batch_size,
+    }
+    rows += [("note", advice) for advice in mesh_advice(mesh, source, sizes)]
     count = config.iterations
     plural = "" if count == 1 else "s"
     console.header(f"tpmm_jax: {count} iteration{plural} of DPO", rows)
+
+
+def model_rows(model: ModelSource, source: Source, mesh: Mesh) -> list[tuple[str, str]]:
+    """Returns what is trained, and on which devices."""
+    origin = model.source
+    if "commit" in source.origin:
+        origin += f" at {source.origin['commit'][:12]}"
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    kind = jax.devices()[0].device_kind
+    size = f"{Decoder(source.config).num_params / 1e6:,.1f} M parameters"
+    devices = f"{mesh.devices.size} x {kind}, mesh {shape}, {model.compute_dtype}"
+    return [
+        ("model", f"{origin}: {source.config.family}, {size}"),
+        ("devices", devices),
+    ]
 
 
 def evaluation_text(config: Config, num_prompts: int) -> str:
@@ -85,8 +95,12 @@ def evaluation_text(config: Config, num_prompts: int) -> str:
     return text
 
 
-def mesh_advice(mesh: Mesh, source: Source, config: Config) -> list[str]:
-    """Returns what a user may want to know of the mesh and this run."""
+def mesh_advice(mesh: Mesh, source: Source, sizes: Mapping[str, int]) -> list[str]:
+    """Returns what a user may want to know of the mesh and this run.
+
+    Args:
+      sizes: field of the config -> the rows of a batch that it makes.
+    """
     tensor, heads = mesh.shape["tensor"], source.config.num_kv_heads
     advice = []
     if heads % tensor:
@@ -95,11 +109,6 @@ def mesh_advice(mesh: Mesh, source: Source, config: Config) -> list[str]:
             "replicated; mesh.fsdp splits this model's weights further"
         )
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    pairs = config.train.batch_size // config.train.accumulation
-    sizes = {
-        "train.batch_size / train.accumulation": pairs,
-        "rollout.batch_size": config.rollout.batch_size,
-    }
     for name, size in sizes.items():
         if size % parts:
             advice.append(

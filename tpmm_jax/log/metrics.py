@@ -48,6 +48,8 @@ TIMING = "timing.jsonl"
 _RESERVED = ("kind", "iteration", "step", "time")
 # Kinds of rows, in the order in which an iteration writes them.
 KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
+# Of a reward model's training, between the rows of its steps.
+HELD_OUT_KIND = "held_out"
 
 Value = str | int | float | Sequence[Any] | SupportsFloat
 
@@ -331,7 +333,7 @@ def find_labels(rows: Iterable[Iterable[str]], start: str, end: str) -> list[str
 
 def _order(row: Row) -> tuple[int, int]:
     """Where a row stands in its iteration."""
-    kind = row["kind"]
+    kind = "train" if row["kind"] == HELD_OUT_KIND else row["kind"]
     return KINDS.index(kind) if kind in KINDS else len(KINDS), row.get("step", 0)
 
 

@@ -41,6 +41,19 @@ def refuse_weights(params: Params, what: str) -> None:
             )
 
 
+def refuse_rewards(rewards_PN: np.ndarray, rows: Sequence[PairRow], what: str) -> None:
+    """Raises NotFinite, naming the rows, if a reward is not finite."""
+    bad = np.flatnonzero(~np.isfinite(rewards_PN).all(axis=1))
+    if len(bad):
+        raise NotFinite(
+            f"{what}: the rewards of {len(bad)} pairs are NaN or infinite, such as of "
+            f"{_listed([rows[int(i)].origin for i in bad])}; the model's weights are "
+            "damaged, or overflow in bfloat16: compute in float32 "
+            "(model.compute_dtype), or use a lower train.learning_rate, in a new "
+            "--workdir"
+        )
+
+
 def refuse_log_probs(logps_MN: np.ndarray, rows: Sequence[PairRow], what: str) -> None:
     """Raises NotFinite, naming the rows, if a log-prob is not finite."""
     bad = np.flatnonzero(~np.isfinite(logps_MN).all(axis=1))
@@ -69,19 +82,37 @@ def stop_training(
       state: as it was before that step.
       metrics: the step's.
     """
-    name = next(k for k in ("loss", *metrics) if not np.isfinite(metrics[k]))
     places = task.order.places(step)
     # Dropout goes by the step's number, which a failed step has taken away.
     state = state._replace(step=np.int32(step))
     found = offending_rows(task, state, places)
-    origins = {task.rows[place].origin: why for place, why in found.items()}
-    path = task.disk.folder(task.iteration) / NOT_FINITE
+    rows = {int(place): task.rows[place].origin for place in places}
+    refuse_step(task.disk, task.iteration, step, metrics, rows, found)
+
+
+def refuse_step(
+    disk: Disk,
+    iteration: int,
+    step: int,
+    metrics: Mapping[str, float],
+    rows: Mapping[int, str],
+    found: Mapping[int, str],
+) -> NoReturn:
+    """Raises NotFinite for a step, and keeps a record of it in its iteration's folder.
+
+    Args:
+      rows: place -> origin of the step's pairs.
+      found: place -> why, of those that are not finite by themselves.
+    """
+    name = next(k for k in ("loss", *metrics) if not np.isfinite(metrics[k]))
+    origins = {rows[place]: why for place, why in found.items()}
+    path = disk.folder(iteration) / NOT_FINITE
     again = _failed_before(path, step)
     write_json(path, {"step": step, "what": name, "pairs": origins})
     if origins:
         blame = "because of " + _listed([f"{o} ({why})" for o, why in origins.items()])
     else:
-        names = _listed([task.rows[place].origin for place in places])
+        names = _listed(list(rows.values()))
         blame = f"though none of its pairs is, taken alone ({names})"
     repeat = (
         "The same step failed before, so this is not a passing hardware fault:"
@@ -90,8 +121,8 @@ def stop_training(
         "again. If it does,"
     )
     raise NotFinite(
-        f"iteration {task.iteration}, step {step}: {name} is {metrics[name]}, {blame}. "
-        f"Nothing of it was stored; {_last_good(task.disk, task.iteration)}. {repeat} "
+        f"iteration {iteration}, step {step}: {name} is {metrics[name]}, {blame}. "
+        f"Nothing of it was stored; {_last_good(disk)}. {repeat} "
         "use a lower train.learning_rate, model.compute_dtype=float32 or "
         f"leave those pairs out, in a new --workdir. All of them: {path}"
     )
@@ -105,9 +136,10 @@ def _failed_before(path: pathlib.Path, step: int) -> bool:
         return False
 
 
-def _last_good(disk: Disk, iteration: int) -> str:
+def _last_good(disk: Disk) -> str:
     """Returns where training can go on from, in words."""
-    policy = f"{disk.workdir / 'trajectory' / str(iteration - 1)}"
+    kept = disk.workdir / disk.trajectory.directory.name
+    policy = kept / str(disk.trajectory.steps()[-1])
     disk.work.wait()
     latest = disk.work.latest()
     if latest is None:

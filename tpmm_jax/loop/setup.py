@@ -154,8 +154,8 @@ def prepare(
         config.evaluation.judges,
         timeout=config.evaluation.timeout,
     )
-    source = find_model(config, workdir, console, started)
-    check_adapter(config, source)
+    source = find_model(config.model, workdir, console, started)
+    check_adapter(config.model, source)
     date = start_date(workdir, started)
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)

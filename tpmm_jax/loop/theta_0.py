@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from tpmm_jax.config import Config
+from tpmm_jax.config import ModelSource
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -34,14 +34,21 @@ from tpmm_jax.weights.loading import adapters_base, resolve
 from tpmm_jax.weights.source import Source
 from tpmm_jax.weights.tokenizer import read_tokenizer
 
+# (name, revision, base) -> what training begins with.
+Find = Callable[[str, str | None, str | None], Source]
+
 
 def find_model(
-    config: Config, workdir: pathlib.Path, console: RunConsole, started: bool
+    model: ModelSource,
+    workdir: pathlib.Path,
+    console: RunConsole,
+    started: bool,
+    find: Find = resolve,
 ) -> Source:
     """Returns theta_0: as described in a started run, else from its source."""
     described = workdir / "model"
     if started:
-        _describe_again(config, workdir, console)
+        _describe_again(model, workdir, console, find)
         check_folder(described)
         return Source(
             read_config(described),
@@ -50,18 +57,22 @@ def find_model(
             _not_needed,
             generation=read_generation(described),
         )
-    return _find_source(config, workdir, console)
+    return _find_source(model, workdir, console, find)
 
 
-def _find_source(config: Config, workdir: pathlib.Path, console: RunConsole) -> Source:
-    name, made = config.model.source, workdir / "theta_0"
+def _find_source(
+    model: ModelSource, workdir: pathlib.Path, console: RunConsole, find: Find
+) -> Source:
+    name, made = model.source, workdir / "theta_0"
     if ":" in name and not pathlib.Path(name).exists():
         made_from(made, name, lambda: build_model(name, made, console))
         name = str(made)
-    return resolve(name, config.model.revision, config.model.base)
+    return find(name, model.revision, model.base)
 
 
-def _describe_again(config: Config, workdir: pathlib.Path, console: RunConsole) -> None:
+def _describe_again(
+    model: ModelSource, workdir: pathlib.Path, console: RunConsole, find: Find
+) -> None:
     """Takes files of the model's description that went missing from its source again.
 
     Raises:
@@ -70,7 +81,7 @@ def _describe_again(config: Config, workdir: pathlib.Path, console: RunConsole) 
     described = workdir / "model"
     if not (lost := lost_files(described)):
         return
-    source = _find_source(config, workdir, console)
+    source = _find_source(model, workdir, console, find)
     with tempfile.TemporaryDirectory() as folder:
         again = pathlib.Path(folder)
         write_description(
@@ -129,13 +140,13 @@ def base_record(workdir: pathlib.Path, origin: Mapping[str, Any]) -> dict[str, A
     return {"source": str(place), **seed}
 
 
-def check_adapter(config: Config, source: Source) -> None:
+def check_adapter(model: ModelSource, source: Source) -> None:
     """Refuses to continue training a PEFT adapter under another configuration.
 
     Raises:
       BadInput: names each field that differs.
     """
-    lora = config.model.adapters
+    lora = model.adapters
     if lora is None or source.adapter is None:
         return
     found = source.adapter.lora
@@ -148,7 +159,7 @@ def check_adapter(config: Config, source: Source) -> None:
     ]
     if differing:
         raise BadInput(
-            f"{config.model.source} is an adapter to be trained further, but "
+            f"{model.source} is an adapter to be trained further, but "
             + "; ".join(differing)
             + ". Set the same values, or start from the merged model: write it with "
             "tpmm export and use that as model.source"
@@ -194,6 +205,7 @@ def store_first(
     seed: int,
     workdir: pathlib.Path,
     console: RunConsole,
+    title: str = "load theta_0",
 ) -> None:
     """Reads theta_0's weights and appends them, or LoRA's zero product, as step 0."""
     described = workdir / "model"
@@ -203,7 +215,7 @@ def store_first(
         source.config, source.tokenizer, "float32", described, source.generation
     )
     list_folder(described)
-    with console.phase("load theta_0", 1, "models") as bar:
+    with console.phase(title, 1, "models") as bar:
         meta = {"iteration": 0, **source.origin}
         if decoder.lora is None:
             trajectory.append(0, source.read(decoder, "float32"), meta)

@@ -109,17 +109,21 @@ def _replaced(config: Any, parts: list[str], value: Any) -> Any:
 
 
 def check_unchanged(
-    workdir: pathlib.Path, config: Mapping[str, Any], may_change: Collection[str]
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    may_change: Collection[str],
+    added: Mapping[str, Any] = ADDED,
 ) -> None:
     """Raises BadInput if the folder is pinned to another configuration.
 
     Args:
       config: in its nested JSON form.
       may_change: dotted names of fields that may differ.
+      added: see ADDED.
     """
     before = flatten(read_json(workdir / CONFIG))
     # A run that began without a field had its behaviour of then.
-    before = {**ADDED, **before}
+    before = {**added, **before}
     changed = changes(before, flatten(config), may_change)
     if changed:
         raise BadInput(
@@ -129,13 +133,19 @@ def check_unchanged(
         )
 
 
-def pin_config(workdir: pathlib.Path, config: dict[str, Any], *, started: bool) -> None:
+def pin_config(
+    workdir: pathlib.Path,
+    config: dict[str, Any],
+    *,
+    started: bool,
+    added: Mapping[str, Any] = ADDED,
+) -> None:
     """Writes the configuration that later starts are compared with.
 
     Fields that a started run began without stay out of it.
     """
     known = flatten(read_json(workdir / CONFIG)) if started else {}
-    for name in ADDED:
+    for name in added:
         if started and name not in known:
             section, _, last = name.rpartition(".")
             inner = config

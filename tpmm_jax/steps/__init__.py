@@ -13,7 +13,12 @@ from tpmm_jax.steps.log_probs import (
 )
 from tpmm_jax.steps.optimizer import is_matrix, make_learning_rate
 from tpmm_jax.steps.preference import preference_gradient_norm_step, preference_step
-from tpmm_jax.steps.reward import pair_rewards_step, reward_step, rewards_step
+from tpmm_jax.steps.reward import (
+    pair_rewards_step,
+    reward_gradient_norm_step,
+    reward_step,
+    rewards_step,
+)
 from tpmm_jax.steps.state import (
     Frozen,
     TrainState,
@@ -39,6 +44,7 @@ __all__ = [
     "pair_rewards_step",
     "preference_gradient_norm_step",
     "preference_step",
+    "reward_gradient_norm_step",
     "reward_step",
     "rewards_step",
     "shardings",

@@ -4,10 +4,8 @@ import functools
 from collections.abc import Callable
 
 import jax
-import optax
 
 from tpmm_jax.losses import (
-    Batch,
     CoupledLoss,
     LossConfig,
     LossFn,
@@ -20,8 +18,8 @@ from tpmm_jax.losses import (
 )
 from tpmm_jax.models import Decoder
 from tpmm_jax.steps.config import TrainConfig
-from tpmm_jax.steps.state import Frozen, TrainState, abstract_state
-from tpmm_jax.steps.train import TrainStep, make_train_step, state_gradients
+from tpmm_jax.steps.state import TrainState, abstract_state
+from tpmm_jax.steps.train import TrainStep, gradient_norm_step, make_train_step
 
 
 def pair_loss_fn(decoder: Decoder, objective: Objective) -> LossFn | CoupledLoss:
@@ -56,15 +54,4 @@ def preference_gradient_norm_step(
 ) -> Callable[..., jax.Array]:
     """Returns the norm of a batch's gradient, to look for what made it not finite."""
     loss_fn = pair_loss_fn(decoder, loss.objective())
-
-    @jax.jit
-    def norm(
-        state: TrainState, batch: Batch, frozen: Frozen | None = None
-    ) -> jax.Array:
-        return optax.global_norm(
-            state_gradients(
-                loss_fn, state, batch, train.accumulation, decoder.mesh, frozen
-            )[0]
-        )
-
-    return norm
+    return gradient_norm_step(loss_fn, train, decoder.mesh)

@@ -1,6 +1,7 @@
 """The train step of reward models, and the rewards of rows and of pairs."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 
@@ -9,7 +10,7 @@ from tpmm_jax.losses import RewardLossConfig, pair_rewards, reward_loss
 from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.steps.config import TrainConfig
 from tpmm_jax.steps.state import abstract_state
-from tpmm_jax.steps.train import TrainStep, make_train_step
+from tpmm_jax.steps.train import TrainStep, gradient_norm_step, make_train_step
 
 # Rewards [B, N] of a batch of pairs, float32.
 pair_rewards_step = jax.jit(pair_rewards, static_argnames="decoder")
@@ -25,6 +26,14 @@ def reward_step(
         train,
         abstract_state(decoder.abstract_trained(), train),
     )
+
+
+@functools.cache
+def reward_gradient_norm_step(
+    decoder: Decoder, loss: RewardLossConfig, train: TrainConfig
+) -> Callable[..., jax.Array]:
+    """Returns the norm of a batch's gradient, to look for what made it not finite."""
+    return gradient_norm_step(reward_loss(decoder, loss), train, decoder.mesh)
 
 
 @functools.partial(jax.jit, static_argnames="decoder")

@@ -137,3 +137,18 @@ def state_gradients(
         )
     found = gradients(loss_fn, state.params, batch, accumulation, mesh)
     return *found, state.loss_state
+
+
+def gradient_norm_step(
+    loss_fn: LossFn | CoupledLoss, train: TrainConfig, mesh: Mesh | None
+) -> Callable[..., jax.Array]:
+    """Returns the jitted norm of a batch's gradient: (state, batch, frozen) -> []."""
+
+    @jax.jit
+    def norm(
+        state: TrainState, batch: Batch, frozen: Frozen | None = None
+    ) -> jax.Array:
+        found = state_gradients(loss_fn, state, batch, train.accumulation, mesh, frozen)
+        return optax.global_norm(found[0])
+
+    return norm

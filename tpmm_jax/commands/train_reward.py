@@ -1,0 +1,113 @@
+"""Trains a reward model: tpmm train_reward --config configs/reward_stories260k.py
+
+The same command again continues a run that was stopped or killed. Exit codes: 0 done,
+1 other, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped on request.
+"""
+
+import argparse
+import functools
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from tpmm_jax.commands._line import Parser, guarded
+from tpmm_jax.config import RewardConfig, load_config
+from tpmm_jax.errors import Stopped, TpmmError
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.rewards import show_rewards
+from tpmm_jax.report.page import write_report
+from tpmm_jax.reward_runs.finish import failure, finish
+from tpmm_jax.reward_runs.plan import ITERATION, KEPT
+from tpmm_jax.reward_runs.setup import open_reward_run
+from tpmm_jax.reward_runs.training import train
+from tpmm_jax.store.digests import read_listed_json
+
+DESCRIPTION = """\
+Train a reward model on preference pairs (Bradley-Terry): from a causal model, which
+gets a new head, or from a reward model. The same command again continues a run. The
+model with the lowest held-out loss is WORKDIR/reward@best.
+"""
+EPILOG = """\
+example:
+  tpmm train_reward --config configs/reward_stories260k.py --workdir runs/rm \\
+      --set train.learning_rate=1e-4 --set data.pairs=my_pairs.jsonl
+"""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = Parser(prog="tpmm train_reward", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "--config", required=True, help="a Python file with get_config()"
+    )
+    parser.add_argument(
+        "--workdir", help="where the run is kept (default: runs/NAME of the config)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="change one field of the config, such as train.epochs=2; repeatable",
+    )
+    return parser.parse_args(argv)
+
+
+def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> None:
+    """Runs one configuration to its end."""
+    opening = open_reward_run(config, workdir, console)
+    with opening as opened, opened.voice.stop:
+        plan, disk, voice = opened.plan, opened.disk, opened.voice
+        if disk.is_evaluated(ITERATION):
+            path = disk.folder(ITERATION) / "summary.json"
+            summary = read_listed_json(path)
+        else:
+            train(plan, disk, voice)
+            summary = finish(plan, disk, voice)
+        disk.log.flush()
+        show_rewards(console, summary)
+        try:
+            write_report([workdir])
+        except TpmmError as error:
+            # A picture of the run is not worth the run.
+            console.warn(f"report.html was not written: {error}")
+        if text := failure(summary):
+            console.warn(text)
+        console.next_steps(
+            [
+                f"look    {workdir}/report.html in a browser",
+                f"use     --set scorer.name=reward:{workdir} of tpmm train",
+                f"load    tpmm_jax.load_reward({f'{workdir}/{KEPT}@best'!r})",
+                f"curves  tensorboard --logdir {workdir}",
+            ]
+        )
+
+
+def train_reward(
+    command: Sequence[str], args: argparse.Namespace, console: RunConsole
+) -> int:
+    """Runs one command line; a run that is stopped says how it goes on.
+
+    Args:
+      command: the arguments as they were given.
+    """
+    workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
+    try:
+        config = load_config(args.config, args.overrides, kind=RewardConfig)
+        run(config, workdir, console)
+    except Stopped as error:
+        again = shlex.join(["tpmm", "train_reward", *command])
+        console.note(f"{error}; its state is saved. To continue: {again}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.note("stopped; what was finished is kept. The same command continues")
+        return Stopped.exit_code
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    work = functools.partial(train_reward, sys.argv[1:] if argv is None else argv)
+    return guarded(work, parse_args(argv), needs_reader=True)

@@ -1,0 +1,115 @@
+"""From a config file and overrides to a configuration that was checked."""
+
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import os
+import pathlib
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from tpmm_jax.config.fields import set_field
+from tpmm_jax.config.reward import RewardConfig
+from tpmm_jax.config.schema import Config
+from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.stopping import call_user
+
+# The command that each kind of configuration belongs to.
+COMMANDS = {Config: "tpmm train", RewardConfig: "tpmm train_reward"}
+Kind = TypeVar("Kind", Config, RewardConfig)
+
+
+@typing.overload
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config: ...
+
+
+@typing.overload
+def load_config(
+    path: str | os.PathLike, overrides: Sequence[str] = (), *, kind: type[Kind]
+) -> Kind: ...
+
+
+def load_config(
+    path: str | os.PathLike, overrides: Sequence[str] = (), *, kind: type = Config
+) -> Any:
+    """Runs a config file, applies overrides, validates; returns the configuration.
+
+    The file is code and is run as such: use only files you trust. Its folder joins
+    the import path, so that a scorer may live beside it.
+
+    Args:
+      overrides: "dotted.name=value", as after --set.
+      kind: the class that is wanted.
+
+    Raises:
+      BadInput: whatever is wrong, with what was wanted.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else pathlib.Path(".")
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()])
+        hint = f"; did you mean {folder / near[0]}?" if near else ""
+        raise BadInput(f"--config {path}: no such file{hint}")
+    for place in (os.getcwd(), str(path.parent.resolve())):
+        if place not in sys.path:
+            sys.path.append(place)
+    # Under its own name, so that a scorer "name:function" is this very module.
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"--config {path}: wanted a .py file, Python with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    execute = functools.partial(spec.loader.exec_module, module)
+    try:
+        call_user(str(path), execute)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise BadInput(f"{path} defines no get_config()")
+        config = call_user(str(path), get_config)
+    except BadInput:
+        raise
+    except TypeError as error:
+        raise BadInput(f"{path}: {_explain(str(error))}") from error
+    except Exception as error:
+        raise BadInput(f"{path}: {type(error).__name__}: {error}") from error
+    if type(config) in COMMANDS and not isinstance(config, kind):
+        raise BadInput(
+            f"{path} configures another command: get_config() returned a "
+            f"{type(config).__name__}, which is for {COMMANDS[type(config)]}; "
+            f"{COMMANDS[kind]} wants a {kind.__name__}"
+        )
+    if not isinstance(config, kind):
+        raise BadInput(
+            f"{path}: get_config() returned a {type(config).__name__}; wanted a "
+            f"tpmm_jax.config.{kind.__name__}"
+        )
+    for override in overrides:
+        config = set_field(config, override)
+    config.validate()
+    return config
+
+
+def _explain(message: str) -> str:
+    """Adds the nearest field to Python's message on an unknown keyword."""
+    marker = "unexpected keyword argument "
+    if marker not in message:
+        return message
+    wrong = message.split(marker)[1].split("'")[1]
+    owner = message.split(".")[0]
+    owners = {c.__name__: c for kind in COMMANDS for c in _dataclasses(kind)}
+    names = (
+        [f.name for f in dataclasses.fields(owners[owner])] if owner in owners else []
+    )
+    return f"{owner} has no field {wrong!r}" + nearest(wrong, names)
+
+
+def _dataclasses(cls: Any) -> list[Any]:
+    hints = typing.get_type_hints(cls)
+    found = [cls]
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            found += _dataclasses(hints[f.name])
+    return found

@@ -1,0 +1,121 @@
+"""The configuration of a reward model's training, from the rooms' own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tpmm_jax.config.fields import check_types
+from tpmm_jax.config.schema import ModelSource
+from tpmm_jax.data.config import DataConfig
+from tpmm_jax.errors import BadInput
+from tpmm_jax.losses import RewardLossConfig
+from tpmm_jax.mesh import MeshConfig
+from tpmm_jax.rewards import check_label
+from tpmm_jax.steps import TrainConfig
+
+# The held-out pairs' name among the sets of a reward run.
+HELD_OUT = "heldout"
+# Names in a row of metrics that are no set's.
+_RESERVED = (HELD_OUT, "pairs", "trajectory", "watch", "calibration", "time", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardEvaluationConfig:
+    """Measuring a reward model on pairs that train nothing.
+
+    Attributes:
+      holdout_fraction: share of the prompts whose pairs are held out. A prompt's
+        content and the seed decide, so that all pairs of a prompt are on one side.
+      every: optimizer steps between evaluations; the model that training begins with
+        and the last one are evaluated too.
+      patience: training ends after so many evaluations in a row without a lower
+        held-out loss; None: it goes through all its steps.
+      sets: further test sets by name, of the training's domain or of others; sources
+        like those of the training pairs.
+      best_of: answers of one choice where a prompt has a chosen answer with several
+        rejected ones: 4 is one chosen and three rejected, chance 1 / 4.
+    """
+
+    holdout_fraction: float = 0.1
+    every: int = 50
+    patience: int | None = None
+    sets: Mapping[str, str] = field(default_factory=dict)
+    best_of: int = 4
+
+    def validate(self) -> None:
+        """Raises BadInput for a value out of range."""
+        if not 0 < self.holdout_fraction < 1:
+            raise BadInput(
+                f"evaluation.holdout_fraction is {self.holdout_fraction}; use a number "
+                "between 0 and 1 (0.1 is usual): without held-out pairs nobody could "
+                "tell whether the model has learned anything"
+            )
+        if self.every < 1:
+            raise BadInput(f"evaluation.every is {self.every}; use at least 1 step")
+        if self.patience is not None and self.patience < 1:
+            raise BadInput(
+                f"evaluation.patience is {self.patience}; use at least 1, or none"
+            )
+        if self.best_of < 3:
+            raise BadInput(
+                f"evaluation.best_of is {self.best_of}; use at least 3 (a choice of 2 "
+                "is the accuracy of pairs)"
+            )
+        for name in self.sets:
+            check_label(name, "evaluation.sets")
+            if name in _RESERVED:
+                raise BadInput(
+                    f"evaluation.sets.{name}: there are metrics of that name already; "
+                    "choose another name"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The training of one reward model, by tpmm train_reward.
+
+    Attributes:
+      seed: the seed of everything random: the new head, the split, the order.
+      model: what training begins with: a causal model, which gets a new head, or a
+        reward model, which is trained further.
+    """
+
+    seed: int = 0
+    model: ModelSource
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    data: DataConfig
+    loss: RewardLossConfig = field(default_factory=RewardLossConfig)
+    train: TrainConfig
+    evaluation: RewardEvaluationConfig = field(default_factory=RewardEvaluationConfig)
+
+    def validate(self) -> None:
+        """Checks types, ranges and combinations.
+
+        Raises:
+          BadInput: names the field, what was wanted and what to do.
+        """
+        check_types(self)
+        if self.seed < 0:
+            raise BadInput(f"seed is {self.seed}; use 0 or more")
+        self.model.lora.validate()
+        default = ModelSource(source="").logits_chunk_mib
+        if self.model.logits_chunk_mib != default:
+            raise BadInput(
+                "model.logits_chunk_mib is for logits, which a reward model does not "
+                "have; leave it unset"
+            )
+        self.data.validate()
+        self.loss.validate()
+        self.train.validate()
+        self.evaluation.validate()
+
+
+# What may differ when a run is continued: none of it changes finished work.
+REWARD_MAY_CHANGE = (
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "model.remat",
+    "train.accumulation",
+    "train.checkpoint_every",
+    "data.timeout",
+)

@@ -1,0 +1,58 @@
+"""The table of a reward model's measures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.table import draw_table
+
+NONE = "–"
+
+
+def show_rewards(console: RunConsole, summary: Mapping[str, Any]) -> None:
+    """Prints a row per test set, and what was kept.
+
+    Args:
+      summary: as summary.json holds it.
+    """
+    sets = summary["sets"]
+    console.note("")
+    console.show(draw_table(columns(sets).items(), left=("set",)))
+    console.note("")
+    scale = summary["temperature"]
+    known = f"temperature {scale:.3g}" if scale is not None else ""
+    text = known or "no temperature calibrates it"
+    console.note(
+        f"best after step {summary['step']} of {summary['steps']} "
+        f"(reward@{summary['kept']}); {text}"
+    )
+
+
+def columns(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Returns the table's columns by title; those without any number are left out."""
+    found = {
+        "set": ["held-out" if name == "heldout" else name for name in sets],
+        "pairs": [f"{row['pairs']:,}" for row in sets.values()],
+        "accuracy (95 %)": [share(row, "accuracy") for row in sets.values()],
+        "loss": [f"{row['loss']:.3f}" for row in sets.values()],
+        "ECE": [f"{row['ece']:.3f}" for row in sets.values()],
+        "best of n": [_choices(row) for row in sets.values()],
+        "length r": [_signed(row.get("length/spearman")) for row in sets.values()],
+        "longer wins": [f"{row['length/longer_wins']:.0%}" for row in sets.values()],
+    }
+    return {t: cells for t, cells in found.items() if {*cells} - {NONE}}
+
+
+def share(row: Mapping[str, Any], name: str) -> str:
+    """Such as "71 % [66, 76]"."""
+    low, high = 100 * row[f"{name}/low"], 100 * row[f"{name}/high"]
+    return f"{100 * row[name]:.0f} % [{low:.0f}, {high:.0f}]"
+
+
+def _choices(row: Mapping[str, Any]) -> str:
+    names = [n for n in row if n.startswith("best_of_") and "/" not in n]
+    return f"{share(row, names[0])} of {names[0][8:]}" if names else NONE
+
+
+def _signed(value: float | None) -> str:
+    return NONE if value is None else f"{value:+.2f}"

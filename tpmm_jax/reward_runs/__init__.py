@@ -1,0 +1,1 @@
+"""A run of tpmm train_reward: its data, its training, its measures."""

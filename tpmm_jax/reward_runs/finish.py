@@ -1,0 +1,103 @@
+"""The end of a reward run: the best model measured, calibrated and written down."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from tpmm_jax.axes import CHOSEN, REJECTED
+from tpmm_jax.config import HELD_OUT
+from tpmm_jax.evaluation import calibration_error, fit_temperature, reliability
+from tpmm_jax.loop.run import Disk
+from tpmm_jax.loop.safety import NOT_FINITE
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.reward_runs.measuring import (
+    as_row,
+    measure_sets,
+    refuse_constant,
+    rewards_of,
+)
+from tpmm_jax.reward_runs.plan import ITERATION, RewardPlan
+from tpmm_jax.store.digests import write_listed, write_listed_json
+
+
+def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
+    """Measures the best model as it is stored; returns what summary.json says.
+
+    Raises:
+      NotFinite, TpmmError: its rewards are not finite, or all the same.
+    """
+    kept = disk.trajectory.steps()[-1]
+    meta = disk.trajectory.meta(kept)
+    params = disk.policy(kept)
+    rewards = rewards_of(plan, voice, params, "measure the best")
+    del params
+    refuse_constant(rewards)
+    measures = measure_sets(plan, rewards)
+    margins = {n: r[:, CHOSEN] - r[:, REJECTED] for n, r in rewards.items()}
+    temperature = fit_temperature(margins[HELD_OUT])
+    for name, found in measures.items():
+        if temperature is not None:
+            curve = reliability(margins[name] / temperature)
+            found["ece_calibrated"] = calibration_error(curve)
+    held = measures[HELD_OUT]
+    summary = {
+        "kept": kept,
+        "step": meta.get("step", 0),
+        "steps": plan.order.steps,
+        "temperature": temperature,
+        "beats_chance": held["accuracy/low"] > 0.5,
+        "pairs": len(plan.sets.train),
+        "shared_prompts": plan.sets.shared,
+        "digest": disk.trajectory.digest(kept),
+        "sets": measures,
+    }
+    folder = disk.folder(ITERATION)
+    for name in plan.sets.tests:
+        end = "" if name == HELD_OUT else f"-{name}"
+        path = folder / f"held_out{end}.jsonl"
+        lines = _lines(plan, name, rewards[name])
+        write_listed(path, "".join(lines).encode(), replace=True)
+    write_listed_json(folder / "summary.json", summary, replace=True)
+    values = as_row(measures)
+    values |= {"best_step": summary["step"], "pairs": summary["pairs"]}
+    if temperature is not None:
+        values["temperature"] = temperature
+    disk.log.rewind(ITERATION, lambda row: row["kind"] != "iteration")
+    disk.log.log("iteration", iteration=ITERATION, step=None, values=values)
+    disk.log.finish(ITERATION)
+    disk.work.clear()
+    (folder / NOT_FINITE).unlink(missing_ok=True)
+    return summary
+
+
+def _lines(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> list[str]:
+    """Returns a line per pair of a set: where it stands, its lengths and rewards."""
+    lines, decode = [], plan.codec.decode
+    for row, (chosen, rejected) in zip(plan.sets.tests[name], rewards_PN):
+        record = {
+            "origin": row.origin,
+            "prompt": decode(row.prompt_ids),
+            "chosen": decode(row.chosen_ids),
+            "rejected": decode(row.rejected_ids),
+            "chosen_length": len(row.chosen_ids),
+            "rejected_length": len(row.rejected_ids),
+            "chosen_reward": float(chosen),
+            "rejected_reward": float(rejected),
+        }
+        lines.append(json.dumps(record) + "\n")
+    return lines
+
+
+def failure(summary: dict[str, Any]) -> str:
+    """Returns why a model is no result, "" if it is one."""
+    if summary["beats_chance"]:
+        return ""
+    held = summary["sets"][HELD_OUT]
+    low, high = held["accuracy/low"], held["accuracy/high"]
+    return (
+        f"this reward model does not beat chance: {held['accuracy']:.0%} of "
+        f"{held['pairs']:,} held-out pairs, and the 95 % interval [{low:.0%}, "
+        f"{high:.0%}] holds 50 %. It is a failed run, not a result: label nothing with "
+        "it. More pairs, more epochs or another train.learning_rate may help"
+    )

@@ -1,0 +1,99 @@
+"""The rewards of a set of pairs, and what they say."""
+
+from typing import Any
+
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.config import HELD_OUT
+from tpmm_jax.data.table import Table, take
+from tpmm_jax.errors import TpmmError
+from tpmm_jax.evaluation import choice_accuracy, measure_pairs
+from tpmm_jax.loop.safety import refuse_rewards
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.mesh import put_batch
+from tpmm_jax.models import Adapted
+from tpmm_jax.reward_runs.plan import RewardPlan
+from tpmm_jax.steps import pair_rewards_step
+
+
+def rewards_of(
+    plan: RewardPlan, voice: Voice, params: Params | Adapted, title: str
+) -> dict[str, np.ndarray]:
+    """Returns the rewards [P, N] of every test set by name, float64.
+
+    Raises:
+      NotFinite: a reward is not finite; names the pairs.
+    """
+    tests, found = plan.sets.tests, {}
+    with voice.phase(title, sum(map(len, tests.values())), "pairs") as advance:
+        for name, rows in tests.items():
+            parts = []
+            for batch, size in _batches(plan, plan.tables[name]):
+                rewards_BN = pair_rewards_step(plan.decoder, params, batch)
+                parts.append(np.asarray(rewards_BN, np.float64)[:size])
+                advance(size)
+            found[name] = np.concatenate(parts)
+            refuse_rewards(found[name], rows, f"{title}, {name}")
+    return found
+
+
+def _batches(plan: RewardPlan, table: Table) -> Any:
+    size = plan.config.train.batch_size // plan.config.train.accumulation
+    rows = len(table["weight_B"])
+    for first in range(0, rows, size):
+        places = np.arange(first, min(first + size, rows))
+        yield put_batch(take(table, places, size), plan.mesh), len(places)
+
+
+def refuse_constant(rewards: dict[str, np.ndarray]) -> None:
+    """Raises TpmmError where a model gives every answer the same reward."""
+    rewards_PN = rewards[HELD_OUT]
+    if np.ptp(rewards_PN) == 0:
+        raise TpmmError(
+            f"the model gives each of {rewards_PN.size:,} held-out answers the same "
+            f"reward, {rewards_PN.flat[0]:g}: it has learned nothing, or its weights "
+            "are damaged; use another train.learning_rate or another model.source, in "
+            "a new --workdir"
+        )
+
+
+def measure_sets(
+    plan: RewardPlan, rewards: dict[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Returns the measures of every test set, by its name."""
+    return {name: _measure(plan, name, rewards[name]) for name in plan.sets.tests}
+
+
+def _measure(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> dict[str, Any]:
+    rows = plan.sets.tests[name]
+    prompts = [tuple(row.prompt_ids) for row in rows]
+    lengths = [(len(row.chosen_ids), len(row.rejected_ids)) for row in rows]
+    found = measure_pairs(rewards_PN, np.asarray(lengths), prompts)
+    size = plan.config.evaluation.best_of
+    choices = choice_accuracy(
+        rewards_PN,
+        prompts,
+        [tuple(row.chosen_ids) for row in rows],
+        [tuple(row.rejected_ids) for row in rows],
+        size,
+    )
+    if choices is not None:
+        share, count = choices
+        head = f"best_of_{size}"
+        found |= {
+            head: share.mean,
+            f"{head}/low": share.low,
+            f"{head}/high": share.high,
+            f"{head}/choices": count,
+        }
+    return found
+
+
+def as_row(measures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the measures of all sets as one row's names, such as heldout/accuracy."""
+    return {
+        f"{of_set}/{name}": value
+        for of_set, found in measures.items()
+        for name, value in found.items()
+    }

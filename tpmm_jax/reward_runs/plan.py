@@ -1,0 +1,67 @@
+"""What the parts of a reward run share."""
+
+from dataclasses import dataclass, field
+
+import jax
+from jax.sharding import Mesh
+
+from tpmm_jax.config import RewardConfig
+from tpmm_jax.data.codec import TextCodec
+from tpmm_jax.data.table import Table
+from tpmm_jax.loop.run import DROPOUT, Disk
+from tpmm_jax.loop.task import BatchOrder
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.models import Decoder
+from tpmm_jax.reward_runs.sets import PairSets
+
+# A reward run is one iteration; its rows and files bear this number.
+ITERATION = 1
+# The folder of its models.
+KEPT = "reward"
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """What is to be done, fixed for the run.
+
+    Attributes:
+      decoder: the reward model's architecture with training numerics.
+      tables: arrays of ``sets`` by name; "" trains.
+    """
+
+    config: RewardConfig
+    decoder: Decoder
+    codec: TextCodec
+    sets: PairSets
+    tables: dict[str, Table] = field(repr=False)
+
+    @property
+    def mesh(self) -> Mesh:
+        assert self.decoder.mesh is not None
+        return self.decoder.mesh
+
+    @property
+    def order(self) -> BatchOrder:
+        """Which pairs each step takes."""
+        train = self.config.train
+        return BatchOrder(
+            len(self.sets.train),
+            train.batch_size,
+            train.epochs,
+            self.config.seed,
+            ITERATION,
+        )
+
+    @property
+    def dropout_key(self) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self.config.seed), ITERATION)
+        return jax.random.fold_in(key, DROPOUT)
+
+
+@dataclass(frozen=True)
+class RewardRun:
+    """An open run."""
+
+    plan: RewardPlan
+    disk: Disk
+    voice: Voice

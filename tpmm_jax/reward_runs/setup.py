@@ -1,0 +1,198 @@
+"""Opening a reward run: what can be wrong is found before anything expensive."""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Iterator
+
+from tpmm_jax.config import HELD_OUT, REWARD_MAY_CHANGE, RewardConfig, to_dict
+from tpmm_jax.data.codec import make_codec
+from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.header import mesh_advice, model_rows
+from tpmm_jax.log.metrics import MetricsLog
+from tpmm_jax.log.sessions import last_session, log_session, warn_versions
+from tpmm_jax.loop.run import Disk
+from tpmm_jax.loop.setup import start_date
+from tpmm_jax.loop.theta_0 import check_adapter, check_codec, find_model, store_first
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.loop.workdir import (
+    DATA,
+    FORMAT,
+    check_format,
+    check_unchanged,
+    open_workdir,
+    pin_config,
+)
+from tpmm_jax.mesh import make_mesh
+from tpmm_jax.models import Decoder
+from tpmm_jax.reward_runs.plan import ITERATION, KEPT, RewardPlan, RewardRun
+from tpmm_jax.reward_runs.sets import load_sets, reward_table
+from tpmm_jax.store import Trajectory, WorkStore, check_space, disk_need
+from tpmm_jax.store.digests import read_listed_json, write_listed_json
+from tpmm_jax.weights.loading import adapters_base, start_reward
+from tpmm_jax.weights.source import Source
+
+
+@contextlib.contextmanager
+def open_reward_run(
+    config: RewardConfig, workdir: pathlib.Path, console: RunConsole
+) -> Iterator[RewardRun]:
+    """Checks everything, stores the start on the first one, yields the run.
+
+    Raises:
+      BadInput, StorageError: names the field, file or disk, and what to do.
+    """
+    config.validate()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(open_workdir(workdir))
+        _refuse_other_kind(workdir)
+        lora = config.model.adapters
+        storage = "lora" if lora else "float32"
+        trajectory = stack.enter_context(
+            Trajectory(workdir / KEPT, storage=storage, lora=lora)  # type: ignore[arg-type]
+        )
+        started = trajectory.refuse_damaged() > 0
+        if started:
+            check_format(workdir)
+            _refuse_lost(workdir, trajectory)
+            check_unchanged(workdir, to_dict(config), REWARD_MAY_CHANGE, added={})
+        plan, source = prepare(config, workdir, console, started=started)
+        if started and lora is not None:
+            trajectory.base = adapters_base(workdir, plan.decoder)
+            trajectory.restore_base()
+        need = space_needed(plan)
+        if not started:
+            check_space(workdir, need)
+        _show_header(console, plan, source, workdir, need)
+        _pin(workdir, plan, started=started)
+        if not started:
+            store_first(
+                source, plan.decoder, trajectory, config.seed, workdir, console,
+                title="load the start",
+            )  # fmt: skip
+        work = stack.enter_context(WorkStore(workdir / "work"))
+        log = stack.enter_context(MetricsLog(workdir))
+        disk = Disk(workdir, trajectory, work, log, plan.decoder)
+        for text in log.mended:
+            console.note(text)
+        warn_versions(last_session(workdir), console)
+        log_session(workdir, resumed=started)
+        yield RewardRun(plan, disk, Voice(console))
+
+
+def _refuse_other_kind(workdir: pathlib.Path) -> None:
+    if (workdir / "trajectory").exists():
+        raise BadInput(
+            f"{workdir} holds a run of tpmm train; choose another --workdir for a "
+            "reward model"
+        )
+
+
+def _refuse_lost(workdir: pathlib.Path, trajectory: Trajectory) -> None:
+    """Raises CorruptCheckpoint if a finished run's best model is not listed."""
+    path = workdir / "iterations" / f"{ITERATION:03d}" / "summary.json"
+    if not path.exists():
+        return
+    kept = read_listed_json(path)["kept"]
+    if kept not in trajectory.steps():
+        raise CorruptCheckpoint(
+            f"{trajectory.directory / 'trajectory.jsonl'} has no line for step {kept}, "
+            f"which {path} names as the best; restore the file from a copy, or run "
+            f"`tpmm repair {workdir}`"
+        )
+
+
+def prepare(
+    config: RewardConfig, workdir: pathlib.Path, console: RunConsole, *, started: bool
+) -> tuple[RewardPlan, Source]:
+    """Returns the plan and what training begins with, after every check of the input.
+
+    Raises:
+      BadInput: names the field or file, and what to do.
+    """
+    mesh = make_mesh(config.mesh)
+
+    def find(name: str, revision: str | None, base: str | None) -> Source:
+        return start_reward(name, config.seed, revision, base)
+
+    source = find_model(config.model, workdir, console, started, find)
+    check_adapter(config.model, source)
+    codec = make_codec(
+        source.config, source.tokenizer, config.data, start_date(workdir, started)
+    )
+    check_codec(codec, config.model.source)
+    limit = source.config.max_positions
+    sets = load_sets(config, codec, limit, console)
+    if started and read_listed_json(workdir / DATA).get("pairs") != sets.digest():
+        raise BadInput(
+            f"the pairs changed since {workdir} was started; restore the data, or "
+            "choose another --workdir"
+        )
+    decoder = Decoder(
+        source.config,
+        config.model.compute_dtype,
+        config.model.remat,
+        mesh,
+        config.model.adapters,
+    )
+    rows = {"": sets.train, **sets.tests}
+    tables = {n: reward_table(some, limit, codec.pad_id) for n, some in rows.items()}
+    return RewardPlan(config, decoder, codec, sets, tables), source
+
+
+def space_needed(plan: RewardPlan) -> int:
+    """Returns bytes: a model for each evaluation, and work checkpoints.
+
+    That is the most: a model is kept where the held-out loss is lower than before.
+    """
+    evaluations = math.ceil(plan.order.steps / plan.config.evaluation.every)
+    storage = "lora" if plan.decoder.lora else "float32"
+    structure = plan.decoder.abstract_trained()
+    return disk_need(structure, iterations=evaluations, storage=storage)
+
+
+def _show_header(
+    console: RunConsole,
+    plan: RewardPlan,
+    source: Source,
+    workdir: pathlib.Path,
+    need: int,
+) -> None:
+    config, train = plan.config, plan.config.train
+    tests = [
+        f"{len(rows):,} {'held-out' if name == HELD_OUT else name}"
+        for name, rows in plan.sets.tests.items()
+    ]
+    length = plan.tables[""]["tokens_BNT"].shape[-1]
+    lora = plan.decoder.lora
+    what = "all weights" if lora is None else f"LoRA of rank {lora.rank} and the head"
+    sizes = {
+        "train.batch_size / train.accumulation": train.batch_size // train.accumulation
+    }
+    patience = config.evaluation.patience
+    end = f", ends after {patience} without gain" if patience else ""
+    rows = [
+        *model_rows(config.model, source, plan.mesh),
+        ("data", f"{config.data.pairs}: {len(plan.sets.train):,} pairs train"),
+        (
+            "evaluation",
+            f"{', '.join(tests)} pairs, every {config.evaluation.every} steps{end}",
+        ),
+        (
+            "training",
+            f"{what}, {plan.order.steps:,} steps of {train.batch_size} pairs padded to "
+            f"{length} tokens, learning rate {train.learning_rate:g}",
+        ),
+        ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
+        *(("note", text) for text in mesh_advice(plan.mesh, source, sizes)),
+    ]
+    console.header("tpmm_jax: a reward model from pairs", rows)
+
+
+def _pin(workdir: pathlib.Path, plan: RewardPlan, *, started: bool) -> None:
+    """Writes what later starts are compared with."""
+    pin_config(workdir, to_dict(plan.config), started=started, added={})
+    date = plan.codec.date.isoformat()
+    data = {"pairs": plan.sets.digest(), "date": date, "format": FORMAT}
+    write_listed_json(workdir / DATA, data, replace=True)
