@@ -55,6 +55,11 @@ class RunConsole:
         self._phases: list[Phase] = []
         self._live: Live | None = None
 
+    @property
+    def width(self) -> int:
+        """Characters of a line."""
+        return self._out.width
+
     def header(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Print what is about to run.
 

@@ -4,9 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.table import draw_table
+from tpmm_jax.log.table import draw_table, needed_width
 
 NONE = "–"
+# What is given up, one after another, until the table fits.
+_GIVEN_UP = ("longer wins", "length r", "ECE", "loss", "choice", "pairs")
+_CAPTION = (
+    "accuracy: chance 50 %, a tie counts half; intervals over prompts\n"
+    "length r: rank correlation of reward and length; longer wins: what choosing\n"
+    "the longer answer would score"
+)
 
 
 def show_rewards(console: RunConsole, summary: Mapping[str, Any]) -> None:
@@ -17,7 +24,11 @@ def show_rewards(console: RunConsole, summary: Mapping[str, Any]) -> None:
     """
     sets = summary["sets"]
     console.note("")
-    console.show(draw_table(columns(sets).items(), left=("set",)))
+    cells = columns(sets)
+    for title in _GIVEN_UP:
+        if needed_width(cells.items()) > console.width:
+            cells.pop(title, None)
+    console.show(draw_table(cells.items(), left=("set",), caption=_CAPTION))
     console.note("")
     scale = summary["temperature"]
     known = f"temperature {scale:.3g}" if scale is not None else ""
@@ -36,7 +47,7 @@ def columns(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
         "accuracy (95 %)": [share(row, "accuracy") for row in sets.values()],
         "loss": [f"{row['loss']:.3f}" for row in sets.values()],
         "ECE": [f"{row['ece']:.3f}" for row in sets.values()],
-        "best of n": [_choices(row) for row in sets.values()],
+        "choice": [_choices(row) for row in sets.values()],
         "length r": [_signed(row.get("length/spearman")) for row in sets.values()],
         "longer wins": [f"{row['length/longer_wins']:.0%}" for row in sets.values()],
     }

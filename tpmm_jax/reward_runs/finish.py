@@ -30,7 +30,9 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
     kept = disk.trajectory.steps()[-1]
     meta = disk.trajectory.meta(kept)
     params = disk.policy(kept)
-    rewards = rewards_of(plan, voice, params, "measure the best")
+    title = "measure the best"
+    with voice.phase(title, plan.tested, "pairs") as advance:
+        rewards = rewards_of(plan, params, advance, title)
     del params
     refuse_constant(rewards)
     measures = measure_sets(plan, rewards)

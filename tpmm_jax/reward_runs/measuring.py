@@ -1,5 +1,6 @@
 """The rewards of a set of pairs, and what they say."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import TpmmError
 from tpmm_jax.evaluation import choice_accuracy, measure_pairs
 from tpmm_jax.loop.safety import refuse_rewards
-from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Adapted
 from tpmm_jax.reward_runs.plan import RewardPlan
@@ -18,23 +18,29 @@ from tpmm_jax.steps import pair_rewards_step
 
 
 def rewards_of(
-    plan: RewardPlan, voice: Voice, params: Params | Adapted, title: str
+    plan: RewardPlan,
+    params: Params | Adapted,
+    advance: Callable[[int], None],
+    title: str,
 ) -> dict[str, np.ndarray]:
     """Returns the rewards [P, N] of every test set by name, float64.
+
+    Args:
+      advance: called with the number of pairs that were done.
+      title: what is measured, for messages.
 
     Raises:
       NotFinite: a reward is not finite; names the pairs.
     """
-    tests, found = plan.sets.tests, {}
-    with voice.phase(title, sum(map(len, tests.values())), "pairs") as advance:
-        for name, rows in tests.items():
-            parts = []
-            for batch, size in _batches(plan, plan.tables[name]):
-                rewards_BN = pair_rewards_step(plan.decoder, params, batch)
-                parts.append(np.asarray(rewards_BN, np.float64)[:size])
-                advance(size)
-            found[name] = np.concatenate(parts)
-            refuse_rewards(found[name], rows, f"{title}, {name}")
+    found = {}
+    for name, rows in plan.sets.tests.items():
+        parts = []
+        for batch, size in _batches(plan, plan.tables[name]):
+            rewards_BN = pair_rewards_step(plan.decoder, params, batch)
+            parts.append(np.asarray(rewards_BN, np.float64)[:size])
+            advance(size)
+        found[name] = np.concatenate(parts)
+        refuse_rewards(found[name], rows, f"{title}, {name}")
     return found
 
 

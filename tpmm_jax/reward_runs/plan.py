@@ -53,6 +53,11 @@ class RewardPlan:
         )
 
     @property
+    def tested(self) -> int:
+        """Pairs of all test sets."""
+        return sum(map(len, self.sets.tests.values()))
+
+    @property
     def dropout_key(self) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(self.config.seed), ITERATION)
         return jax.random.fold_in(key, DROPOUT)

@@ -148,9 +148,12 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
     params: Any = state.params
     if task.frozen is not None:
         params = Adapted(task.frozen.base, state.params)
-    rewards = rewards_of(plan, task.voice, params, f"measure step {step}")
-    measures = measure_sets(plan, rewards)
-    held = measures[HELD_OUT]
+    title = f"measure step {step}"
+    # Not a phase that a signal ends: the state is saved right behind it.
+    with task.voice.console.phase(title, plan.tested, "pairs") as bar:
+        measures = measure_sets(plan, rewards_of(plan, params, bar.advance, title))
+        held = measures[HELD_OUT]
+        bar.advance(0, accuracy=f"{held['accuracy']:.0%}", loss=f"{held['loss']:.4f}")
     kept = [disk.trajectory.meta(k).get("step", 0) for k in disk.trajectory.steps()]
     # After a kill steps are repeated, and what was kept of them is there already.
     if step > max(kept) and held["loss"] < progress.best:
@@ -158,7 +161,6 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
         meta = {"step": step, "loss": held["loss"], "accuracy": held["accuracy"]}
         disk.trajectory.append(len(kept), state.params, meta)
     disk.log.log(HELD_OUT_KIND, iteration=ITERATION, step=step, values=as_row(measures))
-    task.bar.advance(0, held_out=f"{held['accuracy']:.0%}")
     return progress.after(held["loss"])
 
 

@@ -1,0 +1,190 @@
+"""One tiny run of tpmm train_reward: its files, its numbers, and its resume."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_reward
+
+import tpmm_jax as tpmm
+from tpmm_jax.commands import train_reward
+from tpmm_jax.data.prepare import group_by_prompt
+from tpmm_jax.data.records import PairRow
+from tpmm_jax.errors import BadInput, NotFinite, Stopped, TpmmError
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import read_metrics
+from tpmm_jax.loop.safety import refuse_rewards
+from tpmm_jax.loop.voice import StopFlag
+from tpmm_jax.reward_runs import sets
+from tpmm_jax.reward_runs.finish import failure
+from tpmm_jax.reward_runs.measuring import refuse_constant
+from tpmm_jax.store import Trajectory
+
+
+def go(workdir, **changes):
+    out = io.StringIO()
+    train_reward.run(
+        tiny_reward.get_config(**changes), workdir, RunConsole(out, width=80)
+    )
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, what was printed) of an undisturbed run."""
+    workdir = tmp_path_factory.mktemp("reward") / "rm"
+    return workdir, go(workdir)
+
+
+def test_it_learns_and_says_so(run):
+    workdir, said = run
+    summary = json.loads((workdir / "iterations/001/summary.json").read_text())
+    assert summary["beats_chance"] and summary["temperature"] > 0
+    assert summary["steps"] == 14
+    held = summary["sets"]["heldout"]
+    assert held["pairs"] == 21 and held["prompts"] == 7
+    assert held["accuracy/low"] > 0.5 and held["best_of_4/choices"] == 7
+    assert "choice" not in summary["sets"]["others"]
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("held-out") for line in lines)
+    assert "does not beat chance" not in said
+
+
+def test_the_newest_model_is_the_best(run):
+    workdir, _ = run
+    summary = json.loads((workdir / "iterations/001/summary.json").read_text())
+    held = [row for row in read_metrics(workdir) if row["kind"] == "held_out"]
+    assert [row["step"] for row in held] == [0, 4, 8, 12, 14]
+    best = min(held, key=lambda row: row["heldout/loss"])
+    assert summary["step"] == best["step"]
+    with Trajectory(workdir / "reward", read_only=True) as trajectory:
+        newest = trajectory.steps()[-1]
+        assert newest == summary["kept"] >= 1
+        assert trajectory.meta(newest)["loss"] == best["heldout/loss"]
+    model = tpmm.load_reward(f"{workdir}/reward@best")
+    assert model.config.output == "reward"
+    assert tpmm.load_reward(workdir).origin == model.origin
+
+
+def test_rows_have_trls_names(run):
+    workdir, _ = run
+    rows = [row for row in read_metrics(workdir) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == list(range(14))
+    names = {"loss", "accuracy", "margin", "mean_reward", "grad_norm", "learning_rate"}
+    assert names <= rows[0].keys()
+
+
+def test_rewards_of_each_held_out_pair_give_the_accuracy(run):
+    workdir, _ = run
+    folder = workdir / "iterations/001"
+    summary = json.loads((folder / "summary.json").read_text())
+    for name, of_set in (("held_out", "heldout"), ("held_out-others", "others")):
+        lines = (folder / f"{name}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        right = [row["chosen_reward"] > row["rejected_reward"] for row in rows]
+        assert np.mean(right) == pytest.approx(summary["sets"][of_set]["accuracy"])
+        assert rows[0]["chosen"] and rows[0]["chosen_length"] > 0
+
+
+class StopsAt(StopFlag):
+    """A flag that is raised at the n-th look at it."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def raised(self):
+        self.looks -= 1
+        return "SIGTERM" if self.looks < 0 else None
+
+
+def result(workdir):
+    """All that a run leaves but clocks, by name."""
+    names = ["metrics.jsonl", "iterations/001/summary.json", "data.json"]
+    names += ["iterations/001/held_out.jsonl", "config.json"]
+    return {name: (workdir / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("looks", [2, 6])
+def test_a_stopped_run_goes_on_as_an_undisturbed_one(looks, run, tmp_path, monkeypatch):
+    workdir, _ = run
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "tpmm_jax.reward_runs.setup.Voice",
+            lambda console: Voice(console, StopsAt(looks)),
+        )
+        from tpmm_jax.loop.voice import Voice
+
+        with pytest.raises(Stopped):
+            go(tmp_path / "rm")
+    assert not (tmp_path / "rm/iterations/001/summary.json").exists()
+    go(tmp_path / "rm")
+    assert result(tmp_path / "rm") == result(workdir)
+    with Trajectory(tmp_path / "rm/reward", read_only=True) as ours:
+        with Trajectory(workdir / "reward", read_only=True) as theirs:
+            steps = ours.steps()
+            assert steps == theirs.steps()
+            assert [ours.digest(k) for k in steps] == [theirs.digest(k) for k in steps]
+
+
+def test_a_finished_run_stays_as_it_is(run, tmp_path):
+    workdir, _ = run
+    shutil.copytree(workdir, tmp_path / "rm")
+    before = result(tmp_path / "rm")
+    assert "best after step" in go(tmp_path / "rm")
+    assert result(tmp_path / "rm") == before
+
+
+def test_another_configuration_is_refused(run):
+    workdir, _ = run
+    with pytest.raises(BadInput, match=r"seed: was 0, is now 1"):
+        go(workdir, seed=1)
+
+
+def rows(prompts, margin=None):
+    return [PairRow([p], [1], [2], f"row {p}", margin) for p in prompts]
+
+
+def test_prompts_are_on_one_side_whatever_the_order():
+    config = tiny_reward.get_config()
+    some = rows([*range(10), *range(10)])
+    train, held = sets.split(some, config)
+    assert len(held) == 6 and len(train) == 14
+    assert not {r.prompt_ids[0] for r in train} & {r.prompt_ids[0] for r in held}
+    again = sets.split(some[::-1], config)[1]
+    assert {r.origin for r in again} == {r.origin for r in held}
+    assert len(group_by_prompt(held)) == 3
+
+
+def test_too_few_prompts_are_refused():
+    with pytest.raises(BadInput, match="2 different prompts"):
+        sets.split(rows([1, 2, 2]), tiny_reward.get_config())
+
+
+def test_missing_margins_are_refused():
+    with pytest.raises(BadInput, match=r"2 of 2 pairs of p\.jsonl have no margin"):
+        sets.refuse_missing_margins("p.jsonl", rows([1, 2]))
+
+
+def test_rows_longer_than_the_context_are_dropped_and_all_of_them_refused():
+    said = []
+    long = PairRow([1] * 9, [1], [2, 3])
+    assert sets.fitting([long, *rows([1])], 5, said.append, "p") == rows([1])
+    assert said == ["p: 1 pairs longer than 5 tokens dropped"]
+    with pytest.raises(BadInput, match="every pair is longer"):
+        sets.fitting([long], 5, said.append, "p")
+
+
+def test_useless_rewards_are_refused_and_chance_is_no_result():
+    with pytest.raises(TpmmError, match="same reward, 2"):
+        refuse_constant({"heldout": np.full((3, 2), 2.0)})
+    with pytest.raises(NotFinite, match="row 1"):
+        refuse_rewards(np.array([[0.0, 1.0], [np.nan, 0.0]]), rows([0, 1]), "best")
+    held = {"accuracy": 0.52, "accuracy/low": 0.45, "accuracy/high": 0.6, "pairs": 9}
+    summary = {"beats_chance": False, "sets": {"heldout": held}}
+    assert "does not beat chance: 52%" in failure(summary)
+    assert failure({"beats_chance": True}) == ""
