@@ -27,6 +27,7 @@ from tpmm_jax.data._earlier import as_turns
 from tpmm_jax.data._joining import Joined, Joiner
 from tpmm_jax.data._rendering import TemplateStopped
 from tpmm_jax.data._templates import Writer
+from tpmm_jax.data.checks import group_of
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import as_messages
 from tpmm_jax.data.pairs import PreferencePair
@@ -72,6 +73,13 @@ _READ_COUNTS = {
     "with_history": "pairs with earlier turns of a column of their own",
     "keys_left_out": "pairs whose messages have more than role and content, left out",
     "with_margin": "pairs with a margin, from a column or as a difference of scores",
+    "answers": "scored answers",
+    "over_long": "pairs dropped: longer than data.max_length",
+    "over_long_answers": "scored answers dropped: longer than data.max_length",
+    "repeated_answers": "scored answers that repeat another one, used once",
+    "equal_scores": "pairs dropped: scored alike",
+    "below_min_margin": "pairs dropped: a margin below data.min_margin",
+    "without_partner": "scored answers without another one to compare with",
     "tied": "pairs whose stated scores are equal",
     "scored_otherwise": "pairs whose stated scores prefer rejected",
 }
@@ -111,6 +119,8 @@ def encode_pairs(
     pairs: Sequence[PreferencePair],
     problems: Problems,
     columns: Mapping[str, str] | None = None,
+    *,
+    keep_equal: bool = False,
 ) -> EncodedPairs:
     """Encode preference pairs, dropping those that teach nothing.
 
@@ -123,6 +133,7 @@ def encode_pairs(
       problems: where pairs that cannot be encoded are noted; the caller settles them.
       columns: the names of prompt, chosen and rejected in the source, where they are
         others.
+      keep_equal: pairs are kept whose completions have equal ids.
 
     Returns:
       The rows in order, and the counts.
@@ -140,14 +151,18 @@ def encode_pairs(
         for text, whole, cut, faults in _tokenise(
             codec, joiner, leading, texts, counts
         ):
+            # The parts of a pair of whole texts are its sides.
+            if not whole.prompt_ids and text.pair.prompt:
+                faults = {"prompt": "the prompt has no tokens"} | faults
             if _has_fault(codec, whole, faults, problems, columns or {}):
                 continue
-            row = replace(whole, prompt_ids=cut_prompt(codec, whole.prompt_ids))
+            cut_ids = cut_prompt(codec, whole.prompt_ids)
+            row = replace(whole, prompt_ids=cut_ids, group=group_of(text.pair))
             counts["prompt_truncated"] += len(row.prompt_ids) < len(whole.prompt_ids)
             counts["template_rewrote_prompt"] += text.rewritten
             if codec.chat:
                 counts.update(_message_counts(joiner, text))
-            if row.chosen_ids != row.rejected_ids:
+            if keep_equal or row.chosen_ids != row.rejected_ids:
                 rows.append(row)
             else:
                 counts["identical_after_truncation" if cut else "identical_tokens"] += 1
@@ -213,8 +228,6 @@ def _has_fault(
     columns: Mapping[str, str],
 ) -> bool:
     """Whether a row cannot be used; why is noted."""
-    if not row.prompt_ids:
-        faults = {"prompt": "the prompt has no tokens"} | faults
     unknown = codec.embedding_fault(row.prompt_ids, row.chosen_ids, row.rejected_ids)
     if unknown:
         problems.add(row.origin, unknown)

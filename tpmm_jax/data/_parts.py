@@ -6,7 +6,7 @@ from typing import Any
 
 from tpmm_jax.data._split import split_messages, split_text
 from tpmm_jax.data._strict_object import json_type
-from tpmm_jax.data._transcripts import ASSISTANT, split_transcripts
+from tpmm_jax.data._transcripts import ASSISTANT, is_transcript, split_transcripts
 from tpmm_jax.data.messages import (
     Conversation,
     Written,
@@ -73,6 +73,14 @@ def split_implicit(pair: PreferencePair, names: dict[str, str]) -> PreferencePai
     # The conversation that ends there has no message of its own to learn from.
     _refuse_empty(*parts[1:], names, _NO_MORE)
     return _checked(parts, pair.origin, names, implicit=True)
+
+
+def share_nothing(pair: PreferencePair) -> bool:
+    """Whether chosen and rejected are texts that begin differently."""
+    one, other = pair.chosen, pair.rejected
+    if not isinstance(one, str) or not isinstance(other, str):
+        return False
+    return not (is_transcript(one) or split_text(one, other)[0].strip())
 
 
 def _refuse_empty(

@@ -11,7 +11,7 @@ from tpmm_jax.errors import BadInput
 
 
 def collate(
-    rows: Sequence[PairRow], *, length: int, pad_id: int
+    rows: Sequence[PairRow], *, length: int, pad_id: int, whole: bool = False
 ) -> dict[str, np.ndarray]:
     """Pad pairs on the right to one length.
 
@@ -19,6 +19,7 @@ def collate(
       rows: B pairs, one or more.
       length: T in tokens; no prompt with its completion may be longer.
       pad_id: the id to fill with; no mask depends on it.
+      whole: the rows are read as wholes, as by a reward model, and need no prompt.
 
     Returns:
       tokens_BNT int32; mask_BNT int32, 1 for a real token; completion_mask_BNT int32,
@@ -38,7 +39,7 @@ def collate(
         start = len(row.prompt_ids)
         for n, ids in ((CHOSEN, row.chosen_ids), (REJECTED, row.rejected_ids)):
             end = start + len(ids)
-            _check_row(row, b, start, end, length)
+            _check_row(row, b, start, end, length, whole=whole)
             tokens_BNT[b, n, :start] = row.prompt_ids
             tokens_BNT[b, n, start:end] = ids
             mask_BNT[b, n, :end] = 1
@@ -52,7 +53,9 @@ def collate(
     }
 
 
-def _check_row(row: PairRow, number: int, start: int, end: int, length: int) -> None:
+def _check_row(
+    row: PairRow, number: int, start: int, end: int, length: int, *, whole: bool
+) -> None:
     name = f"row {number}" + (f" ({row.origin})" if row.origin else "")
     if end > length:
         raise BadInput(
@@ -60,7 +63,7 @@ def _check_row(row: PairRow, number: int, start: int, end: int, length: int) -> 
             f"the length {length}; raise the length or lower the limits on both"
         )
     # The first completion token is predicted from the one before it.
-    if not start or end == start:
+    if (not start and not whole) or end == start:
         raise BadInput(f"{name}: the prompt and both completions need a token or more")
 
 

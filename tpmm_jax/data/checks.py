@@ -1,5 +1,6 @@
 """What can be said of a data set before training: repeats, lengths, ends, leaks."""
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -46,6 +47,19 @@ def pair_key(pair: PreferencePair) -> Key:
     """The same for a pair and for the pair with its sides swapped."""
     sides = frozenset((content_key(pair.chosen), content_key(pair.rejected)))
     return content_key(pair.prompt), sides
+
+
+def group_of(pair: PreferencePair) -> str:
+    """What the pairs of one prompt share; of a pair without one its two texts."""
+    prompt, sides = fold(content_key(pair.prompt)), frozenset[Key]()
+    if not pair.prompt:
+        sides = frozenset(fold(content_key(x)) for x in (pair.chosen, pair.rejected))
+    return digest_key((prompt, *sorted(map(str, sides))))
+
+
+def digest_key(key: Key) -> str:
+    """A short digest of a content's key."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
 def repeat_counts(pairs: Sequence[PreferencePair]) -> dict[str, int]:
@@ -131,7 +145,8 @@ def end_counts(
     )
     for row in rows:
         prompt, chosen, rejected = row.prompt_ids, row.chosen_ids, row.rejected_ids
-        counts["bos_first"] += prompt[0] == bos
+        # A whole text has no prompt, or BOS alone.
+        counts["bos_first"] += prompt[:1] == [bos]
         if bos is not None and bos not in ends:
             twice = prompt[:2] == [bos, bos]
             counts["bos_misplaced"] += twice or bos in (chosen[0], rejected[0])

@@ -27,6 +27,7 @@ from tpmm_jax.data._parts import (
     PreferencePair,
     join_explicit,
     read_instruction,
+    share_nothing,
     split_implicit,
 )
 from tpmm_jax.data._ratings import RATING_COLUMNS, compare_ratings
@@ -107,6 +108,7 @@ class _How(NamedTuple):
     columns: Mapping[str, str] = MappingProxyType({})
     # Of two scored answers.
     margin: Margin | None = None
+    bare: bool = False
 
 
 class _Read(NamedTuple):
@@ -129,6 +131,7 @@ def read_pair_set(
     ignore_columns: Collection[str] = (),
     scored_pairs: ScoredPairs = "best_worst",
     margins: bool = False,
+    bare: bool = False,
 ) -> PairSet:
     """Read preference pairs, and note what is wrong.
 
@@ -143,8 +146,7 @@ def read_pair_set(
       fields: the column of "prompt", "chosen" or "rejected" where it has another name,
         or of "system", "history" or "margin".
       implicit_prompt, parse_json, ignore_columns, scored_pairs: see ``DataConfig``.
-      margins: they are used, so that one which is missing or cannot be read is a fault
-        of its row.
+      margins, bare: see ``prepare.prepare_pairs``.
 
     Returns:
       The pairs in order, without those of which something is noted.
@@ -153,7 +155,7 @@ def read_pair_set(
     columns = (*names.values(), *_COLUMNS)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
     beside = Beside(ignore_columns)
-    how = _How(names, implicit_prompt, parse_json, beside, scored_pairs)
+    how = _How(names, implicit_prompt, parse_json, beside, scored_pairs, bare=bare)
     found = [one for row in rows for one in _read_row(row, how, problems)]
     _refuse_mixed([(one.pair.origin, one.layout) for one in found], names, problems)
     note_margins([(o.pair.origin, o.margin) for o in found], problems, used=margins)
@@ -341,6 +343,8 @@ def _split(pair: PreferencePair, row: Row, used: set[str], how: _How) -> Prefere
         # Without a beginning every question beside the answers is left out.
         if how.beside.look(row, used, "", implicit=True, meant=how.implicit_prompt):
             raise PairFault() from None
+        if how.bare and share_nothing(pair):
+            return pair
         raise
 
 

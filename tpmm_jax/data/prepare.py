@@ -47,6 +47,7 @@ def prepare_pairs(
     *,
     auto_chat: bool = False,
     margins: bool = False,
+    bare: bool = False,
 ) -> Prepared:
     """Read and encode preference pairs as ``data`` says.
 
@@ -57,6 +58,7 @@ def prepare_pairs(
       auto_chat: switch the chat template on where the rows are messages.
       margins: they are used, so that one which is missing or cannot be read is a fault
         of its row.
+      bare: two texts without a common beginning are a pair without a prompt.
 
     Raises:
       BadInput: no source of this name or kind. What is wrong with rows is in
@@ -73,6 +75,7 @@ def prepare_pairs(
         ignore_columns=data.ignore_columns,
         scored_pairs=data.scored_pairs,
         margins=margins,
+        bare=bare,
     )
     counts, rows, unread = dict(found.counts), list[PairRow](), found.unread
     if codec is not None and auto_chat:

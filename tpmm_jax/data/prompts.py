@@ -88,8 +88,8 @@ def read_prompt_set(
     names = {part: name for part, name in (fields or {}).items() if part in parts}
     columns = (field, *_OTHER_FIELDS, *names.values(), *SPEAKING)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    how = _How(field, names, parse_json, Beside(ignore_columns))
-    found = [one for row in rows if (one := _read_prompt(row, how, problems))]
+    how = PromptReading(field, names, parse_json, Beside(ignore_columns))
+    found = [one for row in rows if (one := read_prompt_row(row, how, problems))]
     kinds = [(prompt.origin, kind) for prompt, kind, _ in found]
     refuse_mixed(kinds, problems, field=field)
     bad = problems.origins()
@@ -153,7 +153,7 @@ def refuse_mixed(
             )
 
 
-class _How(NamedTuple):
+class PromptReading(NamedTuple):
     """How the rows of a source are read; see ``read_prompt_set``."""
 
     field: str
@@ -169,8 +169,8 @@ def _column(row: Row, field: str) -> str | None:
     return next((n for n in there if row.data[n] is not None), (*there, None)[0])
 
 
-def _read_prompt(
-    given: Row, how: _How, problems: Problems
+def read_prompt_row(
+    given: Row, how: PromptReading, problems: Problems
 ) -> tuple[Prompt, str, set[str]] | None:
     """(prompt, its format as given, keys left out); None where problems were noted."""
     if how.field == "prompt" and "prompt" not in given.data:
@@ -223,7 +223,7 @@ def _answered(content: Content, name: str) -> list[str]:
 
 
 def _with_earlier(
-    content: Content, name: str, row: Row, how: _How
+    content: Content, name: str, row: Row, how: PromptReading
 ) -> tuple[Content, list[str]]:
     """A prompt behind its system message and earlier turns, and their columns."""
     text = without_ids(content)

@@ -23,6 +23,7 @@ class PairRow:
 
     Attributes:
       margin: by how much chosen leads rejected, if anything says so.
+      group: the same for all pairs of one prompt, whatever its case and white space.
     """
 
     prompt_ids: list[int]
@@ -30,6 +31,7 @@ class PairRow:
     rejected_ids: list[int]
     origin: str = ""
     margin: float | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

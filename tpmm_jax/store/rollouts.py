@@ -1,0 +1,71 @@
+"""The scored answers of a run, read from its files."""
+
+import json
+import pathlib
+
+from tpmm_jax.data.messages import Conversation, Message, Written, order_fault
+from tpmm_jax.data.problems import Place
+from tpmm_jax.data.ratings import Scored
+from tpmm_jax.data.records import Rollout
+from tpmm_jax.errors import BadInput
+from tpmm_jax.store.files import storage_errors
+from tpmm_jax.store.records import read_growing_records
+
+_ROLES = ("system", "user", "assistant")
+
+
+def read_rollouts(workdir: str | pathlib.Path) -> list[Scored]:
+    """Returns every answer that a run's policies gave in training, with its reward.
+
+    Answers are compared within an iteration. Under a chat template a prompt of messages
+    is written one line per turn ("user: ..."); it becomes messages again.
+
+    Raises:
+      BadInput: the folder holds no run, or no rewards.
+      CorruptCheckpoint: a line is not what the run wrote.
+    """
+    folder = pathlib.Path(workdir).expanduser()
+    files = sorted(folder.glob("iterations/*/rollouts.jsonl"))
+    if not files:
+        raise BadInput(
+            f"data.rollouts: {workdir} holds no iterations/*/rollouts.jsonl; wanted "
+            "the workdir of a run of tpmm train that samples and scores (data.prompts)"
+        )
+    chat = _chat(folder)
+    answers = []
+    for file in files:
+        for number, one in enumerate(read_growing_records(file, Rollout), start=1):
+            if one.rewards is None:
+                raise BadInput(
+                    f"data.rollouts: {file}, line {number} has no rewards; wanted "
+                    "answers that a scorer rated"
+                )
+            prompt = _as_prompt(one.prompt) if chat else one.prompt
+            for at, (text, reward) in enumerate(zip(one.responses, one.rewards), 1):
+                origin = Place(f"{file}:{number} answer {at}", str(file), number)
+                unit = file.parent.name
+                answers.append(Scored(prompt, text, reward, origin, unit, one.held_out))
+    return answers
+
+
+def _chat(folder: pathlib.Path) -> bool:
+    """Whether the run wrote its prompts with a chat template."""
+    path = folder / "config.json"
+    with storage_errors(path):
+        config = json.loads(path.read_text(encoding="utf-8"))
+    return bool(config.get("data", {}).get("chat", False))
+
+
+def _as_prompt(text: str) -> Written:
+    """Messages where every one of them begins a line with its role; else the text."""
+    turns: list[tuple[str, list[str]]] = []
+    for line in text.split("\n"):
+        role, colon, rest = line.partition(": ")
+        if colon and role in _ROLES:
+            turns.append((role, [rest]))
+        elif not turns:
+            return text
+        else:
+            turns[-1][1].append(line)
+    messages: Conversation = tuple(Message(r, "\n".join(said)) for r, said in turns)
+    return text if order_fault(messages, last="user") else messages
