@@ -26,6 +26,7 @@ HOLDS = {
     "fit": "one training loop",
     "store": "the trajectory on disk",
     "weights": "models from and to files",
+    "scoring": "models as scorers",
     "config": "a run's fields",
     "facade": "import tpmm_jax",
     "log": "terminal, metrics",
@@ -39,7 +40,7 @@ HOLDS = {
 DISK, PURE = ("#fdf1e3", "#c9813a"), ("#e9f1fb", "#4a7ab5")
 TOUCHES_DISK = {
     *("data", "store", "weights", "facade", "log", "report", "loop", "iterate"),
-    *("commands", "demo", "merging", "config"),
+    *("commands", "demo", "merging", "config", "scoring"),
 }
 BOX_WIDTH, BOX_HEIGHT, GAP, ROW, MARGIN = 150, 46, 12, 66, 24
 

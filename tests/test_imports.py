@@ -18,6 +18,7 @@ ORDER = (
     ("data", "losses", "rewards"),
     ("evaluation", "merging", "sampling", "steps", "store"),
     ("weights",),
+    ("scoring",),
     ("config", "facade"),
     ("log",),
     ("report",),

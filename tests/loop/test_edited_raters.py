@@ -152,7 +152,7 @@ def test_what_changed_without_a_difference_is_named(
 ) -> None:
     before = content(copy)
     digests = {"scorer.name": "1", "evaluation.judges.even": "2", "data.prompts": "3"}
-    monkeypatch.setattr(setup, "source_digests", lambda config: digests)
+    monkeypatch.setattr(setup, "source_digests", lambda config, raters: digests)
     monkeypatch.setattr(sessions, "versions", lambda: {"jax": "0.1"})
     start(copy, get_config())
     monkeypatch.setattr(sessions, "versions", lambda: {"jax": "0.2"})

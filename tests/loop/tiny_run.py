@@ -73,6 +73,18 @@ def build_reward_model(directory: pathlib.Path) -> None:
     save(source.model(decoder, source.read(decoder, "float32")), directory)
 
 
+@functools.cache
+def reward_model(seed: int = 0, scale: float = 1.0) -> pathlib.Path:
+    """A reward model over the same words with a random head; made once a process."""
+    directory = pathlib.Path(tempfile.mkdtemp()) / f"reward-{seed}"
+    found = start_reward(_built(), seed)
+    decoder = Decoder(found.config)
+    params = found.read(decoder, "float32")
+    params["score"] = scale * params["score"]
+    save(found.model(decoder, params), directory)
+    return directory
+
+
 def prompts() -> list[str]:
     rng = np.random.default_rng(3)
     return [" ".join(rng.choice(WORDS, size=rng.integers(2, 5))) for _ in range(64)]

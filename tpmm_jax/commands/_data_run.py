@@ -21,12 +21,8 @@ from tpmm_jax.loop.prompt_functions import prompt_file
 from tpmm_jax.loop.prompts import plan_schedule, prompt_sources
 from tpmm_jax.loop.setup import check_steps, run_lengths
 from tpmm_jax.loop.theta_0 import check_codec
-from tpmm_jax.rewards import (
-    NamedScorer,
-    ScorerConfig,
-    import_object,
-    load_scorer,
-)
+from tpmm_jax.rewards import NamedScorer, ScorerConfig
+from tpmm_jax.scoring import load_scorer
 from tpmm_jax.weights.loading import resolve
 from tpmm_jax.weights.tokenizer import read_tokenizer
 
@@ -85,8 +81,8 @@ def find_scorer(args: argparse.Namespace, config: Config | None) -> NamedScorer 
     scorer = ScorerConfig() if config is None else config.scorer
     timeout = timeout_of(args, scorer.timeout)
     if args.scorer is not None:
-        function = import_object(args.scorer, "--scorer")
-        return NamedScorer(args.scorer, function, timeout, "--timeout")
+        scorer = ScorerConfig(name=args.scorer, timeout=timeout)
+        return load_scorer(scorer, "--timeout", "--scorer")
     if scorer.name is None:
         return None
     return load_scorer(replace(scorer, timeout=timeout), "--timeout")

@@ -41,7 +41,9 @@ from tpmm_jax.loop.compare import Candidate, Settings, compare, encode_for
 from tpmm_jax.loop.prompts import read_prompts
 from tpmm_jax.loop.theta_0 import check_codec
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.rewards import Raters, ScorerConfig, check_label, load_raters
+from tpmm_jax.mesh import MeshConfig, make_mesh
+from tpmm_jax.rewards import Raters, ScorerConfig, check_label
+from tpmm_jax.scoring import check_context, load_raters
 from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.kept import committed_steps, run_workdir
@@ -152,6 +154,7 @@ def read_raters(args: argparse.Namespace) -> Raters:
         judges_field="--judge",
         timeout=timeout,
         timeout_option="--timeout",
+        mesh=make_mesh(MeshConfig()),
     )
 
 
@@ -265,7 +268,10 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     if raters.judges and len(candidates) < 2:
         raise BadInput("a judge compares: give two MODELs, or --baseline")
     pairs = read_pairs(args, candidates[0], console)
-    raters.probe(candidates[0].prompts.texts[0], args.num_samples)
+    prompts, codec = candidates[0].prompts, candidates[0].codec
+    check_context(raters, prompts.asked, sampling.max_new_tokens)
+    known = prompts.known(codec, [0], [[]])
+    raters.probe(prompts.texts[0], args.num_samples, known)
     settings = Settings(
         sampling=sampling,
         raters=raters,

@@ -125,10 +125,11 @@ def _rate(
         codec.completion_texts(prompts.ids[i], ids)
         for i, ids in zip(places, completions)
     ]
+    known = prompts.known(codec, places, completions)
     scorer = raters.scorer
-    rewards = None if scorer is None else scorer(texts, responses).tolist()
+    rewards = None if scorer is None else scorer(texts, responses, known).tolist()
     scores = {
-        label: scorer(texts, responses).tolist()
+        label: scorer(texts, responses, known).tolist()
         for label, scorer in raters.scorers.items()
     }
     return [

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpmm_jax.config import Config
+from tpmm_jax.data.answer_tokens import as_asked
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.messages import as_dicts, without_ids
+from tpmm_jax.data.messages import Written, as_dicts, without_ids
 from tpmm_jax.data.prepare import prepare_prompts, unread_text
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import Prompt, duplicate_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import kept_file, prompt_file
+from tpmm_jax.rewards import Known
 
 # The name of a run's own evaluation prompts among the sets.
 MAIN = "evaluation"
@@ -32,14 +34,37 @@ class EncodedPrompts:
     Attributes:
       numbers: what each prompt's random keys are folded from; never twice in a run.
       texts: as a scorer sees them.
+      asked: as another model reads them: texts, or messages where chat is on.
       ids: token ids.
       held_out: whether the prompt trains nothing.
     """
 
     numbers: list[int]
     texts: list[str]
+    asked: list[Written]
     ids: list[list[int]]
     held_out: list[bool]
+
+    def known(
+        self,
+        codec: TextCodec,
+        places: Sequence[int],
+        completions: Sequence[Sequence[Sequence[int]]],
+    ) -> Known:
+        """Returns what is known of answers beside their texts.
+
+        Args:
+          codec: of the policy that gave them.
+          places: of their prompts.
+          completions: of each prompt its answers' ids.
+        """
+        ends = set(codec.eos_ids)
+        return Known(
+            asked=[self.asked[i] for i in places],
+            ended=[
+                [bool(ends.intersection(ids[-1:])) for ids in x] for x in completions
+            ],
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,11 @@ class PromptSchedule:
         if self.pool:
             used += [self.iteration(t).ids for t in range(1, iterations + 1)]
         return max(len(ids) for prompts in used for ids in prompts)
+
+    def asked(self, iterations: int) -> list[Written]:
+        """Returns all prompts that the iterations sample from, as they are asked."""
+        steps = range(1, iterations + 1) if self.pool else ()
+        return [one for t in steps for one in self.iteration(t).asked]
 
     def uses(self, iterations: int) -> float:
         """Returns how often a training prompt is used on average."""
@@ -241,7 +271,9 @@ def number_prompts(
     """Returns prompts with their numbers; those to evaluate on are all held out."""
     ids = [prompt.ids for prompt in encoded]
     texts = [_text(codec, prompt, i) for prompt, i in zip(prompts, ids)]
-    return EncodedPrompts(list(numbers), texts, ids, held_out or [True] * len(ids))
+    asked = [as_asked(codec, prompt.content, i) for prompt, i in zip(prompts, ids)]
+    held_out = held_out or [True] * len(ids)
+    return EncodedPrompts(list(numbers), texts, asked, ids, held_out)
 
 
 def _digest(pool: list[Prompt], asked: Mapping[str, list[Prompt]]) -> str:

@@ -6,19 +6,20 @@ scorer may look at the whole of it.
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from tpmm_jax.config import Config
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import Judgement, Record, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.sessions import last_session, warn_versions
 from tpmm_jax.loop.cached_log_probs import THETA_0
 from tpmm_jax.loop.judging import Contest, judge_batch
-from tpmm_jax.loop.prompts import MAIN
+from tpmm_jax.loop.prompts import MAIN, EncodedPrompts
 from tpmm_jax.loop.raters_record import (
     ANSWERS,
     JUDGEMENTS,
@@ -34,7 +35,6 @@ from tpmm_jax.rewards import (
     SCORERS,
     NamedJudge,
     NamedScorer,
-    Raters,
 )
 from tpmm_jax.store.records import read_growing_records
 
@@ -112,13 +112,14 @@ def check_raters(
     files = edited(before.get("sources", {}), sources)
     changed: dict[str, str] = {}
     if plan.schedule is not None:
-        size = len(plan.schedule.sets[MAIN].ids)
-        changed = find_changed(plan.config, plan.raters, workdir, record, size)
+        changed = find_changed(plan, workdir, record, plan.schedule.sets[MAIN])
+    changed |= _other_models(plan, before.get("sources", {}), sources, changed)
     # Of those that are being rated again some files hold what they said before.
     changed = {k: v for k, v in changed.items() if k not in record.rescoring}
     if not rescore:
         refuse_changed(workdir, changed)
-        warn_edited(plan.config, files, console)
+        models = plan.raters.digests()
+        warn_edited(plan.config, [f for f in files if f not in models], console)
         return record
     raters = {field for field in files if field in rater_fields(plan.config)}
     names = sorted({*record.rescoring, *changed, *raters})
@@ -130,30 +131,47 @@ def check_raters(
 
 
 def find_changed(
-    config: Config,
-    raters: Raters,
-    workdir: pathlib.Path,
-    record: RatersRecord,
-    num_prompts: int,
+    plan: Plan, workdir: pathlib.Path, record: RatersRecord, prompts: EncodedPrompts
 ) -> dict[str, str]:
     """Returns {field: what its function says now, and said} of raters that changed.
 
     Those that are declared random are not asked.
 
     Args:
-      num_prompts: of the evaluation's own set.
+      prompts: the evaluation's own set.
     """
+    config, raters, num_prompts = plan.config, plan.raters, len(prompts.ids)
     scorers = {SCORERS + k: v for k, v in raters.scorers.items()}
     if raters.scorer is not None:
         scorers = {SCORER: raters.scorer, **scorers}
     scorers = {k: scorers[k] for k in _asked(config, scorers)}
     judges = {JUDGES + k: v for k, v in raters.judges.items()}
     judges = {k: judges[k] for k in _asked(config, judges)}
-    found = _changed_scorers(scorers, workdir, record, num_prompts)
+    found = _changed_scorers(scorers, workdir, record, prompts, plan.runner.codec)
     for field, judge in judges.items():
         if said := _changed_judge(field, judge, workdir, record, num_prompts):
             found[field] = said
     return found
+
+
+def _other_models(
+    plan: Plan,
+    before: Mapping[str, str],
+    now: Mapping[str, str],
+    known: Collection[str],
+) -> dict[str, str]:
+    """Returns {field: what it is} of models of ours that are others under their name.
+
+    Args:
+      known: fields that are found changed already.
+    """
+    models, names = plan.raters.digests(), rater_fields(plan.config)
+    return {
+        field: f"{field} = {names[field]} is another model than at the last start (its "
+        f"weights or its tokenizer: {now[field][:12]}, then {before[field][:12]})"
+        for field in edited(before, now)
+        if field in models and field not in known
+    }
 
 
 def refuse_changed(workdir: pathlib.Path, changed: Mapping[str, str]) -> None:
@@ -175,15 +193,17 @@ def _changed_scorers(
     scorers: dict[str, NamedScorer],
     workdir: pathlib.Path,
     record: RatersRecord,
-    num_prompts: int,
+    asked: EncodedPrompts,
+    codec: TextCodec,
 ) -> dict[str, str]:
     found: dict[str, str] = {}
     for t in reversed(rated_iterations(workdir, ANSWERS) if scorers else []):
-        count = min(record.size(ANSWERS, t), num_prompts)
+        count = min(record.size(ANSWERS, t), len(asked.ids))
         rows = _stored(workdir, t, ANSWERS, Rollout)[:count]
         if len(rows) < count:
             continue  # a kill came within its first batch
         prompts, responses = [r.prompt for r in rows], [r.responses for r in rows]
+        known = asked.known(codec, range(count), [r.response_ids for r in rows])
         for field, scorer in scorers.items():
             before = [
                 row.rewards if field == SCORER else row.scores.get(_label(field))
@@ -191,7 +211,7 @@ def _changed_scorers(
             ]
             if any(numbers is None for numbers in before):
                 continue
-            now_BR = scorer(prompts, responses)
+            now_BR = scorer(prompts, responses, known)
             if place := _worst(np.asarray(before, np.float64), now_BR):
                 b, r = place
                 found[field] = (

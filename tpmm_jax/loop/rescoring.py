@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import Judgement, Rollout
 from tpmm_jax.loop.answers import LazyParams
 from tpmm_jax.loop.evaluation import (
@@ -21,6 +22,7 @@ from tpmm_jax.loop.evaluation import (
     summarise,
 )
 from tpmm_jax.loop.judging import Contest, judge_contests
+from tpmm_jax.loop.prompts import EncodedPrompts
 from tpmm_jax.loop.raters_record import (
     ANSWERS,
     JUDGEMENTS,
@@ -95,20 +97,23 @@ def _rate_evaluations(
     scorers: Mapping[str, NamedScorer],
 ) -> None:
     assert plan.schedule is not None
-    paths = [
-        (answers_path(disk, t, name), record.size(ANSWERS, t))
+    codec = plan.runner.codec
+    files = [
+        (path, prompts, record.size(ANSWERS, t))
         for t in rated_iterations(disk.workdir, ANSWERS)
-        for name in plan.schedule.sets
+        for name, prompts in plan.schedule.sets.items()
+        if (path := answers_path(disk, t, name)).exists()
     ]
-    paths = [(path, size) for path, size in paths if path.exists()]
-    total = sum(len(path.read_bytes().splitlines()) for path, _ in paths)
+    total = sum(len(path.read_bytes().splitlines()) for path, _, _ in files)
     with voice.phase("rate evaluations again", total, "prompts") as advance:
-        for path, size in paths:
-            _rate_file(path, scorers, size, advance)
+        for path, prompts, size in files:
+            _rate_file(path, codec, prompts, scorers, size, advance)
 
 
 def _rate_file(
     path: pathlib.Path,
+    codec: TextCodec,
+    asked: EncodedPrompts,
     scorers: Mapping[str, NamedScorer],
     size: int,
     advance: Callable[..., None],
@@ -118,8 +123,10 @@ def _rate_file(
     for at in range(0, len(rows), size):
         batch = rows[at : at + size]
         prompts, responses = [r.prompt for r in batch], [r.responses for r in batch]
+        places = range(at, at + len(batch))
+        known = asked.known(codec, places, [r.response_ids for r in batch])
         for field, scorer in scorers.items():
-            numbers = scorer(prompts, responses).tolist()
+            numbers = scorer(prompts, responses, known).tolist()
             batch = [_rated(row, field, one) for row, one in zip(batch, numbers)]
         rows[at : at + size] = batch
         advance(len(batch))
@@ -161,9 +168,11 @@ def _label_again(
     plan: Plan, disk: Disk, voice: Voice, iteration: int, scorer: NamedScorer
 ) -> None:
     """Rates the answers of the unfinished iteration; its pairs are to come again."""
+    assert plan.schedule is not None
     path = disk.folder(iteration) / "rollouts.jsonl"
     if not path.exists():
         return
+    prompts = plan.schedule.iteration(iteration)
     size, total = plan.config.rollout.batch_size, len(path.read_bytes().splitlines())
     disk.work.clear()
     for name in _DERIVED:
@@ -171,4 +180,5 @@ def _label_again(
     disk.rewind("pairs", iteration)
     title = f"iteration {iteration}: score again"
     with voice.phase(title, total, "prompts") as advance:
-        _rate_file(path, {SCORER: scorer}, size, advance)
+        codec = plan.runner.codec
+        _rate_file(path, codec, prompts, {SCORER: scorer}, size, advance)

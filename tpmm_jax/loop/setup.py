@@ -44,7 +44,8 @@ from tpmm_jax.loop.workdir import (
 )
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
-from tpmm_jax.rewards import load_raters
+from tpmm_jax.rewards import Raters
+from tpmm_jax.scoring import check_context, load_raters
 from tpmm_jax.store import (
     Trajectory,
     WorkStore,
@@ -85,7 +86,7 @@ def open_run(
         started = trajectory.refuse_damaged() > 0
         config = settle(config, workdir, trajectory, started=started)
         plan, source = prepare(config, workdir, console, started=started)
-        sources = source_digests(config)
+        sources = source_digests(config, plan.raters)
         record = check_raters(
             plan, workdir, sources, console, started=started, rescore=rescore
         )
@@ -148,26 +149,24 @@ def prepare(
       BadInput: names the field or file, and what to do.
     """
     mesh = make_mesh(config.mesh)
+    date = start_date(workdir, started)
     raters = load_raters(
         config.scorer,
         config.evaluation.scorers,
         config.evaluation.judges,
         timeout=config.evaluation.timeout,
+        mesh=mesh,
+        date=date,
     )
     source = find_model(config.model, workdir, console, started)
     check_adapter(config.model, source)
-    date = start_date(workdir, started)
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)
     schedule, chunks = load_data(config, codec, workdir, console, started)
     if started:
         check_data(workdir, schedule, chunks)
     if schedule is not None:
-        prompt = schedule.sets[MAIN].texts[0]
-        samples = config.rollout.samples_per_prompt
-        said = raters.probe(prompt, samples)
-        if not started:
-            refuse_random(config, said, raters.probe(prompt, samples))
+        try_raters(config, codec, raters, schedule, started=started)
     check_steps(config, schedule, chunks)
     positions = source.config.max_positions
     longest_prompt, longest_pair = run_lengths(config, schedule, chunks, positions)
@@ -189,6 +188,32 @@ def prepare(
         pair_length=longest_pair,
     )
     return Plan(config, runner, raters, schedule, chunks), source
+
+
+def try_raters(
+    config: Config,
+    codec: TextCodec,
+    raters: Raters,
+    schedule: PromptSchedule,
+    *,
+    started: bool,
+) -> None:
+    """Calls scorers and judges on made-up answers.
+
+    Raises:
+      BadInput: one fails, is random, or is a model that cannot read the run's rows.
+    """
+    main, new = schedule.sets[MAIN], config.rollout.max_new_tokens
+    asked = [one for some in schedule.sets.values() for one in some.asked]
+    check_context(raters, asked, new)
+    if not config.offline:
+        asked = schedule.asked(config.iterations)
+        check_context(Raters(raters.scorer), asked, new)
+    known = main.known(codec, [0], [[]])
+    samples = config.rollout.samples_per_prompt
+    said = raters.probe(main.texts[0], samples, known)
+    if not started:
+        refuse_random(config, said, raters.probe(main.texts[0], samples, known))
 
 
 def may_change(config: Config) -> set[str]:

@@ -10,7 +10,9 @@ from tpmm_jax.config import Config
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import is_function
 from tpmm_jax.loop.prompts import prompt_sources
-from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, import_object
+from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, Raters, import_object
+
+NO_RATERS = Raters()
 
 
 def rater_fields(config: Config) -> dict[str, str]:
@@ -29,13 +31,16 @@ def user_functions(config: Config) -> dict[str, str]:
     return found
 
 
-def source_digests(config: Config) -> dict[str, str]:
+def source_digests(config: Config, raters: Raters = NO_RATERS) -> dict[str, str]:
     """Returns {field: SHA-256 of the file that holds its function}.
 
-    A function that no file holds is left out.
+    A function that no file holds is left out. Of a model of ours it is the SHA-256 of
+    its weights and its tokenizer.
     """
-    found = {}
+    found = raters.digests()
     for field, name in user_functions(config).items():
+        if field in found:
+            continue
         function = inspect.unwrap(import_object(name, field))
         try:
             path = inspect.getfile(function)

@@ -45,12 +45,14 @@ class NamedJudge:
       name: as messages give it, such as "careful (my_judges:careful)".
       timeout: seconds that one call may take; None: for ever.
       option: the field or option that sets the timeout, for messages.
+      digest: of a model of ours; None of a user's function.
     """
 
     name: str
     function: Judge
     timeout: float | None = TIMEOUT
     option: str = ""
+    digest: str | None = None
 
     def __call__(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]

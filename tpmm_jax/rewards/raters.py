@@ -1,16 +1,21 @@
 """All that rates answers: the scorer that labels, further scorers, judges."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.judges import NamedJudge
 from tpmm_jax.rewards.scorer import (
+    Find,
+    Known,
+    Limits,
     NamedScorer,
     ScorerConfig,
+    find_function,
     import_object,
     load_scorer,
 )
@@ -19,6 +24,9 @@ from tpmm_jax.stopping import TIMEOUT
 # Fields of a run's config: of the labelling scorer, and behind these the labels of
 # further scorers and of judges.
 SCORER, SCORERS, JUDGES = "scorer.name", "evaluation.scorers.", "evaluation.judges."
+T = TypeVar("T", NamedScorer, NamedJudge)
+# Makes a judge of (its name, the field that names it, limits).
+FindJudge = Callable[[str, str, Limits], NamedJudge]
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -36,16 +44,36 @@ class Raters:
     scorers: Mapping[str, NamedScorer] = field(default_factory=dict)
     judges: Mapping[str, NamedJudge] = field(default_factory=dict)
 
-    def probe(self, prompt: str, num_responses: int) -> dict[str, np.ndarray]:
+    def digests(self) -> dict[str, str]:
+        """Returns {field of a run's config: digest} of those that are models."""
+        named = {SCORER: self.scorer}
+        named |= {SCORERS + label: one for label, one in self.scorers.items()}
+        named |= {JUDGES + label: one for label, one in self.judges.items()}
+        return {k: one.digest for k, one in named.items() if one and one.digest}
+
+    def probe(
+        self, prompt: str, num_responses: int, known: Known | None = None
+    ) -> dict[str, np.ndarray]:
         """Calls each once on made-up answers, before anything expensive.
+
+        Args:
+          known: of the prompt.
 
         Returns:
           {field of a run's config: what its function said}
         """
         scorers = {} if self.scorer is None else {SCORER: self.scorer}
         scorers |= {SCORERS + label: one for label, one in self.scorers.items()}
-        said = {k: one.probe(prompt, num_responses) for k, one in scorers.items()}
+        said = {
+            k: one.probe(prompt, num_responses, known) for k, one in scorers.items()
+        }
         return said | {JUDGES + k: one.probe(prompt) for k, one in self.judges.items()}
+
+
+def find_judge_function(name: str, field_name: str, limits: Limits) -> NamedJudge:
+    """Returns the judge that a "module:function" is."""
+    function = import_object(name, field_name)
+    return NamedJudge(name, function, limits.timeout, limits.option)
 
 
 def load_raters(
@@ -58,39 +86,39 @@ def load_raters(
     judges_field: str = "evaluation.judges",
     timeout: float | None = TIMEOUT,
     timeout_option: str | None = None,
+    find: Find = find_function,
+    find_judge: FindJudge = find_judge_function,
 ) -> Raters:
-    """Returns the raters that "module:function" names give.
+    """Returns the raters that names give.
 
     Args:
       timeout: seconds that a call of a further scorer or a judge may take.
       timeout_option: what sets the time-outs; None: the fields of a config.
+      find, find_judge: make a scorer, or a judge, of a name; by default names are
+        "module:function".
 
     Raises:
       BadInput: names the field, and what cannot be imported.
     """
     own = timeout_option or "scorer.timeout"
-    further = timeout_option or "evaluation.timeout"
+    limits = Limits(timeout, timeout_option or "evaluation.timeout")
     return Raters(
-        None if scorer.name is None else load_scorer(scorer, own, scorer_field),
+        None
+        if scorer.name is None
+        else load_scorer(scorer, own, scorer_field, find=find),
         {
-            label: NamedScorer(
-                f"{label} ({name})",
-                import_object(name, f"{scorers_field}.{label}"),
-                timeout,
-                further,
-            )
+            label: _labelled(label, find(name, f"{scorers_field}.{label}", {}, limits))
             for label, name in sorted(scorers.items())
         },
         {
-            label: NamedJudge(
-                f"{label} ({name})",
-                import_object(name, f"{judges_field}.{label}"),
-                timeout,
-                further,
-            )
-            for label, name in sorted(judges.items())
+            label: _labelled(label, find_judge(n, f"{judges_field}.{label}", limits))
+            for label, n in sorted(judges.items())
         },
     )
+
+
+def _labelled(label: str, rater: T) -> T:
+    return replace(rater, name=f"{label} ({rater.name})")
 
 
 def check_label(label: str, what: str) -> None:

@@ -42,6 +42,24 @@ class Scorer(Protocol):
     ) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of answers beside their texts, a row for each of B prompts.
+
+    Attributes:
+      asked: the prompts as any model can read them: texts, or messages of a chat.
+      ended: [B, R], whether an answer came to its end, or was cut.
+    """
+
+    asked: Sequence[Any]
+    ended: Sequence[Sequence[bool]]
+
+    def twice(self, num_responses: int) -> "Known":
+        """Returns the same of the first prompt, twice, with answers that ended."""
+        ended = [[True] * num_responses] * 2
+        return Known(list(self.asked[:1]) * 2, ended)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScorerConfig:
     """Which scorer labels the rollouts.
@@ -110,22 +128,35 @@ class NamedScorer:
       name: as messages give it.
       timeout: seconds that one call may take; None: for ever.
       option: the field or option that sets the timeout, for messages.
+      digest: of a model of ours, which is called with the prompts as they were asked,
+        the responses, and which of them ended; None of a user's function.
     """
 
     name: str
-    function: Scorer
+    function: Callable[..., Any]
     timeout: float | None = TIMEOUT
     option: str = ""
+    digest: str | None = None
 
     def __call__(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[Sequence[str]],
+        known: Known | None = None,
     ) -> np.ndarray:
         """Returns rewards_BR, float64.
+
+        Args:
+          known: of the same answers; None: the prompts are all there is, and every
+            answer ended.
 
         Raises:
           BadInput: the scorer raised, or returned another shape or a number that is
             not finite; the message names the scorer and the first prompt concerned.
         """
+        if self.digest is not None:
+            given = (prompts, None) if known is None else (known.asked, known.ended)
+            return self.function(given[0], responses, given[1])
         rewards_BR = call_checked(
             f"scorer {self.name}",
             lambda: self.function(list(prompts), [list(some) for some in responses]),
@@ -143,16 +174,54 @@ class NamedScorer:
             )
         return rewards_BR
 
-    def probe(self, prompt: str, num_responses: int) -> np.ndarray:
-        """Returns what it gives to made-up responses, before anything expensive."""
+    def probe(
+        self, prompt: str, num_responses: int, known: Known | None = None
+    ) -> np.ndarray:
+        """Returns what it gives to made-up responses, before anything expensive.
+
+        Args:
+          known: of the prompt.
+        """
         responses = [f"This is response number {r}." for r in range(num_responses)]
-        return self([prompt, prompt], [responses] * 2)
+        twice = None if known is None else known.twice(num_responses)
+        return self([prompt, prompt], [responses] * 2, twice)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a call may take.
+
+    Attributes:
+      timeout: seconds; None: for ever.
+      option: the field or option that sets it, for messages.
+    """
+
+    timeout: float | None = TIMEOUT
+    option: str = ""
+
+
+# Makes a scorer of (its name, the field that names it, options, limits).
+Find = Callable[[str, str, Mapping[str, Any], Limits], NamedScorer]
+
+
+def find_function(
+    name: str, field_name: str, options: Mapping[str, Any], limits: Limits
+) -> NamedScorer:
+    """Returns the scorer that a "module:function" is, with its options bound."""
+    function = import_object(name, field_name)
+
+    def bound(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Any:
+        return function(prompts, responses, **copy.deepcopy(dict(options)))
+
+    return NamedScorer(name, bound, limits.timeout, limits.option)
 
 
 def load_scorer(
     config: ScorerConfig,
     option: str = "scorer.timeout",
     field_name: str = "scorer.name",
+    *,
+    find: Find = find_function,
 ) -> NamedScorer:
     """Returns the configured function with its options bound.
 
@@ -164,15 +233,12 @@ def load_scorer(
       config: names it.
       option: the field or option that sets its timeout, for messages.
       field_name: the one that sets its name.
+      find: makes a scorer of its name.
     """
     if config.name is None:
-        raise BadInput("scorer.name is not set")
-    function = import_object(config.name, field_name)
-
-    def bound(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Any:
-        return function(prompts, responses, **copy.deepcopy(dict(config.options)))
-
-    return NamedScorer(config.name, bound, config.timeout, option)
+        raise BadInput(f"{field_name} is not set")
+    limits = Limits(config.timeout, option)
+    return find(config.name, field_name, config.options, limits)
 
 
 def call_checked(

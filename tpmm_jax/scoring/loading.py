@@ -1,0 +1,190 @@
+"""What the names of scorers and judges stand for: functions, or models of ours."""
+
+import datetime
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from tpmm_jax import rewards
+from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.rewards import (
+    SCORER,
+    Limits,
+    NamedJudge,
+    NamedScorer,
+    Raters,
+    ScorerConfig,
+    find_function,
+    find_judge_function,
+)
+from tpmm_jax.scoring.reward_scorer import RewardScorer, refuse_not_finite
+from tpmm_jax.stopping import TIMEOUT
+from tpmm_jax.store.files import read_json
+from tpmm_jax.weights.hub import TRAJECTORY_STEP
+from tpmm_jax.weights.loading import load_reward
+from tpmm_jax.weights.source import Model
+
+# Prefixes of names that no module may have: what follows is where a model is found.
+REWARD, JUDGE = "reward:", "judge:"
+# What scorer.options may say of a reward model.
+OPTIONS = ("batch_size", "chat", "dtype", "revision", "base")
+
+
+def load_scorer(
+    config: ScorerConfig,
+    option: str = "scorer.timeout",
+    field: str = SCORER,
+    *,
+    mesh: Mesh | None = None,
+    date: datetime.date | None = None,
+) -> NamedScorer:
+    """Returns the configured scorer, a "module:function" or "reward:SOURCE".
+
+    Args:
+      option, field: what sets its time-out, and what names it, for messages.
+      mesh: where models of ours lie; None: the default device.
+      date: the day that their chat templates write; None: today.
+
+    Raises:
+      BadInput: names the field, and what cannot be imported or loaded.
+    """
+    return rewards.load_scorer(config, option, field, find=_finder(mesh, date))
+
+
+def load_raters(
+    scorer: ScorerConfig,
+    scorers: Mapping[str, str],
+    judges: Mapping[str, str],
+    *,
+    scorer_field: str = SCORER,
+    scorers_field: str = "evaluation.scorers",
+    judges_field: str = "evaluation.judges",
+    timeout: float | None = TIMEOUT,
+    timeout_option: str | None = None,
+    mesh: Mesh | None = None,
+    date: datetime.date | None = None,
+) -> Raters:
+    """Returns the raters that names give; see ``rewards.load_raters``.
+
+    Args:
+      mesh, date: see ``load_scorer``.
+
+    Raises:
+      BadInput: as that does; or what labels is an independent rater as well.
+    """
+    return rewards.load_raters(
+        scorer,
+        scorers,
+        judges,
+        scorer_field=scorer_field,
+        scorers_field=scorers_field,
+        judges_field=judges_field,
+        timeout=timeout,
+        timeout_option=timeout_option,
+        find=_finder(mesh, date),
+        find_judge=_find_judge,
+    )
+
+
+def check_context(raters: Raters, prompts: Sequence[Any], new_tokens: int) -> None:
+    """Refuses models whose context is shorter than the rows that they are to read.
+
+    Args:
+      prompts: as they are asked; see ``Known``.
+      new_tokens: that an answer may have.
+
+    Raises:
+      BadInput: names the model, and the longest row.
+    """
+    for scorer in (raters.scorer, *raters.scorers.values()):
+        if scorer is not None and isinstance(scorer.function, RewardScorer):
+            scorer.function.check_context(prompts, new_tokens)
+
+
+def _finder(mesh: Mesh | None, date: datetime.date | None) -> rewards.Find:
+    """Returns what makes a scorer of its name; a model is loaded once."""
+    loaded = functools.cache(_load_model)
+
+    def find(
+        name: str, field: str, options: Mapping[str, Any], limits: Limits
+    ) -> NamedScorer:
+        if name.startswith(JUDGE):
+            raise BadInput(
+                f"{field} = {name!r}: a judge compares two answers and gives none a "
+                "number; name it under evaluation.judges"
+            )
+        if not name.startswith(REWARD):
+            return find_function(name, field, options, limits)
+        _check_options(name, options)
+        source = {k: options[k] for k in ("dtype", "revision", "base") if k in options}
+        try:
+            model = loaded(name.removeprefix(REWARD), mesh, **source)
+            scorer = _reward_scorer(model, options, date)
+            _refuse_constant(scorer)
+        except BadInput as error:
+            raise BadInput(f"{field} = {name!r}: {error}") from None
+        return NamedScorer(name, scorer, digest=scorer.digest)
+
+    return find
+
+
+def _load_model(source: str, mesh: Mesh | None, **options: Any) -> Model:
+    model = load_reward(source, mesh=mesh, **options)
+    refuse_not_finite(model)
+    return model
+
+
+def _reward_scorer(
+    model: Model, options: Mapping[str, Any], date: datetime.date | None
+) -> RewardScorer:
+    chat = options.get("chat", _trained_with_chat(model))
+    size = {k: options[k] for k in ("batch_size",) if k in options}
+    return RewardScorer(model, chat=chat, date=date, **size)
+
+
+def _trained_with_chat(model: Model) -> bool | None:
+    """Whether a model of tpmm train_reward learned texts with the chat template.
+
+    None: not known, or conversations were given.
+    """
+    match = TRAJECTORY_STEP.fullmatch(str(model.origin.get("source", "")))
+    if match is None:
+        return None
+    config = read_json(f"{match['workdir'] or '.'}/config.json")
+    return config.get("data", {}).get("chat")
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    for key in options:
+        if key not in OPTIONS:
+            raise BadInput(
+                f"scorer.options.{key}: {name} is a reward model, which has no such "
+                f"option; it has {', '.join(OPTIONS)}{nearest(key, OPTIONS)}"
+            )
+
+
+def _refuse_constant(scorer: RewardScorer) -> None:
+    """Raises BadInput if a model gives everything the same reward."""
+    prompts = ["Say something."] if scorer.chat else ["This is", "Once upon a time"]
+    answers = [" good.", " bad, and rather long at that.", " a b c d e f g", " 1 2 3"]
+    rewards_BR = scorer(prompts, [answers] * len(prompts))
+    if np.ptp(rewards_BR) == 0:
+        raise BadInput(
+            f"it gives every answer the reward {rewards_BR.flat[0]:.6g}; its head was "
+            "never trained, or its weights were lost"
+        )
+
+
+def _find_judge(name: str, field: str, limits: Limits) -> NamedJudge:
+    """Returns the judge of a name."""
+    if name.startswith(REWARD):
+        raise BadInput(
+            f"{field} = {name!r}: a reward model rates answers one by one; name it "
+            "under evaluation.scorers, whose answers are compared as well (win rates)"
+        )
+    if name.startswith(JUDGE):
+        raise BadInput(f"{field} = {name!r}: models are no judges yet; give a function")
+    return find_judge_function(name, field, limits)
