@@ -241,3 +241,27 @@ def test_a_prompts_flips_do_not_depend_on_the_others():
     rewards[:10] = 0
     some, _ = pairs_of(rewards, flips=0.5)
     assert some == whole[10:]
+
+
+def test_a_call_that_raises_is_repeated(monkeypatch):
+    waited, calls = [], []
+    monkeypatch.setattr("tpmm_jax.rewards.scorer.time.sleep", waited.append)
+
+    def flaky(prompts, responses):
+        calls.append(prompts.pop())  # its own list at every call
+        if len(calls) < 4:
+            raise ConnectionError("busy")
+        return [[1.0, 2.0]]
+
+    scorer = NamedScorer("m:f", flaky, retries=3)
+    np.testing.assert_array_equal(scorer(["p"], [["a", "b"]]), [[1, 2]])
+    assert waited == [1, 2, 4] and calls == ["p"] * 4
+    calls.clear()
+    with pytest.raises(BadInput, match=r"busy.* in each of 3 calls"):
+        NamedScorer("m:f", flaky, retries=2)(["p"], [["a", "b"]])
+    # A wrong shape comes again: it is not asked for.
+    wrong = NamedScorer("m:f", lambda *_: calls.append(1) or [[1.0]], retries=3)
+    calls.clear()
+    with pytest.raises(BadInput, match="shape"):
+        wrong(["p"], [["a", "b"]])
+    assert len(calls) == 1

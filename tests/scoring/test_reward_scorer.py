@@ -134,6 +134,11 @@ def test_a_prefix_names_a_model():
     np.testing.assert_array_equal(found, wanted)
     raters = load_raters(ScorerConfig(), {"rm": f"reward:{source}"}, {})
     assert raters.digests() == {"evaluation.scorers.rm": scorer.digest}
+    label = ScorerConfig(name=f"reward:{source}")
+    with pytest.raises(BadInput, match=r"rm \(reward:.*\) is the model that labels"):
+        load_raters(label, {"rm": f"reward:{source}"}, {})
+    other = tiny_run.reward_model(1)
+    assert len(load_raters(label, {"rm": f"reward:{other}"}, {}).digests()) == 2
 
 
 @pytest.mark.parametrize(

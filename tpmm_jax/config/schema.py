@@ -209,6 +209,8 @@ class Config:
                 raise BadInput(
                     f"{name} is {value}; use a number of seconds above 0, or none"
                 )
+        if self.scorer.retries < 0:
+            raise BadInput(f"scorer.retries is {self.scorer.retries}; use 0 or more")
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()
@@ -290,6 +292,7 @@ MAY_CHANGE = (
     "evaluation.max_length_ratio",
     "evaluation.random",
     "scorer.deterministic",
+    "scorer.retries",
 )
 
 

@@ -45,6 +45,7 @@ class NamedJudge:
       name: as messages give it, such as "careful (my_judges:careful)".
       timeout: seconds that one call may take; None: for ever.
       option: the field or option that sets the timeout, for messages.
+      retries: see ``ScorerConfig``.
       digest: of a model of ours; None of a user's function.
     """
 
@@ -52,6 +53,7 @@ class NamedJudge:
     function: Judge
     timeout: float | None = TIMEOUT
     option: str = ""
+    retries: int = 0
     digest: str | None = None
 
     def __call__(
@@ -71,6 +73,7 @@ class NamedJudge:
             meaning="one number per prompt, the share for the first answer",
             timeout=self.timeout,
             option=self.option,
+            retries=self.retries,
         )
         # Written so that nan is caught too.
         wrong = ~((share_B >= 0) & (share_B <= 1))

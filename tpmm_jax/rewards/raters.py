@@ -73,7 +73,7 @@ class Raters:
 def find_judge_function(name: str, field_name: str, limits: Limits) -> NamedJudge:
     """Returns the judge that a "module:function" is."""
     function = import_object(name, field_name)
-    return NamedJudge(name, function, limits.timeout, limits.option)
+    return NamedJudge(name, function, limits.timeout, limits.option, limits.retries)
 
 
 def load_raters(
@@ -101,7 +101,8 @@ def load_raters(
       BadInput: names the field, and what cannot be imported.
     """
     own = timeout_option or "scorer.timeout"
-    limits = Limits(timeout, timeout_option or "evaluation.timeout")
+    option = timeout_option or "evaluation.timeout"
+    limits = Limits(timeout, option, scorer.retries)
     return Raters(
         None
         if scorer.name is None

@@ -5,7 +5,10 @@ copied: what it does with either changes no text and no number of a run.
 """
 
 import copy
+import functools
 import importlib
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +18,10 @@ import numpy as np
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.surroundings import left_alone
 from tpmm_jax.stopping import TIMEOUT, call_user
+
+_log = logging.getLogger(__name__)
+# Seconds before a call that raised is repeated; it doubles, to at most the second.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
 
 @runtime_checkable
@@ -68,6 +75,9 @@ class ScorerConfig:
       name: "module:function"; None: no scorer (offline pairs).
       options: keyword arguments that the function is called with.
       timeout: seconds that one call may take, for one batch; None: for ever.
+      retries: how often a call of any scorer or judge that raises is repeated, after
+        1, 2, 4 ... seconds. A wrong shape, a number that is not finite and a time-out
+        are final.
       deterministic: whether scorers and judges say the same of the same texts. Then
         each start rates a stored batch again, and refuses to mix two versions of one.
         For single further scorers and judges there is evaluation.random.
@@ -76,6 +86,7 @@ class ScorerConfig:
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = TIMEOUT
+    retries: int = 0
     deterministic: bool = True
 
 
@@ -128,6 +139,7 @@ class NamedScorer:
       name: as messages give it.
       timeout: seconds that one call may take; None: for ever.
       option: the field or option that sets the timeout, for messages.
+      retries: see ``ScorerConfig``.
       digest: of a model of ours, which is called with the prompts as they were asked,
         the responses, and which of them ended; None of a user's function.
     """
@@ -136,6 +148,7 @@ class NamedScorer:
     function: Callable[..., Any]
     timeout: float | None = TIMEOUT
     option: str = ""
+    retries: int = 0
     digest: str | None = None
 
     def __call__(
@@ -165,6 +178,7 @@ class NamedScorer:
             meaning="one number for each prompt and response",
             timeout=self.timeout,
             option=self.option,
+            retries=self.retries,
         )
         if not np.isfinite(rewards_BR).all():
             b, r = np.argwhere(~np.isfinite(rewards_BR))[0]
@@ -189,15 +203,17 @@ class NamedScorer:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a call may take.
+    """How long a call may take, and how often it is tried.
 
     Attributes:
       timeout: seconds; None: for ever.
       option: the field or option that sets it, for messages.
+      retries: see ``ScorerConfig``.
     """
 
     timeout: float | None = TIMEOUT
     option: str = ""
+    retries: int = 0
 
 
 # Makes a scorer of (its name, the field that names it, options, limits).
@@ -213,7 +229,7 @@ def find_function(
     def bound(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Any:
         return function(prompts, responses, **copy.deepcopy(dict(options)))
 
-    return NamedScorer(name, bound, limits.timeout, limits.option)
+    return NamedScorer(name, bound, limits.timeout, limits.option, limits.retries)
 
 
 def load_scorer(
@@ -237,7 +253,7 @@ def load_scorer(
     """
     if config.name is None:
         raise BadInput(f"{field_name} is not set")
-    limits = Limits(config.timeout, option)
+    limits = Limits(config.timeout, option, config.retries)
     return find(config.name, field_name, config.options, limits)
 
 
@@ -250,6 +266,7 @@ def call_checked(
     meaning: str,
     timeout: float | None,
     option: str,
+    retries: int = 0,
 ) -> np.ndarray:
     """Returns a copy of what a user's function gives, float64, of the wanted shape.
 
@@ -259,19 +276,19 @@ def call_checked(
       meaning: of the shape, for messages.
       timeout: seconds that it may take; None: for ever.
       option: what sets the timeout, for messages.
+      retries: how often a call that raises is repeated.
 
     Raises:
       BadInput: it raised, did not return in time, or returned another shape or values
         that are not numbers.
     """
     on = f" (on {len(prompts)} prompts, the first {prompts[0][:60]!r})"
-    try:
+
+    def called() -> Any:
         with left_alone(name):
-            raw = call_user(name, call, timeout=timeout, option=option, on=on)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{name} raised {type(error).__name__}: {error}{on}") from error
+            return call_user(name, call, timeout=timeout, option=option, on=on)
+
+    raw = _repeated(name, called, on, retries)
     try:
         # Always a copy: the function may keep its array, and change it.
         found = np.array(_real(raw), np.float64)
@@ -285,6 +302,25 @@ def call_checked(
             f"{name} returned shape {found.shape}; wanted {shape}: {meaning}"
         )
     return found
+
+
+def _repeated(name: str, called: Callable[[], Any], on: str, retries: int) -> Any:
+    """Returns what a call gives; one that raises is repeated after a pause."""
+    for tried in range(retries + 1):
+        try:
+            return called()
+        except BadInput:
+            raise
+        except Exception as error:
+            said = f"{name} raised {type(error).__name__}: {error}{on}"
+            if tried == retries:
+                times = f" in each of {retries + 1} calls" if retries else ""
+                raise BadInput(said + times) from error
+        pause = min(FIRST_PAUSE * 2**tried, LONGEST_PAUSE)
+        _log.warning("%s; it is called again in %g s", said, pause)
+        # As a call of the user's, so that Ctrl-C ends it.
+        call_user(f"the next call of {name}", functools.partial(time.sleep, pause))
+    raise AssertionError("unreachable")
 
 
 def _real(raw: Any) -> Any:

@@ -75,7 +75,7 @@ def load_raters(
     Raises:
       BadInput: as that does; or what labels is an independent rater as well.
     """
-    return rewards.load_raters(
+    raters = rewards.load_raters(
         scorer,
         scorers,
         judges,
@@ -87,6 +87,23 @@ def load_raters(
         find=_finder(mesh, date),
         find_judge=_find_judge,
     )
+    _refuse_same(raters)
+    return raters
+
+
+def _refuse_same(raters: Raters) -> None:
+    """Raises BadInput if the model that labels is to be an independent rater too."""
+    labels = None if raters.scorer is None else raters.scorer.digest
+    independent: list[NamedScorer | NamedJudge] = [*raters.scorers.values()]
+    independent += raters.judges.values()
+    for further in independent:
+        if labels is not None and further.digest == labels:
+            raise BadInput(
+                f"{further.name} is the model that labels; what it says of a policy "
+                "that was trained on its labels shows no exploited scorer. Leave it "
+                "out (the labelling scorer's rewards are measured anyway), or name an "
+                "independent one"
+            )
 
 
 def check_context(raters: Raters, prompts: Sequence[Any], new_tokens: int) -> None:
