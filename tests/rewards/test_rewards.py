@@ -226,6 +226,31 @@ def test_flips_swap_labels_at_their_rate():
     assert abs(flips - 1200) < 4 * (4000 * 0.21) ** 0.5
 
 
+def test_bradley_terry_s_labels_are_drawn_by_the_rewards():
+    lead = 1.2
+    rewards = [[lead, 0.0]] * 4000
+    pairs, tied = make_pairs(
+        np.asarray(rewards), [False] * 4000, 0.0, seed=[3], labels="bt"
+    )
+    assert tied == 0 and len(pairs) == 4000
+    for pair in pairs:
+        assert (pair.chosen, pair.rejected) == ((1, 0) if pair.flipped else (0, 1))
+    share = 1 / (1 + np.exp(lead))
+    flips = sum(pair.flipped for pair in pairs)
+    assert abs(flips - 4000 * share) < 4 * (4000 * share * (1 - share)) ** 0.5
+    # All flipped once more: the draws are the same.
+    turned, _ = make_pairs(
+        np.asarray(rewards), [False] * 4000, 1.0, seed=[3], labels="bt"
+    )
+    assert sum(pair.flipped for pair in turned) == 4000 - flips
+    # Held-out pairs are drawn too, and of rewards far apart none is flipped.
+    rows = np.asarray([[0.0, 0.5, 1.0]] * 200)
+    held, _ = make_pairs(rows, [True] * 200, 0.0, seed=[3], labels="bt")
+    assert 0 < sum(pair.flipped for pair in held) < 300
+    far, _ = make_pairs(rows * 1e3, [True] * 200, 0.0, seed=[3], labels="bt")
+    assert not any(pair.flipped for pair in far)
+
+
 def test_noise_changes_neither_split_nor_ties():
     rewards = np.random.default_rng(0).integers(0, 2, (50, 2)).astype(float)
     a, _ = pairs_of(rewards, range(12))

@@ -15,7 +15,14 @@ from tpmm_jax.losses import LossConfig, names_of
 from tpmm_jax.merging import NO_REFERENCE, RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.models import LoraConfig
-from tpmm_jax.rewards import PairingConfig, ScorerConfig, check_label
+from tpmm_jax.rewards import (
+    COLUMN,
+    MARGINS,
+    MadpoConfig,
+    PairingConfig,
+    ScorerConfig,
+    check_label,
+)
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.steps import TrainConfig
 from tpmm_jax.stopping import TIMEOUT
@@ -24,6 +31,7 @@ from tpmm_jax.stopping import TIMEOUT
 RESERVED_SETS = (
     "evaluation", "reward", "rewards", "length", "kl", "distinct", "win", "heldout",
     "score", "judge", "watch", "merge", "pairs", "rollout", "reference", "labels",
+    "margins", "madpo",
 )  # fmt: skip
 
 
@@ -173,6 +181,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     pairing: PairingConfig = field(default_factory=PairingConfig)
+    madpo: MadpoConfig = field(default_factory=MadpoConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig
@@ -214,9 +223,11 @@ class Config:
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()
+        self.madpo.validate()
         self.reference.validate((*RULES, NO_REFERENCE))
         self.loss.validate()
         self._validate_loss_and_reference()
+        self._validate_margins()
         self.train.validate()
         self.evaluation.validate()
         if self.seed < 0:
@@ -258,6 +269,33 @@ class Config:
                 f"loss.name {self.loss.title!r} needs a reference; set reference.rule "
                 f"to one of {', '.join(RULES)}, or choose a loss without a reference: "
                 f"{', '.join(names_of('reference_free'))}"
+            )
+
+    def _validate_margins(self) -> None:
+        """Refuses margins that are missing, that nothing reads, or that none gives."""
+        source, rule = self.madpo.margins, self.pairing.margins
+        weighs = self.loss.needs_margins
+        if source is None and (weighs or rule != "keep"):
+            what = "loss.name 'madpo'" if weighs else f"pairing.margins={rule}"
+            raise BadInput(
+                f'{what} needs margins: set {MARGINS} to "reward:SOURCE", a reward '
+                'model, to a scorer "module:function", or to "column", the margins of '
+                "data.pairs"
+            )
+        if source is not None and not weighs and rule == "keep":
+            raise BadInput(
+                f"{MARGINS} is {source!r}, but nothing would read the margins; set "
+                "loss.name=madpo or pairing.margins, or leave it unset"
+            )
+        if source == COLUMN and not self.offline:
+            raise BadInput(
+                f'{MARGINS}="column" takes the margins of data.pairs, but answers are '
+                'sampled; set it to "reward:SOURCE" or "module:function"'
+            )
+        if self.pairing.labels == "bt" and self.offline:
+            raise BadInput(
+                "pairing.labels=bt draws labels by the rewards of sampled answers; "
+                "data.pairs are labelled already: leave it unset"
             )
 
     def _validate_offline(self) -> None:

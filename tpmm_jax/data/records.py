@@ -68,6 +68,9 @@ class LabelledPair:
       chosen_reward, rejected_reward: of sampled answers.
       origin: of an offline pair: where it stands in its source.
       flipped: whether its label was swapped on purpose.
+      margin: the reward of chosen minus that of rejected by the margins' source, as the
+        run uses it; None without one.
+      relabelled: True where the sign of the margin gave the label.
     """
 
     prompt: str
@@ -78,6 +81,8 @@ class LabelledPair:
     origin: str | None = None
     flipped: bool
     held_out: bool
+    margin: float | None = None
+    relabelled: bool | None = None
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]

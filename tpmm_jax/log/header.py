@@ -30,6 +30,8 @@ def show_header(
       num_prompts: of the evaluation; fewer than were asked for if there are no more.
     """
     labels = "offline" if config.offline else f"labelled by {config.scorer.name}"
+    if config.pairing.labels == "bt":
+        labels += ", drawn by Bradley and Terry's chance"
     rule = config.reference.rule
     if rule == "learned":
         rule += f", {config.reference.granularity} weights, "
@@ -49,6 +51,8 @@ def show_header(
     ]
     if noise := config.pairing.flip_probability:
         rows.insert(5, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
+    if config.madpo.margins is not None:
+        rows.insert(3, ("margins", _margins_text(config)))
     pairs = config.train.batch_size // config.train.accumulation
     sizes = {
         "train.batch_size / train.accumulation": pairs,
@@ -73,6 +77,14 @@ def model_rows(model: ModelSource, source: Source, mesh: Mesh) -> list[tuple[str
         ("model", f"{origin}: {source.config.family}, {size}"),
         ("devices", devices),
     ]
+
+
+def _margins_text(config: Config) -> str:
+    """Returns where margins come from and what reads them."""
+    uses = ["weigh the pairs"] if config.loss.needs_margins else []
+    rules = {"drop": "drop some", "relabel": "relabel some"}
+    uses += [rules[config.pairing.margins]] if config.pairing.margins in rules else []
+    return f"of {config.madpo.margins}: {' and '.join(uses)}"
 
 
 def evaluation_text(config: Config, num_prompts: int) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tpmm_jax.errors import CorruptCheckpoint
 from tpmm_jax.store.digests import read_listed_json, write_listed_json
@@ -10,6 +11,7 @@ from tpmm_jax.store.digests import read_listed_json, write_listed_json
 NAME = "raters.json"
 # The files that raters fill, batch by batch.
 ANSWERS, JUDGEMENTS = "evaluation.jsonl", "judgements.jsonl"
+ROLLOUTS, PAIRS = "rollouts.jsonl", "pairs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,14 @@ class RatersRecord:
       rescoring: fields of the raters whose stored ratings are being replaced.
       earlier_labels: the last iteration whose pairs an earlier version of the scorer
         labelled; 0: none.
+      earlier_margins: the last iteration whose margins an earlier version of their
+        source gave; 0: none.
     """
 
     sizes: Mapping[str, Mapping[int, int]]
     rescoring: Sequence[str] = ()
     earlier_labels: int = 0
+    earlier_margins: int = 0
 
     def size(self, file: str, iteration: int) -> int:
         """Returns how many prompts of an iteration's file were rated at once."""
@@ -71,11 +76,13 @@ def write_record(workdir: pathlib.Path, record: RatersRecord) -> None:
         file: {str(first): size for first, size in known.items()}
         for file, known in record.sizes.items()
     }
-    row = {
+    row: dict[str, Any] = {
         "batch_size": sizes,
         "earlier_labels": record.earlier_labels,
         "rescoring": list(record.rescoring),
     }
+    if record.earlier_margins:
+        row["earlier_margins"] = record.earlier_margins
     write_listed_json(workdir / NAME, row, replace=True)
 
 
@@ -86,7 +93,8 @@ def _parse(path: pathlib.Path) -> RatersRecord:
             file: {int(k): int(v) for k, v in row["batch_size"][file].items()}
             for file in (ANSWERS, JUDGEMENTS)
         }
-        record = RatersRecord(sizes, row["rescoring"], int(row["earlier_labels"]))
+        labels, margins = row["earlier_labels"], row.get("earlier_margins", 0)
+        record = RatersRecord(sizes, row["rescoring"], int(labels), int(margins))
         if not all(0 in known and min(known.values()) > 0 for known in sizes.values()):
             raise ValueError("no batch size of iteration 0")
     except (TypeError, ValueError, KeyError, AttributeError) as error:

@@ -21,7 +21,7 @@ from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.safety import refuse_log_probs, refuse_weights
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.losses import loss_at_zero
+from tpmm_jax.losses import LossConfig, loss_at_zero
 from tpmm_jax.merging import (
     FAINT,
     Deltas,
@@ -259,7 +259,7 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
     """
     config, dtype = plan.config.loss, plan.decoder.compute_dtype
     size = min(plan.runner.micro_batch, len(logps_PN))
-    table = {**table, "reference_BN": logps_PN}
+    table = {**table, "reference_BN": logps_PN, **_no_margins(config, len(logps_PN))}
     batch = put_batch(
         take(table, np.arange(size), plan.runner.micro_batch), plan.decoder.mesh
     )
@@ -305,3 +305,8 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
                 f"{worst:.3g}); the reference's log-probs or the loss are wrong, so "
                 "training is refused"
             )
+
+
+def _no_margins(loss: LossConfig, pairs: int) -> Table:
+    """Returns margins of 0, of which every weight is 1, where the loss needs some."""
+    return {"margin_B": np.zeros(pairs, np.float32)} if loss.needs_margins else {}

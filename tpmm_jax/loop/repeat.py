@@ -6,23 +6,26 @@ scorer may look at the whole of it.
 
 import json
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from tpmm_jax.config import Config
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.records import Judgement, Record, Rollout
+from tpmm_jax.data.records import Judgement, LabelledPair, Record, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.sessions import last_session, warn_versions
 from tpmm_jax.loop.cached_log_probs import THETA_0
 from tpmm_jax.loop.judging import Contest, judge_batch
+from tpmm_jax.loop.margins import stored_temperature
 from tpmm_jax.loop.prompts import MAIN, EncodedPrompts
 from tpmm_jax.loop.raters_record import (
     ANSWERS,
     JUDGEMENTS,
+    PAIRS,
+    ROLLOUTS,
     RatersRecord,
     rated_iterations,
     read_record,
@@ -31,6 +34,7 @@ from tpmm_jax.loop.run import Plan
 from tpmm_jax.loop.user_code import edited, rater_fields, warn_edited
 from tpmm_jax.rewards import (
     JUDGES,
+    MARGINS,
     SCORER,
     SCORERS,
     NamedJudge,
@@ -41,6 +45,8 @@ from tpmm_jax.store.records import read_growing_records
 # What another machine may round otherwise: shares of the batch's range, and of its
 # largest number.
 OF_RANGE, OF_LARGEST = 1e-3, 1e-6
+# Raters of which scorer.deterministic speaks, and not evaluation.random.
+_OWN = (SCORER, MARGINS)
 
 
 def refuse_random(
@@ -70,13 +76,13 @@ def _asked(config: Config, fields: Iterable[str]) -> list[str]:
     if not config.scorer.deterministic:
         return []
     exempt = config.evaluation.random
-    return [k for k in fields if k == SCORER or _label(k) not in exempt]
+    return [k for k in fields if k in _OWN or _label(k) not in exempt]
 
 
 def _exempting(fields: Iterable[str]) -> str:
     """Returns the setting that declares raters to be random."""
-    labels = [_label(field) for field in fields if field != SCORER]
-    if SCORER in fields:
+    labels = [_label(field) for field in fields if field not in _OWN]
+    if set(_OWN) & set(fields):
         return "scorer.deterministic=false"
     return f"evaluation.random={json.dumps(labels)}"
 
@@ -113,6 +119,8 @@ def check_raters(
     changed: dict[str, str] = {}
     if plan.schedule is not None:
         changed = find_changed(plan, workdir, record, plan.schedule.sets[MAIN])
+    if plan.raters.margins is not None and plan.config.scorer.deterministic:
+        changed |= changed_margins(plan, workdir, plan.raters.margins, record)
     changed |= _other_models(plan, before.get("sources", {}), sources, changed)
     # Of those that are being rated again some files hold what they said before.
     changed = {k: v for k, v in changed.items() if k not in record.rescoring}
@@ -147,7 +155,12 @@ def find_changed(
     scorers = {k: scorers[k] for k in _asked(config, scorers)}
     judges = {JUDGES + k: v for k, v in raters.judges.items()}
     judges = {k: judges[k] for k in _asked(config, judges)}
-    found = _changed_scorers(scorers, workdir, record, prompts, plan.runner.codec)
+    codec = plan.runner.codec
+
+    def stored(t: int) -> tuple[int, EncodedPrompts]:
+        return min(record.size(ANSWERS, t), num_prompts), prompts
+
+    found = _changed_scorers(scorers, workdir, ANSWERS, stored, codec)
     for field, judge in judges.items():
         if said := _changed_judge(field, judge, workdir, record, num_prompts):
             found[field] = said
@@ -189,17 +202,66 @@ def refuse_changed(workdir: pathlib.Path, changed: Mapping[str, str]) -> None:
     )
 
 
+def changed_margins(
+    plan: Plan, workdir: pathlib.Path, source: NamedScorer, record: RatersRecord
+) -> dict[str, str]:
+    """Returns ``find_changed`` of what margins come from."""
+    if plan.pair_chunks is None:
+        rollout = plan.config.rollout
+        schedule, codec = plan.schedule, plan.runner.codec
+        assert schedule is not None
+        size = min(rollout.batch_size, rollout.prompts_per_iteration)
+
+        def stored(t: int) -> tuple[int, EncodedPrompts]:
+            return size, schedule.iteration(t)
+
+        return _changed_scorers(
+            {MARGINS: source}, workdir, ROLLOUTS, stored, codec, record.earlier_margins
+        )
+    for t in reversed(rated_iterations(workdir, PAIRS)):
+        if t <= record.earlier_margins:
+            break
+        rows = _stored(workdir, t, PAIRS, LabelledPair)
+        rows = [row for row in rows if row.margin is not None]
+        rows = rows[: plan.config.rollout.batch_size]
+        if not rows:
+            continue
+        before = np.asarray([[row.margin for row in rows]], np.float64)
+        rewards_BN = source(
+            [r.prompt for r in rows], [[r.chosen, r.rejected] for r in rows]
+        )
+        difference = rewards_BN[:, 0] - rewards_BN[:, 1]
+        now = (difference / stored_temperature(workdir))[None]
+        if place := _worst(before, now):
+            return {
+                MARGINS: f"{MARGINS} = {source.name} gives the pair of prompt "
+                f"{rows[place[1]].prompt[:60]!r} the margin {now[place]:.6g}; it gave "
+                f"{before[place]:.6g} in iteration {t}"
+            }
+        break
+    return {}
+
+
 def _changed_scorers(
     scorers: dict[str, NamedScorer],
     workdir: pathlib.Path,
-    record: RatersRecord,
-    asked: EncodedPrompts,
+    file: str,
+    first: Callable[[int], tuple[int, EncodedPrompts]],
     codec: TextCodec,
+    after: int = -1,
 ) -> dict[str, str]:
+    """Returns ``find_changed`` of scorers whose numbers a file of answers holds.
+
+    Args:
+      first: iteration -> how many of its answers were rated at once, and its prompts.
+      after: iterations up to here were rated by an earlier version.
+    """
     found: dict[str, str] = {}
-    for t in reversed(rated_iterations(workdir, ANSWERS) if scorers else []):
-        count = min(record.size(ANSWERS, t), len(asked.ids))
-        rows = _stored(workdir, t, ANSWERS, Rollout)[:count]
+    for t in reversed(rated_iterations(workdir, file) if scorers else []):
+        if t <= after:
+            break
+        count, asked = first(t)
+        rows = _stored(workdir, t, file, Rollout)[:count]
         if len(rows) < count:
             continue  # a kill came within its first batch
         prompts, responses = [r.prompt for r in rows], [r.responses for r in rows]

@@ -22,6 +22,7 @@ from tpmm_jax.loop.evaluation import (
     summarise,
 )
 from tpmm_jax.loop.judging import Contest, judge_contests
+from tpmm_jax.loop.margins import CALIBRATION
 from tpmm_jax.loop.prompts import EncodedPrompts
 from tpmm_jax.loop.raters_record import (
     ANSWERS,
@@ -35,7 +36,15 @@ from tpmm_jax.loop.reference import PROGRESS
 from tpmm_jax.loop.rollouts import read_pairs
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, NamedJudge, NamedScorer
+from tpmm_jax.rewards import (
+    JUDGES,
+    LABEL,
+    MARGINS,
+    SCORER,
+    SCORERS,
+    NamedJudge,
+    NamedScorer,
+)
 from tpmm_jax.store.digests import remove_listed
 from tpmm_jax.store.records import resume_records, write_records
 
@@ -64,10 +73,16 @@ def rescore(plan: Plan, disk: Disk, voice: Voice) -> bool:
             size = record.size(JUDGEMENTS, t)
             _judge_again(disk, voice, t, answers, judges, size)
     if SCORER in scorers and plan.pair_chunks is None:
-        _label_again(plan, disk, voice, max(steps) + 1, scorers[SCORER])
+        _label_again(plan, disk, voice, max(steps) + 1, {SCORER: scorers[SCORER]})
         record = replace(record, earlier_labels=max(steps))
         # Before the summaries, which say so.
         write_record(disk.workdir, record)
+    if MARGINS in record.rescoring and plan.raters.margins is not None:
+        coming = max(steps) + 1
+        _label_again(plan, disk, voice, coming, {LABEL: plan.raters.margins})
+        if coming == 1:
+            remove_listed(disk.workdir / CALIBRATION)
+        record = replace(record, earlier_margins=max(steps))
     for t in steps:
         remove_listed(disk.folder(t) / SUMMARY)
     for t in steps:
@@ -165,20 +180,26 @@ def _place(one: Judgement) -> tuple[str, str, str, int, int]:
 
 
 def _label_again(
-    plan: Plan, disk: Disk, voice: Voice, iteration: int, scorer: NamedScorer
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    iteration: int,
+    scorers: Mapping[str, NamedScorer],
 ) -> None:
     """Rates the answers of the unfinished iteration; its pairs are to come again."""
-    assert plan.schedule is not None
     path = disk.folder(iteration) / "rollouts.jsonl"
-    if not path.exists():
+    if not path.exists() and plan.pair_chunks is None:
         return
-    prompts = plan.schedule.iteration(iteration)
-    size, total = plan.config.rollout.batch_size, len(path.read_bytes().splitlines())
     disk.work.clear()
     for name in _DERIVED:
         remove_listed(disk.folder(iteration) / name)
     disk.rewind("pairs", iteration)
+    if not path.exists():
+        return  # offline pairs are rated when they are made again
+    assert plan.schedule is not None
+    prompts = plan.schedule.iteration(iteration)
+    size, total = plan.config.rollout.batch_size, len(path.read_bytes().splitlines())
     title = f"iteration {iteration}: score again"
     with voice.phase(title, total, "prompts") as advance:
         codec = plan.runner.codec
-        _rate_file(path, codec, prompts, {SCORER: scorer}, size, advance)
+        _rate_file(path, codec, prompts, scorers, size, advance)

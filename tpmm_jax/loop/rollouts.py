@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_CUT, cut_share, cut_warning
 from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.loop.answers import sample_answers
+from tpmm_jax.loop.margins import rate_pairs, rated_margin, use_margins
 from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.rewards import PairPlaces, Raters, make_pairs
+from tpmm_jax.rewards import COLUMN, PairPlaces, make_pairs
 from tpmm_jax.store.digests import is_finished
 from tpmm_jax.store.records import read_records, write_records
 
@@ -51,6 +52,12 @@ def gather_pairs(
         write_records(path, labelled)
     pairs = read_pairs(disk, iteration)
     if not pairs.train:
+        if plan.config.pairing.margins == "drop":
+            raise BadInput(
+                f"iteration {iteration} has no training pair left: pairing.margins="
+                f"drop leaves out those of a negative margin (see {path.parent}); "
+                "use relabel, or another madpo.margins, in a new --workdir"
+            )
         raise BadInput(
             f"iteration {iteration} has no training pair: every prompt's responses "
             f"have equal rewards (see {path.parent}); use a finer scorer, more "
@@ -66,7 +73,7 @@ def read_pairs(disk: Disk, iteration: int) -> IterationPairs:
     held_out: list[PairRow] = []
     for number, pair in enumerate(read_records(path, LabelledPair), start=1):
         ids = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
-        row = PairRow(*ids, origin=f"{path}:{number}")
+        row = PairRow(*ids, origin=f"{path}:{number}", margin=pair.margin)
         (held_out if pair.held_out else train).append(row)
     return IterationPairs(train, held_out)
 
@@ -80,7 +87,7 @@ def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollo
         disk.folder(iteration) / "rollouts.jsonl",
         plan.schedule.iteration(iteration),
         # Only what labels: further scorers and judges see the evaluation alone.
-        Raters(plan.raters.scorer),
+        plan.raters.labelling(),
         params=lambda: disk.policy(iteration - 1),
         key=plan.key(iteration, ROLLOUT),
         num_samples=plan.config.rollout.samples_per_prompt,
@@ -101,10 +108,14 @@ def _label_rollouts(
         [row.held_out for row in rollouts],
         plan.config.pairing.flip_probability,
         seed=[plan.config.seed, iteration],
+        labels=plan.config.pairing.labels,
     )
     labelled = [(place, _labelled(rollouts[place.prompt], place)) for place in places]
     kept = [(place, p) for place, p in labelled if p.chosen_ids != p.rejected_ids]
     pairs = [pair for _, pair in kept]
+    more: dict[str, float] = {}
+    if plan.raters.margins is not None:
+        pairs, more = use_margins(plan, disk, voice, iteration, pairs)
     ids = [ids for row in rollouts for ids in row.response_ids]
     cut = cut_share(ids, plan.runner.codec.eos_ids)
     _log_pairs(
@@ -114,11 +125,12 @@ def _label_rollouts(
         pairs,
         {
             "pairs/tied_prompts": tied,
-            "pairs/dropped": len(places) - len(pairs),
+            "pairs/dropped": len(places) - len(kept),
             "rollout/cut": cut,
             "rollout/reward_mean": float(rewards_BR.mean()),
             "rollout/reward_std": float(rewards_BR.std()),
             "rollout/length_mean": float(np.mean([len(row) for row in ids])),
+            **more,
         },
     )
     what = f"iteration {iteration}"
@@ -144,6 +156,7 @@ def _labelled(row: Rollout, place: PairPlaces) -> LabelledPair:
         rejected_reward=row.rewards[place.rejected],
         flipped=place.flipped,
         held_out=place.held_out,
+        margin=rated_margin(row, place.chosen, place.rejected),
         prompt_ids=row.prompt_ids,
         chosen_ids=row.response_ids[place.chosen],
         rejected_ids=row.response_ids[place.rejected],
@@ -188,13 +201,28 @@ def _flip_chunk(
                 origin=row.origin,
                 flipped=flipped,
                 held_out=held_out,
+                margin=_file_margin(plan, row, flipped),
                 prompt_ids=row.prompt_ids,
                 chosen_ids=chosen,
                 rejected_ids=rejected,
             )
         )
-    _log_pairs(disk, voice, iteration, pairs, {})
+    more: dict[str, float] = {}
+    if plan.config.madpo.margins is not None:
+        if (source := plan.raters.margins) is not None:
+            size = plan.config.rollout.batch_size
+            margins = rate_pairs(source, pairs, size, voice)
+            pairs = [replace(pair, margin=h) for pair, h in zip(pairs, margins)]
+        pairs, more = use_margins(plan, disk, voice, iteration, pairs)
+    _log_pairs(disk, voice, iteration, pairs, more)
     return pairs
+
+
+def _file_margin(plan: Plan, row: PairRow, flipped: bool) -> float | None:
+    """Returns the margin that the pair's file gives, if the run takes it from there."""
+    if plan.config.madpo.margins != COLUMN or row.margin is None:
+        return None
+    return -row.margin if flipped else row.margin
 
 
 def _log_pairs(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.codec import TextCodec, make_codec, today
@@ -18,6 +19,7 @@ from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, split_chunks
+from tpmm_jax.loop.margins import load_margins, same_source_warning
 from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
 from tpmm_jax.loop.raters_record import write_record
 from tpmm_jax.loop.repeat import check_raters, refuse_random
@@ -44,7 +46,7 @@ from tpmm_jax.loop.workdir import (
 )
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
-from tpmm_jax.rewards import Raters
+from tpmm_jax.rewards import COLUMN, Raters
 from tpmm_jax.scoring import check_context, load_raters
 from tpmm_jax.store import (
     Trajectory,
@@ -158,13 +160,16 @@ def prepare(
         mesh=mesh,
         date=date,
     )
+    raters = replace(raters, margins=load_margins(config, mesh, date))
+    if text := same_source_warning(config, raters):
+        console.warn(text)
     source = find_model(config.model, workdir, console, started)
     check_adapter(config.model, source)
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)
     schedule, chunks = load_data(config, codec, workdir, console, started)
     if started:
-        check_data(workdir, schedule, chunks)
+        check_data(config, workdir, schedule, chunks)
     if schedule is not None:
         try_raters(config, codec, raters, schedule, started=started)
     check_steps(config, schedule, chunks)
@@ -208,7 +213,7 @@ def try_raters(
     check_context(raters, asked, new)
     if not config.offline:
         asked = schedule.asked(config.iterations)
-        check_context(Raters(raters.scorer), asked, new)
+        check_context(raters.labelling(), asked, new)
     known = main.known(codec, [0], [[]])
     samples = config.rollout.samples_per_prompt
     said = raters.probe(main.texts[0], samples, known)
@@ -231,7 +236,7 @@ def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
 
 
 def data_digests(
-    schedule: PromptSchedule | None, chunks: PairChunks | None
+    config: Config, schedule: PromptSchedule | None, chunks: PairChunks | None
 ) -> dict[str, str | None]:
     """Returns what pins a run's data: digests of its prompts and pairs."""
     pairs = None
@@ -241,6 +246,8 @@ def data_digests(
             for chunk in chunks
             for held, row in chunk
         ]
+        if config.madpo.margins == COLUMN:
+            ids += [[row.margin for _, row in chunk] for chunk in chunks]
         pairs = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     return {"prompts": schedule.digest if schedule else None, "pairs": pairs}
 
@@ -259,18 +266,21 @@ def pin_run(workdir: pathlib.Path, plan: Plan, *, started: bool) -> None:
     """Writes what later starts are compared with: config.json and data.json."""
     pin_config(workdir, to_dict(plan.config), started=started)
     date = plan.runner.codec.date.isoformat()
-    digests = data_digests(plan.schedule, plan.pair_chunks)
+    digests = data_digests(plan.config, plan.schedule, plan.pair_chunks)
     data = {**digests, "date": date, "format": FORMAT}
     write_listed_json(workdir / DATA, data, replace=True)
 
 
 def check_data(
-    workdir: pathlib.Path, schedule: PromptSchedule | None, chunks: PairChunks | None
+    config: Config,
+    workdir: pathlib.Path,
+    schedule: PromptSchedule | None,
+    chunks: PairChunks | None,
 ) -> None:
     """Raises BadInput if prompts or pairs are not those the run began with."""
     before, now = (
         read_listed_json(workdir / DATA),
-        data_digests(schedule, chunks),
+        data_digests(config, schedule, chunks),
     )
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
@@ -309,6 +319,7 @@ def load_data(
             codec,
             note=console.note,
             warn=console.warn,
+            margins=config.madpo.margins == COLUMN,
         )
         chunks = split_chunks(config, rows)
     return schedule, chunks

@@ -69,6 +69,8 @@ def train(
     table = pair_table(plan.runner, rows)
     if reference_logps_PN is not None:
         table["reference_BN"] = reference_logps_PN
+    if plan.config.loss.needs_margins:
+        table["margin_B"] = np.asarray([row.margin for row in rows], np.float32)
     order = BatchOrder(
         len(rows), config.batch_size, config.epochs, plan.config.seed, iteration
     )

@@ -10,15 +10,25 @@ from tpmm_jax.config import Config
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import is_function
 from tpmm_jax.loop.prompts import prompt_sources
-from tpmm_jax.rewards import JUDGES, SCORER, SCORERS, Raters, import_object
+from tpmm_jax.rewards import (
+    COLUMN,
+    JUDGES,
+    MARGINS,
+    SCORER,
+    SCORERS,
+    Raters,
+    import_object,
+)
 
 NO_RATERS = Raters()
 
 
 def rater_fields(config: Config) -> dict[str, str]:
-    """Returns {field: "module:function"} of scorers and judges."""
+    """Returns {field: "module:function"} of scorers, judges and the margins' source."""
     found = {} if config.scorer.name is None else {SCORER: config.scorer.name}
     found |= {SCORERS + k: v for k, v in sorted(config.evaluation.scorers.items())}
+    if (source := config.madpo.margins) not in (None, COLUMN):
+        found[MARGINS] = source
     return found | {JUDGES + k: v for k, v in sorted(config.evaluation.judges.items())}
 
 

@@ -22,7 +22,17 @@ CONTINUED_BY = {1: "0.1.0"}
 # Fields added to the config since the format last went up -> the value with which a run
 # that began without the field goes on as it began. A field that is missing in the
 # config.json of such a run is no change.
-ADDED: Mapping[str, Any] = {"scorer.retries": 0}
+ADDED: Mapping[str, Any] = {
+    "scorer.retries": 0,
+    "loss.dr_beta": 1.0,
+    "loss.c_max": 4.0,
+    "loss.tau": 6.907,
+    "loss.lam": 1.0,
+    "pairing.labels": "reward",
+    "pairing.margins": "keep",
+    "madpo.margins": None,
+    "madpo.calibrate": True,
+}
 
 
 @contextlib.contextmanager

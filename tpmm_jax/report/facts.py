@@ -126,6 +126,7 @@ def described(run: RunData) -> list[tuple[str, str]]:
         ("data", of("data.prompts") or of("data.pairs")),
         ("labelled by", of("scorer.name") and of("scorer.name") + earlier_labels(run)),
         ("evaluation", asked),
+        ("margins", of("madpo.margins")),
         ("iterations", progress(run)),
         ("devices", str(devices)),
         ("computing time", _seconds(run)),

@@ -115,7 +115,7 @@ def by_iteration(
             axes.yaxis.set_minor_formatter(NullFormatter())
         if log:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        return _finished(figure)
+        return finished(figure)
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -171,7 +171,7 @@ def frontier(curves: Sequence[Curve]) -> Markup:
                     )  # fmt: skip
         axes.set_xlabel("KL to θ₀, nats per response")
         axes.set_ylabel("reward")
-        return _finished(figure)
+        return finished(figure)
 
 
 def by_step(
@@ -211,7 +211,7 @@ def by_step(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set_xlabel("optimizer step, all iterations")
-        return _finished(figure), size
+        return finished(figure), size
 
 
 def heat(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Markup:
@@ -244,7 +244,7 @@ def heat(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Ma
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("weight of checkpoint")
-        return _finished(figure)
+        return finished(figure)
 
 
 def histogram(values: Mapping[str, np.ndarray], *, xlabel: str) -> Markup:
@@ -263,7 +263,7 @@ def histogram(values: Mapping[str, np.ndarray], *, xlabel: str) -> Markup:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.set_xlabel(xlabel)
         axes.set_ylabel("pairs")
-        return _finished(figure)
+        return finished(figure)
 
 
 def stacked(rows: Sequence[str], parts: Mapping[str, np.ndarray]) -> Markup:
@@ -284,7 +284,7 @@ def stacked(rows: Sequence[str], parts: Mapping[str, np.ndarray]) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: clock_text(x)))
         axes.set_ylabel("iteration")
-        return _finished(figure)
+        return finished(figure)
 
 
 def _thinned(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
@@ -332,7 +332,7 @@ def plot(
         yield figure, axes
 
 
-def _finished(figure: Figure) -> Markup:
+def finished(figure: Figure) -> Markup:
     """Returns the SVG as an element of a page."""
     buffer = io.StringIO()
     unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))

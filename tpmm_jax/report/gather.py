@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tpmm_jax.data.records import Rollout
+from tpmm_jax.data.records import LabelledPair, Rollout
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.log.jsonl import parsed
 from tpmm_jax.log.metrics import METRICS, TIMING, find_labels
@@ -133,6 +133,17 @@ class RunData:
                     "from a copy"
                 )
         return answers
+
+    def margins(self, iteration: int) -> np.ndarray:
+        """The rewards' margins of an iteration's training pairs; empty if none has one.
+
+        Raises:
+          CorruptCheckpoint: a line of pairs.jsonl that holds no pair; names it.
+        """
+        path = self.workdir / "iterations" / f"{iteration:03d}" / "pairs.jsonl"
+        pairs = read_growing_records(path, LabelledPair)
+        kept = [p.margin for p in pairs if not p.held_out and p.margin is not None]
+        return np.asarray(kept, np.float64)
 
     def held_out(self, iteration: int) -> dict[str, np.ndarray]:
         """Arrays of held_out.npz, [M, 2] nats; {} if there is none.

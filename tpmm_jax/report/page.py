@@ -10,6 +10,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.report import compare, facts, watched
 from tpmm_jax.report.figures import DASHES, PALETTE, SERIES, printable, theta
 from tpmm_jax.report.gather import RunData, read_run
+from tpmm_jax.report.margins import margin_sections
 from tpmm_jax.report.panels import sections
 from tpmm_jax.report.samples import common_samples, run_samples
 from tpmm_jax.report.settings import differences, settings
@@ -76,7 +77,7 @@ def run_page(run: RunData) -> str:
     return _environment().get_template("run.html.jinja").render(
         title=f"{run.label}: report",
         run=run,
-        sections=sections([run]),
+        sections=[*sections([run]), *margin_sections([run])],
         samples=run_samples(run),
         settings=settings(run),
     )  # fmt: skip
@@ -91,7 +92,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         runs=runs,
         common=common,
         differences=[] if common is None else compare.differences(runs, common),
-        sections=sections(runs),
+        sections=[*sections(runs), *margin_sections(runs)],
         settings=differences(runs),
         samples=common_samples(runs, common) if few and common is not None else [],
     )  # fmt: skip

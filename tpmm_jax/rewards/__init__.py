@@ -1,6 +1,7 @@
 """What labels the rollouts, what judges answers, and how labels become pairs."""
 
 from tpmm_jax.rewards.judges import Judge, NamedJudge
+from tpmm_jax.rewards.margins import COLUMN, LABEL, MARGINS, MadpoConfig
 from tpmm_jax.rewards.pairing import PairingConfig, PairPlaces, make_pairs
 from tpmm_jax.rewards.raters import (
     JUDGES,
@@ -26,7 +27,10 @@ from tpmm_jax.rewards.scorer import (
 from tpmm_jax.rewards.surroundings import left_alone
 
 __all__ = [
+    "COLUMN",
     "JUDGES",
+    "LABEL",
+    "MARGINS",
     "SCORER",
     "SCORERS",
     "Find",
@@ -34,6 +38,7 @@ __all__ = [
     "Judge",
     "Known",
     "Limits",
+    "MadpoConfig",
     "NamedJudge",
     "NamedScorer",
     "PairPlaces",

@@ -3,8 +3,10 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import scipy.special
 
 from tpmm_jax.errors import BadInput
 
@@ -18,10 +20,17 @@ class PairingConfig:
         all ordered pairs of their samples score the merged reference.
       flip_probability: label noise, for studies: the chance that a pair's labels
         are swapped, held-out pairs included.
+      labels: "reward": the higher reward is chosen. "bt": each of a pair's answers may
+        be, by Bradley and Terry's chance sigma(r_1 - r_2), held-out pairs included; a
+        label against the rewards counts as flipped.
+      margins: what becomes of training pairs whose margin, of madpo.margins, is
+        negative: "keep", "drop" or "relabel" (chosen and rejected change places).
     """
 
     holdout_fraction: float = 0.25
     flip_probability: float = 0.0
+    labels: Literal["reward", "bt"] = "reward"
+    margins: Literal["keep", "drop", "relabel"] = "keep"
 
     def validate(self) -> None:
         """Raises BadInput for a value out of range."""
@@ -52,6 +61,7 @@ def make_pairs(
     flip_probability: float,
     *,
     seed: list[int],
+    labels: str = "reward",
 ) -> tuple[list[PairPlaces], int]:
     """Returns pairs, and how many prompts gave none because all rewards tie.
 
@@ -69,6 +79,7 @@ def make_pairs(
       held_out_B: which prompts are held out.
       flip_probability: the chance that a pair's labels are swapped.
       seed: of the label flips.
+      labels: "reward" or "bt", see PairingConfig.
     """
     pairs: list[PairPlaces] = []
     tied = 0
@@ -86,8 +97,12 @@ def make_pairs(
         tied += not found
         # A prompt's flips depend on its own number, not on the other prompts.
         flips = np.random.default_rng([*seed, 1, b]).random(len(found))
-        for (chosen, rejected), u in zip(found, flips):
-            flipped = bool(u < flip_probability)
+        flipped_P = flips < flip_probability
+        if labels == "bt":
+            drawn = np.random.default_rng([*seed, 2, b]).random(len(found))
+            lead = np.asarray([r[i] - r[j] for i, j in found])
+            flipped_P ^= drawn < scipy.special.expit(-lead)
+        for (chosen, rejected), flipped in zip(found, flipped_P.tolist()):
             if flipped:
                 chosen, rejected = rejected, chosen
             pairs.append(PairPlaces(b, chosen, rejected, flipped, bool(held_out)))

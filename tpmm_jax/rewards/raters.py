@@ -9,6 +9,7 @@ import numpy as np
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.judges import NamedJudge
+from tpmm_jax.rewards.margins import LABEL, MARGINS
 from tpmm_jax.rewards.scorer import (
     Find,
     Known,
@@ -38,17 +39,25 @@ class Raters:
       scorer: the one that labels: "rewards"; None without one.
       scorers: further ones by label: "scores".
       judges: by label.
+      margins: what the margins of pairs come from; None: nothing, or a column.
     """
 
     scorer: NamedScorer | None = None
     scorers: Mapping[str, NamedScorer] = field(default_factory=dict)
     judges: Mapping[str, NamedJudge] = field(default_factory=dict)
+    margins: NamedScorer | None = None
+
+    def labelling(self) -> "Raters":
+        """Returns what rates rollouts: the scorer, and what margins come from."""
+        source = self.margins
+        return Raters(self.scorer, {} if source is None else {LABEL: source})
 
     def digests(self) -> dict[str, str]:
         """Returns {field of a run's config: digest} of those that are models."""
         named = {SCORER: self.scorer}
         named |= {SCORERS + label: one for label, one in self.scorers.items()}
         named |= {JUDGES + label: one for label, one in self.judges.items()}
+        named[MARGINS] = self.margins
         return {k: one.digest for k, one in named.items() if one and one.digest}
 
     def probe(
@@ -64,6 +73,7 @@ class Raters:
         """
         scorers = {} if self.scorer is None else {SCORER: self.scorer}
         scorers |= {SCORERS + label: one for label, one in self.scorers.items()}
+        scorers |= {} if self.margins is None else {MARGINS: self.margins}
         said = {
             k: one.probe(prompt, num_responses, known) for k, one in scorers.items()
         }
