@@ -148,6 +148,9 @@ The configuration of the run:
 ```json
 {{ run.config_text }}
 ```
+"""
+# Of a model that no run trained: a merge of others, or one that was converted.
+ORIGIN = """\
 {% elif merge -%}
 A merge of {{ merge.rows | length }} checkpoints in float32, by
 {{ merge.rule | cell }} weights.
@@ -185,19 +188,11 @@ def run_facts(source: str) -> dict[str, Any] | None:
     if match is None:
         return None
     workdir, step = pathlib.Path(match["workdir"] or "."), int(match["step"])
-    if not (workdir / "config.json").exists():
-        raise BadInput(
-            f"{workdir} has no config.json, so the model card cannot say how the "
-            "policy was made; put the run's file back"
-        )
-    config = read_json(workdir / "config.json")
+    config = run_config(workdir)
     with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
         meta = trajectory.meta(0)
         digests = [("theta_0", trajectory.digest(0))]
-    origin = str(meta.get("source", config["model"]["source"]))
-    hub = origin if meta.get("commit") else None
-    first = cell(local_name(origin))
-    first += f" at `{code(meta['commit'][:12])}`" if hub else ""
+    first, hub = first_model(config, meta)
     rows = [row for row in iteration_rows(workdir) if row["iteration"] <= step]
     headings, table = evaluation_table(rows)
     last = next((row for row in rows if row["iteration"] == step), {})
@@ -228,6 +223,30 @@ def run_facts(source: str) -> dict[str, Any] | None:
         "data": digests,
         "versions": run_versions(workdir),
     }
+
+
+def run_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns a run's config.json."""
+    if not (workdir / "config.json").exists():
+        raise BadInput(
+            f"{workdir} has no config.json, so the model card cannot say how the "
+            "model was made; put the run's file back"
+        )
+    return read_json(workdir / "config.json")
+
+
+def first_model(
+    config: Mapping[str, Any], meta: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """Returns what a run began with as Markdown, and its hub id, if it has one.
+
+    Args:
+      meta: of step 0.
+    """
+    origin = str(meta.get("source", config["model"]["source"]))
+    hub = origin if meta.get("commit") else None
+    first = cell(local_name(origin))
+    return first + (f" at `{code(meta['commit'][:12])}`" if hub else ""), hub
 
 
 def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:
@@ -330,7 +349,7 @@ def local_name(source: str) -> str:
     """Returns a hub id as it is, and of a path its last parts."""
     if match := TRAJECTORY_STEP.fullmatch(source):
         workdir = pathlib.Path(match["workdir"] or ".").absolute().name
-        return f"{workdir}/trajectory@{match['step']}"
+        return f"{workdir}/{match['kept']}@{match['step']}"
     path = pathlib.Path(source)
     return path.name if path.is_absolute() or path.exists() else source
 
@@ -358,10 +377,15 @@ def code(text: str) -> str:
     return line.replace("`", "'").replace("|", r"\|")
 
 
-def write_card(**facts: Any) -> str:
-    """Returns the card's text; see TEMPLATE for the names."""
+def write_card(template: str, **facts: Any) -> str:
+    """Returns the card's text.
+
+    Args:
+      template: one such as TEMPLATE, which ORIGIN ends.
+      facts: by the names in there.
+    """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     # ASCII-safe JSON is YAML as well.
     environment.filters |= {"tojson": json.dumps, "cell": cell, "code": code}
-    text = environment.from_string(TEMPLATE).render(**facts)
+    text = environment.from_string(template + ORIGIN).render(**facts)
     return text.rstrip() + "\n"

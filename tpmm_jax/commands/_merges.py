@@ -25,11 +25,14 @@ from tpmm_jax.merging import (
 )
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
+from tpmm_jax.weights.hub import TRAJECTORY
 from tpmm_jax.weights.kept import committed_steps, run_workdir
-from tpmm_jax.weights.loading import resolve_all
+from tpmm_jax.weights.loading import resolve_any
 from tpmm_jax.weights.source import Source
 
-RANGE = re.compile(r"(?P<workdir>.*/)?trajectory@(?P<first>\d+)\.\.(?P<last>\d+)")
+RANGE = re.compile(
+    r"(?P<workdir>.*/)?(?P<kept>trajectory|reward)@(?P<first>\d+)\.\.(?P<last>\d+)"
+)
 
 
 @dataclass
@@ -56,17 +59,17 @@ def expand(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if match := RANGE.fullmatch(name):
-            workdir = pathlib.Path(match["workdir"] or ".")
+            workdir, kept = pathlib.Path(match["workdir"] or "."), match["kept"]
             wanted = list(range(int(match["first"]), int(match["last"]) + 1))
-            steps = committed_steps(workdir)
+            steps = committed_steps(workdir, kept)
             if not wanted or set(wanted) - set(steps):
-                raise BadInput(f"{name}: {workdir}/trajectory holds the steps {steps}")
+                raise BadInput(f"{name}: {workdir}/{kept} holds the steps {steps}")
         elif (run := run_workdir(pathlib.Path(name))) is not None:
-            workdir, wanted = run, committed_steps(run)
+            workdir, kept, wanted = run, TRAJECTORY, committed_steps(run)
         else:
             found.append(name)
             continue
-        found += [f"{workdir}/trajectory@{step}" for step in wanted]
+        found += [f"{workdir}/{kept}@{step}" for step in wanted]
     if len(found) < 2:
         raise BadInput(
             f"{' '.join(names)} is {len(found)} model; a merge needs two or more (to "
@@ -83,7 +86,7 @@ def open_sources(
     Args:
       base: the model under the PEFT adapters among them.
     """
-    sources = resolve_all(names, base)
+    sources = resolve_any(names, base)
     first = sources[0]
     for name, source in zip(names[1:], sources[1:]):
         check_same_architecture(first.config, source.config, name, names[0])

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from tpmm_jax.weights.kept import run_workdir
 from tpmm_jax.weights.loading import (
     adapters_base,
     adapters_place,
-    resolve,
+    resolve_any,
+    start_reward,
 )
 from tpmm_jax.weights.peft import adapter_config, is_adapter, write_adapters
 from tpmm_jax.weights.saving import whole_directory
@@ -54,19 +56,23 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
     """
     match = TRAJECTORY_STEP.fullmatch(source.origin["source"])
     workdir = pathlib.Path(match["workdir"] or ".") if match else pathlib.Path()
-    if match is None or not _holds_adapters(workdir):
+    if match is None or not _holds_adapters(workdir / match["kept"]):
         raise BadInput(
             f"--peft: {model} is not a step of a run with model.lora.rank, so there is "
             "no adapter; export without --peft"
         )
     step, decoder = int(match["step"]), Decoder(source.config)
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
-        name, revision = _base_for_peft(workdir, trajectory.meta(0)["base"], base)
+    with Trajectory(workdir / match["kept"], read_only=True) as trajectory:
+        record = trajectory.meta(0)["base"]
+        *place, seed = adapters_place(workdir, match["kept"])
+        name, revision = _base_for_peft(workdir, record, place, base)
         trajectory.base = (
-            adapters_base(workdir, decoder) if base is None else _given(name, decoder)
+            adapters_base(workdir, decoder)
+            if base is None
+            else _given(name, decoder, seed)
         )
         if trajectory.base is not None:
-            _check_config(name, revision, source)
+            _check_config(_find(name, revision, seed), name, source)
             trajectory.restore_base()
         lora = replace(trajectory.lora_of(step), dropout=_dropout(workdir))
         target = abstract_adapters(decoder.abstract_params(), lora)
@@ -74,8 +80,8 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
         return StoredAdapter(lora, adapters, name, revision, trajectory.digest(step))
 
 
-def _holds_adapters(workdir: pathlib.Path) -> bool:
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+def _holds_adapters(folder: pathlib.Path) -> bool:
+    with Trajectory(folder, read_only=True) as trajectory:
         return trajectory.holds_adapters()
 
 
@@ -86,12 +92,19 @@ def _dropout(workdir: pathlib.Path) -> float:
 
 
 def _base_for_peft(
-    workdir: pathlib.Path, record: dict[str, Any], given: str | None
+    workdir: pathlib.Path,
+    record: dict[str, Any],
+    place: Sequence[Any],
+    given: str | None,
 ) -> tuple[str, str | None]:
-    """Returns the name and the revision of the base, as PEFT is to find it."""
+    """Returns the name and the revision of the base, as PEFT is to find it.
+
+    Args:
+      place: name and revision of the base that the run's adapters are read over.
+    """
+    own, revision = place
     if given is None and record.get("commit"):
         return record["source"], record["commit"]
-    own, revision, _ = adapters_place(workdir)
     if given is None and is_hub_id(own):
         return own, revision
     if given is not None and not os.path.lexists(given):
@@ -117,25 +130,31 @@ def _base_for_peft(
     return str(path.resolve()), None
 
 
-def _check_config(name: str, revision: str | None, source: Source) -> None:
+def _find(name: str, revision: str | None, seed: int | None) -> Source:
+    """Returns the base: what was found or, with a seed, a causal model with a head."""
+    if seed is not None:
+        return start_reward(name, seed, revision)
+    return resolve_any([name], revision=revision)[0]
+
+
+def _check_config(found: Source, name: str, source: Source) -> None:
     """Refuses a base whose config.json is not the run's: PEFT would go by it.
 
     Weights alone do not tell: a rope_theta or a window has none.
     """
-    found = resolve(name, revision).config
-    if differing := architecture_differences(source.config, found):
+    if differing := architecture_differences(source.config, found.config):
         raise BadInput(
             f"--peft: the config.json of the base {name} is not the run's "
             f"({'; '.join(differing)}); name the run's own base as --base-model"
         )
 
 
-def _given(name: str, decoder: Decoder) -> Base | None:
+def _given(name: str, decoder: Decoder, seed: int | None) -> Base | None:
     """The base that the user named; None for a hub id, which is not downloaded."""
     if is_hub_id(name):
         return None
     advice = "name the directory of the run's own base as --base-model"
-    return Base(lambda: resolve(name).read(decoder, "float32"), name, advice)
+    return Base(lambda: _find(name, None, seed).read(decoder, "float32"), name, advice)
 
 
 def save_adapter(
@@ -143,7 +162,10 @@ def save_adapter(
 ) -> None:
     """Writes the directory, whole or not at all."""
     with whole_directory(directory) as whole:
-        content = adapter_config(stored.lora, stored.base, stored.revision)
+        rewards = source.config.output == "reward"
+        content = adapter_config(
+            stored.lora, stored.base, stored.revision, rewards=rewards
+        )
         write_adapters(stored.adapters, source.config, content, whole)
         (whole / "README.md").write_text(card, encoding="utf-8")
         if source.tokenizer is not None:

@@ -1,4 +1,4 @@
-"""Writes a policy as a Hugging Face directory: tpmm export runs/x/trajectory@4
+"""Writes a model as a Hugging Face directory: tpmm export runs/x/trajectory@4
 
 Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 """
@@ -11,10 +11,17 @@ from typing import Any, TypeAlias
 
 import jax
 
-from tpmm_jax.commands._card import local_name, merge_facts, run_facts, write_card
+from tpmm_jax.commands._card import (
+    TEMPLATE,
+    local_name,
+    merge_facts,
+    run_facts,
+    write_card,
+)
 from tpmm_jax.commands._line import Parser, add_base, guarded
 from tpmm_jax.commands._merges import warn_if_faint
 from tpmm_jax.commands._peft import read_step, save_adapter
+from tpmm_jax.commands._reward_card import REWARD_TEMPLATE, pooling_facts, reward_facts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
@@ -22,34 +29,40 @@ from tpmm_jax.merging import signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.store import tree_digest
 from tpmm_jax.weights.hub import is_hub_id
-from tpmm_jax.weights.loading import check_dtype, resolve
+from tpmm_jax.weights.loading import check_dtype, resolve_any
 from tpmm_jax.weights.saving import check_output, save
 from tpmm_jax.weights.source import Model, Source
 
 DESCRIPTION = """\
-Write a policy as a Hugging Face directory that transformers, vLLM and others load:
-weights, tokenizer with its chat template, generation_config.json as the source has it,
-and a model card
-(README.md) that says how it was made: the run's configuration, rule and weights of
-every reference, the evaluation with intervals, digests and versions.
+Write a policy or a reward model as a Hugging Face directory that transformers, vLLM and
+others load: weights, tokenizer with its chat template, generation_config.json as the
+source has it, and a model card (README.md) that says how it was made: the run's
+configuration, rule and weights of every reference, the evaluation with intervals,
+digests and versions.
 
 MODEL is a step of a run (runs/x/trajectory@4), a run's workdir (its newest policy), or
-any other model that tpmm sample takes. Of a run with model.lora.rank the weights have
-the adapter added; --peft writes the adapter alone, as a directory that PEFT loads.
+any other model that tpmm sample takes. A reward model is runs/rm/reward@best, the
+workdir of tpmm train_reward, or what tpmm.load_reward takes; it is written as a
+*ForSequenceClassification with one label. Of a run with model.lora.rank the weights
+have the adapter added; --peft writes the adapter alone, as a directory that PEFT loads,
+a reward model's with its head.
 """
 EPILOG = """\
 examples:
   tpmm export runs/smollm2/trajectory@4 --output exported --license apache-2.0
   tpmm export merged --output exported --dtype bfloat16 --name my-model
   tpmm export runs/lora/trajectory@2 --output adapter --peft
+  tpmm export runs/rm/reward@best --output my-reward-model
   huggingface-cli upload me/my-model exported
 
 The directory appears whole or not at all; one that is not empty is refused.
 """
-# With --peft: library and class that load what is written.
+# Library and class that load what is written, with and without --peft.
 READERS = {
-    False: ("transformers", "AutoModelForCausalLM"),
-    True: ("peft", "AutoPeftModelForCausalLM"),
+    ("tokens", False): ("transformers", "AutoModelForCausalLM"),
+    ("tokens", True): ("peft", "AutoPeftModelForCausalLM"),
+    ("reward", False): ("transformers", "AutoModelForSequenceClassification"),
+    ("reward", True): ("peft", "AutoPeftModelForSequenceClassification"),
 }
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -107,7 +120,8 @@ def read_model(
         bar.advance(1)
     if dtype != "float32" and facts is not None and facts["step"] > 0:
         workdir = source.origin["source"].rpartition("@")[0]
-        base = resolve(f"{workdir}@0").read(decoder, "float32")
+        (start,) = resolve_any([f"{workdir}@0"])
+        base = start.read(decoder, "float32")
         ratio = signal_to_rounding(params, base, dtype)
         del base
         console.note(signal_text(ratio, dtype))
@@ -141,8 +155,10 @@ def card(
     """Returns the model card, of adapters if there is a LoraConfig."""
     known = {f"{n} (run)": v for n, v in (facts["versions"] if facts else {}).items()}
     known |= {f"{n} (export)" if known else n: v for n, v in versions().items()}
-    tags = ["tpmm_jax"]
-    if facts is not None:
+    tags, rewards = ["tpmm_jax"], source.config.output == "reward"
+    if rewards:
+        tags.append("reward-model")
+    elif facts is not None:
         loss = facts["config"]["loss"]["name"]
         losses = [loss] if isinstance(loss, str) else loss  # or a sum of them
         tags += ["preference-optimization", *losses]
@@ -150,8 +166,10 @@ def card(
         tags.append("merge")
     if lora is not None:
         tags.append("lora")
-    library, reader = READERS[args.peft]
+    library, reader = READERS[source.config.output, args.peft]
     return write_card(
+        REWARD_TEMPLATE if rewards else TEMPLATE,
+        **pooling_facts(source.config),
         library=library,
         reader=reader,
         name=args.name or pathlib.Path(args.output).absolute().name,
@@ -176,13 +194,13 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     """Checks everything, reads, writes."""
     dtype, size = check_dtype(args.dtype), parse_size(args.max_shard_size)
     check_output(args.output)
-    source = resolve(args.model, args.revision, args.base)
+    (source,) = resolve_any([args.model], args.base, args.revision)
     if args.peft:
         run_peft(args, source, console)
         return
     each = 2 if dtype == "bfloat16" else 4
     check_output(args.output, each * Decoder(source.config).num_params)
-    facts = run_facts(source.origin["source"])
+    facts = facts_of(source)
     merge = merge_facts(pathlib.Path(args.model))
     base = base_model(args, source, facts)
     if source.tokenizer is None:
@@ -199,7 +217,13 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     with console.phase("write", 1, "models") as bar:
         save(model, args.output, max_shard_bytes=size, files=files)
         bar.advance(1)
-    finish(args, base, console)
+    finish(args, source, base, console)
+
+
+def facts_of(source: Source) -> dict[str, Any] | None:
+    """Returns what is known of a run's model; None for others."""
+    find = reward_facts if source.config.output == "reward" else run_facts
+    return find(source.origin["source"])
 
 
 def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> None:
@@ -209,7 +233,7 @@ def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> N
             "--dtype and --max-shard-size are for whole weights: with --peft the "
             "adapter is one file in float32; leave them out"
         )
-    facts = run_facts(source.origin["source"])
+    facts = facts_of(source)
     with console.phase("read", 1, "adapters") as bar:
         stored = read_step(args.model, source, args.base_model)
         bar.advance(1)
@@ -225,10 +249,12 @@ def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> N
         bar.advance(1)
     if not base:
         console.note(f"adapter_config.json names the base by its path: {stored.base}")
-    finish(args, base, console)
+    finish(args, source, base, console)
 
 
-def finish(args: argparse.Namespace, base: str, console: RunConsole) -> None:
+def finish(
+    args: argparse.Namespace, source: Source, base: str, console: RunConsole
+) -> None:
     """Says what the card leaves open and how the directory is used."""
     unstated = [
         f"{what} ({option})"
@@ -240,11 +266,16 @@ def finish(args: argparse.Namespace, base: str, console: RunConsole) -> None:
     ]
     if unstated:
         console.note(f"the card states {' and '.join(unstated)}")
-    library, reader = READERS[args.peft]
+    library, reader = READERS[source.config.output, args.peft]
+    ours, labels = f"tpmm sample {args.output}", ""
+    if source.config.output == "reward":
+        ours = f"--set scorer.name=reward:{args.output}   in tpmm train"
+        # A causal base says nothing of labels, of which transformers would take two.
+        labels = ", num_labels=1" if args.peft else ""
     console.next_steps(
         [
-            f"tpmm sample {args.output}",
-            f'{reader}.from_pretrained("{args.output}")   in {library}',
+            ours,
+            f'{reader}.from_pretrained("{args.output}"{labels})   in {library}',
             f"{args.output}/README.md   the model card",
         ]
     )

@@ -56,7 +56,9 @@ weights -1 1 1.
 
 MODEL is what tpmm sample takes. A run's workdir stands for all of its policies, and
 runs/x/trajectory@1..3 for three of them. The first model is theta_0, the anchor; the
-output has its tokenizer, chat template and generation_config.json. The output is a
+output has its tokenizer, chat template and generation_config.json. Reward models are
+merged too, with one another alone; their mean is WARM (arXiv 2401.12187), and the
+workdir of tpmm train_reward is its best model. The output is a
 Hugging Face directory; its merge.json records sources, digests and weights.
 """
 EPILOG = """\
@@ -297,6 +299,12 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     learning = None if args.learn is None else learning_config(args)
     sources = open_sources(names, args.base, console)
     config, output = sources[0].config, pathlib.Path(args.output)
+    rewards = config.output == "reward"
+    if rewards and learning is not None:
+        raise BadInput(
+            "--learn scores the merge as a policy, and these are reward models; use "
+            "--uniform (WARM) or --weights"
+        )
     copies = len(names) + 1 if args.learn else 1
     check_output(output, 4 * copies * Decoder(config).num_params)
     mesh = None if args.fsdp == 1 else make_mesh(MeshConfig(fsdp=args.fsdp))
@@ -327,9 +335,10 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     save(model, output, files={"merge.json": text})
     if sources[0].tokenizer is None:
         console.warn(f"{names[0]} has no tokenizer, so {output} has none")
-    console.next_steps(
-        [f"tpmm sample {output}", f'tpmm.load("{output}")   in Python and transformers']
-    )
+    use = f"tpmm sample {output}", "tpmm.load"
+    if rewards:
+        use = f"--set scorer.name=reward:{output}   in tpmm train", "tpmm.load_reward"
+    console.next_steps([use[0], f'{use[1]}("{output}")   in Python'])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
