@@ -2,9 +2,13 @@
 
 import dataclasses
 import pathlib
+import sys
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "loop"))
+
 import tiny_run
 
 from tpmm_jax.loop.theta_0 import base_record

@@ -107,6 +107,11 @@ CHECKS: dict[str, Sequence[Check]] = {
         _rare("special_in_message", "a message holds a special token", bad="yellow"),
         _rare("unknown_tokens", "completions with unknown tokens", "", bad="yellow"),
     ),
+    "reward model": (
+        _rare("reward_too_long", "over its positions", "answers", "never cut", "red"),
+        _rare("reward_pad_last", "end in its pad id", "answers", bad="yellow"),
+        _rare("reward_pad_inside", "hold its pad id before the end", "answers"),
+    ),
     "evaluation": (
         Check(
             "eval_same_prompt", "its prompt is trained on", "evaluation", "", "yellow"
@@ -161,6 +166,7 @@ def _bases(found: Checked) -> dict[str, int]:
         "compared": sum(found.counts[name] for name in lengths),
         "tokens": found.counts["tokens"],
         "evaluation": found.counts["eval_rows"],
+        "answers": found.counts["reward_answers"],
     }
 
 

@@ -24,6 +24,7 @@ from tpmm_jax.commands._data_checks import (
     check_prompts,
     summary,
 )
+from tpmm_jax.commands._data_rewards import check_reward
 from tpmm_jax.commands._data_run import (
     as_run,
     check_run,
@@ -109,6 +110,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="evaluation rows that must not occur in FILE",
     )
+    add(
+        "--reward",
+        metavar="MODEL",
+        help="a reward model that is to read the pairs: counts the answers that are "
+        "longer than its positions, or that transformers pools at another token",
+    )
     add("--scorer", metavar="M:F", help="module:function to compare the labels with")
     add_timeout(parser, f"the config's, else {TIMEOUT:g}")
     add_row_options(add, pairs=True)
@@ -178,6 +185,7 @@ def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
     """Refuses options that would change nothing, and says what to use instead."""
     if args.prompts:
         instead = {
+            "reward": "reads the answers of pairs; prompts have none",
             "scorer": "is compared with the labels of pairs; prompts have none",
             "max_completion_length": "applies to pairs; prompts have no completions",
         }
@@ -257,6 +265,7 @@ def check_files(
             found = check_prompts(read, codec, auto_chat=auto_chat)
         else:
             found = check_pairs(files, data, codec, auto_chat=auto_chat)
+            check_reward(args.reward, files, data, found, auto_chat=auto_chat)
         if config is not None:
             own = config if run is None else run
             evaluation = read_evaluation(own, codec, folder, found)
