@@ -1,6 +1,7 @@
 """A reward run's workdir as tpmm train_reward leaves it, without training one."""
 
 import dataclasses
+import io
 import pathlib
 import sys
 
@@ -11,12 +12,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "loop"))
 
 import tiny_run
 
-from tpmm_jax.loop.theta_0 import base_record
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.loop.theta_0 import store_first
 from tpmm_jax.models import Decoder, LoraConfig
-from tpmm_jax.models.lora import init_adapters
-from tpmm_jax.store import Base, Trajectory
+from tpmm_jax.store import Trajectory
 from tpmm_jax.store.files import write_json
-from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.loading import start_reward
 
 LORA = LoraConfig(rank=2, alpha=6.0)
@@ -37,30 +37,20 @@ def make(workdir: pathlib.Path, *, lora: bool) -> pathlib.Path:
     base = workdir.parent / "base"
     if not base.exists():
         tiny_run.build_model(base)
+    console = RunConsole(io.StringIO())
     source = start_reward(base, seed=5)
     decoder = Decoder(source.config, lora=LORA if lora else None)
-    params = source.read(decoder, "float32")
-    origin = {"iteration": 0, **source.origin}
-    (workdir / "model").mkdir(parents=True)
-    write_description(source.config, source.tokenizer, "float32", workdir / "model")
-    start, storage = params, "float32"
-    if lora:
-        key, storage = jax.random.key(0), "lora"
-        start = init_adapters(
-            decoder.abstract_params(), LORA, key, score=params["score"]
-        )
-        origin["base"] = base_record(workdir, source.origin)
-    rng = np.random.default_rng(0)
-    moved = jax.tree.map(
-        lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), start
-    )
     with Trajectory(
-        workdir / "reward",
-        storage=storage,
-        lora=decoder.lora,
-        base=Base(lambda: source.read(decoder, "float32"), "base", ""),
+        workdir / "reward", storage="lora" if lora else "float32", lora=decoder.lora
     ) as trajectory:
-        trajectory.append(0, start, origin)
+        store_first(source, decoder, trajectory, 5, workdir, console)
+        target = decoder.abstract_trained()
+        read = trajectory.restore_adapters if lora else trajectory.restore
+        rng = np.random.default_rng(0)
+        moved = jax.tree.map(
+            lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32),
+            read(0, target),
+        )
         trajectory.append(1, moved, {"iteration": 1, "step": 40})
     config = {
         "seed": 5,

@@ -10,7 +10,13 @@ import yaml
 
 import tpmm_jax as tpmm
 from tpmm_jax.commands import evaluate, export, merge_checkpoints, sample
-from tpmm_jax.weights.loading import load_reward, resolve_reward
+from tpmm_jax.models import Decoder
+from tpmm_jax.weights.loading import (
+    adapters_place,
+    load_reward,
+    resolve_reward,
+    start_reward,
+)
 
 TOKENS, MASK = np.array([[3, 4, 5, 6], [7, 8, 9, 0]]), np.array([[1] * 4, [1, 1, 1, 0]])
 
@@ -82,12 +88,14 @@ def test_an_adapter_is_written_with_its_head(capsys, runs, tmp_path):
     assert "is not a step of a run with" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_base_of_another_seed_is_not_taken_for_the_runs(runs):
-    """The record of step 0 has the head's seed; another head is refused by name."""
-    from tpmm_jax.weights import loading
-
-    place = loading.adapters_place(runs["lora"], "reward")
-    assert place == (str(runs["lora"].parent / "base"), None, 5)
+def test_the_start_of_a_lora_run_is_the_causal_model_with_the_seeds_head(runs):
+    """Read again over the base, whose head the seed in step 0's record gives."""
+    base = runs["lora"].parent / "base"
+    assert adapters_place(runs["lora"], "reward") == (str(base), None, 5)
+    source = start_reward(base, seed=5)
+    wanted = source.read(Decoder(source.config), "float32")
+    found = load_reward(f"{runs['lora']}/reward@0").params
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_reward_models_are_merged(capsys, runs, tmp_path):
@@ -124,12 +132,14 @@ def test_what_merges_no_reward_models(capsys, runs, tmp_path):
     assert "--learn scores the merge as a policy" in capsys.readouterr().err
 
 
-def test_commands_that_draw_answers_refuse_reward_models(capsys, runs):
-    rm = str(runs["whole"])
+def test_commands_that_draw_answers_refuse_reward_models(capsys, runs, tmp_path):
+    rm, prompts = str(runs["whole"]), tmp_path / "p.txt"
+    prompts.write_text("w1 w2\nw3\n")
+    rated = ["--prompts", str(prompts), "--scorer", "tiny_run:score"]
     for command, argv in (
         (sample.main, [rm, "--prompt", "w1"]),
         (sample.main, [f"{rm}/reward@best", "--prompt", "w1"]),
-        (evaluate.main, [rm, "--prompts", "p.jsonl"]),
+        (evaluate.main, [rm, *rated]),
     ):
         code = command(argv)
         said = " ".join(capsys.readouterr().err.split())

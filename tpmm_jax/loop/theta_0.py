@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 
+from tpmm_jax.axes import Params
 from tpmm_jax.config import ModelSource
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.run import ADAPTERS
 from tpmm_jax.models import Decoder
-from tpmm_jax.models.lora import init_adapters, targets
+from tpmm_jax.models.lora import WHOLE, init_adapters, targets
 from tpmm_jax.rewards import import_object, left_alone
 from tpmm_jax.stopping import refuse_exit
 from tpmm_jax.store import Base, Trajectory
@@ -198,6 +199,15 @@ def check_codec(codec: TextCodec, name: str) -> None:
         )
 
 
+def _whole(structure: Params, under: Source, decoder: Decoder) -> Params:
+    """Returns the leaves that are trained whole beside the adapters, as they begin."""
+    names = [name for name in WHOLE if name in structure]
+    if not names:
+        return {}
+    params = under.read(decoder, "float32")
+    return {name: params[name] for name in names}
+
+
 def store_first(
     source: Source,
     decoder: Decoder,
@@ -231,7 +241,8 @@ def store_first(
             else:
                 key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
                 structure = decoder.abstract_params()
-                params = init_adapters(structure, decoder.lora, key)
+                whole = _whole(structure, under, decoder)
+                params = init_adapters(structure, decoder.lora, key, **whole)
             trajectory.append(0, params, meta)
             trajectory.base = adapters_base(workdir, decoder)
         bar.advance(1)
