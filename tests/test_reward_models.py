@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from reward_run_folder import tiny_run
 from safetensors.numpy import load_file, save_file
 
 import tpmm_jax as tpmm
@@ -205,6 +206,35 @@ def test_policies_and_reward_models_do_not_stand_for_each_other(fixtures):
     for pair in ([policy, rm], [rm, policy]):
         with pytest.raises(BadInput, match="only models of one kind can be merged"):
             tpmm.merge(pair, [0.5, 0.5])
+
+
+def test_answers_are_scored_as_their_tokens_are(tmp_path):
+    """With the reward model's own tokenizer, the end of the answer included."""
+    tiny_run.build_reward_model(tmp_path / "rm")
+    rm = load_reward(tmp_path / "rm")
+    found = tpmm.score(rm, ["w1 w2", "w3"], [["w4", "w5 w6"], ["w7", ""]])
+    assert found.dtype == np.float32 and found.shape == (2, 2)
+    ids = rm.tokenizer("w1 w2 w5 w6", add_special_tokens=False)["input_ids"]
+    row = [rm.config.bos_id, *ids, *rm.config.eos_ids]
+    wanted = [
+        float(tpmm.score_tokens(rm, [some], np.ones((1, len(some)), int))[0])
+        for some in (row, row[1:])
+    ]
+    assert np.abs(np.asarray(wanted) - found[0, 1]).min() < 1e-5
+    long = "w1 " * 70
+    with pytest.raises(BadInput, match=r"response 0 has 7\d tokens.* 64 positions"):
+        tpmm.score(rm, [long], [["w2"]])
+    with pytest.raises(BadInput, match="prompts is one text"):
+        tpmm.score(rm, "w1", [["w2"]])
+    with pytest.raises(BadInput, match="wanted a list of texts for each prompt"):
+        tpmm.score(rm, ["w1"], ["w2"])
+    with pytest.raises(BadInput, match="score needs a reward model"):
+        tpmm.score(tpmm.load(_policy(tmp_path)), ["w1"], [["w2"]])
+
+
+def _policy(folder):
+    tiny_run.build_model(folder / "policy")
+    return folder / "policy"
 
 
 def test_rows_without_tokens_or_beyond_the_positions_are_refused(fixtures):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         log_probs,
         logits,
         merge,
+        score,
         score_tokens,
         stream,
     )
@@ -36,6 +37,7 @@ __all__ = [
     "logits",
     "merge",
     "save",
+    "score",
     "score_tokens",
     "stream",
 ]

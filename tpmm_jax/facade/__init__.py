@@ -19,7 +19,7 @@ from tpmm_jax.facade._merging import (
     sum_remark,
 )
 from tpmm_jax.facade._prompts import codec_of, encode
-from tpmm_jax.facade._rewards import score_tokens
+from tpmm_jax.facade._rewards import score, score_tokens
 
 __all__ = [
     "BATCH_SIZE",
@@ -33,6 +33,7 @@ __all__ = [
     "logits",
     "merge",
     "merge_remarks",
+    "score",
     "score_tokens",
     "stream",
     "sum_remark",

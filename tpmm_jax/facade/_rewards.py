@@ -1,13 +1,15 @@
 """Rewards of reward models: of token ids, and of answers to prompts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade._log_probs import check_tokens
 from tpmm_jax.facade._prompts import require
+from tpmm_jax.scoring import RewardScorer
 from tpmm_jax.steps import rewards_step
 from tpmm_jax.weights.source import Model
 
@@ -41,3 +43,39 @@ def score_tokens(rm: Model, tokens_BT: Any, mask_BT: Any) -> Float[Array, " B"]:
                 "the reward model (a row is never cut)"
             )
     return rewards_step(rm.decoder, rm.params, tokens, mask)
+
+
+def score(
+    rm: Model,
+    prompts: Sequence[Any],
+    responses: Sequence[Sequence[str]],
+    batch_size: int = 16,
+    chat: bool | None = None,
+) -> Float32[np.ndarray, "B R"]:
+    """Returns the rewards of answers to prompts, float32; see ``RewardScorer``.
+
+    Prompts and answers are written with the reward model's own chat template and read
+    by its own tokenizer.
+
+    >>> rm = tpmm.load_reward("my-reward-model")
+    >>> tpmm.score(rm, ["w1 w2"], [["w3", "w4 w5"]]).shape
+    (1, 2)
+
+    Args:
+      prompts: texts or message lists.
+      responses: of each prompt R answers, as texts.
+      batch_size: rows that are read at once.
+      chat: True: a text is a user's message. False: conversations are refused. None:
+        texts are read to the letter, conversations with the chat template.
+
+    Raises:
+      BadInput: not a reward model, no tokenizer, or a row that is longer than the
+        model's positions; it is named with its length, and never cut.
+    """
+    require(rm, "reward", "score")
+    if isinstance(prompts, str):
+        raise BadInput("prompts is one text; wanted a list of prompts")
+    if any(isinstance(some, str) for some in responses):
+        raise BadInput("responses holds texts; wanted a list of texts for each prompt")
+    scorer = RewardScorer(rm, batch_size=batch_size, chat=chat)
+    return scorer(prompts, responses).astype(np.float32)
