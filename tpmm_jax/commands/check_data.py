@@ -110,12 +110,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="evaluation rows that must not occur in FILE",
     )
-    add(
-        "--reward",
-        metavar="MODEL",
-        help="a reward model that is to read the pairs: counts the answers that are "
-        "longer than its positions, or that transformers pools at another token",
-    )
+    text = "a reward model: counts answers that it reads otherwise than transformers"
+    add("--reward", metavar="MODEL", help=text)
     add("--scorer", metavar="M:F", help="module:function to compare the labels with")
     add_timeout(parser, f"the config's, else {TIMEOUT:g}")
     add_row_options(add, pairs=True)
