@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from published_sizes import SIZES
 
-from tpmm_jax.config import Config, load_config
+from tpmm_jax.config import Config, RewardConfig, load_config
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.steps import abstract_state
@@ -24,8 +24,9 @@ def test_config_is_valid(
 ) -> None:
     (tmp_path / "models" / "stories260k").mkdir(parents=True)
     monkeypatch.setenv("TPMM_ASSETS", str(tmp_path))
-    config = load_config(ROOT / "configs" / f"{name}.py")
-    assert isinstance(config, Config)
+    kind = RewardConfig if name.startswith("reward_") else Config
+    config = load_config(ROOT / "configs" / f"{name}.py", kind=kind)
+    assert isinstance(config, kind)
 
 
 # Published numbers of weights: Gemma report table 2 (2,506 M and 8,538 M), model cards.

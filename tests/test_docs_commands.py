@@ -68,13 +68,14 @@ def commands(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder in which the documents' names stand for something tiny."""
-    sys.path.insert(0, str(ROOT / "tests" / "loop"))
+    sys.path[:0] = [str(ROOT / "tests" / name) for name in ("loop", "reward_runs")]
     import tiny_run
 
     folder = tmp_path_factory.mktemp("documents")
     (folder / "configs").mkdir()
     for path in CONFIGS:
-        text = "from tiny_run import get_config  # noqa: F401\n"
+        tiny = "tiny_reward" if path.stem.startswith("reward_") else "tiny_run"
+        text = f"from {tiny} import get_config  # noqa: F401\n"
         (folder / "configs" / path.name).write_text(text)
     model = folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
     tiny_run.build_model(model)

@@ -9,15 +9,24 @@ import pytest
 import tiny_reward
 
 from tpmm_jax.commands import train_reward
+from tpmm_jax.config import (
+    Config,
+    ModelSource,
+    RewardConfig,
+    RewardEvaluationConfig,
+    load_config,
+)
 from tpmm_jax.data.prepare import group_by_prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput, NotFinite, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import read_metrics
+from tpmm_jax.log.rewards import failure
+from tpmm_jax.loop.repair import repair
 from tpmm_jax.loop.safety import refuse_rewards
 from tpmm_jax.loop.voice import StopFlag, Voice
+from tpmm_jax.report.page import write_report
 from tpmm_jax.reward_runs import sets
-from tpmm_jax.reward_runs.finish import failure
 from tpmm_jax.reward_runs.measuring import refuse_constant
 from tpmm_jax.store import Trajectory
 from tpmm_jax.weights.loading import load_reward
@@ -186,3 +195,62 @@ def test_useless_rewards_are_refused_and_chance_is_no_result():
     summary = {"beats_chance": False, "sets": {"heldout": held}}
     assert "does not beat chance: 52%" in failure(summary)
     assert failure({"beats_chance": True}) == ""
+
+
+def test_the_page_shows_sets_curves_and_wrong_pairs(run):
+    workdir, _ = run
+    page = (workdir / "report.html").read_text()
+    assert "A reward model, trained with tpmm_jax" in page
+    for text in ("Reliability", "Reward against length", "others", "best model"):
+        assert text in page
+    with pytest.raises(BadInput, match="a comparison is of policies"):
+        write_report([workdir, workdir])
+
+
+def test_a_damaged_summary_is_made_again_without_training(run, tmp_path):
+    workdir, _ = run
+    shutil.copytree(workdir, tmp_path / "rm")
+    path = tmp_path / "rm/iterations/001/summary.json"
+    path.write_text(path.read_text().replace("kept", "lost"))
+    said = []
+    assert repair(tmp_path / "rm", said.append)
+    assert "Bradley-Terry" not in go(tmp_path / "rm")
+    assert result(tmp_path / "rm") == result(workdir)
+    with pytest.raises(BadInput, match="--give-up is 1, but .* tpmm train_reward"):
+        repair(tmp_path / "rm", said.append, give_up=1)
+
+
+@pytest.mark.parametrize(
+    "name, kind, message",
+    [
+        ("tiny_run", RewardConfig, "a Config, which is for tpmm train;"),
+        ("tiny_reward", Config, "a RewardConfig, which is for tpmm train_reward;"),
+    ],
+)
+def test_a_config_of_the_other_kind_names_its_command(name, kind, message, tmp_path):
+    path = tmp_path / f"of_{name}.py"
+    path.write_text(f"from {name} import get_config\n")
+    with pytest.raises(BadInput, match=message):
+        load_config(path, kind=kind)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"model": ModelSource(source="x", logits_chunk_mib=8)}, "logits_chunk_mib"),
+        *(
+            ({"evaluation": RewardEvaluationConfig(**{name: value})}, message)
+            for name, value, message in (
+                ("holdout_fraction", 0.0, "between 0 and 1"),
+                ("every", 0, "evaluation.every"),
+                ("patience", 0, "evaluation.patience"),
+                ("best_of", 2, "evaluation.best_of"),
+                ("sets", {"pairs": "p.jsonl"}, "evaluation.sets.pairs"),
+            )
+        ),
+    ],
+)
+def test_bad_fields_are_refused(changes, message):
+    with pytest.raises(BadInput, match=message):
+        tiny_reward.get_config(**changes).validate()

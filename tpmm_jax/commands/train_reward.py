@@ -15,12 +15,12 @@ from tpmm_jax.commands._line import Parser, guarded
 from tpmm_jax.config import RewardConfig, load_config
 from tpmm_jax.errors import Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.rewards import show_rewards
+from tpmm_jax.log.rewards import failure, show_rewards
 from tpmm_jax.report.page import write_report
-from tpmm_jax.reward_runs.finish import failure, finish
+from tpmm_jax.reward_runs.finish import finish
 from tpmm_jax.reward_runs.plan import ITERATION, KEPT
 from tpmm_jax.reward_runs.setup import open_reward_run
-from tpmm_jax.reward_runs.training import train
+from tpmm_jax.reward_runs.training import is_trained, train
 from tpmm_jax.store.digests import read_listed_json
 
 DESCRIPTION = """\
@@ -64,7 +64,8 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
             path = disk.folder(ITERATION) / "summary.json"
             summary = read_listed_json(path)
         else:
-            train(plan, disk, voice)
+            if not is_trained(plan, disk):
+                train(plan, disk, voice)
             summary = finish(plan, disk, voice)
         disk.log.flush()
         show_rewards(console, summary)

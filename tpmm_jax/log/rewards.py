@@ -67,3 +67,17 @@ def _choices(row: Mapping[str, Any]) -> str:
 
 def _signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+.2f}"
+
+
+def failure(summary: Mapping[str, Any]) -> str:
+    """Returns why a model is no result, "" if it is one."""
+    if summary["beats_chance"]:
+        return ""
+    held = summary["sets"]["heldout"]
+    low, high = held["accuracy/low"], held["accuracy/high"]
+    return (
+        f"this reward model does not beat chance: {held['accuracy']:.0%} of "
+        f"{held['pairs']:,} held-out pairs, and the 95 % interval [{low:.0%}, "
+        f"{high:.0%}] holds 50 %. It is a failed run, not a result: label nothing with "
+        "it. More pairs, more epochs or another train.learning_rate may help"
+    )

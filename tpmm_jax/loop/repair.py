@@ -22,6 +22,7 @@ from tpmm_jax.store.mending import (
     mend_list,
     set_aside,
 )
+from tpmm_jax.weights.hub import REWARD, TRAJECTORY
 
 Say = Callable[[str], None]
 
@@ -47,10 +48,16 @@ def repair(
       BadInput: no run, or one of another format.
       CorruptCheckpoint: damage that nothing here can mend; says what to do.
     """
-    if not (workdir / "trajectory").is_dir():
+    kept = REWARD if (workdir / REWARD).is_dir() else TRAJECTORY
+    if not (workdir / kept).is_dir():
         raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
+    if kept == REWARD and give_up is not None:
+        raise BadInput(
+            f"--give-up is {give_up}, but {workdir} is a run of tpmm train_reward, "
+            "which is one training: choose another --workdir, or --evaluate 1"
+        )
     with open_workdir(workdir):
-        _check_numbers(workdir, give_up, evaluate)
+        _check_numbers(workdir, kept, give_up, evaluate)
         check_format(workdir)
         stamp, count = now(), 0
 
@@ -59,7 +66,7 @@ def repair(
             count += 1
             say(text)
 
-        for step in mend_list(workdir, workdir / "trajectory", stamp):
+        for step in mend_list(workdir, workdir / kept, stamp):
             did(f"trajectory.jsonl: the line of step {step} was written again")
         if give_up is not None:
             for step in give_up_policies(workdir, give_up, stamp):
@@ -73,17 +80,17 @@ def repair(
         _mend_folder(workdir, workdir / "model", stamp, did)
         _mend_lines(workdir, stamp, did)
         _drop_rows(workdir, give_up, evaluate, stamp, did)
-        _check_rest(workdir)
+        _check_rest(workdir, kept)
         if (workdir / ASIDE / stamp).exists():
             say(f"what was moved or replaced lies in {workdir / ASIDE / stamp}")
         return count > 0
 
 
 def _check_numbers(
-    workdir: pathlib.Path, give_up: int | None, evaluate: int | None
+    workdir: pathlib.Path, kept: str, give_up: int | None, evaluate: int | None
 ) -> None:
     """Raises BadInput for a policy or an iteration that is not there."""
-    steps, iterations = numbered(workdir / "trajectory"), padded(workdir / "iterations")
+    steps, iterations = numbered(workdir / kept), padded(workdir / "iterations")
     last = max([*steps, *iterations], default=0)
     if give_up is not None and not 1 <= give_up <= last:
         raise BadInput(
@@ -183,11 +190,11 @@ def _drop_rows(
         did(f"{path}: written again from the iterations' own files")
 
 
-def _check_rest(workdir: pathlib.Path) -> None:
+def _check_rest(workdir: pathlib.Path, kept: str) -> None:
     """Raises CorruptCheckpoint for damage that only a copy, or giving up, mends."""
-    with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
         trajectory.refuse_damaged()
-    if numbered(workdir / "trajectory"):
+    if numbered(workdir / kept):
         read_json(workdir / CONFIG)  # no digest: a start writes it again
     for path, fault in damaged_files(workdir).items():
         raise CorruptCheckpoint(f"{fault}; {advice(path)}")

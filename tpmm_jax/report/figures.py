@@ -92,6 +92,7 @@ def by_iteration(
     share: bool = False,
     percent: bool = False,
     log: bool = False,
+    xlabel: str = "iteration",
 ) -> Markup:
     """Draws curves over iterations, with their intervals.
 
@@ -102,8 +103,9 @@ def by_iteration(
     """
     with plot() as (figure, axes):
         draw_curves(axes, curves)
+        axes.set_xlabel(xlabel)
         if share:
-            axes.axhline(0.5, color=_MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+            axes.axhline(0.5, **guide())
         if share or percent:
             # Where a curve lies at 100 %, the axis goes on above it.
             axes.yaxis.set_major_formatter(
@@ -146,14 +148,14 @@ def _draw_curve(
             axes.fill_between(
                 x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0
             )
-    axes.plot(x, curve.y, **_style(index), markersize=4.5 if bars else 0)
+    axes.plot(x, curve.y, **style(index), markersize=4.5 if bars else 0)
 
 
 def frontier(curves: Sequence[Curve]) -> Markup:
     """Draws reward against KL, the points numbered by iteration."""
     with plot() as (figure, axes):
         for index, curve in enumerate(curves):
-            axes.plot(curve.x, curve.y, **_style(index), markersize=4.5)
+            axes.plot(curve.x, curve.y, **style(index), markersize=4.5)
             bars: dict[str, Any] = {"color": _colour(index), "alpha": 0.45}
             if len(curve.low):
                 axes.vlines(curve.x, curve.low, curve.high, **bars)
@@ -257,8 +259,8 @@ def histogram(values: Mapping[str, np.ndarray], *, xlabel: str) -> Markup:
         for index, found in enumerate(values.values()):
             heights, _ = np.histogram(found, edges)
             axes.stairs(heights, edges, fill=True, color=_colour(index), alpha=0.2)
-            style = {k: v for k, v in _style(index).items() if k != "marker"}
-            axes.stairs(heights, edges, **style)
+            line = {k: v for k, v in style(index).items() if k != "marker"}
+            axes.stairs(heights, edges, **line)
         axes.axvline(0, color=_MUTED, linewidth=1, dashes=(4, 3))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.set_xlabel(xlabel)
@@ -292,7 +294,8 @@ def _thinned(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
     return places, [printable(names[place]) for place in places]
 
 
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
+    """Returns how the line of a series is drawn."""
     dash = DASHES[(index + index // SERIES) % SERIES]
     numbers = tuple(float(n) / 1.8 for n in dash.split())
     return {
@@ -301,6 +304,11 @@ def _style(index: int) -> dict[str, Any]:
         "linestyle": (0, numbers) if numbers else "-",
         "marker": _MARKERS[index % SERIES],
     }
+
+
+def guide() -> dict[str, Any]:
+    """Returns how a line to compare with is drawn."""
+    return {"color": _MUTED, "linewidth": 1, "dashes": (4, 3), "zorder": 1}
 
 
 def _colour(index: int) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import jinja2
 
+from tpmm_jax.config import RewardConfig
 from tpmm_jax.errors import BadInput
-from tpmm_jax.report import compare, facts, watched
+from tpmm_jax.log.rewards import failure
+from tpmm_jax.report import compare, facts, reward, watched
 from tpmm_jax.report.figures import DASHES, PALETTE, SERIES, printable, theta
 from tpmm_jax.report.gather import RunData, read_run
 from tpmm_jax.report.margins import margin_sections
@@ -49,7 +51,14 @@ def write_report(
     runs = [read_run(f, label) for f, label in zip(folders, labels(folders))]
     if path is None:
         path = folders[0] / NAME if len(runs) == 1 else pathlib.Path(NAME)
-    html = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
+    rewards = [run for run in runs if reward.is_reward_run(run)]
+    if rewards and len(runs) > 1:
+        raise BadInput(
+            f"{rewards[0].workdir} is a run of tpmm train_reward, and a comparison is "
+            "of policies; make its page alone: tpmm report WORKDIR"
+        )
+    page = reward_page if rewards else run_page
+    html = page(runs[0]) if len(runs) == 1 else comparison_page(runs)
     # A response may hold half of a surrogate pair, which no encoding has, and control
     # codes, which HTML has not.
     html = html.translate(_CONTROLS)
@@ -80,6 +89,22 @@ def run_page(run: RunData) -> str:
         sections=[*sections([run]), *margin_sections([run])],
         samples=run_samples(run),
         settings=settings(run),
+    )  # fmt: skip
+
+
+def reward_page(run: RunData) -> str:
+    """Returns the page of a reward run as HTML."""
+    found = reward.read_rewards(run)
+    return _environment().get_template("reward.html.jinja").render(
+        title=f"{run.label}: reward model",
+        run=run,
+        found=found,
+        failed=failure(found.summary) if found.summary else "",
+        table=reward.table(found),
+        described=reward.facts(run, found),
+        sections=reward.sections(run, found),
+        examples=reward.examples(found),
+        settings=settings(run, RewardConfig),
     )  # fmt: skip
 
 

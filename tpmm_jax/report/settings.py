@@ -29,9 +29,13 @@ class Setting:
     changed: bool
 
 
-def settings(run: RunData) -> list[Setting]:
-    """Returns every field of config.json with its default."""
-    defaults = default_values(Config)
+def settings(run: RunData, kind: type = Config) -> list[Setting]:
+    """Returns every field of config.json with its default.
+
+    Args:
+      kind: the configuration's class.
+    """
+    defaults = default_values(kind)
     found = []
     for name, value in flatten(run.config).items():
         text, default = _text(value), _default_text(name, defaults)

@@ -89,17 +89,3 @@ def _lines(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> list[str]:
         }
         lines.append(json.dumps(record) + "\n")
     return lines
-
-
-def failure(summary: dict[str, Any]) -> str:
-    """Returns why a model is no result, "" if it is one."""
-    if summary["beats_chance"]:
-        return ""
-    held = summary["sets"][HELD_OUT]
-    low, high = held["accuracy/low"], held["accuracy/high"]
-    return (
-        f"this reward model does not beat chance: {held['accuracy']:.0%} of "
-        f"{held['pairs']:,} held-out pairs, and the 95 % interval [{low:.0%}, "
-        f"{high:.0%}] holds 50 %. It is a failed run, not a result: label nothing with "
-        "it. More pairs, more epochs or another train.learning_rate may help"
-    )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,10 @@ from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import Table, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.loop.prompt_functions import is_function
+from tpmm_jax.rewards import import_object
+from tpmm_jax.stopping import call_user
+from tpmm_jax.store.files import write_text
 
 # Prompts on either side without which nothing can be said of other prompts.
 _FEWEST = 2
@@ -44,24 +49,30 @@ class PairSets:
 
 
 def load_sets(
-    config: RewardConfig, codec: TextCodec, limit: int, console: RunConsole
+    config: RewardConfig,
+    codec: TextCodec,
+    limit: int,
+    workdir: pathlib.Path,
+    console: RunConsole,
 ) -> PairSets:
     """Reads and splits every set of pairs.
 
     Args:
+      workdir: what a "module:function" returns is written there.
       limit: the model's positions.
 
     Raises:
       BadInput: rows that cannot be used, or too few.
     """
 
-    def read(source: str) -> list[PairRow]:
-        rows = _read(config, source, codec, console)
-        return fitting(rows, limit, console.warn, source)
+    def read(source: str, option: str, name: str) -> list[PairRow]:
+        path = _written(config, source, option, workdir / f"{name}.jsonl")
+        return fitting(_read(config, path, codec, console), limit, console.warn, source)
 
-    train, held = split(read(str(config.data.pairs)), config)
-    sets = config.evaluation.sets
-    tests = {HELD_OUT: held} | {name: read(sets[name]) for name in sets}
+    train, held = split(read(str(config.data.pairs), "data.pairs", "pairs"), config)
+    tests = {HELD_OUT: held}
+    for name, source in config.evaluation.sets.items():
+        tests[name] = read(source, f"evaluation.sets.{name}", f"pairs-{name}")
     known = {tuple(row.prompt_ids) for row in train}
     shared = {
         name: sum(tuple(row.prompt_ids) in known for row in rows)
@@ -74,6 +85,33 @@ def load_sets(
                 "trains too; its accuracy says less of new prompts"
             )
     return PairSets(train, tests, shared)
+
+
+def _written(config: RewardConfig, source: str, option: str, path: pathlib.Path) -> str:
+    """Returns the file of a source: of a "module:function", what it returns."""
+    if not is_function(source):
+        return source
+    function = import_object(source, option)
+    rows = call_user(
+        f"{option} = {source}",
+        function,
+        timeout=config.data.timeout,
+        option="data.timeout",
+    )
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BadInput(
+            f"{option} = {source} returned a {type(rows).__name__}; wanted a list of "
+            "dicts, each with prompt, chosen and rejected"
+        )
+    try:
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f"{option} = {source}: a row that JSON cannot say ({error}); use texts and "
+            "finite numbers"
+        ) from None
+    write_text(path, text)
+    return str(path)
 
 
 def _read(

@@ -123,7 +123,7 @@ def prepare(
     )
     check_codec(codec, config.model.source)
     limit = source.config.max_positions
-    sets = load_sets(config, codec, limit, console)
+    sets = load_sets(config, codec, limit, workdir, console)
     if started and read_listed_json(workdir / DATA).get("pairs") != sets.digest():
         raise BadInput(
             f"the pairs changed since {workdir} was started; restore the data, or "

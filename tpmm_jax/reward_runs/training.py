@@ -13,7 +13,7 @@ import numpy as np
 from tpmm_jax.config import HELD_OUT
 from tpmm_jax.data.table import take
 from tpmm_jax.log.console import Phase
-from tpmm_jax.log.metrics import HELD_OUT_KIND
+from tpmm_jax.log.metrics import HELD_OUT_KIND, read_metrics
 from tpmm_jax.loop.run import Disk
 from tpmm_jax.loop.safety import refuse_step, refuse_weights
 from tpmm_jax.loop.voice import Voice
@@ -93,6 +93,22 @@ def train(plan: RewardPlan, disk: Disk, voice: Voice) -> None:
         )
 
 
+def is_trained(plan: RewardPlan, disk: Disk) -> bool:
+    """Whether the rows say that training came to its end; a saved state goes on."""
+    if disk.work.latest() is not None:
+        return False
+    progress, step = Progress(), -1
+    for row in read_metrics(disk.workdir):
+        if row["kind"] == HELD_OUT_KIND:
+            progress, step = progress.after(row[f"{HELD_OUT}/loss"]), row["step"]
+    return step >= plan.order.steps or progress.since >= _patience(plan)
+
+
+def _patience(plan: RewardPlan) -> float:
+    patience = plan.config.evaluation.patience
+    return math.inf if patience is None else patience
+
+
 def _start(plan: RewardPlan, disk: Disk) -> tuple[TrainState, Progress]:
     """Returns the saved state with what was measured, or a fresh one."""
     config, latest = plan.config.train, disk.work.latest()
@@ -120,7 +136,7 @@ def _fit(
     train, settings = task.plan.config.train, task.plan.config.evaluation
     steps, step = task.plan.order.steps, int(state.step)
     step_fn = reward_step(task.plan.decoder, task.plan.config.loss, train)
-    patience = math.inf if settings.patience is None else settings.patience
+    patience = _patience(task.plan)
     while step < steps and progress.since < patience:
         step = min((step // settings.every + 1) * settings.every, steps)
         state = fit(
