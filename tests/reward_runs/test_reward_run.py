@@ -216,7 +216,7 @@ def test_a_damaged_summary_is_made_again_without_training(run, tmp_path):
     assert repair(tmp_path / "rm", said.append)
     assert "Bradley-Terry" not in go(tmp_path / "rm")
     assert result(tmp_path / "rm") == result(workdir)
-    with pytest.raises(BadInput, match="--give-up is 1, but .* tpmm train_reward"):
+    with pytest.raises(BadInput, match=r"--give-up is 1, but .* tpmm train_reward"):
         repair(tmp_path / "rm", said.append, give_up=1)
 
 
