@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.config import ModelSource, RewardConfig, RewardEvaluationConfig
-from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards.vader import sentiment
 from tpmm_jax.steps import TrainConfig
@@ -111,7 +111,7 @@ def get_config() -> RewardConfig:
     """Returns the configuration."""
     return RewardConfig(
         model=ModelSource(source=model_directory(), remat=False),
-        data=DataConfig(pairs="reward_stories260k:pairs"),
+        data=RewardDataConfig(pairs="reward_stories260k:pairs"),
         train=TrainConfig(learning_rate=1e-3, batch_size=16, epochs=2),
         evaluation=RewardEvaluationConfig(
             holdout_fraction=0.2,

@@ -16,7 +16,6 @@ from tpmm_jax.config import (
     RewardEvaluationConfig,
     load_config,
 )
-from tpmm_jax.data.prepare import group_by_prompt
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput, NotFinite, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
@@ -28,6 +27,7 @@ from tpmm_jax.loop.voice import StopFlag, Voice
 from tpmm_jax.report.page import write_report
 from tpmm_jax.reward_runs import sets
 from tpmm_jax.reward_runs.measuring import refuse_constant
+from tpmm_jax.reward_runs.setup import prepare
 from tpmm_jax.store import Trajectory
 from tpmm_jax.weights.loading import load_reward
 
@@ -152,29 +152,25 @@ def test_another_configuration_is_refused(run):
         go(workdir, seed=1)
 
 
-def rows(prompts, margin=None):
-    return [PairRow([p], [1], [2], f"row {p}", margin) for p in prompts]
-
-
-def test_prompts_are_on_one_side_whatever_the_order():
-    config = tiny_reward.get_config()
-    some = rows([*range(10), *range(10)])
-    train, held = sets.split(some, config)
-    assert len(held) == 6 and len(train) == 14
-    assert not {r.prompt_ids[0] for r in train} & {r.prompt_ids[0] for r in held}
-    again = sets.split(some[::-1], config)[1]
-    assert {r.origin for r in again} == {r.origin for r in held}
-    assert len(group_by_prompt(held)) == 3
+def rows(prompts):
+    return [PairRow([p], [1], [2], f"row {p}") for p in prompts]
 
 
 def test_too_few_prompts_are_refused():
-    with pytest.raises(BadInput, match="2 different prompts"):
-        sets.split(rows([1, 2, 2]), tiny_reward.get_config())
+    some = [PairRow([1], [2], [3], group="a"), PairRow([1], [2], [4], group="a")]
+    with pytest.raises(BadInput, match="2 pairs of fewer than 2 prompts train"):
+        sets.refuse_few("p.jsonl", some, [])
 
 
-def test_missing_margins_are_refused():
-    with pytest.raises(BadInput, match=r"2 of 2 pairs of p\.jsonl have no margin"):
-        sets.refuse_missing_margins("p.jsonl", rows([1, 2]))
+def test_test_pairs_whose_prompt_trains_are_said(run, tmp_path):
+    own, _ = tiny_reward.files()
+    evaluation = RewardEvaluationConfig(holdout_fraction=0.3, sets={"same": own})
+    config = tiny_reward.get_config(evaluation=evaluation)
+    out = io.StringIO()
+    plan, _ = prepare(config, tmp_path, RunConsole(out, width=80), started=False)
+    shared = plan.sets.shared
+    assert shared == {"heldout": 0, "same": len(plan.sets.train)}
+    assert f"same: {shared['same']} of 72 pairs" in out.getvalue()
 
 
 def test_rows_longer_than_the_context_are_dropped_and_all_of_them_refused():

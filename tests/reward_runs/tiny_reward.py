@@ -10,7 +10,7 @@ import numpy as np
 import tiny_run
 
 from tpmm_jax.config import ModelSource, RewardConfig, RewardEvaluationConfig
-from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.steps import TrainConfig
 
 build_model = tiny_run.build_model
@@ -46,7 +46,7 @@ def get_config(**changes: Any) -> RewardConfig:
     own, others = files()
     fields: dict[str, Any] = {
         "model": ModelSource(source="tiny_reward:build_model", remat=False),
-        "data": DataConfig(pairs=own),
+        "data": RewardDataConfig(pairs=own),
         "train": TrainConfig(
             learning_rate=3e-3, batch_size=8, epochs=2, checkpoint_every=2
         ),

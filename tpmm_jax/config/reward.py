@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tpmm_jax.config.fields import check_types
 from tpmm_jax.config.schema import ModelSource
-from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import RewardLossConfig
 from tpmm_jax.mesh import MeshConfig
@@ -82,7 +82,7 @@ class RewardConfig:
     seed: int = 0
     model: ModelSource
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    data: DataConfig
+    data: RewardDataConfig
     loss: RewardLossConfig = field(default_factory=RewardLossConfig)
     train: TrainConfig
     evaluation: RewardEvaluationConfig = field(default_factory=RewardEvaluationConfig)
@@ -117,5 +117,4 @@ REWARD_MAY_CHANGE = (
     "model.remat",
     "train.accumulation",
     "train.checkpoint_every",
-    "data.timeout",
 )

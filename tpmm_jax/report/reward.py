@@ -73,7 +73,7 @@ def facts(run: RunData, found: RewardData) -> list[tuple[str, str]]:
     rows = [
         ("model", str(model.get("source", "–"))),
         ("trained", f"LoRA of rank {rank} and the head" if rank else "all weights"),
-        ("pairs", str(config.get("data", {}).get("pairs", "–"))),
+        ("data", _source(config.get("data", {}))),
         ("learning rate", f"{train.get('learning_rate', math.nan):g}"),
     ]
     if summary:
@@ -87,6 +87,11 @@ def facts(run: RunData, found: RewardData) -> list[tuple[str, str]]:
         rows += [("note", f"{n} pairs of {k} share a prompt with training")
                  for k, n in shared.items()]  # fmt: skip
     return rows
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    given = (data.get(kind) for kind in ("pairs", "ratings", "rollouts"))
+    return str(next(filter(None, given), "–"))
 
 
 def sections(run: RunData, found: RewardData) -> list[Section]:

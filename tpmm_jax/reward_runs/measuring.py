@@ -73,7 +73,7 @@ def measure_sets(
 
 def _measure(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> dict[str, Any]:
     rows = plan.sets.tests[name]
-    prompts = [tuple(row.prompt_ids) for row in rows]
+    prompts = [row.group for row in rows]
     lengths = [(len(row.chosen_ids), len(row.rejected_ids)) for row in rows]
     found = measure_pairs(rewards_PN, np.asarray(lengths), prompts)
     size = plan.config.evaluation.best_of

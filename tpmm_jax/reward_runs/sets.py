@@ -4,22 +4,24 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from tpmm_jax.config import HELD_OUT, RewardConfig
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.prepare import group_by_prompt, load_rows
 from tpmm_jax.data.records import PairRow
+from tpmm_jax.data.reward_config import RewardDataConfig
+from tpmm_jax.data.reward_pairs import load_reward_pairs
 from tpmm_jax.data.table import Table, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import is_function
 from tpmm_jax.rewards import import_object
-from tpmm_jax.stopping import call_user
+from tpmm_jax.stopping import TIMEOUT, call_user
 from tpmm_jax.store.files import write_text
+from tpmm_jax.store.rollouts import read_rollouts
 
 # Prompts on either side without which nothing can be said of other prompts.
 _FEWEST = 2
@@ -65,18 +67,20 @@ def load_sets(
       BadInput: rows that cannot be used, or too few.
     """
 
-    def read(source: str, option: str, name: str) -> list[PairRow]:
-        path = _written(config, source, option, workdir / f"{name}.jsonl")
-        return fitting(_read(config, path, codec, console), limit, console.warn, source)
-
-    train, held = split(read(str(config.data.pairs), "data.pairs", "pairs"), config)
+    data, fraction = config.data, config.evaluation.holdout_fraction
+    made = _written(data.source, f"data.{data.kind}", workdir / "pairs.jsonl")
+    train, held = _load(config, data.at(made), codec, console, fraction)
     tests = {HELD_OUT: held}
     for name, source in config.evaluation.sets.items():
-        tests[name] = read(source, f"evaluation.sets.{name}", f"pairs-{name}")
-    known = {tuple(row.prompt_ids) for row in train}
+        option, path = f"evaluation.sets.{name}", workdir / f"pairs-{name}.jsonl"
+        of_set = data.at(_written(source, option, path))
+        tests[name] = _load(config, of_set, codec, console, 0.0)[0]
+    refuse_few(data.source, train, held)
+    train = fitting(train, limit, console.warn, data.source)
+    tests = {n: fitting(rows, limit, console.warn, n) for n, rows in tests.items()}
+    known = {row.group for row in train}
     shared = {
-        name: sum(tuple(row.prompt_ids) in known for row in rows)
-        for name, rows in tests.items()
+        name: sum(row.group in known for row in rows) for name, rows in tests.items()
     }
     for name, count in shared.items():
         if count:
@@ -92,12 +96,7 @@ def _written(config: RewardConfig, source: str, option: str, path: pathlib.Path)
     if not is_function(source):
         return source
     function = import_object(source, option)
-    rows = call_user(
-        f"{option} = {source}",
-        function,
-        timeout=config.data.timeout,
-        option="data.timeout",
-    )
+    rows = call_user(f"{option} = {source}", function, timeout=TIMEOUT)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BadInput(
             f"{option} = {source} returned a {type(rows).__name__}; wanted a list of "
@@ -114,60 +113,36 @@ def _written(config: RewardConfig, source: str, option: str, path: pathlib.Path)
     return str(path)
 
 
-def _read(
-    config: RewardConfig, source: str, codec: TextCodec, console: RunConsole
-) -> list[PairRow]:
-    data = replace(config.data, pairs=source)
-    rows = load_rows(source, data, codec, note=console.note, warn=console.warn)
-    if not rows:
-        raise BadInput(f"{source} has no pair that can be used; wanted one or more")
-    if config.loss.use_margins:
-        refuse_missing_margins(source, rows)
-    return rows
-
-
-def refuse_missing_margins(source: str, rows: Sequence[PairRow]) -> None:
-    """Raises BadInput for pairs without a margin, where the loss reads it."""
-    missing = [row.origin for row in rows if row.margin is None]
-    if missing:
-        raise BadInput(
-            f"loss.use_margins is on, but {len(missing):,} of {len(rows):,} pairs of "
-            f"{source} have no margin, the first of them {missing[0]}; give each row "
-            "a margin, or leave loss.use_margins off"
-        )
-
-
-def split(
-    rows: Sequence[PairRow], config: RewardConfig
+def _load(
+    config: RewardConfig,
+    data: RewardDataConfig,
+    codec: TextCodec,
+    console: RunConsole,
+    fraction: float,
 ) -> tuple[list[PairRow], list[PairRow]]:
-    """Returns the rows that train and those held out, no prompt in both.
+    """Returns the rows of a source that train, and those held out."""
+    rollouts = data.kind == "rollouts"
+    return load_reward_pairs(
+        data,
+        codec,
+        seed=config.seed,
+        holdout_fraction=fraction,
+        margins=config.loss.use_margins,
+        answers=read_rollouts(data.source) if rollouts else None,
+        note=console.note,
+        warn=console.warn,
+    )
 
-    Prompts are ordered by a hash of the seed and their tokens, and the first are held
-    out: the order of the rows does not matter.
 
-    Raises:
-      BadInput: too few prompts.
-    """
-    fraction = config.evaluation.holdout_fraction
-    groups = group_by_prompt(rows)
-    count = max(_FEWEST, round(fraction * len(groups)))
-    if len(groups) - count < _FEWEST:
-        raise BadInput(
-            f"{config.data.pairs} has {len(groups)} different prompts, of which "
-            f"evaluation.holdout_fraction {fraction:g} holds out {count}: wanted at "
-            f"least {_FEWEST} that train and {_FEWEST} that are held out; give pairs "
-            "of more prompts"
-        )
-
-    def place(group: list[PairRow]) -> bytes:
-        text = json.dumps([config.seed, group[0].prompt_ids]).encode()
-        return hashlib.blake2b(text, digest_size=16).digest()
-
-    held = {tuple(g[0].prompt_ids) for g in sorted(groups, key=place)[:count]}
-    by_side: dict[bool, list[PairRow]] = {False: [], True: []}
-    for row in rows:
-        by_side[tuple(row.prompt_ids) in held].append(row)
-    return by_side[False], by_side[True]
+def refuse_few(source: str, train: Sequence[PairRow], held: Sequence[PairRow]) -> None:
+    """Raises BadInput where nothing trains, or nothing can be said of other prompts."""
+    for what, rows in (("train", train), ("are held out", held)):
+        if len({row.group for row in rows}) < _FEWEST:
+            raise BadInput(
+                f"{source}: {len(rows)} pairs of fewer than {_FEWEST} prompts {what} "
+                "(evaluation.holdout_fraction decides by prompt); give pairs of more "
+                "prompts, or another fraction"
+            )
 
 
 def reward_table(rows: Sequence[PairRow], limit: int, pad_id: int) -> Table:

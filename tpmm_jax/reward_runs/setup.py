@@ -119,7 +119,10 @@ def prepare(
     source = find_model(config.model, workdir, console, started, find)
     check_adapter(config.model, source)
     codec = make_codec(
-        source.config, source.tokenizer, config.data, start_date(workdir, started)
+        source.config,
+        source.tokenizer,
+        config.data.reading(),
+        start_date(workdir, started),
     )
     check_codec(codec, config.model.source)
     limit = source.config.max_positions
@@ -174,7 +177,7 @@ def _show_header(
     end = f", ends after {patience} without gain" if patience else ""
     rows = [
         *model_rows(config.model, source, plan.mesh),
-        ("data", f"{config.data.pairs}: {len(plan.sets.train):,} pairs train"),
+        ("data", f"{config.data.source}: {len(plan.sets.train):,} pairs train"),
         (
             "evaluation",
             f"{', '.join(tests)} pairs, every {config.evaluation.every} steps{end}",
