@@ -91,7 +91,7 @@ def load_sets(
     return PairSets(train, tests, shared)
 
 
-def _written(config: RewardConfig, source: str, option: str, path: pathlib.Path) -> str:
+def _written(source: str, option: str, path: pathlib.Path) -> str:
     """Returns the file of a source: of a "module:function", what it returns."""
     if not is_function(source):
         return source
