@@ -41,6 +41,7 @@ def show_rewards(console: RunConsole, summary: Mapping[str, Any]) -> None:
 
 def columns(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Returns the table's columns by title; those without any number are left out."""
+    sets = {name: sets[name] for name in sorted(sets, key=lambda n: n != "heldout")}
     found = {
         "set": ["held-out" if name == "heldout" else name for name in sets],
         "pairs": [f"{row['pairs']:,}" for row in sets.values()],

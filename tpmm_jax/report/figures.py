@@ -177,7 +177,10 @@ def frontier(curves: Sequence[Curve]) -> Markup:
 
 
 def by_step(
-    rows: Sequence[tuple[int, float]], *, percent: bool = False
+    rows: Sequence[tuple[int, float]],
+    *,
+    percent: bool = False,
+    xlabel: str = "optimizer step, all iterations",
 ) -> tuple[Markup, int]:
     """Draws a training metric over the steps of all iterations.
 
@@ -212,7 +215,7 @@ def by_step(
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.set_xlabel("optimizer step, all iterations")
+        axes.set_xlabel(xlabel)
         return finished(figure), size
 
 

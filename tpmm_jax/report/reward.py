@@ -108,7 +108,9 @@ def _training(run: RunData) -> list[Panel]:
     for title, name, percent in names:
         points = [(1, run.number(row, name)) for row in rows if name in row]
         if points:
-            svg, size = figures.by_step(points, percent=percent)
+            svg, size = figures.by_step(
+                points, percent=percent, xlabel="optimizer step"
+            )
             note = f"Each point is the mean of {size} steps." if size > 1 else ""
             made.append(Panel(title, note, [], svg))
     return made
@@ -119,6 +121,7 @@ def _held_out(run: RunData) -> list[Panel]:
     rows, made = [r for r in run.metrics if r["kind"] == HELD_OUT_KIND], []
     names = dict.fromkeys(n for row in rows for n in row if n.endswith("/accuracy"))
     sets = [n.removesuffix("/accuracy") for n in names if n.count("/") == 1]
+    sets.sort(key=lambda name: name != "heldout")
     kinds = (("Loss", "loss", False), ("Accuracy", "accuracy", True))
     for title, name, percent in kinds:
         curves = []
