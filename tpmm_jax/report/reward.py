@@ -90,8 +90,7 @@ def facts(run: RunData, found: RewardData) -> list[tuple[str, str]]:
 
 
 def _source(data: Mapping[str, Any]) -> str:
-    given = (data.get(kind) for kind in ("pairs", "ratings", "rollouts"))
-    return str(next(filter(None, given), "–"))
+    return str(data.get("pairs") or data.get("ratings") or data.get("rollouts") or "–")
 
 
 def sections(run: RunData, found: RewardData) -> list[Section]:
