@@ -1,6 +1,6 @@
 """A reward model from SmolLM2-135M-Instruct and a file of preference pairs, with LoRA.
 
-    tpmm train_reward --config configs/reward_smollm2.py --workdir runs/reward_smollm2 \\
+    tpmm train_reward --config configs/reward_smollm2.py --workdir runs/rm2 \\
         --set data.pairs=my_pairs.jsonl
 
 Rank 16 on all linear layers, the head trained whole; conversations are written with the
