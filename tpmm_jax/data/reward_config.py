@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from tpmm_jax.data.config import EARLIER, DataConfig, check_fields
 from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.stopping import TIMEOUT
 
 Kind: TypeAlias = Literal["pairs", "ratings", "rollouts"]
 KINDS: tuple[Kind, ...] = ("pairs", "ratings", "rollouts")
@@ -37,6 +38,8 @@ class RewardDataConfig:
       min_margin: pairs whose margin is smaller are dropped, and counted.
       max_length: tokens of a prompt with its answer; longer pairs are dropped, never
         cut, and counted.
+      timeout: seconds that a "module:function" of pairs or ratings may take; None: for
+        ever.
     """
 
     pairs: str | None = None
@@ -54,6 +57,7 @@ class RewardDataConfig:
     pairs_per_text: int = 3
     min_margin: float = 0.0
     max_length: int = 1024
+    timeout: float | None = TIMEOUT
 
     @property
     def kind(self) -> Kind:
@@ -83,6 +87,7 @@ class RewardDataConfig:
             on_bad_rows=self.on_bad_rows,
             split=self.split,
             chat=self.chat,
+            timeout=self.timeout,
             max_prompt_length=unlimited,
             max_completion_length=unlimited,
         )
