@@ -76,6 +76,11 @@ class Checked:
     unit: str = "tokens"
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def margins(self) -> list[float]:
+        """The margins of all pairs that have one."""
+        return [pair.margin for pair in self.pairs if pair.margin is not None]
+
     def add(self, defects: Iterable[Defect]) -> None:
         """Notes defects; those of a source that is read twice are listed once."""
         known = set(self.errors)
@@ -139,16 +144,21 @@ def check_pairs(
     # Over all files, not the sum of each one's.
     for name, count in repeat_counts(found.pairs).items():
         found.counts[name] = count
+    count_encoded(found, codec)
+    return found
+
+
+def count_encoded(found: Checked, codec: TextCodec | None) -> None:
+    """Compares lengths and, with a codec, counts where BOS and ends stand."""
     if codec is None:
         del found.counts["rows_kept"]
         found.skipped.append(("tokens, masks, BOS and EOS, cuts", "--model"))
         _compare_lengths(found, text_lengths(found.pairs), "characters")
-        return found
+        return
     sides = [(len(row.chosen_ids), len(row.rejected_ids)) for row in found.encoded]
     _compare_lengths(found, sides, "tokens")
     ends = set(codec.eos_ids)
     found.counts.update(end_counts(found.encoded, bos=codec.bos_id, ends=ends))
-    return found
 
 
 def _compare_lengths(

@@ -23,7 +23,7 @@ from tpmm_jax.loop.setup import check_steps, run_lengths
 from tpmm_jax.loop.theta_0 import check_codec
 from tpmm_jax.rewards import NamedScorer, ScorerConfig
 from tpmm_jax.scoring import load_scorer
-from tpmm_jax.weights.loading import resolve
+from tpmm_jax.weights.loading import resolve, start_reward
 from tpmm_jax.weights.tokenizer import read_tokenizer
 
 T = TypeVar("T")
@@ -43,12 +43,20 @@ def as_run(
 
 
 def find_codec(
-    model: str | None, config: Config | None, data: DataConfig, console: RunConsole
+    model: str | None,
+    config: Config | None,
+    data: DataConfig,
+    console: RunConsole,
+    *,
+    reward: bool = False,
 ) -> tuple[TextCodec | None, int | None]:
     """Returns the codec and the model's positions; None of what is not known.
 
     Weights are not read; a directory that is named for the check may hold a tokenizer
     alone.
+
+    Args:
+      reward: the model is what a reward model's training begins with.
     """
     if model is not None:
         folder = pathlib.Path(model)
@@ -56,7 +64,7 @@ def find_codec(
             tokenizer = read_tokenizer(folder)
             if tokenizer is not None:
                 return make_codec(None, tokenizer, data), None
-        found = resolve(model)
+        found = start_reward(model, 0) if reward else resolve(model)
     elif config is not None:
         model = config.model.source
         if ":" in model and not pathlib.Path(model).exists():

@@ -73,6 +73,12 @@ CHECKS: dict[str, Sequence[Check]] = {
         _rare("keys_left_out", "messages with other keys", then="left out"),
     ),
     "labels": (
+        Check("answers", "answers with a rating", "", USED),
+        _rare("over_long_answers", "  of these over the limit", "", DROPPED, "yellow"),
+        _rare("repeated_answers", "  of these repeat another one", "", "used once"),
+        _rare("without_partner", "  of these without another one", "", "left out"),
+        _rare("equal_scores", "pairs rated alike", "", DROPPED),
+        _rare("below_min_margin", "pairs below the least margin", "", DROPPED),
         _rare("with_margin", "pairs with a margin"),
         _rare("tied", "ratings in the file tie", bad="yellow"),
         _rare("scored_otherwise", "ratings in the file disagree", bad="yellow"),

@@ -57,18 +57,21 @@ def add_row_options(
     return actions
 
 
-def row_options(args: argparse.Namespace, *, pairs: bool = True) -> dict[str, Any]:
+def row_options(
+    args: argparse.Namespace, *, pairs: bool = True, ratings: bool = False
+) -> dict[str, Any]:
     """Returns the fields of DataConfig that were given.
 
     Args:
       pairs: whether pairs are read; otherwise no column of theirs has a name.
+      ratings: whether rated texts are read, which have parts of their own.
 
     Raises:
       BadInput: names of no part, or of a part that is not read.
     """
     given: dict[str, Any] = {}
     if args.fields is not None:
-        given["fields"] = parse_fields(args.fields)
+        given["fields"] = parse_fields(args.fields, ratings=ratings)
         part = next((p for p in given["fields"] if p not in EARLIER), None)
         if not pairs and part is not None:
             raise BadInput(
@@ -91,7 +94,7 @@ def row_options(args: argparse.Namespace, *, pairs: bool = True) -> dict[str, An
     return given
 
 
-def parse_fields(text: str) -> dict[str, str]:
+def parse_fields(text: str, *, ratings: bool = False) -> dict[str, str]:
     """Returns {part: column} of "chosen=better,rejected=worse"."""
     found: dict[str, str] = {}
     for item in text.split(","):
@@ -105,5 +108,6 @@ def parse_fields(text: str) -> dict[str, str]:
         if part in found:
             raise BadInput(f"--fields {text}: {part} is given twice")
         found[part] = column
-    check_fields(found, "--fields")
+    if not ratings:
+        check_fields(found, "--fields")
     return found

@@ -24,6 +24,12 @@ from tpmm_jax.commands._data_checks import (
     check_prompts,
     summary,
 )
+from tpmm_jax.commands._data_margins import (
+    add_rating_options,
+    check_ratings,
+    margin_facts,
+    margin_line,
+)
 from tpmm_jax.commands._data_rewards import check_reward
 from tpmm_jax.commands._data_run import (
     as_run,
@@ -47,6 +53,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import unread_text
 from tpmm_jax.data.problems import SHOWN, listing, place_of
 from tpmm_jax.data.prompts import Prompt
+from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import prompt_file
@@ -103,6 +110,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model", metavar="MODEL", help="its tokenizer is used; what tpmm sample takes"
     )
     add("--prompts", action="store_true", help="FILEs hold prompts, not pairs")
+    add_rating_options(add)
     add(
         "--eval",
         nargs="+",
@@ -157,7 +165,7 @@ def read_settings(
         *("max_prompt_length", "max_completion_length"),
     )
     given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    given |= row_options(args, pairs=not args.prompts)
+    given |= row_options(args, pairs=not args.prompts, ratings=args.ratings)
     given["timeout"] = timeout_of(args, data.timeout)
     data = dataclasses.replace(data, **given)
     files = list(args.files)
@@ -171,6 +179,8 @@ def read_settings(
     for name in ("max_prompt_length", "max_completion_length"):
         if getattr(data, name) < 1:
             raise BadInput(f"{name} is {getattr(data, name)}; use at least 1 token")
+    if args.ratings and (config is not None or args.prompts):
+        raise BadInput("--ratings says what FILE holds: without --config and --prompts")
     if args.show < 0 or any(line < 0 for line in args.line):
         raise BadInput("--show and --line take numbers of 0 or more")
     refuse_ignored(args, data)
@@ -190,13 +200,46 @@ def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
         if not args.eval and data.eval_prompts is None:
             text = "is the column of prompts; that of pairs is --fields prompt=COLUMN"
             instead["prompt_field"] = text
+    if args.ratings:
+        # Nothing of a reward model's rows is cut.
+        text = "cuts prompts and completions; ratings have --max-length"
+        names = ("max_prompt_length", "max_completion_length", "truncate_prompt")
+        instead |= dict.fromkeys(names, text)
+        instead["implicit_prompt"] = "concerns pairs; ratings have none"
+    else:
+        text = "concerns ratings: give --ratings"
+        instead |= dict.fromkeys(("columns", "max_length"), text)
     if args.model is None and args.config is None:
         names = ("chat", "max_prompt_length", "max_completion_length")
         text = "concerns tokens, which need a tokenizer: give --model"
-        instead |= dict.fromkeys((*names, "truncate_prompt", "line"), text)
+        more = ("truncate_prompt", "line", "max_length")
+        instead |= dict.fromkeys((*names, *more), text)
     for name, text in instead.items():
         if getattr(args, name) not in (None, []):
             raise BadInput(f"--{name.replace('_', '-')} {text}")
+
+
+def ratings_of(
+    args: argparse.Namespace, data: DataConfig, files: list[str]
+) -> RewardDataConfig:
+    """Returns how the files' ratings are read.
+
+    Raises:
+      BadInput: options that do not belong together or are out of range.
+    """
+    ratings = RewardDataConfig(
+        ratings=files[0],
+        fields=data.fields,
+        columns=() if args.columns is None else args.columns.split(","),
+        parse_json=data.parse_json,
+        ignore_columns=data.ignore_columns,
+        split=data.split,
+        chat=data.chat,
+        scored_pairs=args.scored_pairs or RewardDataConfig.scored_pairs,
+        max_length=args.max_length or RewardDataConfig.max_length,
+    )
+    ratings.validate()
+    return ratings
 
 
 def choose_rows(args: argparse.Namespace, found: Checked) -> list[Any]:
@@ -228,7 +271,8 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     found.counts["refused_whole"] = sum(defect.fatal for defect in found.errors)
     if args.json:
         # Escaped, so that any encoding of the output will do.
-        print(json.dumps(summary(found)))
+        margins = margin_facts(found.margins)
+        print(json.dumps(summary(found) | {"margins": margins}))
     else:
         show(args, files, data, found, codec, console)
     if failed is not None:
@@ -245,7 +289,9 @@ def check_files(
     console: RunConsole,
 ) -> tuple[Checked, TextCodec | None]:
     """Returns what was found, scorers aside, and how it was encoded."""
-    codec, limit = find_codec(args.model, config, data, console)
+    ratings = ratings_of(args, data, files) if args.ratings else None
+    reading = data if ratings is None else ratings.reading()
+    codec, limit = find_codec(args.model, config, reading, console, reward=args.ratings)
     run = as_run(config, data, files, prompts=args.prompts)
     auto_chat = args.chat is None and config is None
     evaluation: dict[str, list[Prompt]] = {}
@@ -259,6 +305,8 @@ def check_files(
         if args.prompts:
             read = held_by(files, "FILE")
             found = check_prompts(read, codec, auto_chat=auto_chat)
+        elif ratings is not None:
+            found = check_ratings(files, ratings, codec)
         else:
             found = check_pairs(files, data, codec, auto_chat=auto_chat)
             check_reward(args.reward, files, data, found, auto_chat=auto_chat)
@@ -290,6 +338,8 @@ def show(
         rows += [("tokens", tokens_text(args, data, chat=found.chat))]
     console.header(f"tpmm check_data: {found.rows:,} rows", rows)
     console.show(data_table(found, data.on_bad_rows == "drop"))
+    if margins := margin_facts(found.margins):
+        console.note(margin_line(margins))
     for file, columns in found.unread.items():
         console.note(unread_text(file, columns))
     some = choose_rows(args, found)
@@ -316,7 +366,11 @@ def show(
 def tokens_text(args: argparse.Namespace, data: DataConfig, *, chat: bool) -> str:
     """Returns whose tokens they are, how rows are written, and how they are cut."""
     template = "chat template" if chat else "texts to the letter"
-    text = f"{args.model or 'of the config'}, {template}; prompts cut on the "
+    text = f"{args.model or 'of the config'}, {template}; "
+    if args.ratings:
+        most = args.max_length or RewardDataConfig.max_length
+        return f"{text}rows longer than {most} are dropped"
+    text += "prompts cut on the "
     text += f"{data.truncate_prompt} to {data.max_prompt_length} tokens"
     if args.prompts:
         return text
