@@ -94,6 +94,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         )
     )
     (folder / "my_scorer.py").write_text("from tiny_run import score  # noqa: F401\n")
+    (folder / "my_gold.py").write_text("from tiny_run import score  # noqa: F401\n")
     return folder
 
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tpmm_jax as tpmm
-from tpmm_jax.commands import evaluate
+from tpmm_jax.commands import _candidates, evaluate
 from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import EvaluationConfig
 from tpmm_jax.data.config import DataConfig
@@ -212,7 +212,7 @@ def test_wrong_input_is_refused_before_a_model_is_loaded(
 
 
 def test_names() -> None:
-    named = evaluate.named_sources
+    named = _candidates.named_sources
     assert named(["a", "b", "a"], None) == [("a", "a"), ("b", "b")]
     assert named(["a", "b"], "b") == [("b", "b"), ("a", "a")]
 

@@ -76,6 +76,14 @@ def timeout_of(args: argparse.Namespace, default: float | None) -> float | None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how prompts are answered, and how often."""
     add = parser.add_argument
+    add_drawing(parser)
+    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
+    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how one answer is drawn."""
+    add = parser.add_argument
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
     add(
         "--top-p",
@@ -89,8 +97,6 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="keep this many of the most likely tokens (default: 0, all)",
     )
-    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
-    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
     add("--seed", type=int, default=0, help="default: 0")
 
 

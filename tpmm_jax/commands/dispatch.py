@@ -14,6 +14,7 @@ COMMANDS = {
     "train_reward": "train a reward model on preference pairs",
     "sample": "talk to a model, or answer a file of prompts",
     "evaluate": "compare policies on prompts, with intervals",
+    "best_of_n": "gold against proxy as the best of n answers is kept",
     "report": "make a run's report.html",
     "repair": "mend a run's folder after damage",
     "merge_checkpoints": "merge checkpoints by given or learned weights",

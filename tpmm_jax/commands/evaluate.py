@@ -4,7 +4,6 @@ Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
 """
 
 import argparse
-import dataclasses
 import io
 import json
 import os
@@ -14,6 +13,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tpmm_jax.commands._candidates import (
+    add_prompts,
+    find_candidates,
+    parse_labels,
+    probe,
+)
 from tpmm_jax.commands._line import (
     Parser,
     add_base,
@@ -32,22 +37,17 @@ from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import cut_warning
-from tpmm_jax.facade import codec_of
 from tpmm_jax.log.comparison import comparison_table
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.jsonl import plain
 from tpmm_jax.log.versions import versions
-from tpmm_jax.loop.compare import Candidate, Settings, compare, encode_for
-from tpmm_jax.loop.prompts import read_prompts
-from tpmm_jax.loop.theta_0 import check_codec
+from tpmm_jax.loop.compare import Candidate, Settings, compare
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import MeshConfig, make_mesh
-from tpmm_jax.rewards import Raters, ScorerConfig, check_label
-from tpmm_jax.scoring import check_context, load_raters
+from tpmm_jax.rewards import Raters, ScorerConfig
+from tpmm_jax.scoring import load_raters
 from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import write_json
-from tpmm_jax.weights.kept import committed_steps, run_workdir
-from tpmm_jax.weights.loading import resolve_all
 from tpmm_jax.weights.saving import check_output
 
 DESCRIPTION = """\
@@ -83,16 +83,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tpmm evaluate", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("models", metavar="MODEL", nargs="+")
-    add(
-        "--prompts",
-        required=True,
-        metavar="FILE",
-        help="what data.prompts of a config reads: a file, a saved dataset, a hub name "
-        "or module:function",
-    )
-    add("--prompt-field", default="prompt", help="column of prompts (default: prompt)")
-    add("--split", default="train", help="the split of a hub dataset (default: train)")
-    add("--limit", type=int, metavar="N", help="the first N prompts only")
+    add_prompts(parser)
     add(
         "--baseline",
         metavar="MODEL",
@@ -121,20 +112,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def parse_labels(given: Sequence[str], option: str) -> dict[str, str]:
-    """Returns {label: "module:function"} of options like LABEL=m:f."""
-    found: dict[str, str] = {}
-    for text in given:
-        label, equals, name = text.partition("=")
-        if not equals or not name:
-            raise BadInput(f"{option} {text}: wanted LABEL=module:function")
-        check_label(label, option)
-        if label in found:
-            raise BadInput(f"{option} {text}: the label {label} is given twice")
-        found[label] = name
-    return found
-
-
 def read_raters(args: argparse.Namespace) -> Raters:
     """Returns scorers and judges; raises BadInput where there is none."""
     if os.getcwd() not in sys.path:
@@ -158,77 +135,6 @@ def read_raters(args: argparse.Namespace) -> Raters:
     )
 
 
-def named_sources(models: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
-    """Returns (name, source) of every model, the baseline first.
-
-    A run's policies are theta_0, theta_1, ...; with its folder, where several models
-    would have one name.
-    """
-    found: dict[str, tuple[str, str]] = {}
-    for number, model in enumerate([*([baseline] if baseline else []), *models]):
-        workdir = run_workdir(pathlib.Path(model))
-        if workdir is None:
-            found.setdefault(model, (model, model))
-            continue
-        steps = committed_steps(workdir)
-        if baseline and number == 0:
-            steps = steps[-1:]
-        for k in steps:
-            name = f"theta_{k}"
-            source = f"{workdir}/trajectory@{k}"
-            found.setdefault(source, (name, f"{workdir} {name}"))
-    short = [name for name, _ in found.values()]
-    alone = len(set(short)) == len(short)
-    return [(name if alone else full, s) for s, (name, full) in found.items()]
-
-
-def find_candidates(
-    args: argparse.Namespace, console: RunConsole, room: int
-) -> list[Candidate]:
-    """Returns all models, resolved, with the prompts in their tokens.
-
-    Args:
-      room: tokens that every answer may take.
-    """
-    rows = row_options(args, pairs=args.pairs is not None)
-    data = DataConfig(
-        prompt_field=args.prompt_field,
-        split=args.split,
-        chat=args.chat,
-        timeout=timeout_of(args, TIMEOUT),
-        **rows,
-    )
-    prompts = read_prompts(args.prompts, "--prompts", data, console.note)[: args.limit]
-    named = named_sources(args.models, args.baseline)
-    models = resolve_all([source for _, source in named], args.base)
-    codecs = [codec_of(model, chat=args.chat) for model in models]
-    for (_, source), codec in zip(named, codecs):
-        check_codec(codec, source)
-    limit = min(model.config.max_positions for model in models) - room
-    if limit < 1:
-        raise BadInput(
-            f"--max-new-tokens is {room}; the models have {limit + room} positions: "
-            "give fewer"
-        )
-    vocabulary, candidates = codecs[0].tokenizer.get_vocab(), list[Candidate]()
-    for (name, source), model, codec in zip(named, models, codecs):
-        codec = dataclasses.replace(codec, max_prompt_length=limit)
-        encoded = encode_for(codec, prompts, console)
-        same = not candidates or (
-            encoded.ids == candidates[0].prompts.ids
-            and codec.tokenizer.get_vocab() == vocabulary
-        )
-        if not same:
-            console.warn(
-                f"{name} has a different tokenizer from {candidates[0].name}: KL "
-                "between them is not defined and is left out, as are length and "
-                "accuracy on pairs"
-            )
-        number = len(candidates)
-        candidates.append(Candidate(number, name, source, model, codec, encoded, same))
-    return candidates
-
-
 def read_pairs(
     args: argparse.Namespace, baseline: Candidate, console: RunConsole
 ) -> list[PairRow]:
@@ -249,29 +155,39 @@ def read_pairs(
     return load_rows(args.pairs, data, codec, note=console.note, warn=console.warn)
 
 
+def warn_other_tokens(candidates: Sequence[Candidate], console: RunConsole) -> None:
+    """Says what is left out of models that read texts otherwise."""
+    for other in candidates:
+        if not other.same_tokens:
+            console.warn(
+                f"{other.name} has a different tokenizer from {candidates[0].name}: KL "
+                "between them is not defined and is left out, as are length and "
+                "accuracy on pairs"
+            )
+
+
 def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line; everything is checked before a model is loaded."""
     output = None if args.output is None else pathlib.Path(args.output)
-
-    def check_folder() -> None:
-        if output is not None:
-            check_output(output)
-
     sampling = sampling_of(args, args.max_new_tokens)
     _, _, raters, _ = check_all(
         lambda: check_least(args, LEAST),
         lambda: sampling.validate("evaluate"),
         lambda: read_raters(args),
-        check_folder,
+        lambda: None if output is None else check_output(output),
     )
-    candidates = find_candidates(args, console, sampling.max_new_tokens)
+    candidates = find_candidates(
+        args,
+        console,
+        sampling.max_new_tokens,
+        pairs=args.pairs is not None,
+        baseline=args.baseline,
+    )
+    warn_other_tokens(candidates, console)
     if raters.judges and len(candidates) < 2:
         raise BadInput("a judge compares: give two MODELs, or --baseline")
     pairs = read_pairs(args, candidates[0], console)
-    prompts, codec = candidates[0].prompts, candidates[0].codec
-    check_context(raters, prompts.asked, sampling.max_new_tokens)
-    known = prompts.known(codec, [0], [[]])
-    raters.probe(prompts.texts[0], args.num_samples, known)
+    probe(raters, candidates[0], args.num_samples, sampling.max_new_tokens)
     settings = Settings(
         sampling=sampling,
         raters=raters,

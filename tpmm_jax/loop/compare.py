@@ -172,17 +172,44 @@ def _run_candidate(
 ) -> None:
     """Adds a candidate's answers, and its log-probs of the answers of ``scored``."""
     runner, name = _runner(settings, candidate), candidate.name
+    params = _lazy_params(runner, voice, candidate)
+    answers[name] = _sample(settings, voice, candidate, runner, params)
+    if candidate.same_tokens:
+        some = {MAIN if other == name else other: answers[other] for other in scored}
+        logps[name] = model_log_probs(
+            runner, voice, params, some, settings.pairs, f"{name}: log-probs"
+        )
 
+
+def draw_pool(settings: Settings, voice: Voice, candidate: Candidate) -> list[Rollout]:
+    """Returns a candidate's rated answers; those in its file are not drawn again."""
+    runner = _runner(settings, candidate)
+    params = _lazy_params(runner, voice, candidate)
+    return _sample(settings, voice, candidate, runner, params)
+
+
+def _lazy_params(
+    runner: PolicyRunner, voice: Voice, candidate: Candidate
+) -> LazyParams:
     def load() -> Params:
-        with voice.phase(f"load {name}", 1, "models") as advance:
+        with voice.phase(f"load {candidate.name}", 1, "models") as advance:
             params = candidate.found.read(runner.decoder, "float32")
             advance(1)
         return params
 
-    params = LazyParams(load)
+    return LazyParams(load)
+
+
+def _sample(
+    settings: Settings,
+    voice: Voice,
+    candidate: Candidate,
+    runner: PolicyRunner,
+    params: LazyParams,
+) -> list[Rollout]:
     # The keys of a run's evaluation with that seed.
     key = jax.random.fold_in(jax.random.key(settings.seed), 0)
-    answers[name] = sample_answers(
+    return sample_answers(
         runner,
         voice,
         answers_path(settings, candidate),
@@ -191,13 +218,8 @@ def _run_candidate(
         params=params,
         key=jax.random.fold_in(key, EVALUATION),
         num_samples=settings.num_samples,
-        title=f"{name}: sample",
+        title=f"{candidate.name}: sample",
     )
-    if candidate.same_tokens:
-        some = {MAIN if other == name else other: answers[other] for other in scored}
-        logps[name] = model_log_probs(
-            runner, voice, params, some, settings.pairs, f"{name}: log-probs"
-        )
 
 
 def _runner(settings: Settings, candidate: Candidate) -> PolicyRunner:

@@ -62,7 +62,7 @@ def refuse_random(
     """
     for field in _asked(config, first):
         before, now = np.atleast_2d(first[field]), np.atleast_2d(second[field])
-        if place := _worst(before, now):
+        if place := worst(before, now):
             raise BadInput(
                 f"{field} is asked twice about the same text and says "
                 f"{before[place]:.6g}, then {now[place]:.6g}; a later start could not "
@@ -232,7 +232,7 @@ def changed_margins(
         )
         difference = rewards_BN[:, 0] - rewards_BN[:, 1]
         now = (difference / stored_temperature(workdir))[None]
-        if place := _worst(before, now):
+        if place := worst(before, now):
             return {
                 MARGINS: f"{MARGINS} = {source.name} gives the pair of prompt "
                 f"{rows[place[1]].prompt[:60]!r} the margin {now[place]:.6g}; it gave "
@@ -274,7 +274,7 @@ def _changed_scorers(
             if any(numbers is None for numbers in before):
                 continue
             now_BR = scorer(prompts, responses, known)
-            if place := _worst(np.asarray(before, np.float64), now_BR):
+            if place := worst(np.asarray(before, np.float64), now_BR):
                 b, r = place
                 found[field] = (
                     f"{field} = {scorer.name} gives response {r} of prompt "
@@ -310,7 +310,7 @@ def _changed_judge(
         now = judge_batch(contest, THETA_0, label, judge, range(count))
         both = ([[row.first, row.second] for row in rows] for rows in (before, now))
         before_BN, now_BN = map(np.asarray, both)
-        if place := _worst(before_BN, now_BN):
+        if place := worst(before_BN, now_BN):
             row = before[place[0]]
             return (
                 f"{field} = {judge.name} gives response {row.sample} of prompt "
@@ -321,7 +321,7 @@ def _changed_judge(
     return None
 
 
-def _worst(before: np.ndarray, now: np.ndarray) -> tuple[int, int] | None:
+def worst(before: np.ndarray, now: np.ndarray) -> tuple[int, int] | None:
     """Returns the place that differs most, if it does beyond the tolerance."""
     allowed = OF_RANGE * np.ptp(before) + OF_LARGEST * np.abs(before).max()
     difference = np.abs(now - before)

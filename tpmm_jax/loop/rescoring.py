@@ -122,10 +122,10 @@ def _rate_evaluations(
     total = sum(len(path.read_bytes().splitlines()) for path, _, _ in files)
     with voice.phase("rate evaluations again", total, "prompts") as advance:
         for path, prompts, size in files:
-            _rate_file(path, codec, prompts, scorers, size, advance)
+            rate_file(path, codec, prompts, scorers, size, advance)
 
 
-def _rate_file(
+def rate_file(
     path: pathlib.Path,
     codec: TextCodec,
     asked: EncodedPrompts,
@@ -202,4 +202,4 @@ def _label_again(
     title = f"iteration {iteration}: score again"
     with voice.phase(title, total, "prompts") as advance:
         codec = plan.runner.codec
-        _rate_file(path, codec, prompts, scorers, size, advance)
+        rate_file(path, codec, prompts, scorers, size, advance)

@@ -127,7 +127,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
         # Apart by a little, so that intervals at one iteration do not hide.
         spread = 0.09 if few else 0.0
         shift = (index - (len(curves) - 1) / 2) * min(spread, 0.4 / len(curves))
-        _draw_curve(axes, curve, index, shift, bars=few)
+        draw_curve(axes, curve, index, shift, bars=few)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("iteration")
 
@@ -137,9 +137,10 @@ def _decades(curves: Sequence[Curve]) -> float:
     return math.log10(max(above) / min(above)) if above else 0.0
 
 
-def _draw_curve(
-    axes: Axes, curve: Curve, index: int, shift: float, *, bars: bool
+def draw_curve(
+    axes: Axes, curve: Curve, index: int, shift: float = 0.0, *, bars: bool = False
 ) -> None:
+    """Draws one curve with its interval, as bars at its points or as a band."""
     x, colour = np.asarray(curve.x) + shift, _colour(index)
     if len(curve.low):
         if bars:

@@ -59,11 +59,18 @@ def write_report(
         )
     page = reward_page if rewards else run_page
     html = page(runs[0]) if len(runs) == 1 else comparison_page(runs)
-    # A response may hold half of a surrogate pair, which no encoding has, and control
-    # codes, which HTML has not.
+    write_html(path, html)
+    return pathlib.Path(path)
+
+
+def write_html(path: str | os.PathLike[str], html: str) -> None:
+    """Writes a page; whole or not at all.
+
+    A response may hold half of a surrogate pair, which no encoding has, and control
+    codes, which HTML has not.
+    """
     html = html.translate(_CONTROLS)
     write_text(path, html.encode("utf-8", "replace").decode())
-    return pathlib.Path(path)
 
 
 def labels(folders: Sequence[pathlib.Path]) -> list[str]:
@@ -83,7 +90,7 @@ def labels(folders: Sequence[pathlib.Path]) -> list[str]:
 
 def run_page(run: RunData) -> str:
     """Returns the page of one run as HTML."""
-    return _environment().get_template("run.html.jinja").render(
+    return environment().get_template("run.html.jinja").render(
         title=f"{run.label}: report",
         run=run,
         sections=[*sections([run]), *margin_sections([run])],
@@ -95,7 +102,7 @@ def run_page(run: RunData) -> str:
 def reward_page(run: RunData) -> str:
     """Returns the page of a reward run as HTML."""
     found = reward.read_rewards(run)
-    return _environment().get_template("reward.html.jinja").render(
+    return environment().get_template("reward.html.jinja").render(
         title=f"{run.label}: reward model",
         run=run,
         found=found,
@@ -112,7 +119,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
     """Returns the page of several runs side by side as HTML."""
     common = compare.last_common(runs)
     few = common is not None and len(runs) <= _RUNS_WITH_SAMPLES
-    return _environment().get_template("compare.html.jinja").render(
+    return environment().get_template("compare.html.jinja").render(
         title=f"Comparison of {len(runs)} runs",
         runs=runs,
         common=common,
@@ -123,8 +130,11 @@ def comparison_page(runs: Sequence[RunData]) -> str:
     )  # fmt: skip
 
 
-def _environment() -> jinja2.Environment:
-    """Escapes everything: responses, prompts and names are whatever a model wrote."""
+def environment() -> jinja2.Environment:
+    """Returns the templates.
+
+    They escape everything: responses, prompts and names are whatever a model wrote.
+    """
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("tpmm_jax.report", "templates"),
         autoescape=True,
