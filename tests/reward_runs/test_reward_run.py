@@ -250,3 +250,10 @@ def test_a_config_of_the_other_kind_names_its_command(name, kind, message, tmp_p
 def test_bad_fields_are_refused(changes, message):
     with pytest.raises(BadInput, match=message):
         tiny_reward.get_config(**changes).validate()
+
+
+def test_texts_without_a_prompt_or_bos_are_rows_of_a_reward_model():
+    rows = [PairRow([], [5, 2], [6, 7, 2], margin=0.5), PairRow([1], [5, 2], [2])]
+    table = sets.reward_table(rows, 64, 0)
+    assert table["mask_BNT"].sum(-1).tolist() == [[2, 3], [3, 2]]
+    assert table["margin_B"].tolist() == [0.5, 0.0]

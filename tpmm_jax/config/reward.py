@@ -117,4 +117,5 @@ REWARD_MAY_CHANGE = (
     "model.remat",
     "train.accumulation",
     "train.checkpoint_every",
+    "data.timeout",
 )

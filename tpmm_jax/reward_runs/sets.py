@@ -19,7 +19,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import is_function
 from tpmm_jax.rewards import import_object
-from tpmm_jax.stopping import TIMEOUT, call_user
+from tpmm_jax.stopping import call_user
 from tpmm_jax.store.files import write_text
 from tpmm_jax.store.rollouts import read_rollouts
 
@@ -68,12 +68,13 @@ def load_sets(
     """
 
     data, fraction = config.data, config.evaluation.holdout_fraction
-    made = _written(data.source, f"data.{data.kind}", workdir / "pairs.jsonl")
+    option, path = f"data.{data.kind}", workdir / "pairs.jsonl"
+    made = _written(data.source, option, path, data.timeout)
     train, held = _load(config, data.at(made), codec, console, fraction)
     tests = {HELD_OUT: held}
     for name, source in config.evaluation.sets.items():
         option, path = f"evaluation.sets.{name}", workdir / f"pairs-{name}.jsonl"
-        of_set = data.at(_written(source, option, path))
+        of_set = data.at(_written(source, option, path, data.timeout))
         tests[name] = _load(config, of_set, codec, console, 0.0)[0]
     refuse_few(data.source, train, held)
     train = fitting(train, limit, console.warn, data.source)
@@ -91,12 +92,15 @@ def load_sets(
     return PairSets(train, tests, shared)
 
 
-def _written(source: str, option: str, path: pathlib.Path) -> str:
+def _written(
+    source: str, option: str, path: pathlib.Path, timeout: float | None
+) -> str:
     """Returns the file of a source: of a "module:function", what it returns."""
     if not is_function(source):
         return source
     function = import_object(source, option)
-    rows = call_user(f"{option} = {source}", function, timeout=TIMEOUT)
+    what = f"{option} = {source}"
+    rows = call_user(what, function, timeout=timeout, option="data.timeout")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BadInput(
             f"{option} = {source} returned a {type(rows).__name__}; wanted a list of "
@@ -152,7 +156,7 @@ def reward_table(rows: Sequence[PairRow], limit: int, pad_id: int) -> Table:
       limit: the model's positions; no row is longer.
     """
     length = round_up(pair_length(rows), limit)
-    table = collate(rows, length=length, pad_id=pad_id)
+    table = collate(rows, length=length, pad_id=pad_id, whole=True)
     margins = [0.0 if row.margin is None else row.margin for row in rows]
     kept = {name: table[name] for name in ("tokens_BNT", "mask_BNT", "weight_B")}
     return kept | {"margin_B": np.asarray(margins, np.float32)}
