@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tpmm_jax.commands._line import timeout_of
 from tpmm_jax.commands._rows import row_options
@@ -81,6 +81,7 @@ def find_candidates(
     *,
     pairs: bool = False,
     baseline: str | None = None,
+    keep: Collection[str] = (),
 ) -> list[Candidate]:
     """Returns all models, resolved, with the prompts in their tokens.
 
@@ -88,6 +89,7 @@ def find_candidates(
       room: tokens that every answer may take.
       pairs: whether the command reads pairs too.
       baseline: a model that stands first.
+      keep: columns beside the prompts that scorers ask for.
     """
     rows = row_options(args, pairs=pairs)
     data = DataConfig(
@@ -97,7 +99,8 @@ def find_candidates(
         timeout=timeout_of(args, TIMEOUT),
         **rows,
     )
-    prompts = read_prompts(args.prompts, "--prompts", data, console.note)[: args.limit]
+    found = read_prompts(args.prompts, "--prompts", data, console.note, keep=keep)
+    prompts = found[: args.limit]
     named = named_sources(args.models, baseline)
     models = resolve_all([source for _, source in named], args.base)
     codecs = [codec_of(model, chat=args.chat) for model in models]

@@ -204,7 +204,9 @@ def best_of_n(args: argparse.Namespace, console: RunConsole) -> int:
         lambda: None if output is None else check_folder(output),
     )
     raters = read_raters(args, proxies)
-    candidates = find_candidates(args, console, sampling.max_new_tokens)
+    candidates = find_candidates(
+        args, console, sampling.max_new_tokens, keep=raters.columns()
+    )
     probe(raters, candidates[0], args.samples, sampling.max_new_tokens)
     settings = Settings(
         sampling=sampling,

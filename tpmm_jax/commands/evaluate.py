@@ -182,6 +182,7 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         sampling.max_new_tokens,
         pairs=args.pairs is not None,
         baseline=args.baseline,
+        keep=raters.columns(),
     )
     warn_other_tokens(candidates, console)
     if raters.judges and len(candidates) < 2:

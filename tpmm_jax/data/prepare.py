@@ -1,6 +1,6 @@
 """A source of pairs or prompts, read and encoded: what a run takes, a check reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpmm_jax.data._beside import Beside
@@ -118,8 +118,13 @@ def prepare_prompts(
     codec: TextCodec | None,
     *,
     auto_chat: bool = False,
+    keep: Collection[str] = (),
 ) -> PreparedPrompts:
-    """Read and encode prompts as ``data`` says; arguments as of ``prepare_pairs``."""
+    """Read and encode prompts as ``data`` says; arguments as of ``prepare_pairs``.
+
+    Args:
+      keep: columns whose values every prompt keeps.
+    """
     problems = Problems(source, on_bad_rows=data.on_bad_rows)
     prompts, rows_read, beside, unread = read_prompt_set(
         source,
@@ -129,6 +134,7 @@ def prepare_prompts(
         fields=data.fields,
         parse_json=data.parse_json,
         ignore_columns=data.ignore_columns,
+        keep=keep,
     )
     counts = {"rows_read": rows_read, "malformed": len(problems.bad_rows())}
     counts["blank_lines"] = problems.counts["blank_lines"]

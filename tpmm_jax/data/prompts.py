@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tpmm_jax.data._beside import (
@@ -37,10 +37,15 @@ _OTHER_FIELDS = (*_CONVERSATIONS, "prompt_ids")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a policy answers, and where it was read."""
+    """What a policy answers, and where it was read.
+
+    Attributes:
+      columns: values that stand beside it, of columns that were asked for.
+    """
 
     content: Content
     origin: str
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
 
 class PromptSet(NamedTuple):
@@ -66,6 +71,7 @@ def read_prompt_set(
     fields: Mapping[str, str] | None = None,
     parse_json: bool | None = None,
     ignore_columns: Collection[str] = (),
+    keep: Collection[str] = (),
 ) -> PromptSet:
     """Read prompts, and note what is wrong.
 
@@ -80,25 +86,46 @@ def read_prompt_set(
       split: the split of a dataset.
       fields: the columns of "system" and "history" where they have other names.
       parse_json, ignore_columns: see ``DataConfig``.
+      keep: columns whose values every prompt keeps.
 
     Returns:
       The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
     """
     parts = ("system", "history")
     names = {part: name for part, name in (fields or {}).items() if part in parts}
-    columns = (field, *_OTHER_FIELDS, *names.values(), *SPEAKING)
+    columns = (field, *_OTHER_FIELDS, *names.values(), *SPEAKING, *keep)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
-    how = PromptReading(field, names, parse_json, Beside(ignore_columns))
+    how = PromptReading(field, names, parse_json, Beside({*ignore_columns, *keep}))
+    _refuse_lacking(rows, keep, problems)
     found = [one for row in rows if (one := read_prompt_row(row, how, problems))]
     kinds = [(prompt.origin, kind) for prompt, kind, _ in found]
     refuse_mixed(kinds, problems, field=field)
     bad = problems.origins()
     good = [one for one in found if one[0].origin not in bad]
-    prompts = [prompt for prompt, _, _ in good]
+    beside: dict[Any, Mapping[str, Any]] = {
+        row.origin: {c: row.data.get(c) for c in keep} for row in rows if keep
+    }
+    prompts = [replace(p, columns=beside.get(p.origin, {})) for p, _, _ in good]
     _warn_of_keys([keys for _, _, keys in good if keys], source)
     how.beside.settle(problems, "always")
-    unread = unread_columns(rows, how.beside, {field})
+    unread = unread_columns(rows, how.beside, {field, *keep})
     return PromptSet(prompts, count_rows(rows, problems), how.beside, unread)
+
+
+def _refuse_lacking(
+    rows: Sequence[Row], keep: Collection[str], problems: Problems
+) -> None:
+    """Notes columns that a scorer asks for and the source, or a row, lacks."""
+    for column in keep:
+        lacking = [row for row in rows if column not in row.data]
+        for row in lacking[:1] if len(lacking) == len(rows) else lacking:
+            text = missing_field(column, row.data)
+            problems.add(
+                problems.source if len(lacking) == len(rows) else row.origin,
+                f"{text}; a scorer asks for this column by the name of a parameter",
+                field=column,
+                fatal=len(lacking) == len(rows),
+            )
 
 
 def _warn_of_keys(found: Sequence[set[str]], source: str) -> None:

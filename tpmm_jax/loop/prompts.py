@@ -4,8 +4,9 @@ import hashlib
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class EncodedPrompts:
       asked: as another model reads them: texts, or messages where chat is on.
       ids: token ids.
       held_out: whether the prompt trains nothing.
+      columns: values of the columns that a scorer asks for.
     """
 
     numbers: list[int]
@@ -44,6 +46,7 @@ class EncodedPrompts:
     asked: list[Written]
     ids: list[list[int]]
     held_out: list[bool]
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def known(
         self,
@@ -59,11 +62,11 @@ class EncodedPrompts:
           completions: of each prompt its answers' ids.
         """
         ends = set(codec.eos_ids)
+        ended = [[bool(ends & set(ids[-1:])) for ids in some] for some in completions]
         return Known(
             asked=[self.asked[i] for i in places],
-            ended=[
-                [bool(ends.intersection(ids[-1:])) for ids in x] for x in completions
-            ],
+            ended=ended,
+            columns={k: [x[i] for i in places] for k, x in self.columns.items()},
         )
 
 
@@ -136,6 +139,7 @@ def read_prompts(
     note: Callable[[str], None],
     *,
     auto_chat: bool = False,
+    keep: Collection[str] = (),
 ) -> list[Prompt]:
     """Returns the prompts of a source.
 
@@ -146,11 +150,12 @@ def read_prompts(
       data: how it is read.
       note: called with the columns that are not read.
       auto_chat: whether the data do not say if a chat template is used.
+      keep: columns whose values every prompt keeps.
     """
     with tempfile.TemporaryDirectory() as folder:
         cache = pathlib.Path(folder) / "made.jsonl"
         file, data = prompt_file(source, option, data, cache)
-        found = prepare_prompts(file, data, None, auto_chat=auto_chat)
+        found = prepare_prompts(file, data, None, auto_chat=auto_chat, keep=keep)
     found.problems.settle()
     if found.unread:
         note(unread_text(source, found.unread))
@@ -164,11 +169,13 @@ def make_schedule(
     console: RunConsole,
     *,
     started: bool = False,
+    keep: Collection[str] = (),
 ) -> PromptSchedule:
     """Returns the schedule of a run.
 
     Args:
       started: whether it has begun: functions must return what they returned then.
+      keep: columns that scorers ask for.
 
     Raises:
       BadInput: too few prompts, or prompts that cannot be read or encoded.
@@ -180,7 +187,7 @@ def make_schedule(
             file = kept_file(source, option, config.data, cache, console.warn)
         else:
             file = prompt_file(source, option, config.data, cache)
-        found = prepare_prompts(*file, codec)
+        found = prepare_prompts(*file, codec, keep=keep)
         if found.problems.settle():
             console.warn(found.problems.left_out())
         if blank := found.counts["blank_lines"]:
@@ -273,13 +280,18 @@ def number_prompts(
     texts = [_text(codec, prompt, i) for prompt, i in zip(prompts, ids)]
     asked = [as_asked(codec, prompt.content, i) for prompt, i in zip(prompts, ids)]
     held_out = held_out or [True] * len(ids)
-    return EncodedPrompts(list(numbers), texts, asked, ids, held_out)
+    names = prompts[0].columns if prompts else ()
+    columns = {name: [p.columns[name] for p in prompts] for name in names}
+    return EncodedPrompts(list(numbers), texts, asked, ids, held_out, columns)
 
 
 def _digest(pool: list[Prompt], asked: Mapping[str, list[Prompt]]) -> str:
     main, *further = ([name, [p.content for p in ps]] for name, ps in asked.items())
     contents = [[p.content for p in pool], main[1], *further]
-    return hashlib.sha256(repr(contents).encode()).hexdigest()
+    columns = [p.columns for ps in (pool, *asked.values()) for p in ps if p.columns]
+    # Without columns the digest is what it was before there were any.
+    whole = [contents, columns] if columns else contents
+    return hashlib.sha256(repr(whole).encode()).hexdigest()
 
 
 def _split(

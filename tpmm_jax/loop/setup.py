@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
@@ -167,7 +167,9 @@ def prepare(
     check_adapter(config.model, source)
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)
-    schedule, chunks = load_data(config, codec, workdir, console, started)
+    schedule, chunks = load_data(
+        config, codec, workdir, console, started, raters.columns()
+    )
     if started:
         check_data(config, workdir, schedule, chunks)
     if schedule is not None:
@@ -297,15 +299,21 @@ def load_data(
     workdir: pathlib.Path,
     console: RunConsole,
     started: bool,
+    keep: Collection[str] = (),
 ) -> tuple[PromptSchedule | None, PairChunks | None]:
     """Returns the prompts and the offline pairs that the run uses, either or both.
+
+    Args:
+      keep: columns beside the prompts that scorers ask for.
 
     Raises:
       BadInput: rows that are to be refused, all of them listed, or too few are left.
     """
     schedule, chunks = None, None
     if config.data.prompts is not None or config.data.eval_prompts is not None:
-        schedule = make_schedule(config, codec, workdir, console, started=started)
+        schedule = make_schedule(
+            config, codec, workdir, console, started=started, keep=keep
+        )
         uses = schedule.uses(config.iterations)
         if config.data.prompts is not None and uses > 1:
             console.warn(

@@ -60,6 +60,11 @@ class Raters:
         named[MARGINS] = self.margins
         return {k: one.digest for k, one in named.items() if one and one.digest}
 
+    def columns(self) -> list[str]:
+        """Returns the columns beside the prompts that scorers ask for."""
+        scorers = [*filter(None, [self.scorer]), *self.scorers.values()]
+        return list(dict.fromkeys(c for one in scorers for c in one.columns))
+
     def probe(
         self, prompt: str, num_responses: int, known: Known | None = None
     ) -> dict[str, np.ndarray]:

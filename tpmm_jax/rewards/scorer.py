@@ -7,6 +7,7 @@ copied: what it does with either changes no text and no number of a run.
 import copy
 import functools
 import importlib
+import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,15 +57,18 @@ class Known:
     Attributes:
       asked: the prompts as any model can read them: texts, or messages of a chat.
       ended: [B, R], whether an answer came to its end, or was cut.
+      columns: by name the values of columns of the prompts' file.
     """
 
     asked: Sequence[Any]
     ended: Sequence[Sequence[bool]]
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def twice(self, num_responses: int) -> "Known":
         """Returns the same of the first prompt, twice, with answers that ended."""
         ended = [[True] * num_responses] * 2
-        return Known(list(self.asked[:1]) * 2, ended)
+        columns = {name: list(some[:1]) * 2 for name, some in self.columns.items()}
+        return Known(list(self.asked[:1]) * 2, ended, columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,7 @@ class NamedScorer:
       retries: see ``ScorerConfig``.
       digest: of a model of ours, which is called with the prompts as they were asked,
         the responses, and which of them ended; None of a user's function.
+      columns: of the prompts' file, whose values the function is called with, by name.
     """
 
     name: str
@@ -150,6 +155,7 @@ class NamedScorer:
     option: str = ""
     retries: int = 0
     digest: str | None = None
+    columns: Sequence[str] = ()
 
     def __call__(
         self,
@@ -170,9 +176,14 @@ class NamedScorer:
         if self.digest is not None:
             given = (prompts, None) if known is None else (known.asked, known.ended)
             return self.function(given[0], responses, given[1])
+        beside = self._beside(known)
         rewards_BR = call_checked(
             f"scorer {self.name}",
-            lambda: self.function(list(prompts), [list(some) for some in responses]),
+            lambda: self.function(
+                list(prompts),
+                [list(some) for some in responses],
+                **copy.deepcopy(beside),
+            ),
             prompts,
             shape=(len(prompts), len(responses[0])),
             meaning="one number for each prompt and response",
@@ -187,6 +198,18 @@ class NamedScorer:
                 f"prompt {prompts[b][:60]!r}; every reward must be finite"
             )
         return rewards_BR
+
+    def _beside(self, known: Known | None) -> dict[str, list[Any]]:
+        """Returns the values of the columns that the function asks for."""
+        there = {} if known is None else known.columns
+        for column in self.columns:
+            if column not in there:
+                raise BadInput(
+                    f"scorer {self.name} has a parameter {column!r} without a default, "
+                    "which is a column of the prompts' file, and there is none here; "
+                    "give it in scorer.options, or a default"
+                )
+        return {column: list(there[column]) for column in self.columns}
 
     def probe(
         self, prompt: str, num_responses: int, known: Known | None = None
@@ -226,10 +249,31 @@ def find_function(
     """Returns the scorer that a "module:function" is, with its options bound."""
     function = import_object(name, field_name)
 
-    def bound(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Any:
-        return function(prompts, responses, **copy.deepcopy(dict(options)))
+    def bound(prompts: Any, responses: Any, **beside: Any) -> Any:
+        return function(prompts, responses, **beside, **copy.deepcopy(dict(options)))
 
-    return NamedScorer(name, bound, limits.timeout, limits.option, limits.retries)
+    columns = asked_columns(function, options)
+    return NamedScorer(
+        name, bound, limits.timeout, limits.option, limits.retries, columns=columns
+    )
+
+
+def asked_columns(function: Any, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the parameters behind prompts and responses that nothing fills.
+
+    >>> asked_columns(lambda prompts, responses, answer, scale=1: 0, {})
+    ('answer',)
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[2:]
+    except (TypeError, ValueError):  # a function of C, which does not say
+        return ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(
+        p.name
+        for p in parameters
+        if p.kind in named and p.default is p.empty and p.name not in options
+    )
 
 
 def load_scorer(
