@@ -53,7 +53,7 @@ def weight(
     Source: 2510.05342v1.
 
     >>> [round(float(weight(h)), 4) for h in (0.5, 1.0, -1.0, -2.0, -8.0)]
-    [1.4134, 1.3424, 0.0697, 0.0035, 1.0]
+    [1.4129, 1.3423, 0.0696, 0.0035, 1.0]
     """
     h = jax.lax.stop_gradient(jnp.asarray(margin))
     weighed = h > -tau
