@@ -19,7 +19,8 @@ from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import from_mask
 from tpmm_jax.rewards import Known, ScorerConfig
 from tpmm_jax.scoring import RewardScorer, load_raters, load_scorer
-from tpmm_jax.scoring.reward_scorer import padded_length, refuse_not_finite
+from tpmm_jax.scoring.reward_scorer import refuse_not_finite
+from tpmm_jax.scoring.row_rewards import padded_length
 from tpmm_jax.weights.loading import load_reward
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]

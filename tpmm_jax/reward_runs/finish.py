@@ -31,7 +31,7 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
     meta = disk.trajectory.meta(kept)
     params = disk.policy(kept)
     title = "measure the best"
-    with voice.phase(title, plan.tested, "pairs") as advance:
+    with voice.phase(title, plan.tested, "answers") as advance:
         rewards = rewards_of(plan, params, advance, title)
     del params
     refuse_constant(rewards)

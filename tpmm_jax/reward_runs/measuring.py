@@ -7,14 +7,12 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.config import HELD_OUT
-from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import TpmmError
 from tpmm_jax.evaluation import choice_accuracy, measure_pairs
 from tpmm_jax.loop.safety import refuse_rewards
-from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Adapted
 from tpmm_jax.reward_runs.plan import RewardPlan
-from tpmm_jax.steps import pair_rewards_step
+from tpmm_jax.scoring import row_rewards
 
 
 def rewards_of(
@@ -26,30 +24,26 @@ def rewards_of(
     """Returns the rewards [P, N] of every test set by name, float64.
 
     Args:
-      advance: called with the number of pairs that were done.
+      advance: called with the number of answers that were done.
       title: what is measured, for messages.
 
     Raises:
       NotFinite: a reward is not finite; names the pairs.
     """
     found = {}
-    for name, rows in plan.sets.tests.items():
-        parts = []
-        for batch, size in _batches(plan, plan.tables[name]):
-            rewards_BN = pair_rewards_step(plan.decoder, params, batch)
-            parts.append(np.asarray(rewards_BN, np.float64)[:size])
-            advance(size)
-        found[name] = np.concatenate(parts)
-        refuse_rewards(found[name], rows, f"{title}, {name}")
+    for name, pairs in plan.sets.tests.items():
+        rows = [
+            [*pair.prompt_ids, *ids]
+            for pair in pairs
+            for ids in (pair.chosen_ids, pair.rejected_ids)
+        ]
+        size = plan.config.train.batch_size // plan.config.train.accumulation
+        rewards = row_rewards(
+            plan.decoder, params, rows, batch_size=2 * size, advance=advance
+        )
+        found[name] = rewards.reshape(len(pairs), 2)
+        refuse_rewards(found[name], pairs, f"{title}, {name}")
     return found
-
-
-def _batches(plan: RewardPlan, table: Table) -> Any:
-    size = plan.config.train.batch_size // plan.config.train.accumulation
-    rows = len(table["weight_B"])
-    for first in range(0, rows, size):
-        places = np.arange(first, min(first + size, rows))
-        yield put_batch(take(table, places, size), plan.mesh), len(places)
 
 
 def refuse_constant(rewards: dict[str, np.ndarray]) -> None:

@@ -26,14 +26,14 @@ class RewardPlan:
 
     Attributes:
       decoder: the reward model's architecture with training numerics.
-      tables: arrays of ``sets`` by name; "" trains.
+      table: arrays of the pairs that train.
     """
 
     config: RewardConfig
     decoder: Decoder
     codec: TextCodec
     sets: PairSets
-    tables: dict[str, Table] = field(repr=False)
+    table: Table = field(repr=False)
 
     @property
     def mesh(self) -> Mesh:
@@ -54,8 +54,8 @@ class RewardPlan:
 
     @property
     def tested(self) -> int:
-        """Pairs of all test sets."""
-        return sum(map(len, self.sets.tests.values()))
+        """Answers of all test sets, two a pair."""
+        return 2 * sum(map(len, self.sets.tests.values()))
 
     @property
     def dropout_key(self) -> jax.Array:

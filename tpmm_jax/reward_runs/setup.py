@@ -139,9 +139,8 @@ def prepare(
         mesh,
         config.model.adapters,
     )
-    rows = {"": sets.train, **sets.tests}
-    tables = {n: reward_table(some, limit, codec.pad_id) for n, some in rows.items()}
-    return RewardPlan(config, decoder, codec, sets, tables), source
+    table = reward_table(sets.train, limit, codec.pad_id)
+    return RewardPlan(config, decoder, codec, sets, table), source
 
 
 def space_needed(plan: RewardPlan) -> int:
@@ -167,7 +166,7 @@ def _show_header(
         f"{len(rows):,} {'held-out' if name == HELD_OUT else name}"
         for name, rows in plan.sets.tests.items()
     ]
-    length = plan.tables[""]["tokens_BNT"].shape[-1]
+    length = plan.table["tokens_BNT"].shape[-1]
     lora = plan.decoder.lora
     what = "all weights" if lora is None else f"LoRA of rank {lora.rank} and the head"
     sizes = {

@@ -66,7 +66,7 @@ class _Task:
     def batch(self, step: int) -> Batch:
         """Returns a step's pairs, on the devices."""
         places = self.plan.order.places(step)
-        rows = take(self.plan.tables[""], places, self.plan.config.train.batch_size)
+        rows = take(self.plan.table, places, self.plan.config.train.batch_size)
         return put_batch(rows, self.plan.mesh)
 
 
@@ -166,7 +166,7 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
         params = Adapted(task.frozen.base, state.params)
     title = f"measure step {step}"
     # Not a phase that a signal ends: the state is saved right behind it.
-    with task.voice.console.phase(title, plan.tested, "pairs") as bar:
+    with task.voice.console.phase(title, plan.tested, "answers") as bar:
         measures = measure_sets(plan, rewards_of(plan, params, bar.advance, title))
         held = measures[HELD_OUT]
         bar.advance(0, accuracy=f"{held['accuracy']:.0%}", loss=f"{held['loss']:.4f}")
@@ -204,7 +204,7 @@ def _refuse(
     if task.frozen is not None:
         params = Adapted(task.frozen.base, state.params)
     for place in map(int, places):
-        row = take(plan.tables[""], np.array([place]), config.batch_size)
+        row = take(plan.table, np.array([place]), config.batch_size)
         batch = put_batch(row, plan.mesh)
         if not np.isfinite(pair_rewards_step(plan.decoder, params, batch)).all():
             found[place] = "its rewards"
@@ -226,7 +226,7 @@ def _save(task: _Task, progress: Progress, state: TrainState) -> None:
 
 def _log_speed(task: _Task, steps: range, seconds: float) -> None:
     """Writes the tokens per second of steps, evaluations between them included."""
-    mask_BNT, order = task.plan.tables[""]["mask_BNT"], task.plan.order
+    mask_BNT, order = task.plan.table["mask_BNT"], task.plan.order
     tokens = sum(int(mask_BNT[order.places(step)].sum()) for step in steps)
     if tokens:
         values = {"seconds": seconds, "tokens_per_second": tokens / seconds}

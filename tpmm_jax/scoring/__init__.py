@@ -8,6 +8,7 @@ from tpmm_jax.scoring.loading import (
     load_scorer,
 )
 from tpmm_jax.scoring.reward_scorer import RewardScorer
+from tpmm_jax.scoring.row_rewards import row_rewards
 
 __all__ = [
     "JUDGE",
@@ -16,4 +17,5 @@ __all__ = [
     "check_context",
     "load_raters",
     "load_scorer",
+    "row_rewards",
 ]

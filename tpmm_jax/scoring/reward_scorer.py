@@ -2,10 +2,9 @@
 
 import datetime
 import functools
-import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +19,10 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message, Written, as_messages
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.errors import BadInput
-from tpmm_jax.mesh import put_batch
-from tpmm_jax.steps import rewards_step
+from tpmm_jax.scoring.row_rewards import row_key, row_rewards
 from tpmm_jax.store.fingerprint import digest, fingerprint, layout
 from tpmm_jax.weights.source import Model
 
-# The shortest length in tokens that rows are padded to; the others are 1.5, 2, 3, 4, 6
-# ... times it, so that few programs are compiled.
-SHORTEST = 32
 # Rewards that are kept: some ten megabytes.
 CACHED = 100_000
 
@@ -214,9 +209,15 @@ class RewardScorer:
 
     def _rewards(self, rows: Sequence[list[int]]) -> np.ndarray:
         """Returns the reward of each row of ids, float64."""
-        keys = [_key(ids) for ids in rows]
+        keys = [row_key(ids) for ids in rows]
         missing = {k: ids for k, ids in zip(keys, rows) if k not in self._known}
-        new = dict(self._compute(missing))
+        computed = row_rewards(
+            self.model.decoder,
+            self.model.params,
+            list(missing.values()),
+            batch_size=self.batch_size,
+        )
+        new = dict(zip(missing, computed.tolist()))
         found = [new[k] if k in new else self._known[k] for k in keys]
         for key, reward in zip(keys, found):
             self._known[key] = reward
@@ -224,49 +225,6 @@ class RewardScorer:
         while len(self._known) > self.cached:
             self._known.popitem(last=False)
         return np.asarray(found, np.float64)
-
-    def _compute(self, rows: dict[bytes, list[int]]) -> Iterator[tuple[bytes, float]]:
-        """Yields the reward of each row.
-
-        What a row is padded to depends on the row alone, so that the same program reads
-        it whatever else is rated, and what is in the cache changes no reward.
-        """
-        limit = self.model.config.max_positions
-        groups: dict[int, list[bytes]] = {}
-        for key, ids in rows.items():
-            groups.setdefault(padded_length(len(ids), limit), []).append(key)
-        for length, keys in sorted(groups.items()):
-            for at in range(0, len(keys), self.batch_size):
-                some = keys[at : at + self.batch_size]
-                tokens_BT, mask_BT = self._pad([rows[k] for k in some], length)
-                batch = put_batch((tokens_BT, mask_BT), self.model.decoder.mesh)
-                rewards_B = rewards_step(self.model.decoder, self.model.params, *batch)
-                yield from zip(some, np.asarray(rewards_B, np.float64).tolist())
-
-    def _pad(
-        self, rows: Sequence[list[int]], length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns tokens and mask [batch_size, length], filled with the last row."""
-        tokens_BT = np.zeros((self.batch_size, length), np.int32)
-        mask_BT = np.zeros((self.batch_size, length), np.int32)
-        for b in range(self.batch_size):
-            ids = rows[min(b, len(rows) - 1)]
-            tokens_BT[b, : len(ids)] = ids
-            mask_BT[b, : len(ids)] = 1
-        return tokens_BT, mask_BT
-
-
-def padded_length(length: int, limit: int) -> int:
-    """Returns the tokens that a row of ``length`` tokens is padded to.
-
-    >>> [padded_length(n, 100) for n in (1, 32, 33, 49, 97)]
-    [32, 32, 48, 64, 100]
-    """
-    size = SHORTEST
-    while size < length:
-        # 32, 48, 64, 96, 128 ...: a power of two, and half as much again.
-        size = size // 2 * 3 if size & (size - 1) == 0 else size // 3 * 4
-    return min(size, limit)
 
 
 def refuse_not_finite(model: Model) -> None:
@@ -278,7 +236,3 @@ def refuse_not_finite(model: Model) -> None:
                 f"{model.origin.get('source', 'the reward model')}: {name} holds inf "
                 "or nan, so its rewards mean nothing; take an earlier checkpoint"
             )
-
-
-def _key(ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=16).digest()
