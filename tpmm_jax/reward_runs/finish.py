@@ -74,11 +74,12 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
 
 
 def _lines(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> list[str]:
-    """Returns a line per pair of a set: where it stands, its lengths and rewards."""
+    """Returns a line per pair of a set: where it stands, what counts with it, its rewards."""
     lines, decode = [], plan.codec.decode
     for row, (chosen, rejected) in zip(plan.sets.tests[name], rewards_PN):
         record = {
             "origin": row.origin,
+            "group": row.group,
             "prompt": decode(row.prompt_ids),
             "chosen": decode(row.chosen_ids),
             "rejected": decode(row.rejected_ids),
