@@ -33,6 +33,7 @@ HOLDS = {
     "report": "report.html",
     "loop": "phases of an iteration",
     "iterate": "the algorithm",
+    "reward_runs": "training a reward model",
     "commands": "tpmm COMMAND",
     "demo": "the quickstart",
 }
@@ -40,7 +41,7 @@ HOLDS = {
 DISK, PURE = ("#fdf1e3", "#c9813a"), ("#e9f1fb", "#4a7ab5")
 TOUCHES_DISK = {
     *("data", "store", "weights", "facade", "log", "report", "loop", "iterate"),
-    *("commands", "demo", "merging", "config", "scoring"),
+    *("commands", "demo", "merging", "config", "scoring", "reward_runs"),
 }
 BOX_WIDTH, BOX_HEIGHT, GAP, ROW, MARGIN = 150, 46, 12, 66, 24
 

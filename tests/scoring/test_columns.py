@@ -31,10 +31,10 @@ def exact(prompts, responses, answer, *, bonus=1.0):
     return found
 
 
-def read(tmp_path, rows, keep=("answer",)):
+def read(tmp_path, rows, column="answer"):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return prepare_prompts(str(path), DataConfig(), None, keep=keep)
+    return prepare_prompts(str(path), DataConfig(), None, keep={column: "exact"})
 
 
 def test_a_scorer_is_given_the_columns_that_it_names(tmp_path):
@@ -60,8 +60,8 @@ def test_a_scorer_is_given_the_columns_that_it_names(tmp_path):
 
 
 def test_a_column_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"prompts\.jsonl.*field 'answr' is missing"):
-        read(tmp_path, ROWS, ("answr",)).problems.settle()
+    with pytest.raises(BadInput, match=r"'answr' is missing.*scorer exact asks"):
+        read(tmp_path, ROWS, "answr").problems.settle()
     rows = [*ROWS, {"prompt": "w5"}]
     with pytest.raises(BadInput, match=r"jsonl:3: field 'answer' is missing"):
         read(tmp_path, rows).problems.settle()

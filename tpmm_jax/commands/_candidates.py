@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from tpmm_jax.commands._line import timeout_of
 from tpmm_jax.commands._rows import row_options
@@ -81,7 +81,7 @@ def find_candidates(
     *,
     pairs: bool = False,
     baseline: str | None = None,
-    keep: Collection[str] = (),
+    keep: Mapping[str, str] | None = None,
 ) -> list[Candidate]:
     """Returns all models, resolved, with the prompts in their tokens.
 

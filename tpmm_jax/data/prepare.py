@@ -1,6 +1,6 @@
 """A source of pairs or prompts, read and encoded: what a run takes, a check reads."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpmm_jax.data._beside import Beside
@@ -118,7 +118,7 @@ def prepare_prompts(
     codec: TextCodec | None,
     *,
     auto_chat: bool = False,
-    keep: Collection[str] = (),
+    keep: Mapping[str, str] | None = None,
 ) -> PreparedPrompts:
     """Read and encode prompts as ``data`` says; arguments as of ``prepare_pairs``.
 

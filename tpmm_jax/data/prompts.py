@@ -71,7 +71,7 @@ def read_prompt_set(
     fields: Mapping[str, str] | None = None,
     parse_json: bool | None = None,
     ignore_columns: Collection[str] = (),
-    keep: Collection[str] = (),
+    keep: Mapping[str, str] | None = None,
 ) -> PromptSet:
     """Read prompts, and note what is wrong.
 
@@ -86,12 +86,12 @@ def read_prompt_set(
       split: the split of a dataset.
       fields: the columns of "system" and "history" where they have other names.
       parse_json, ignore_columns: see ``DataConfig``.
-      keep: columns whose values every prompt keeps.
+      keep: columns whose values every prompt keeps, and the scorers that ask for them.
 
     Returns:
       The prompts in order, duplicates kept (``duplicate_prompts`` counts them).
     """
-    parts = ("system", "history")
+    keep, parts = keep or {}, ("system", "history")
     names = {part: name for part, name in (fields or {}).items() if part in parts}
     columns = (field, *_OTHER_FIELDS, *names.values(), *SPEAKING, *keep)
     rows = read_rows(source, split=split, columns=columns, problems=problems)
@@ -113,16 +113,16 @@ def read_prompt_set(
 
 
 def _refuse_lacking(
-    rows: Sequence[Row], keep: Collection[str], problems: Problems
+    rows: Sequence[Row], keep: Mapping[str, str], problems: Problems
 ) -> None:
     """Notes columns that a scorer asks for and the source, or a row, lacks."""
-    for column in keep:
+    for column, scorer in keep.items():
         lacking = [row for row in rows if column not in row.data]
         for row in lacking[:1] if len(lacking) == len(rows) else lacking:
             text = missing_field(column, row.data)
             problems.add(
                 problems.source if len(lacking) == len(rows) else row.origin,
-                f"{text}; a scorer asks for this column by the name of a parameter",
+                f"{text}; scorer {scorer} asks for it by the name of a parameter",
                 field=column,
                 fatal=len(lacking) == len(rows),
             )

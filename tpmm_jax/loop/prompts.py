@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +139,7 @@ def read_prompts(
     note: Callable[[str], None],
     *,
     auto_chat: bool = False,
-    keep: Collection[str] = (),
+    keep: Mapping[str, str] | None = None,
 ) -> list[Prompt]:
     """Returns the prompts of a source.
 
@@ -169,7 +169,7 @@ def make_schedule(
     console: RunConsole,
     *,
     started: bool = False,
-    keep: Collection[str] = (),
+    keep: Mapping[str, str] | None = None,
 ) -> PromptSchedule:
     """Returns the schedule of a run.
 

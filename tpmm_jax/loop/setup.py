@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import json
 import pathlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
@@ -135,7 +135,7 @@ def settle(
     refuse_lost_lines(workdir, trajectory)
     if started:
         config = as_begun(workdir, config, ADDED)
-        check_unchanged(workdir, to_dict(config), may_change(config))
+        check_unchanged(workdir, to_dict(config), may_change(config), added=ADDED)
     return config
 
 
@@ -266,7 +266,7 @@ def say_mended(disk: Disk, console: RunConsole) -> None:
 
 def pin_run(workdir: pathlib.Path, plan: Plan, *, started: bool) -> None:
     """Writes what later starts are compared with: config.json and data.json."""
-    pin_config(workdir, to_dict(plan.config), started=started)
+    pin_config(workdir, to_dict(plan.config), started=started, added=ADDED)
     date = plan.runner.codec.date.isoformat()
     digests = data_digests(plan.config, plan.schedule, plan.pair_chunks)
     data = {**digests, "date": date, "format": FORMAT}
@@ -299,7 +299,7 @@ def load_data(
     workdir: pathlib.Path,
     console: RunConsole,
     started: bool,
-    keep: Collection[str] = (),
+    keep: Mapping[str, str] | None = None,
 ) -> tuple[PromptSchedule | None, PairChunks | None]:
     """Returns the prompts and the offline pairs that the run uses, either or both.
 

@@ -122,7 +122,7 @@ def check_unchanged(
     workdir: pathlib.Path,
     config: Mapping[str, Any],
     may_change: Collection[str],
-    added: Mapping[str, Any] = ADDED,
+    added: Mapping[str, Any],
 ) -> None:
     """Raises BadInput if the folder is pinned to another configuration.
 
@@ -148,7 +148,7 @@ def pin_config(
     config: dict[str, Any],
     *,
     started: bool,
-    added: Mapping[str, Any] = ADDED,
+    added: Mapping[str, Any],
 ) -> None:
     """Writes the configuration that later starts are compared with.
 

@@ -74,7 +74,7 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
 
 
 def _lines(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> list[str]:
-    """Returns a line per pair of a set: where it stands, what counts with it, its rewards."""
+    """Returns a line per pair of a set: where it stands, its group and its rewards."""
     lines, decode = [], plan.codec.decode
     for row, (chosen, rejected) in zip(plan.sets.tests[name], rewards_PN):
         record = {

@@ -60,10 +60,10 @@ class Raters:
         named[MARGINS] = self.margins
         return {k: one.digest for k, one in named.items() if one and one.digest}
 
-    def columns(self) -> list[str]:
-        """Returns the columns beside the prompts that scorers ask for."""
+    def columns(self) -> dict[str, str]:
+        """Returns {column beside the prompts: the first scorer that asks for it}."""
         scorers = [*filter(None, [self.scorer]), *self.scorers.values()]
-        return list(dict.fromkeys(c for one in scorers for c in one.columns))
+        return {c: one.name for one in reversed(scorers) for c in one.columns}
 
     def probe(
         self, prompt: str, num_responses: int, known: Known | None = None

@@ -60,7 +60,7 @@ def online(**changes):
         **{
             "iterations": 1,
             "loss": LossConfig(name="madpo"),
-            "madpo": MadpoConfig(margins="test_margins:words", options={"scale": 4.0}),
+            "madpo": MadpoConfig(margins="test_margin_source:words", options={"scale": 4.0}),
             "pairing": PairingConfig(holdout_fraction=0.4, labels="bt"),
             "reference": ReferenceConfig(rule="sft"),
             "train": TrainConfig(learning_rate=3e-3, batch_size=4, accumulation=2),
@@ -167,7 +167,7 @@ def test_an_online_run(tmp_path, monkeypatch):
     # Where policy and reference are equal the loss is the weights' mean times log 2.
     np.testing.assert_allclose(train[0]["loss"], steps[0] * np.log(2), rtol=1e-3)
     assert "madpo.margins: divided by" in said or "not calibrated" in said
-    assert "of test_margins:words: weigh the pairs" in said
+    assert "of test_margin_source:words: weigh the pairs" in said
     assert record["pairs"] == sum(row["held_out"] for row in pairs)
     titles = [p.title for s in margin_sections([read_run(tmp_path)]) for p in s.panels]
     assert {"MADPO's weights", "Coefficient c(|h|)"} <= {*titles}
@@ -175,7 +175,7 @@ def test_an_online_run(tmp_path, monkeypatch):
     # An edited source is found at the next start; a lost calibration too.
     two = dataclasses.replace(online(), iterations=2)
     monkeypatch.setitem(SHIFT, "of", 5.0)
-    with pytest.raises(BadInput, match=r"madpo\.margins = test_margins:words gives"):
+    with pytest.raises(BadInput, match=r"madpo\.margins = test_margin_source:words gives"):
         start(two, tmp_path)
     before = (tmp_path / "iterations/001/pairs.jsonl").read_bytes()
     start(online(), tmp_path, rescore=True)
