@@ -47,7 +47,14 @@ def load(fixtures):
     return decoder, params, batches, expected["runs"]
 
 
-@pytest.mark.parametrize("run", RUNS)
+# Each compiles a step of its own.
+SLOW = ("f32_centred", "f32_wd")
+
+
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(r, marks=pytest.mark.slow if r in SLOW else ()) for r in RUNS],
+)
 def test_twenty_steps_are_trls(run, fixtures):
     decoder, params, batches, expected = load(fixtures)
     loss, decay, accumulation = RUNS[run]

@@ -36,6 +36,8 @@ from tpmm_jax.steps import TrainConfig
 
 SHIFT = {"of": 0.0}
 
+WORDS = "test_margin_source:words"
+
 
 def words(prompts, responses, scale=8.0):
     """A source of margins that agrees with the tiny run's scorer often."""
@@ -60,7 +62,9 @@ def online(**changes):
         **{
             "iterations": 1,
             "loss": LossConfig(name="madpo"),
-            "madpo": MadpoConfig(margins="test_margin_source:words", options={"scale": 4.0}),
+            "madpo": MadpoConfig(
+                margins="test_margin_source:words", options={"scale": 4.0}
+            ),
             "pairing": PairingConfig(holdout_fraction=0.4, labels="bt"),
             "reference": ReferenceConfig(rule="sft"),
             "train": TrainConfig(learning_rate=3e-3, batch_size=4, accumulation=2),
@@ -175,7 +179,7 @@ def test_an_online_run(tmp_path, monkeypatch):
     # An edited source is found at the next start; a lost calibration too.
     two = dataclasses.replace(online(), iterations=2)
     monkeypatch.setitem(SHIFT, "of", 5.0)
-    with pytest.raises(BadInput, match=r"madpo\.margins = test_margin_source:words gives"):
+    with pytest.raises(BadInput, match=rf"madpo\.margins = {WORDS} gives"):
         start(two, tmp_path)
     before = (tmp_path / "iterations/001/pairs.jsonl").read_bytes()
     start(online(), tmp_path, rescore=True)
