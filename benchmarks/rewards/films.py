@@ -1,8 +1,9 @@
 """A reward model from human ratings of film snippets, tested on products and news too.
 
+    # N is 512 of movie and 2 of the others.
     for name in movie amazon nyt; do
       python benchmarks/rewards/split_ratings.py --ratings ${name}_snippets.txt \\
-          --out $TPMM_RATINGS/$name --prompts 512 --test 2500
+          --out $TPMM_RATINGS/$name --prompts N --test 3000
     done
     tpmm train_reward --config benchmarks/rewards/films.py --set seed=0 --workdir DIR
 
@@ -28,8 +29,11 @@ def get_config() -> RewardConfig:
     sets = ("movie", "amazon", "nyt")
     return RewardConfig(
         model=ModelSource(source=str(assets / "models" / "stories260k"), remat=False),
-        data=RewardDataConfig(ratings=str(ratings / "movie" / "train.jsonl")),
-        train=TrainConfig(learning_rate=1e-3, batch_size=32, epochs=2),
+        # All pairs are padded to the longest: 96 tokens leave out a fifth of them.
+        data=RewardDataConfig(
+            ratings=str(ratings / "movie" / "train.jsonl"), max_length=96
+        ),
+        train=TrainConfig(learning_rate=1e-3, batch_size=32),
         evaluation=RewardEvaluationConfig(
             every=200,
             sets={name: str(ratings / name / "test.jsonl") for name in sets},
