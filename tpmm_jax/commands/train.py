@@ -7,13 +7,12 @@ The same command again continues a run that was stopped or killed. Exit codes: 0
 import argparse
 import functools
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
 from tpmm_jax.commands._line import Parser, guarded
+from tpmm_jax.commands._training import add_run_options, run_in_workdir
 from tpmm_jax.config import Config, load_config
-from tpmm_jax.errors import Stopped
 from tpmm_jax.iterate import iterate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
@@ -32,20 +31,7 @@ example:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
     parser = Parser(prog="tpmm train", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "--config", required=True, help="a Python file with get_config()"
-    )
-    parser.add_argument(
-        "--workdir", help="where the run is kept (default: runs/NAME of the config)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="change one field of the config, such as loss.beta=0.2; repeatable",
-    )
+    add_run_options(parser, "loss.beta=0.2")
     parser.add_argument(
         "--rescore",
         action="store_true",
@@ -83,18 +69,12 @@ def train(command: Sequence[str], args: argparse.Namespace, console: RunConsole)
     Args:
       command: the arguments as they were given.
     """
-    workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
-    try:
+
+    def start(workdir: pathlib.Path) -> None:
         config = load_config(args.config, args.overrides)
         run(config, workdir, console, rescore=args.rescore)
-    except Stopped as error:
-        again = shlex.join(["tpmm", "train", *command])
-        console.note(f"{error}; its state is saved. To continue: {again}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.note("stopped; what was finished is kept. The same command continues")
-        return Stopped.exit_code
-    return 0
+
+    return run_in_workdir(["tpmm", "train", *command], args, console, start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,13 +7,13 @@ The same command again continues a run that was stopped or killed. Exit codes: 0
 import argparse
 import functools
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
 from tpmm_jax.commands._line import Parser, guarded
+from tpmm_jax.commands._training import add_run_options, run_in_workdir
 from tpmm_jax.config import RewardConfig, load_config
-from tpmm_jax.errors import Stopped, TpmmError
+from tpmm_jax.errors import TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.rewards import failure, show_rewards
 from tpmm_jax.report.page import write_report
@@ -38,20 +38,7 @@ example:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the parsed command line."""
     parser = Parser(prog="tpmm train_reward", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "--config", required=True, help="a Python file with get_config()"
-    )
-    parser.add_argument(
-        "--workdir", help="where the run is kept (default: runs/NAME of the config)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="change one field of the config, such as train.epochs=2; repeatable",
-    )
+    add_run_options(parser, "train.epochs=2")
     return parser.parse_args(argv)
 
 
@@ -94,18 +81,12 @@ def train_reward(
     Args:
       command: the arguments as they were given.
     """
-    workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
-    try:
+
+    def start(workdir: pathlib.Path) -> None:
         config = load_config(args.config, args.overrides, kind=RewardConfig)
         run(config, workdir, console)
-    except Stopped as error:
-        again = shlex.join(["tpmm", "train_reward", *command])
-        console.note(f"{error}; its state is saved. To continue: {again}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.note("stopped; what was finished is kept. The same command continues")
-        return Stopped.exit_code
-    return 0
+
+    return run_in_workdir(["tpmm", "train_reward", *command], args, console, start)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,53 @@
+"""What the commands that train share: their options, and how a stopped run goes on."""
+
+import argparse
+import pathlib
+import shlex
+from collections.abc import Callable, Sequence
+
+from tpmm_jax.errors import Stopped
+from tpmm_jax.log.console import RunConsole
+
+
+def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """Adds --config, --workdir and --set.
+
+    Args:
+      example: of a field and its value, for the help of --set.
+    """
+    add = parser.add_argument
+    add("--config", required=True, help="a Python file with get_config()")
+    add("--workdir", help="where the run is kept (default: runs/NAME of the config)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help=f"change one field of the config, such as {example}; repeatable",
+    )
+
+
+def run_in_workdir(
+    words: Sequence[str],
+    args: argparse.Namespace,
+    console: RunConsole,
+    run: Callable[[pathlib.Path], None],
+) -> int:
+    """Returns the exit code of a training; one that is stopped says how it goes on.
+
+    Args:
+      words: the whole command as it was given.
+      run: called with the workdir.
+    """
+    workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
+    try:
+        run(workdir)
+    except Stopped as error:
+        again = shlex.join(words)
+        console.note(f"{error}; its state is saved. To continue: {again}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.note("stopped; what was finished is kept. The same command continues")
+        return Stopped.exit_code
+    return 0
