@@ -107,8 +107,10 @@ CLASSES = {
     "gemma3_text": "Gemma3TextForSequenceClassification",
     "llama": "LlamaForSequenceClassification",
     "mistral": "MistralForSequenceClassification",
+    "mixtral": "MixtralForSequenceClassification",
     "qwen2": "Qwen2ForSequenceClassification",
     "qwen3": "Qwen3ForSequenceClassification",
+    "qwen3_moe": "Qwen3MoeForSequenceClassification",
 }
 
 

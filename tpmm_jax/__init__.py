@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         score,
         score_tokens,
         stream,
+        upcycle,
     )
     from tpmm_jax.weights.loading import load, load_reward
     from tpmm_jax.weights.saving import save
@@ -40,6 +41,7 @@ __all__ = [
     "score",
     "score_tokens",
     "stream",
+    "upcycle",
 ]
 
 _ELSEWHERE = {

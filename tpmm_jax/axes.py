@@ -7,6 +7,7 @@ An array's name ends in its axes (``logits_BTV``); einsums use the same capitals
     T  positions                   S  positions (slots of keys) that are attended to
     L  layers                      K  checkpoints of a trajectory
     D  model width                 F  feed-forward width
+    X  routed experts of a layer   A  assignments of tokens to experts
     V  vocabulary                  C  parts of the vocabulary, one per tensor shard
     H  query heads                 G  key/value heads
     M  query heads per key head    E  head width

@@ -1,4 +1,4 @@
-"""The device mesh (data, fsdp, tensor) and how arrays lie on it.
+"""The device mesh (data, fsdp, tensor, expert) and how arrays lie on it.
 
 The mesh is in Auto mode: a sharding is stated where an array enters, where a
 parameter is declared, and at a few places in the forward pass; the compiler
@@ -16,19 +16,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tpmm_jax.errors import BadInput
 
-DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-AXES = (DATA, FSDP, TENSOR)
+DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
+AXES = (DATA, FSDP, TENSOR, EXPERT)
 # Rows of a batch are split over both: fsdp is data parallelism with split weights.
 BATCH = (DATA, FSDP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1, "all that remain"."""
+    """Devices along each axis; one of them may be -1, "all that remain".
+
+    Attributes:
+      expert: of a mixture of experts, whose routed experts are split over it.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    expert: int = 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -38,21 +43,23 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       BadInput: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [config.data, config.fsdp, config.tensor, config.expert]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise BadInput(
-            f"mesh sizes are (data, fsdp, tensor) = {tuple(sizes)}; each must be a "
+            f"mesh sizes are ({', '.join(AXES)}) = {tuple(sizes)}; each must be a "
             "positive number, and at most one -1 (all remaining devices)"
         )
     known = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise BadInput(
-            f"a mesh of data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} "
-            f"does not fit {len(devices)} devices; set mesh.data=-1, or sizes whose "
-            f"product is {len(devices)}"
+            f"a mesh of data={config.data}, fsdp={config.fsdp}, "
+            f"tensor={config.tensor}, expert={config.expert} does not fit "
+            f"{len(devices)} devices; set mesh.data=-1, or sizes whose product is "
+            f"{len(devices)}"
         )
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, kinds, devices=devices)
 
 
 def fit_spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[Any]) -> PartitionSpec:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import MeshConfig, make_mesh
-from tpmm_jax.models import Decoder, RopeConfig
+from tpmm_jax.models import Decoder, ExpertsConfig, RopeConfig
 from tpmm_jax.models.families import FAMILIES, make_config
 from tpmm_jax.weights.hf_config import parse_config, write_config
 from tpmm_jax.weights.huggingface import (
@@ -269,8 +269,10 @@ ABSENT = {
     "gemma3_text": (256, 131_072, 2, (1,)),
     "llama": (8, 2048, 1, (2,)),
     "mistral": (8, 131_072, 1, (2,)),
+    "mixtral": (8, 131_072, 1, (2,)),
     "qwen2": (8, 32_768, None, ()),
     "qwen3": (128, 32_768, None, ()),
+    "qwen3_moe": (8, 32_768, None, ()),
 }
 
 
@@ -284,8 +286,15 @@ def test_absent_fields_have_the_familys_defaults(family):
     c = parse_config(hf, "config.json")
     assert c.tie_embeddings == family.startswith("gemma")
     assert (c.head_dim, c.max_positions, c.bos_id, c.eos_ids) == ABSENT[family]
-    assert c.norm_eps == 1e-6
-    assert c.rope.theta == (1e6 if family == "gemma3_text" else 1e4)
+    assert c.norm_eps == (1e-5 if family == "mixtral" else 1e-6)
+    far = ("gemma3_text", "mixtral")
+    assert c.rope.theta == (1e6 if family in far else 1e4)
+    experts = {
+        "mixtral": ExpertsConfig(count=8, top_k=2),
+        "qwen3_moe": ExpertsConfig(count=128, top_k=8, renormalise=False),
+    }
+    assert c.experts == experts.get(family)
+    assert c.mlp_width == (768 if family == "qwen3_moe" else 8)
     assert c.qkv_bias == (family == "qwen2") and not c.output_bias and not c.mlp_bias
     windows = {
         "gemma2": (4096, (True, False) * 6),

@@ -9,6 +9,8 @@ from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import RewardLossConfig
 from tpmm_jax.mesh import MeshConfig
+from tpmm_jax.models import NoiseConfig
+from tpmm_jax.models.upcycling import UpcyclingConfig
 from tpmm_jax.rewards import check_label
 from tpmm_jax.steps import TrainConfig
 
@@ -77,6 +79,8 @@ class RewardConfig:
       seed: the seed of everything random: the new head, the split, the order.
       model: what training begins with: a causal model, which gets a new head, or a
         reward model, which is trained further.
+      experts: routed experts that the model is given before it is trained.
+      noise: of training.
     """
 
     seed: int = 0
@@ -84,6 +88,8 @@ class RewardConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: RewardDataConfig
     loss: RewardLossConfig = field(default_factory=RewardLossConfig)
+    experts: UpcyclingConfig = field(default_factory=UpcyclingConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     train: TrainConfig
     evaluation: RewardEvaluationConfig = field(default_factory=RewardEvaluationConfig)
 
@@ -105,8 +111,16 @@ class RewardConfig:
             )
         self.data.validate()
         self.loss.validate()
+        self.experts.validate()
+        self._check_noise()
         self.train.validate()
         self.evaluation.validate()
+
+    def _check_noise(self) -> None:
+        for name, most in (("dropout", 1.0), ("jitter", 1.0)):
+            value = getattr(self.noise, name)
+            if not 0 <= value < most:
+                raise BadInput(f"noise.{name} is {value}; use a number in [0, 1)")
 
 
 # What may differ when a run is continued: none of it changes finished work.
@@ -114,6 +128,7 @@ REWARD_MAY_CHANGE = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.expert",
     "model.remat",
     "train.accumulation",
     "train.checkpoint_every",

@@ -318,6 +318,7 @@ MAY_CHANGE = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.expert",
     "model.logits_chunk_mib",
     "model.remat",
     "rollout.batch_size",

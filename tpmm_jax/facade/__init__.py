@@ -3,6 +3,7 @@
 No function here has the name of a module of tpmm_jax, which would hide it.
 """
 
+from tpmm_jax.facade._experts import upcycle
 from tpmm_jax.facade._generation import (
     BATCH_SIZE,
     completion_batches,
@@ -38,4 +39,5 @@ __all__ = [
     "stream",
     "sum_remark",
     "token_stream",
+    "upcycle",
 ]

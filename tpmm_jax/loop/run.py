@@ -18,7 +18,7 @@ from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks
 from tpmm_jax.loop.prompts import PromptSchedule
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import NO_NOISE, Decoder
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.rewards import Raters
 from tpmm_jax.steps import Frozen
@@ -127,11 +127,12 @@ class Disk:
         return self.trajectory.restore_adapters(step, target)
 
     def frozen(self, dropout_key: jax.Array) -> Frozen | None:
-        """Returns what an iteration's steps of LoRA read; None without it."""
-        lora = self.decoder.lora
+        """Returns what steps read beside what they train; None: nothing."""
+        lora, noise = self.decoder.lora, self.decoder.noise
+        drawn = noise != NO_NOISE or (lora is not None and lora.dropout > 0)
+        key = dropout_key if drawn else None
         if lora is None:
-            return None
-        key = dropout_key if lora.dropout else None
+            return None if key is None else Frozen({}, key)
         return Frozen(self.trajectory.restore_base(), key)
 
     def rewind(self, kind: str, iteration: int, step: int = 0) -> None:

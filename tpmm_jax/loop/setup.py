@@ -46,6 +46,7 @@ from tpmm_jax.loop.workdir import (
 )
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
+from tpmm_jax.models.experts import check_mesh
 from tpmm_jax.rewards import COLUMN, Raters
 from tpmm_jax.scoring import check_context, load_raters
 from tpmm_jax.store import (
@@ -165,6 +166,7 @@ def prepare(
         console.warn(text)
     source = find_model(config.model, workdir, console, started)
     check_adapter(config.model, source)
+    check_mesh(mesh, source.config)
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)
     schedule, chunks = load_data(

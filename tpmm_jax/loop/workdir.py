@@ -23,6 +23,7 @@ CONTINUED_BY = {1: "0.1.0"}
 # that began without the field goes on as it began. A field that is missing in the
 # config.json of such a run is no change.
 ADDED: Mapping[str, Any] = {
+    "mesh.expert": 1,
     "scorer.retries": 0,
     "loss.dr_beta": 1.0,
     "loss.c_max": 4.0,

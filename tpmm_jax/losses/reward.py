@@ -1,4 +1,4 @@
-"""The Bradley-Terry loss, which trains reward models."""
+"""The Bradley-Terry loss, which trains reward models, and experts' load balance."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,13 @@ from jaxtyping import Array, Float
 
 from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.errors import BadInput
-from tpmm_jax.losses.gradients import Batch, LossFn, Metrics
+from tpmm_jax.losses.gradients import Batch, CoupledLoss, LossFn, Metrics
 from tpmm_jax.losses.inputs import PerPair, difference, smoothed_log_sigmoid
 from tpmm_jax.mesh import BATCH, constrain
-from tpmm_jax.models import Adapted, Decoder, from_mask
+from tpmm_jax.models import Adapted, Aux, Decoder, ExpertsConfig, Noisy, from_mask
+
+# Weight of the load balance where none is given.
+LOAD_BALANCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +26,16 @@ class RewardLossConfig:
       center_rewards_coefficient: weight of mean((r_chosen + r_rejected)^2), which keeps
         rewards around 0; 0.01 is usual, 0 leaves it out.
       label_smoothing: assumed share of flipped labels.
+      load_balance: of routed experts: weight of their load balance; None: 0.01.
+      z_loss: of routed experts: weight of the mean square of the log-sum-exp of a
+        router's logits (2202.08906); None: 0.
     """
 
     use_margins: bool = False
     center_rewards_coefficient: float = 0.0
     label_smoothing: float = 0.0
+    load_balance: float | None = None
+    z_loss: float | None = None
 
     def validate(self) -> None:
         """Raises BadInput for a value out of range."""
@@ -41,6 +49,10 @@ class RewardLossConfig:
             raise BadInput(
                 f"loss.label_smoothing is {eps}; use at least 0 and below 0.5"
             )
+        for name in ("load_balance", "z_loss"):
+            weight = getattr(self, name)
+            if weight is not None and not 0 <= weight < float("inf"):
+                raise BadInput(f"loss.{name} is {weight}; use 0 or more, or none")
 
 
 def bradley_terry(
@@ -72,36 +84,132 @@ def bradley_terry(
     return loss_B
 
 
-def reward_loss(decoder: Decoder, config: RewardLossConfig) -> LossFn:
+def load_balance(aux: Aux, weight_B: jax.Array, experts: ExpertsConfig) -> jax.Array:
+    """Returns X sum_i f_i P_i, mean over the layers that have experts.
+
+    f_i is expert i's share of all assignments, P_i its mean probability, both over the
+    real tokens of the whole batch, whose sums are taken first: neither micro-batches
+    nor the mesh change it. 1 where all experts are used alike; gradients reach P alone.
+
+    Args:
+      aux: see ``experts.route``; the sums of each row, [L, B, ...].
+      weight_B: 0 for rows that only fill the batch.
+
+    Source: Switch (2101.03961) eq. 4, for k assignments a token.
+    """
+    real_B = (weight_B > 0).astype(jnp.float32)
+    share_LX, probability_LX = (
+        jnp.einsum("B,LBX->LX", real_B, aux[name])
+        for name in ("share_BX", "probability_BX")
+    )
+    tokens_L1 = jnp.sum(share_LX, axis=1, keepdims=True)
+    # Layers without experts report zeros.
+    scale_L1 = jnp.where(tokens_L1 > 0, 1 / jnp.maximum(tokens_L1, 1.0), 0.0)
+    product_L = jnp.sum(share_LX * probability_LX * scale_L1**2, axis=1)
+    layers = len(experts.places(share_LX.shape[0]))
+    return experts.count * jnp.sum(product_L) / layers
+
+
+def reward_loss(decoder: Decoder, config: RewardLossConfig) -> LossFn | CoupledLoss:
     """Returns the loss function of pairs for a reward model.
 
     The batch: tokens_BNT, mask_BNT int32; margin_B and weight_B float32, the latter 0
-    for rows that only fill the batch. Metrics have the names of TRL's RewardTrainer.
+    for rows that only fill the batch. Metrics have the names of TRL's RewardTrainer; of
+    routed experts there are more: the load balance, the mean entropy of the routers,
+    nats, and the largest and the smallest share that an expert of any layer has.
     """
+    if decoder.config.experts is not None:
+        return _experts_loss(decoder, config, decoder.config.experts)
 
     def loss_fn(
-        params: Params | Adapted, batch: Batch, total_weight: jax.Array
+        params: Params | Adapted | Noisy, batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         rewards_BN = pair_rewards(decoder, params, batch)
-        margin_B = difference(rewards_BN)
-        weight_B = batch["weight_B"] / total_weight
-        loss_B = bradley_terry(rewards_BN, batch["margin_B"], config)
-        metrics_B = {
-            "accuracy": (margin_B > 0).astype(jnp.float32),
-            "margin": margin_B,
-            "mean_reward": jnp.mean(rewards_BN, axis=1),
-        }
-        metrics = {name: jnp.sum(weight_B * x) for name, x in metrics_B.items()}
-        return jnp.sum(weight_B * loss_B), metrics
+        return _of_rewards(rewards_BN, batch, total_weight, config)
 
     return loss_fn
 
 
+def _of_rewards(
+    rewards_BN: jax.Array,
+    batch: Batch,
+    total_weight: jax.Array,
+    config: RewardLossConfig,
+) -> tuple[jax.Array, Metrics]:
+    """Returns the weighted mean of the pairs' losses, and its metrics."""
+    margin_B = difference(rewards_BN)
+    weight_B = batch["weight_B"] / total_weight
+    loss_B = bradley_terry(rewards_BN, batch["margin_B"], config)
+    metrics_B = {
+        "accuracy": (margin_B > 0).astype(jnp.float32),
+        "margin": margin_B,
+        "mean_reward": jnp.mean(rewards_BN, axis=1),
+    }
+    metrics = {name: jnp.sum(weight_B * x) for name, x in metrics_B.items()}
+    return jnp.sum(weight_B * loss_B), metrics
+
+
+def _experts_loss(
+    decoder: Decoder, config: RewardLossConfig, experts: ExpertsConfig
+) -> CoupledLoss:
+    """Returns the loss with its load balance, which couples the batch's tokens."""
+
+    def scores(params: Params | Adapted | Noisy, batch: Batch) -> tuple[jax.Array, Aux]:
+        rewards_BN, aux = _pair_rewards(decoder, params, batch)
+        B = rewards_BN.shape[0]
+
+        def by_pair(x: jax.Array) -> jax.Array:
+            """[L, B N, ...] as sums over the pair's two rows [B, L, ...]."""
+            x = jnp.moveaxis(x, 1, 0)
+            return jnp.sum(x.reshape(B, -1, *x.shape[1:]), axis=1)
+
+        return rewards_BN, jax.tree.map(by_pair, aux)
+
+    def loss(
+        scores: tuple[jax.Array, Aux],
+        batch: Batch,
+        total_weight: jax.Array,
+        state: tuple[()],
+    ) -> tuple[jax.Array, tuple[Metrics, tuple[()]]]:
+        rewards_BN, aux = scores
+        value, metrics = _of_rewards(rewards_BN, batch, total_weight, config)
+        aux = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), aux)
+        weight_B = batch["weight_B"]
+        balance = load_balance(aux, weight_B, experts)
+        weight = LOAD_BALANCE if config.load_balance is None else config.load_balance
+        real_B = (weight_B > 0).astype(jnp.float32)
+        share_LX = jnp.einsum("B,LBX->LX", real_B, aux["share_BX"])
+        places = jnp.asarray(experts.places(share_LX.shape[0]))
+        tokens = jnp.maximum(jnp.sum(share_LX[places]), 1.0)
+        z, entropy = (
+            jnp.einsum("B,LB->", real_B, aux[name]) / tokens
+            for name in ("z_B", "entropy_B")
+        )
+        value = value + weight * balance + (config.z_loss or 0.0) * z
+        share_LX = share_LX[places] * (len(places) / tokens)
+        metrics |= {
+            "router/load_balance": balance,
+            "router/entropy": entropy,
+            "router/busiest": jnp.max(share_LX),
+            "router/idlest": jnp.min(share_LX),
+        }
+        return value, (metrics, state)
+
+    return CoupledLoss(scores, loss)
+
+
 def pair_rewards(
-    decoder: Decoder, params: Params | Adapted, batch: Batch
+    decoder: Decoder, params: Params | Adapted | Noisy, batch: Batch
 ) -> Float[Array, "B N"]:
     """Returns the rewards of a batch of pairs, float32."""
+    return _pair_rewards(decoder, params, batch)[0]
+
+
+def _pair_rewards(
+    decoder: Decoder, params: Params | Adapted | Noisy, batch: Batch
+) -> tuple[jax.Array, Aux]:
     B, N, T = batch["tokens_BNT"].shape
     rows = (batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT"))
     sequences = from_mask(*(constrain(x, decoder.mesh, BATCH) for x in rows))
-    return decoder.rewards(params, sequences).reshape(B, N)
+    rewards, aux = decoder.rewards_and_aux(params, sequences)
+    return rewards.reshape(B, N), aux

@@ -17,7 +17,13 @@ from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
-from tpmm_jax.models.config import ModelConfig, RopeConfig, check_memory
+from tpmm_jax.models.config import (
+    ExpertsConfig,
+    ModelConfig,
+    RopeConfig,
+    check_memory,
+)
+from tpmm_jax.models.experts import Aux
 from tpmm_jax.models.layers import Cache, einsum, soft_cap
 from tpmm_jax.models.lora import (
     WHOLE,
@@ -26,16 +32,22 @@ from tpmm_jax.models.lora import (
     abstract_adapters,
     variables,
 )
+from tpmm_jax.models.noise import NO_NOISE, NoiseConfig, Noisy, row_keys
 from tpmm_jax.models.sequences import Sequences, from_mask
 from tpmm_jax.models.transformer import Forward, Transformer
 
 __all__ = [
+    "NO_NOISE",
     "Adapted",
+    "Aux",
     "DecodeState",
     "Decoder",
+    "ExpertsConfig",
     "Forward",
     "LoraConfig",
     "ModelConfig",
+    "NoiseConfig",
+    "Noisy",
     "RopeConfig",
     "Sequences",
     "from_mask",
@@ -70,6 +82,7 @@ class Decoder:
       lora: how a policy is adapted in training; None: all weights are trained.
       chunk_bytes: of one block of float32 logits on a device, in log-probs; larger
         blocks are faster on accelerators, smaller ones leaner.
+      noise: of training, where the parameters come with a key (Noisy).
     """
 
     config: ModelConfig
@@ -78,10 +91,11 @@ class Decoder:
     mesh: Mesh | None = None
     lora: LoraConfig | None = None
     chunk_bytes: int = 32 * 2**20
+    noise: NoiseConfig = NO_NOISE
 
     def module(self) -> Transformer:
         dtype = jnp.dtype(self.compute_dtype)
-        return Transformer(self.config, dtype, self.mesh, self.remat)
+        return Transformer(self.config, dtype, self.mesh, self.remat, self.noise)
 
     def init(self, key: jax.Array, dtype: str = "float32") -> Params:
         """Returns random parameters, each on its sharding.
@@ -115,14 +129,22 @@ class Decoder:
         return sum(x.size for x in jax.tree.leaves(self.abstract_params()))
 
     def hidden(
-        self, params: Params | Adapted, sequences: Sequences
+        self, params: Params | Adapted | Noisy, sequences: Sequences
     ) -> Float[Array, "B T D"]:
         """Returns the final hidden states, after the last norm, in compute_dtype."""
         return self.forward(params, sequences).hidden
 
-    def forward(self, params: Params | Adapted, sequences: Sequences) -> Forward:
+    def forward(
+        self, params: Params | Adapted | Noisy, sequences: Sequences
+    ) -> Forward:
         """Returns all that a forward pass returns."""
         collections: dict[str, Params]
+        key = None
+        if isinstance(params, Noisy):
+            params, key = params
+        elif isinstance(params, Adapted):
+            key = params.dropout_key
+        keys_B = None if key is None else row_keys(key, sequences)
         if isinstance(params, Adapted):
             assert self.lora is not None
             low_rank = variables(params, self.lora, sequences)
@@ -130,11 +152,11 @@ class Decoder:
             collections = {"params": {**params.base, **whole}, "lora": low_rank}
         else:
             collections = {"params": params}
-        result: Any = self.module().apply(collections, sequences)
+        result: Any = self.module().apply(collections, sequences, keys_B=keys_B)
         return result[0]
 
     def rewards(
-        self, params: Params | Adapted, sequences: Sequences
+        self, params: Params | Adapted | Noisy, sequences: Sequences
     ) -> Float[Array, " B"]:
         """Returns the reward of each row's sequence, float32.
 
@@ -146,6 +168,12 @@ class Decoder:
           sequences: one a row, padded on either side; of a row of padding alone the
             reward means nothing.
         """
+        return self.rewards_and_aux(params, sequences)[0]
+
+    def rewards_and_aux(
+        self, params: Params | Adapted | Noisy, sequences: Sequences
+    ) -> tuple[Float[Array, " B"], Aux]:
+        """Returns ``rewards`` and what each layer reports beside them, [L, B, ...]."""
         assert self.config.output == "reward"
         forward = self.forward(params, sequences)
         places_BT = jnp.where(
@@ -153,7 +181,8 @@ class Decoder:
         )
         last_B11 = jnp.max(places_BT, axis=1)[:, None, None]
         last_BD = jnp.take_along_axis(forward.hidden, last_B11, axis=1)[:, 0]
-        return einsum("BD,DN->BN", last_BD, forward.head, dtype="float32")[:, 0]
+        rewards = einsum("BD,DN->BN", last_BD, forward.head, dtype="float32")[:, 0]
+        return rewards, forward.aux
 
     def head(self, params: Params) -> Float[Array, "V D"]:
         """Returns the output embedding, the input's where they are tied."""
@@ -236,9 +265,10 @@ class Decoder:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _cast_matrices(params: Params, dtype: str) -> Params:
-    # Norm scales stay: they are used in float32.
+    # Norm scales and routers stay: they are used in float32.
+    kept = ("scale", "router")
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[-1].key == "scale" else x.astype(dtype), params
+        lambda path, x: x if path[-1].key in kept else x.astype(dtype), params
     )
 
 

@@ -21,6 +21,7 @@ LIMITS = {
     "head_dim": 2**14,
     "max_positions": 2**31 - 1,
     "window": 2**31 - 1,
+    "expert_count": 2**14,
 }
 
 
@@ -68,6 +69,34 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Routed experts of some layers.
+
+        y = s E_shared(x) + (1 - s) sum_{i in top k} g_i(x) E_i(x)
+
+    Attributes:
+      count: routed experts of a layer.
+      top_k: how many of them a token passes through.
+      shared: s; None: there is no shared expert, and y is the sum alone.
+      renormalise: whether the gates of a token's experts sum to 1; otherwise they are
+        their shares of the softmax over all experts.
+      layers: which layers have routed experts; the others keep the shared expert alone,
+        as an ordinary feed-forward. Empty: all.
+    """
+
+    count: int
+    top_k: int
+    shared: float | None = None
+    renormalise: bool = True
+    layers: tuple[bool, ...] = ()
+
+    def places(self, num_layers: int) -> tuple[int, ...]:
+        """Returns the numbers of the layers that have routed experts."""
+        has = self.layers or (True,) * num_layers
+        return tuple(layer for layer in range(num_layers) if has[layer])
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer.
 
@@ -89,6 +118,7 @@ class ModelConfig:
       window: how many tokens a layer with a window sees, the query's own included.
       windowed_layers: which layers have the window; empty where window is None.
       eos_ids: every id that ends a sequence.
+      experts: routed experts beside or in place of the feed-forwards; None: none.
     """
 
     family: str
@@ -121,8 +151,9 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
     output: Literal["tokens", "reward"] = "tokens"
+    experts: ExpertsConfig | None = None
 
     @property
     def feed_forward(self) -> str:
         """Name in ``feed_forward.FEED_FORWARD``."""
-        return "gated"
+        return "gated" if self.experts is None else "experts"

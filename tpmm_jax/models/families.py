@@ -3,7 +3,38 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tpmm_jax.models.config import ModelConfig, RopeConfig, check_sizes
+from tpmm_jax.models.config import (
+    ExpertsConfig,
+    ModelConfig,
+    RopeConfig,
+    check_sizes,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertFields:
+    """How a family's config.json says what its experts are.
+
+    Attributes:
+      count, width, renormalise: names of the fields; width None: the experts are as
+        wide as intermediate_size; renormalise None: gates are always renormalised.
+      default_count, default_top_k, default_width: where the field is missing.
+    """
+
+    count: str
+    width: str | None = None
+    renormalise: str | None = None
+    default_count: int
+    default_top_k: int
+    default_width: int | None = None
+
+    def default(self) -> ExpertsConfig:
+        """Returns the experts of a config.json that says nothing of them."""
+        return ExpertsConfig(
+            count=self.default_count,
+            top_k=self.default_top_k,
+            renormalise=self.renormalise is None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +52,7 @@ class Family:
         window; None: all layers have one, where there is a window.
       window_in_use: whether a window that config.json names is used unless it says
         otherwise (Qwen: no, use_sliding_window).
+      experts: of a family whose feed-forwards are mixtures of experts.
     """
 
     architecture: str
@@ -47,6 +79,7 @@ class Family:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+    experts: ExpertFields | None = None
 
 
 GEMMA: dict[str, Any] = {
@@ -127,6 +160,22 @@ FAMILIES: dict[str, Family] = {
         bos_id=1,
         eos_ids=(2,),
     ),
+    "mixtral": Family(
+        architecture="MixtralForCausalLM",
+        fields=frozenset(
+            {"num_experts_per_tok", "num_local_experts", "sliding_window"}
+        ),
+        max_positions=131_072,
+        head_dim=None,
+        num_kv_heads=8,
+        norm_eps=1e-5,
+        rope=RopeConfig(theta=1_000_000.0),
+        bos_id=1,
+        eos_ids=(2,),
+        experts=ExpertFields(
+            count="num_local_experts", default_count=8, default_top_k=2
+        ),
+    ),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
         fields=QWEN_FIELDS,
@@ -146,6 +195,30 @@ FAMILIES: dict[str, Family] = {
         qk_norm=True,
         window=4096,
         window_in_use=False,
+    ),
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        fields=frozenset(
+            {
+                *("attention_bias", "decoder_sparse_step", "mlp_only_layers"),
+                *("moe_intermediate_size", "norm_topk_prob", "num_experts"),
+                *("num_experts_per_tok", "sliding_window", "use_sliding_window"),
+            }
+        ),
+        max_positions=32_768,
+        head_dim=None,
+        num_kv_heads=4,
+        qk_norm=True,
+        window=4096,
+        window_in_use=False,
+        experts=ExpertFields(
+            count="num_experts",
+            width="moe_intermediate_size",
+            renormalise="norm_topk_prob",
+            default_count=128,
+            default_top_k=8,
+            default_width=768,
+        ),
     ),
 }
 
@@ -181,6 +254,8 @@ def make_config(
     """
     f = FAMILIES[family]
     values = {name: getattr(f, name) for name in SHARED} | fields
+    if f.experts is not None and values.get("experts") is None:
+        values["experts"] = f.experts.default()
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
         "width": width,

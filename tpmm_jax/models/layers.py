@@ -24,11 +24,15 @@ class PerLayer(NamedTuple):
       number: int32 [L], from 0.
       reach: how many tokens it sees, the query's own included: int32 [L].
       inverse_E: its rotary frequencies, float32 [L, E/2], radians per position.
+      experts: its routed experts, if it has any (see ``experts.Weights``).
+      has_experts: whether it has, bool [L]; None: all or none of the layers do.
     """
 
     number: jax.Array
     reach: jax.Array
     inverse_E: jax.Array
+    experts: Any = None
+    has_experts: jax.Array | None = None
 
 
 # Large but finite: a row with nothing to attend to stays finite, forward and backward.

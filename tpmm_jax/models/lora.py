@@ -165,8 +165,17 @@ def abstract_adapters(base: Params, config: LoraConfig) -> Params:
         rank is replicated.
     """
     adapters: Params = {}
-    for target in targets(config).values():
-        leaf, split = get(base, target.path), 1 + target.inputs
+    for name, target in targets(config).items():
+        try:
+            leaf, split = get(base, target.path), 1 + target.inputs
+        except KeyError:
+            # "all-linear" of a mixture of experts is what it has beside them.
+            if config.targets.strip() == ALL_LINEAR:
+                continue
+            raise BadInput(
+                f"lora.targets names {name}, which this model does not have: its "
+                "feed-forwards are routed experts, which LoRA does not adapt"
+            ) from None
         a = _part(leaf, [*range(split), None], config.rank)
         b = _part(leaf, [0, None, *range(split, leaf.ndim)], config.rank)
         put(adapters, target.path, {"a": a, "b": b})

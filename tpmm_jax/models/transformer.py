@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
 from tpmm_jax.models.config import ModelConfig
-from tpmm_jax.models.feed_forward import FEED_FORWARD, Aux
+from tpmm_jax.models.experts import Aux, by_layer, declare_weights
+from tpmm_jax.models.feed_forward import FEED_FORWARD
 from tpmm_jax.models.layers import (
     Attention,
     Cache,
@@ -18,6 +19,8 @@ from tpmm_jax.models.layers import (
     per_layer,
     scaled_normal,
 )
+from tpmm_jax.models.lora import drop
+from tpmm_jax.models.noise import ATTENTION, MLP, ROUTER, NoiseConfig, at
 from tpmm_jax.models.sequences import Sequences, may_attend
 
 
@@ -27,6 +30,7 @@ class Block(nn.Module):
     config: ModelConfig
     dtype: Any
     mesh: Mesh | None
+    noise: NoiseConfig
 
     @nn.compact
     def __call__(
@@ -36,6 +40,7 @@ class Block(nn.Module):
         queries: Sequences,
         keys: Sequences,
         slot: jax.Array | None,
+        keys_B: jax.Array | None,
     ) -> tuple[tuple[jax.Array, Cache | None], Aux]:
         x_BTD, cache = carry
         c = self.config
@@ -46,17 +51,30 @@ class Block(nn.Module):
         )
         if c.post_norms:
             h = self._norm("attention_post_norm", h)
-        x_BTD = x_BTD + h
+        x_BTD = x_BTD + self._drop(h, keys_B, layer, ATTENTION)
         h = self._norm("mlp_norm", x_BTD)
         feed_forward = FEED_FORWARD[c.feed_forward]
-        h, aux = feed_forward(c, self.dtype, self.mesh, name="mlp")(h)
+        noise = None
+        if keys_B is not None and self.noise.jitter:
+            noise = at(keys_B, layer.number, ROUTER), self.noise.jitter
+        h, aux = feed_forward(c, self.dtype, self.mesh, name="mlp")(
+            h, queries.segments_BT > 0, layer, noise
+        )
         if c.post_norms:
             h = self._norm("mlp_post_norm", h)
-        x_BTD = x_BTD + h
+        x_BTD = x_BTD + self._drop(h, keys_B, layer, MLP)
         return (constrain(x_BTD, self.mesh, BATCH), cache), aux
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
         return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)(x)
+
+    def _drop(
+        self, x: jax.Array, keys_B: jax.Array | None, layer: PerLayer, place: int
+    ) -> jax.Array:
+        if keys_B is None or not self.noise.dropout:
+            return x
+        keep = jnp.float32(1.0 - self.noise.dropout)
+        return drop(x, at(keys_B, layer.number, place), keep)
 
 
 @jax.custom_vjp
@@ -105,6 +123,7 @@ class Transformer(nn.Module):
     dtype: Any
     mesh: Mesh | None
     remat: bool
+    noise: NoiseConfig
 
     @nn.compact
     def __call__(
@@ -113,12 +132,14 @@ class Transformer(nn.Module):
         slots: Sequences | None = None,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
     ) -> tuple[Forward, Cache | None]:
         """Runs all layers; returns what they make of the tokens, and the new cache.
 
         Args:
           slots: what the cache holds, these tokens included; None: no cache.
           slot: where in the cache these tokens begin.
+          keys_B: of each row's noise, as data; None: no noise.
         """
         c = self.config
         V, D = c.vocab_size, c.width
@@ -138,13 +159,16 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 3),
+            in_axes=(0, *[nn.broadcast] * 4),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: None},
-        )(c, self.dtype, self.mesh, name="layers")
+        )(c, self.dtype, self.mesh, self.noise, name="layers")
         keys = sequences if slots is None else slots
+        told = per_layer(c)
+        if c.experts is not None:
+            told = by_layer(told, declare_weights(self, c), c)
         (x_BTD, cache), aux = layers(
-            (x_BTD, cache), per_layer(c), sequences, keys, slot
+            (x_BTD, cache), told, sequences, keys, slot, keys_B
         )
         x_BTD = RMSNorm(c.norm_eps, c.norm_offset, name="final_norm")(x_BTD)
         return Forward(x_BTD, head_VD, aux), cache

@@ -5,6 +5,8 @@ import math
 import pathlib
 from collections.abc import Iterator
 
+from jax.sharding import Mesh
+
 from tpmm_jax.config import HELD_OUT, REWARD_MAY_CHANGE, RewardConfig, to_dict
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
@@ -25,12 +27,13 @@ from tpmm_jax.loop.workdir import (
     pin_config,
 )
 from tpmm_jax.mesh import make_mesh
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.models.experts import check_mesh
 from tpmm_jax.reward_runs.plan import ITERATION, KEPT, RewardPlan, RewardRun
 from tpmm_jax.reward_runs.sets import load_sets, reward_table
 from tpmm_jax.store import Trajectory, WorkStore, check_space, disk_need
 from tpmm_jax.store.digests import read_listed_json, write_listed_json
-from tpmm_jax.weights.loading import adapters_base, start_reward
+from tpmm_jax.weights.loading import adapters_base, start_reward, upcycled
 from tpmm_jax.weights.source import Source
 
 
@@ -114,10 +117,14 @@ def prepare(
     mesh = make_mesh(config.mesh)
 
     def find(name: str, revision: str | None, base: str | None) -> Source:
-        return start_reward(name, config.seed, revision, base)
+        found = start_reward(name, config.seed, revision, base)
+        if config.experts.count == 0:
+            return found
+        return upcycled(found, config.experts, config.seed)
 
     source = find_model(config.model, workdir, console, started, find)
     check_adapter(config.model, source)
+    _check_experts(config, source.config, mesh)
     codec = make_codec(
         source.config,
         source.tokenizer,
@@ -138,9 +145,32 @@ def prepare(
         config.model.remat,
         mesh,
         config.model.adapters,
+        noise=config.noise,
     )
     table = reward_table(sets.train, limit, codec.pad_id)
     return RewardPlan(config, decoder, codec, sets, table), source
+
+
+def _check_experts(config: RewardConfig, model: ModelConfig, mesh: Mesh) -> None:
+    """Raises BadInput for settings of experts that the model has not, and the like."""
+    check_mesh(mesh, model)
+    if model.experts is not None:
+        if config.model.lora.rank:
+            raise BadInput(
+                "model.lora.rank is set, but LoRA would leave the routed experts as "
+                "they are; train all weights (model.lora.rank=0)"
+            )
+        return
+    for name, value in (
+        ("loss.load_balance", config.loss.load_balance),
+        ("loss.z_loss", config.loss.z_loss),
+        ("noise.jitter", config.noise.jitter or None),
+    ):
+        if value is not None:
+            raise BadInput(
+                f"{name} is {value}, but the model has no experts; leave it unset, or "
+                "set experts.count"
+            )
 
 
 def space_needed(plan: RewardPlan) -> int:

@@ -162,7 +162,7 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
     """Measures all test sets, writes their row, keeps the model if it is the best."""
     plan, disk, step = task.plan, task.disk, int(state.step)
     params: Any = state.params
-    if task.frozen is not None:
+    if task.frozen is not None and task.frozen.base:
         params = Adapted(task.frozen.base, state.params)
     title = f"measure step {step}"
     # Not a phase that a signal ends: the state is saved right behind it.
@@ -201,7 +201,7 @@ def _refuse(
     norm_of = reward_gradient_norm_step(plan.decoder, plan.config.loss, config)
     places, found = plan.order.places(step), dict[int, str]()
     params: Any = state.params
-    if task.frozen is not None:
+    if task.frozen is not None and task.frozen.base:
         params = Adapted(task.frozen.base, state.params)
     for place in map(int, places):
         row = take(plan.table, np.array([place]), config.batch_size)

@@ -28,11 +28,11 @@ class TrainState(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What a step of LoRA reads beside the adapters in its state; not donated.
+    """What a step reads beside what it trains; not donated.
 
     Attributes:
-      base: the fixed weights.
-      dropout_key: of the iteration; each step folds its number in. None: no dropout.
+      base: the fixed weights under adapters; {}: all weights are trained.
+      dropout_key: of the iteration; each step folds its number in. None: no noise.
     """
 
     base: Params

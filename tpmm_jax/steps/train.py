@@ -19,7 +19,7 @@ from tpmm_jax.losses import (
     gradients,
     log_probs,
 )
-from tpmm_jax.models import Adapted, Decoder, from_mask
+from tpmm_jax.models import Adapted, Decoder, Noisy, from_mask
 from tpmm_jax.steps.config import TrainConfig
 from tpmm_jax.steps.optimizer import make_optimizer
 from tpmm_jax.steps.state import Frozen, TrainState, mesh_of, shardings
@@ -55,14 +55,17 @@ def bind(
     key = frozen.dropout_key
     key = None if key is None else jax.random.fold_in(key, step)
 
-    def of_adapters(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda adapters, *rest: function(
-            Adapted(frozen.base, adapters, key), *rest
-        )
+    def whole(trained: Params) -> Any:
+        if frozen.base:
+            return Adapted(frozen.base, trained, key)
+        return trained if key is None else Noisy(trained, key)
+
+    def of_trained(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda trained, *rest: function(whole(trained), *rest)
 
     if isinstance(loss_fn, CoupledLoss):
-        return loss_fn._replace(scores=of_adapters(loss_fn.scores))
-    return of_adapters(loss_fn)
+        return loss_fn._replace(scores=of_trained(loss_fn.scores))
+    return of_trained(loss_fn)
 
 
 def make_train_step(
@@ -72,7 +75,8 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the jitted step (state, batch, learning rate); the state is donated.
 
-    With LoRA the state's params are the adapters, and a further argument is Frozen.
+    With LoRA the state's params are the adapters, and a further argument is Frozen, as
+    with noise.
     The last one, ``constants``, is a tree whose leaves may differ in one program.
 
     Its metrics are of the state before the update: loss, grad_norm (L2, before

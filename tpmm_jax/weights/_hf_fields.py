@@ -25,6 +25,8 @@ IGNORED = {
     "return_dict_in_generate", "tf_legacy_loss", "torch_dtype", "torchscript",
     "use_bfloat16", "use_cache", "use_flash_attention_2", "use_flash_attn",
     "use_flashattn", "xla_device",
+    # How the routers of experts are trained.
+    "output_router_logits", "router_aux_loss_coef",
     # Of classifiers and of tasks.
     "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
     "task_specific_params",
@@ -76,6 +78,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "remove_invalid_values": (False,),
     "resid_pdrop": (0,),
     "rope_interleaved": (False,),
+    "router_jitter_noise": (0,),
     "suppress_tokens": ([],),
     "tie_encoder_decoder": (False,),
     "use_bidirectional_attention": (False,),

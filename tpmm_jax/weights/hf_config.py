@@ -11,6 +11,7 @@ from typing import Any
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models.config import LIMITS, ModelConfig
 from tpmm_jax.models.families import FAMILIES, Family, make_config
+from tpmm_jax.weights._hf_experts import as_family, read_experts, write_experts
 from tpmm_jax.weights._hf_fields import NEUTRAL, field_problem
 from tpmm_jax.weights._hf_rope import is_positive, read_ropes, write_ropes
 from tpmm_jax.weights._hf_windows import is_count, read_windows, write_windows
@@ -61,6 +62,7 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
       BadInput: an unknown model_type or field, a missing field, or a value that
         this library does not compute; all problems are named at once.
     """
+    given, hf = hf, as_family(hf)
     family = _family(hf, origin)
     problems = _wrong_values(hf, family)
     for name, value in hf.items():
@@ -72,13 +74,15 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
     problems += _wrong_head(hf)
     window, windowed = read_windows(hf, family, problems)
     rope, local_rope = read_ropes(hf, family, problems)
+    experts = read_experts(given, family, problems)
+    problems += _wrong_layers_of_experts(hf, family)
     if problems:
         raise BadInput(
             f"{origin} cannot be loaded faithfully:\n  " + "\n  ".join(problems)
         )
     return make_config(
         str(hf["model_type"]),
-        **{ours: hf[theirs] for theirs, ours in REQUIRED.items()},
+        **{ours: hf[theirs] for theirs, ours in REQUIRED.items()} | _width(hf, family),
         num_kv_heads=_kv_heads(hf, family),
         head_dim=hf.get("head_dim"),
         rope=rope,
@@ -89,6 +93,7 @@ def parse_config(hf: Mapping[str, Any], origin: str) -> ModelConfig:
         eos_ids=as_ids(hf.get("eos_token_id", list(family.eos_ids)), origin),
         pad_id=hf.get("pad_token_id", family.pad_id),
         output="reward" if is_classifier(hf) else "tokens",
+        experts=experts,
         **_optional(hf, family),
     )
 
@@ -107,6 +112,27 @@ def _wrong_head(hf: Mapping[str, Any]) -> list[str]:
     if not is_classifier(hf) or width == 1:
         return []
     return [f"the head has {width} labels; a reward model has one (num_labels 1)"]
+
+
+def _width(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Returns the width of experts, where they have one of their own."""
+    if family.experts is None or family.experts.width is None:
+        return {}
+    given = hf.get(family.experts.width, family.experts.default_width)
+    return {"mlp_width": given}
+
+
+def _wrong_layers_of_experts(hf: Mapping[str, Any], family: Family) -> list[str]:
+    """Returns what says that some layers of a mixture of experts are dense."""
+    if "mlp_only_layers" not in family.fields:
+        return []
+    every, dense = hf.get("decoder_sparse_step", 1), hf.get("mlp_only_layers")
+    if every == 1 and not dense:
+        return []
+    return [
+        f"decoder_sparse_step = {every!r}, mlp_only_layers = {dense!r}: only models "
+        "whose layers all have experts are supported (1 and [])"
+    ]
 
 
 def _family(hf: Mapping[str, Any], origin: str) -> Family:
@@ -202,6 +228,7 @@ def _wrong_values(hf: Mapping[str, Any], family: Family) -> list[str]:
         "rms_norm_eps": ("a positive number", is_positive),
         "tie_word_embeddings": ("true or false", _is_bool),
         "query_pre_attn_scalar": _count(2**31 - 1),
+        "moe_intermediate_size": _count(LIMITS["mlp_width"]),
         **dict.fromkeys(SOFTCAPS, ("a positive number or null", is_positive)),
         **dict.fromkeys(("attention_bias", "mlp_bias"), ("true or false", _is_bool)),
         "bos_token_id": ids,
@@ -292,6 +319,7 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         # transformers writes no num_labels: it counts these.
         content["architectures"] = [architecture_of(family, CLASSIFIER)]
         content |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    content |= write_experts(config, family)
     return content | {n: x for n, x in optional.items() if n in family.fields}
 
 

@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
+from tpmm_jax.models.upcycling import UpcyclingConfig, upcycle_params
 from tpmm_jax.store import Base, Trajectory
 from tpmm_jax.store.digests import check_folder
 from tpmm_jax.weights.description import read_config, read_generation
@@ -379,6 +380,25 @@ def _with_head(found: Source, seed: int) -> Source:
         return params
 
     return Source(config, found.tokenizer, found.origin | {"seed": seed}, read)
+
+
+def upcycled(found: Source, upcycling: UpcyclingConfig, seed: int) -> Source:
+    """Returns a dense reward model as a mixture of experts; see ``upcycling``.
+
+    Raises:
+      BadInput: it cannot be upcycled.
+    """
+    config = upcycling.of(found.config, found.origin["source"])
+
+    def read(decoder: Decoder, dtype: str) -> Params:
+        params = found.read(replace(decoder, config=found.config), dtype)
+        key = jax.random.key(seed)
+        made = upcycle_params(params, config, upcycling.noise, key)
+        where = jax.tree.map(lambda x: x.sharding, decoder.abstract_params(dtype))
+        return jax.device_put(made, where)
+
+    origin = found.origin | {"experts": asdict(upcycling), "experts_seed": seed}
+    return Source(config, found.tokenizer, origin, read, generation=found.generation)
 
 
 def check_dtype(dtype: Any) -> str:

@@ -21,6 +21,7 @@ class Name:
     Attributes:
       theirs: a tensor's name; {layer} and {expert} stand for the axes, in this order,
         that ours has in front of theirs.
+      layers: the numbers of the layers that ours has; None: of all.
       inputs: how many of the other axes of ours are inputs, theirs being the
         transpose, [out, in]; 0: a bias, of one axis in theirs; None: both are alike.
     """
@@ -28,6 +29,7 @@ class Name:
     path: tuple[str, ...]
     theirs: str
     inputs: int | None = None
+    layers: tuple[int, ...] | None = None
 
     @property
     def axes(self) -> list[str]:
@@ -36,11 +38,17 @@ class Name:
 
     def tensor(self, *index: int) -> str:
         """Returns the name of the tensor that holds ours[index]."""
-        return self.theirs.format(**dict(zip(self.axes, index, strict=True)))
+        places = dict(zip(self.axes, index, strict=True))
+        if self.layers is not None:
+            places["layer"] = self.layers[places["layer"]]
+        return self.theirs.format(**places)
 
     def tensors(self, config: ModelConfig) -> Iterator[tuple[tuple[int, ...], str]]:
         """Yields each index into the leading axes and its tensor's name."""
-        sizes = {"layer": config.num_layers}
+        layers = config.num_layers if self.layers is None else len(self.layers)
+        sizes = {"layer": layers}
+        if config.experts is not None:
+            sizes["expert"] = config.experts.count
         for index in np.ndindex(*(sizes[axis] for axis in self.axes)):
             yield index, self.tensor(*index)
 
@@ -78,7 +86,7 @@ def names(config: ModelConfig) -> list[Name]:
         table.append(Name(("score",), "score.weight", 1))
     elif not config.tie_embeddings:
         table.append(Name(("head",), "lm_head.weight"))
-    return table + _projections(config) + _norms(config)
+    return table + _projections(config) + _routed(config) + _norms(config)
 
 
 def _projections(config: ModelConfig) -> list[Name]:
@@ -89,14 +97,38 @@ def _projections(config: ModelConfig) -> list[Name]:
         ("attention", "key", "self_attn.k_proj", 1, config.qkv_bias),
         ("attention", "value", "self_attn.v_proj", 1, config.qkv_bias),
         ("attention", "output", "self_attn.o_proj", 2, config.output_bias),
-        ("mlp", "gate", "mlp.gate_proj", 1, config.mlp_bias),
-        ("mlp", "up", "mlp.up_proj", 1, config.mlp_bias),
-        ("mlp", "down", "mlp.down_proj", 1, config.mlp_bias),
+        *(
+            ("mlp", name, f"mlp.{name}_proj", 1, config.mlp_bias)
+            for name in ("gate", "up", "down")
+            if config.experts is None or config.experts.shared is not None
+        ),
     ):
         path, name = ("layers", part), f"{LAYER}{theirs}"
         table.append(Name((*path, ours), f"{name}.weight", inputs))
         if bias:
             table.append(Name((*path, f"{ours}_bias"), f"{name}.bias", 0))
+    return table
+
+
+# The routed experts' tensors in a layer: router, then those of an expert.
+_EXPERTS = {
+    "mixtral": ("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
+    "qwen3_moe": ("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+}
+# Those of ours that no Hugging Face model has: beside a shared one.
+_BESIDE = ("mlp.router", "mlp.experts", "gate_proj", "up_proj", "down_proj")
+
+
+def _routed(config: ModelConfig) -> list[Name]:
+    """The routed experts' matrices."""
+    if config.experts is None:
+        return []
+    router, experts, *matrices = _EXPERTS.get(config.family, _BESIDE)
+    layers = config.experts.places(config.num_layers)
+    table = [Name(("experts", "router"), f"{LAYER}{router}.weight", 1, layers)]
+    for ours, theirs in zip(("gate", "up", "down"), matrices):
+        name = f"{LAYER}{experts}.{{expert}}.{theirs}.weight"
+        table.append(Name(("experts", ours), name, 1, layers))
     return table
 
 
