@@ -146,7 +146,8 @@ def test_a_prefix_names_a_model():
     ("config", "text"),
     [
         ({"name": "reward:nowhere"}, "scorer.name = 'reward:nowhere': .*nowhere"),
-        ({"name": "judge:x"}, "compares two answers"),
+        ({"name": "judge:nowhere"}, "scorer.name = 'judge:nowhere': .*nowhere"),
+        ({"name": "judge:x", "options": {"chat": 1}}, "the config's section judge"),
         ({"options": {"chatt": 1}}, "options.chatt: .*did you mean chat"),
         ({"name": "causal"}, "causal language model"),
         ({"name": "constant"}, "every answer the reward 0"),

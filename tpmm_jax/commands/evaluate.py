@@ -31,6 +31,7 @@ from tpmm_jax.commands._line import (
     timeout_of,
 )
 from tpmm_jax.commands._rows import add_row_options, row_options
+from tpmm_jax.config.fields import check_types, set_field
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import load_rows
@@ -45,7 +46,7 @@ from tpmm_jax.loop.compare import Candidate, Settings, compare
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.rewards import Raters, ScorerConfig
-from tpmm_jax.scoring import load_raters
+from tpmm_jax.scoring import JudgeConfig, load_raters
 from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.saving import check_output
@@ -100,6 +101,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             metavar="LABEL=M:F",
             help=f"{what}; repeatable",
         )
+    add(
+        "--judge-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="how a judge:SOURCE is asked and read: a field of the config's section "
+        "judge, such as template_file=FILE; repeatable",
+    )
     add_timeout(parser, f"{TIMEOUT:g}")
     add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
     add("--drop-bad-rows", action="store_true", help="drop bad rows of --pairs")
@@ -110,6 +119,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", metavar="DIR", help="new folder for all rows and summary.json")
     add("--json", action="store_true", help="print the summary as JSON")
     return parser.parse_args(argv)
+
+
+def read_judge(args: argparse.Namespace) -> JudgeConfig:
+    """Returns how models that judge are asked and read."""
+    config = JudgeConfig()
+    for text in args.judge_option:
+        try:
+            config = set_field(config, text)
+        except BadInput as error:
+            raise BadInput(str(error).replace("--set", "--judge-option")) from None
+    check_types(config, "judge.")
+    config.validate(parse_labels(args.judge, "--judge").values())
+    return config
 
 
 def read_raters(args: argparse.Namespace) -> Raters:
@@ -131,6 +153,7 @@ def read_raters(args: argparse.Namespace) -> Raters:
         judges_field="--judge",
         timeout=timeout,
         timeout_option="--timeout",
+        judge=read_judge(args),
         mesh=make_mesh(MeshConfig()),
     )
 

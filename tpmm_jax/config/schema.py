@@ -24,6 +24,7 @@ from tpmm_jax.rewards import (
     check_label,
 )
 from tpmm_jax.sampling import SamplingConfig
+from tpmm_jax.scoring import JUDGE, JudgeConfig
 from tpmm_jax.steps import TrainConfig
 from tpmm_jax.stopping import TIMEOUT
 
@@ -96,9 +97,10 @@ class EvaluationConfig:
       samples_per_prompt: drawn with rollout's temperature, top_p and top_k.
       sets: further prompts by name, out of the training's domain; sources like
         data.prompts.
-      scorers: further scorers by label, "module:function", independent of the one
-        that labels.
-      judges: by label, "module:function"; see rewards.Judge.
+      scorers: further scorers by label, "module:function" or "reward:SOURCE",
+        independent of the one that labels.
+      judges: by label, "module:function", see rewards.Judge, or "judge:SOURCE", a
+        model.
       timeout: seconds that one call of those may take, for one batch; None: for ever.
       random: labels of scorers and judges that may say something else of the same
         texts at every call; see scorer.deterministic.
@@ -186,6 +188,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
 
     @property
@@ -230,6 +233,8 @@ class Config:
         self._validate_margins()
         self.train.validate()
         self.evaluation.validate()
+        judges = self.evaluation.judges.values()
+        self.judge.validate([self.scorer.name, self.madpo.margins, *judges])
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:
@@ -304,6 +309,12 @@ class Config:
                 "with data.pairs a scorer is used for evaluation only: set "
                 "data.eval_prompts too, or leave scorer.name unset"
             )
+        if (self.scorer.name or "").startswith(JUDGE):
+            raise BadInput(
+                f"scorer.name is {self.scorer.name!r}, which compares answers of one "
+                "prompt to label them, and data.pairs are labelled already; name it "
+                "under evaluation.judges"
+            )
         for name in ("sets", "scorers", "judges"):
             if getattr(self.evaluation, name) and self.data.eval_prompts is None:
                 raise BadInput(
@@ -330,6 +341,7 @@ MAY_CHANGE = (
     "evaluation.max_kl_per_token",
     "evaluation.max_length_ratio",
     "evaluation.random",
+    "judge.batch_size",
     "scorer.deterministic",
     "scorer.retries",
 )

@@ -99,6 +99,8 @@ class Judgement:
       first, second: the judge's share for the first text, with ours first and with
         ours second.
       win: our share, free of a preference for a place.
+      unread: how many of the two replies of a model could not be read, and are ties.
+      replies: a model's words, with ours first and with ours second.
     """
 
     set: str
@@ -109,6 +111,8 @@ class Judgement:
     first: float
     second: float
     win: float
+    unread: int | None = None
+    replies: list[str] | None = None
 
 
 Record = TypeVar("Record", Rollout, LabelledPair, Judgement)

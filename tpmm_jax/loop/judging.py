@@ -6,6 +6,7 @@ Nothing here knows of a run: the loop and ``tpmm evaluate`` share it.
 import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,12 @@ from tpmm_jax.evaluation import (
 )
 from tpmm_jax.evaluation.measures import score_arrays
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.rewards import NamedJudge
+from tpmm_jax.rewards import NamedJudge, Verdicts
 from tpmm_jax.store.records import append_records, resume_records
 
 Answers = Sequence[Rollout]
+# A larger share of a judge's replies that cannot be read is warned of.
+MAX_UNREAD = 0.2
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,11 @@ def judge_batch(
     prompts = [ours[i].prompt for i, _ in spots]
     our_texts = [ours[i].responses[s] for i, s in spots]
     their_texts = [theirs[i].responses[s] for i, s in spots]
-    first_B = judge(prompts, our_texts, their_texts)
-    second_B = judge(prompts, their_texts, our_texts)
+    said = [
+        judge.verdicts(prompts, our_texts, their_texts),
+        judge.verdicts(prompts, their_texts, our_texts),
+    ]
+    first_B, second_B = (one.share_B for one in said)
     win_B = judged_wins(first_B[:, None], second_B[:, None])[:, 0]
     return [
         Judgement(
@@ -115,9 +121,20 @@ def judge_batch(
             first=float(first_B[b]),
             second=float(second_B[b]),
             win=float(win_B[b]),
+            **_words(said, b),
         )
         for b, (i, s) in enumerate(spots)
     ]
+
+
+def _words(said: Sequence[Verdicts], b: int) -> dict[str, Any]:
+    """Returns what a model said of one answer in both orders; {} of a function."""
+    found: dict[str, Any] = {}
+    if all(one.unread_B is not None for one in said):
+        found["unread"] = sum(int(one.unread_B[b]) for one in said)  # type: ignore[index]
+    if all(one.replies is not None for one in said):
+        found["replies"] = [one.replies[b] for one in said]  # type: ignore[index]
+    return found
 
 
 def judge_wins(
@@ -135,6 +152,51 @@ def judge_wins(
     }
 
 
+def judge_faults(judgements: Iterable[Judgement], name: str) -> dict[str, float]:
+    """Returns what of one set's judgements speaks against each judge.
+
+    Returns:
+      judge/LABEL/disagreed, the share of answers of which it says in one order that
+      they are better and in the other that they are worse: it goes by the place; and
+      of models judge/LABEL/unread, the share of their replies that cannot be read.
+    """
+    by_judge: dict[str, list[Judgement]] = {}
+    for one in judgements:
+        if one.set == name:
+            by_judge.setdefault(one.judge, []).append(one)
+    values = {}
+    for judge, rows in by_judge.items():
+        # The text in the first place is preferred in both orders, or in neither.
+        leans = [(row.first - 0.5) * (row.second - 0.5) > 0 for row in rows]
+        values[f"judge/{judge}/disagreed"] = float(np.mean(leans))
+        unread = [row.unread for row in rows if row.unread is not None]
+        if unread:
+            values[f"judge/{judge}/unread"] = float(np.mean(unread)) / 2
+    return values
+
+
+def unread_warning(values: Mapping[str, float], where: str) -> str:
+    """Returns a warning of judges whose replies mostly say nothing, or "".
+
+    Args:
+      values: of ``judge_faults``.
+      where: the file that holds the replies, or what to do for one.
+    """
+    large = [
+        f"{key.split('/')[1]}: {100 * share:.0f} %"
+        for key, share in values.items()
+        if key.startswith("judge/") and key.endswith("/unread") and share > MAX_UNREAD
+    ]
+    if not large:
+        return ""
+    return (
+        f"replies of judges that cannot be read and count as ties: {'; '.join(large)}. "
+        f"Win rates are drawn to 50 % by that; look at the replies ({where}), and "
+        "change judge.template, judge.max_new_tokens or what verdicts are read "
+        "(judge.first, judge.second, judge.tie), or take another model"
+    )
+
+
 def measure_contest(
     contest: Contest, judgements: Sequence[Judgement], eos_ids: Collection[int]
 ) -> dict[str, float]:
@@ -144,13 +206,14 @@ def measure_contest(
         for name, met in contest.met_as().items()
         for judge, wins_BR in judge_wins(judgements, contest.set, met).items()
     }
-    return measure(
+    values = measure(
         contest.answers,
         eos_ids=eos_ids,
         opponents=contest.opponents,
         log_ratios=contest.log_ratios,
         judged=judged,
     )
+    return values | judge_faults(judgements, contest.set)
 
 
 def observe(

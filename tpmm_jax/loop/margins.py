@@ -33,7 +33,7 @@ def load_margins(config: Config, mesh: Mesh, date: datetime.date) -> NamedScorer
     if name is None or name == COLUMN:
         return None
     given = replace(config.scorer, name=name, options=options)
-    return load_scorer(given, field=MARGINS, mesh=mesh, date=date)
+    return load_scorer(given, field=MARGINS, judge=config.judge, mesh=mesh, date=date)
 
 
 def same_source_warning(config: Config, raters: Raters) -> str:

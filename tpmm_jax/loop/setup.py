@@ -158,6 +158,7 @@ def prepare(
         config.evaluation.scorers,
         config.evaluation.judges,
         timeout=config.evaluation.timeout,
+        judge=config.judge,
         mesh=mesh,
         date=date,
     )

@@ -33,6 +33,17 @@ ADDED: Mapping[str, Any] = {
     "pairing.margins": "keep",
     "madpo.margins": None,
     "madpo.calibrate": True,
+    "judge.template": None,
+    "judge.template_file": None,
+    "judge.first": ["A"],
+    "judge.second": ["B"],
+    "judge.tie": ["tie", "Tie", "TIE"],
+    "judge.max_new_tokens": 8,
+    "judge.chat": None,
+    "judge.batch_size": 16,
+    "judge.dtype": "float32",
+    "judge.revision": None,
+    "judge.base": None,
 }
 
 

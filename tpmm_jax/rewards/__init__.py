@@ -1,6 +1,6 @@
 """What labels the rollouts, what judges answers, and how labels become pairs."""
 
-from tpmm_jax.rewards.judges import Judge, NamedJudge
+from tpmm_jax.rewards.judges import Judge, NamedJudge, Verdicts
 from tpmm_jax.rewards.margins import COLUMN, LABEL, MARGINS, MadpoConfig
 from tpmm_jax.rewards.pairing import PairingConfig, PairPlaces, make_pairs
 from tpmm_jax.rewards.raters import (
@@ -46,6 +46,7 @@ __all__ = [
     "Raters",
     "Scorer",
     "ScorerConfig",
+    "Verdicts",
     "check_label",
     "find_function",
     "find_judge_function",

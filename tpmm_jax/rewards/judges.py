@@ -38,6 +38,21 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """What a judge says of B pairs of answers.
+
+    Attributes:
+      share_B: float64, the share for the first answer; 0.5 where none could be read.
+      unread_B: of a model's replies, whether one could not be read.
+      replies: a model's, in its words.
+    """
+
+    share_B: np.ndarray
+    unread_B: np.ndarray | None = None
+    replies: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class NamedJudge:
     """A judge whose every answer is checked.
 
@@ -46,7 +61,7 @@ class NamedJudge:
       timeout: seconds that one call may take; None: for ever.
       option: the field or option that sets the timeout, for messages.
       retries: see ``ScorerConfig``.
-      digest: of a model of ours; None of a user's function.
+      digest: of a model of ours, which gives Verdicts; None of a user's function.
     """
 
     name: str
@@ -59,12 +74,20 @@ class NamedJudge:
     def __call__(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> np.ndarray:
-        """Returns the share of the first answers [B], float64.
+        """Returns the share of the first answers [B], float64; see ``verdicts``."""
+        return self.verdicts(prompts, first, second).share_B
+
+    def verdicts(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> Verdicts:
+        """Returns what it says of each pair.
 
         Raises:
           BadInput: the judge raised, or returned another shape or a number outside
             [0, 1]; the message names the judge.
         """
+        if self.digest is not None:
+            return self.function(prompts, first, second)
         share_B = call_checked(
             f"judge {self.name}",
             lambda: self.function(list(prompts), list(first), list(second)),
@@ -84,7 +107,7 @@ class NamedJudge:
                 f"{prompts[b][:60]!r}; wanted numbers from 0 (second better) to 1 "
                 "(first better)"
             )
-        return share_B
+        return Verdicts(share_B)
 
     def probe(self, prompt: str) -> np.ndarray:
         """Returns what it says of made-up answers, before anything expensive."""

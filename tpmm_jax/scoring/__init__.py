@@ -1,5 +1,8 @@
-"""Our own models as scorers, and what the names of scorers and judges stand for."""
+"""Our own models as scorers and judges, and what names of both stand for."""
 
+from tpmm_jax.scoring.judge import ModelJudge
+from tpmm_jax.scoring.judge_config import JudgeConfig
+from tpmm_jax.scoring.judge_scorer import JudgeScorer
 from tpmm_jax.scoring.loading import (
     JUDGE,
     REWARD,
@@ -13,6 +16,9 @@ from tpmm_jax.scoring.row_rewards import row_rewards
 __all__ = [
     "JUDGE",
     "REWARD",
+    "JudgeConfig",
+    "JudgeScorer",
+    "ModelJudge",
     "RewardScorer",
     "check_context",
     "load_raters",

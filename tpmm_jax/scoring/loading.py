@@ -2,7 +2,7 @@
 
 import datetime
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tpmm_jax import rewards
 from tpmm_jax.errors import BadInput, nearest
 from tpmm_jax.rewards import (
+    MARGINS,
     SCORER,
     Limits,
     NamedJudge,
@@ -20,11 +21,14 @@ from tpmm_jax.rewards import (
     find_function,
     find_judge_function,
 )
+from tpmm_jax.scoring.judge import ModelJudge
+from tpmm_jax.scoring.judge_config import JudgeConfig
+from tpmm_jax.scoring.judge_scorer import JudgeScorer
 from tpmm_jax.scoring.reward_scorer import RewardScorer, refuse_not_finite
 from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import read_json
 from tpmm_jax.weights.hub import TRAJECTORY_STEP
-from tpmm_jax.weights.loading import load_reward
+from tpmm_jax.weights.loading import load, load_reward
 from tpmm_jax.weights.source import Model
 
 # Prefixes of names that no module may have: what follows is where a model is found.
@@ -38,20 +42,23 @@ def load_scorer(
     option: str = "scorer.timeout",
     field: str = SCORER,
     *,
+    judge: JudgeConfig | None = None,
     mesh: Mesh | None = None,
     date: datetime.date | None = None,
 ) -> NamedScorer:
-    """Returns the configured scorer, a "module:function" or "reward:SOURCE".
+    """Returns the configured scorer: "module:function", "reward:..." or "judge:...".
 
     Args:
       option, field: what sets its time-out, and what names it, for messages.
+      judge: how models that judge are asked and read; None: by the defaults.
       mesh: where models of ours lie; None: the default device.
       date: the day that their chat templates write; None: today.
 
     Raises:
       BadInput: names the field, and what cannot be imported or loaded.
     """
-    return rewards.load_scorer(config, option, field, find=_finder(mesh, date))
+    find = _finder(mesh, date, _judge_finder(judge, mesh, date))
+    return rewards.load_scorer(config, option, field, find=find)
 
 
 def load_raters(
@@ -64,17 +71,32 @@ def load_raters(
     judges_field: str = "evaluation.judges",
     timeout: float | None = TIMEOUT,
     timeout_option: str | None = None,
+    judge: JudgeConfig | None = None,
     mesh: Mesh | None = None,
     date: datetime.date | None = None,
 ) -> Raters:
     """Returns the raters that names give; see ``rewards.load_raters``.
 
     Args:
-      mesh, date: see ``load_scorer``.
+      judge, mesh, date: see ``load_scorer``.
 
     Raises:
       BadInput: as that does; or what labels is an independent rater as well.
     """
+    model_judge = _judge_finder(judge, mesh, date)
+
+    def find_judge(name: str, field: str, limits: Limits) -> NamedJudge:
+        if name.startswith(REWARD):
+            raise BadInput(
+                f"{field} = {name!r}: a reward model rates answers one by one; name it "
+                "under evaluation.scorers, whose answers are compared as well (win "
+                "rates)"
+            )
+        if not name.startswith(JUDGE):
+            return find_judge_function(name, field, limits)
+        found = model_judge(name, field)
+        return NamedJudge(name, found, digest=found.digest)
+
     raters = rewards.load_raters(
         scorer,
         scorers,
@@ -84,8 +106,8 @@ def load_raters(
         judges_field=judges_field,
         timeout=timeout,
         timeout_option=timeout_option,
-        find=_finder(mesh, date),
-        find_judge=_find_judge,
+        find=_finder(mesh, date, model_judge),
+        find_judge=find_judge,
     )
     _refuse_same(raters)
     return raters
@@ -116,12 +138,48 @@ def check_context(raters: Raters, prompts: Sequence[Any], new_tokens: int) -> No
     Raises:
       BadInput: names the model, and the longest row.
     """
-    for scorer in (raters.scorer, *raters.scorers.values()):
-        if scorer is not None and isinstance(scorer.function, RewardScorer):
-            scorer.function.check_context(prompts, new_tokens)
+    for rater in (raters.scorer, *raters.scorers.values(), *raters.judges.values()):
+        model = None if rater is None else rater.function
+        if isinstance(model, JudgeScorer):
+            model = model.judge
+        if isinstance(model, RewardScorer | ModelJudge):
+            model.check_context(prompts, new_tokens)
 
 
-def _finder(mesh: Mesh | None, date: datetime.date | None) -> rewards.Find:
+# Returns the model that judges of (its name, the field that names it).
+FindModel = Callable[[str, str], ModelJudge]
+
+
+def _judge_finder(
+    config: JudgeConfig | None, mesh: Mesh | None, date: datetime.date | None
+) -> FindModel:
+    """Returns what makes a judge of a model's name; a model is loaded once."""
+    config = JudgeConfig() if config is None else config
+
+    @functools.cache
+    def judge(source: str) -> ModelJudge:
+        model = load(
+            source,
+            revision=config.revision,
+            dtype=config.dtype,
+            mesh=mesh,
+            base=config.base,
+        )
+        refuse_not_finite(model, "the judge", "its verdicts mean nothing")
+        return ModelJudge(model, config, date)
+
+    def find(name: str, field: str) -> ModelJudge:
+        try:
+            return judge(name.removeprefix(JUDGE))
+        except BadInput as error:
+            raise BadInput(f"{field} = {name!r}: {error}") from None
+
+    return find
+
+
+def _finder(
+    mesh: Mesh | None, date: datetime.date | None, model_judge: FindModel
+) -> rewards.Find:
     """Returns what makes a scorer of its name; a model is loaded once."""
     loaded = functools.cache(_load_model)
 
@@ -129,10 +187,7 @@ def _finder(mesh: Mesh | None, date: datetime.date | None) -> rewards.Find:
         name: str, field: str, options: Mapping[str, Any], limits: Limits
     ) -> NamedScorer:
         if name.startswith(JUDGE):
-            raise BadInput(
-                f"{field} = {name!r}: a judge compares two answers and gives none a "
-                "number; name it under evaluation.judges"
-            )
+            return _judge_scorer(name, field, options, model_judge)
         if not name.startswith(REWARD):
             return find_function(name, field, options, limits)
         _check_options(name, options)
@@ -146,6 +201,25 @@ def _finder(mesh: Mesh | None, date: datetime.date | None) -> rewards.Find:
         return NamedScorer(name, scorer, digest=scorer.digest)
 
     return find
+
+
+def _judge_scorer(
+    name: str, field: str, options: Mapping[str, Any], model_judge: FindModel
+) -> NamedScorer:
+    """Returns a judge as what labels, or gives margins: answers of one prompt meet."""
+    if field not in (SCORER, MARGINS):
+        raise BadInput(
+            f"{field} = {name!r}: a judge compares answers and gives none a number of "
+            "its own, so it labels answers of a run alone (scorer.name); to compare "
+            "policies, name it under evaluation.judges, or after --judge"
+        )
+    if options:
+        raise BadInput(
+            f"{field} = {name!r} has no options here; how it is asked stands in the "
+            "config's section judge"
+        )
+    judge = model_judge(name, field)
+    return NamedScorer(name, JudgeScorer(judge), digest=judge.digest)
 
 
 def _load_model(source: str, mesh: Mesh | None, **options: Any) -> Model:
@@ -193,15 +267,3 @@ def _refuse_constant(scorer: RewardScorer) -> None:
             f"it gives every answer the reward {rewards_BR.flat[0]:.6g}; its head was "
             "never trained, or its weights were lost"
         )
-
-
-def _find_judge(name: str, field: str, limits: Limits) -> NamedJudge:
-    """Returns the judge of a name."""
-    if name.startswith(REWARD):
-        raise BadInput(
-            f"{field} = {name!r}: a reward model rates answers one by one; name it "
-            "under evaluation.scorers, whose answers are compared as well (win rates)"
-        )
-    if name.startswith(JUDGE):
-        raise BadInput(f"{field} = {name!r}: models are no judges yet; give a function")
-    return find_judge_function(name, field, limits)

@@ -227,12 +227,21 @@ class RewardScorer:
         return np.asarray(found, np.float64)
 
 
-def refuse_not_finite(model: Model) -> None:
-    """Raises BadInput if a weight is inf or nan, and names it."""
+def refuse_not_finite(
+    model: Model,
+    what: str = "the reward model",
+    so: str = "its rewards mean nothing",
+) -> None:
+    """Raises BadInput if a weight is inf or nan, and names it.
+
+    Args:
+      what: the model, for the message.
+      so: what follows from it, for the message.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         if not bool(jnp.isfinite(leaf).all()):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise BadInput(
-                f"{model.origin.get('source', 'the reward model')}: {name} holds inf "
-                "or nan, so its rewards mean nothing; take an earlier checkpoint"
+                f"{model.origin.get('source', what)}: {name} holds inf or nan, so "
+                f"{so}; take an earlier checkpoint"
             )
