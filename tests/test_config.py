@@ -199,6 +199,12 @@ OFFLINE = ("data.prompts=none", "data.pairs=pairs.jsonl", "scorer.name=none")
         (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt"),
         (["rollout.temperature=0"], "rollout.temperature"),
         ([*OFFLINE, "scorer.name=m:f"], "data.eval_prompts too"),
+        (
+            [*OFFLINE, "data.eval_prompts=x", "scorer.name=judge:x"],
+            "scorer.name is 'judge:x', which compares",
+        ),
+        (["judge.tie=[]"], "judge.tie is set, but no judge is a model"),
+        (["scorer.name=judge:x", "judge.first=[]"], "judge.first is empty"),
     ],
 )
 def test_combinations_that_cannot_run_are_refused(write, overrides, wanted):
@@ -217,6 +223,8 @@ def test_combinations_that_cannot_run_are_refused(write, overrides, wanted):
         [*OFFLINE, "rollout.temperature=0"],
         ["pairing.holdout_fraction=0", "reference.rule=uniform"],
         ["loss.name=robust", "loss.label_smoothing=0.1"],
+        ['evaluation.judges={"m": "judge:x"}', "judge.max_new_tokens=64"],
+        ["scorer.name=judge:x", 'judge.tie=["C"]', "judge.chat=false"],
     ],
 )
 def test_combinations_that_can_run_are_accepted(write, overrides):

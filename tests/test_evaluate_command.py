@@ -211,6 +211,35 @@ def test_wrong_input_is_refused_before_a_model_is_loaded(
     shutil.rmtree(tmp_path / "model")
 
 
+def test_a_model_judges(
+    folder: pathlib.Path, tmp_path: pathlib.Path, tell: Callable
+) -> None:
+    steps = [str(folder / f"run/trajectory@{k}") for k in (1, 0)]
+    ask, output = tmp_path / "ask.txt", tmp_path / "out"
+    ask.write_text("{prompt} w1 {first} w2 {second} w3", encoding="utf-8")
+    options = [
+        steps[0], "--baseline", steps[1], "--judge", f"m=judge:{tiny_run._built()}",
+        "--judge-option", f"template_file={ask}", "--judge-option", "max_new_tokens=4",
+    ]  # fmt: skip
+    out, err = tell(0, *options, "--output", str(output))
+    # None of its words is A, B or a tie.
+    assert "m unread" in out and "m disagreed" in out and "1.00" in out
+    assert "judge m: 100 %" in err
+    found = json.loads((output / "summary.json").read_text())["models"][1]
+    assert found["judge/m/unread"] == 1 and found["judge/m/disagreed"] == 0
+    assert found["judge/m/win/baseline"] == 0.5
+    rows = [json.loads(line) for line in (output / "judgements.jsonl").open()]
+    assert all(row["unread"] == 2 and len(row["replies"]) == 2 for row in rows)
+    _, err = tell(2, *options, "--judge-option", "max_new_tokens=48")
+    assert "judging would take up to" in err
+    _, err = tell(2, *options, "--judge-option", "max_tokens=4")
+    assert "--judge-option max_tokens: there is no such field" in err
+    _, err = tell(2, steps[0], *SCORER, "--judge-option", "max_new_tokens=4")
+    assert "judge.max_new_tokens is set, but no judge is a model" in err
+    _, err = tell(2, steps[0], "--scorer", f"judge:{tiny_run._built()}")
+    assert "a judge compares answers" in err
+
+
 def test_names() -> None:
     named = _candidates.named_sources
     assert named(["a", "b", "a"], None) == [("a", "a"), ("b", "b")]

@@ -41,6 +41,7 @@ def without(row: dict, *names: str) -> dict:
         (LabelledPair, {**PAIR, **REWARDS, **LABELS, **IDS}),
         (LabelledPair, {**PAIR, "origin": "set.jsonl:7", **LABELS, **IDS}),
         (Judgement, JUDGEMENT),
+        (Judgement, {**JUDGEMENT, "unread": 0, "replies": ["B", "A"]}),
     ],
 )
 def test_a_line_is_equal_after_a_round_trip(kind: type, row: dict) -> None:

@@ -93,7 +93,8 @@ def find_scorer(args: argparse.Namespace, config: Config | None) -> NamedScorer 
         return load_scorer(scorer, "--timeout", "--scorer")
     if scorer.name is None:
         return None
-    return load_scorer(replace(scorer, timeout=timeout), "--timeout")
+    judge = None if config is None else config.judge
+    return load_scorer(replace(scorer, timeout=timeout), "--timeout", judge=judge)
 
 
 def read_evaluation(

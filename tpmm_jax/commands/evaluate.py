@@ -43,6 +43,7 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.jsonl import plain
 from tpmm_jax.log.versions import versions
 from tpmm_jax.loop.compare import Candidate, Settings, compare
+from tpmm_jax.loop.judging import unread_warning
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.rewards import Raters, ScorerConfig
@@ -68,8 +69,9 @@ examples:
 
 A scorer is a function (prompts, responses) -> [B, S] numbers, higher is better. A judge
 is a function (prompts, first, second) -> [B] numbers in [0, 1], the share for the first
-answer; it is asked in both orders. Neither sees who wrote what. Warnings say where the
-reward rose while an independent measure fell, and where KL or length ran away.
+answer; it is asked in both orders. reward:SOURCE is a model that scores, judge:SOURCE
+one that judges (docs/rewards.md). None of them sees who wrote what. Warnings say where
+the reward rose while an independent measure fell, and where KL or length ran away.
 
 The table (with --json the summary) goes to standard output, everything else to standard
 error. In the summary, as in a run's metrics, "-inf" and "inf" are bounds of an interval
@@ -242,7 +244,8 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return 0
     print_table(measures, candidates[0].name)
-    for text in (*warnings, cut):
+    unread = unread_warning({row["name"]: row for row in measures})
+    for text in (*warnings, cut, unread):
         if text:
             console.warn(text)
     return 0

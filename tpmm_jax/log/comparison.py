@@ -59,6 +59,9 @@ def _columns(measures: Sequence[Row]) -> list[Column]:
     for label in judges:
         win = f"judge/{label}/win/baseline"
         wanted.append((f"judge {label}", win, win, 3))
+        # Shares of its verdicts that turn with the order, and that are none.
+        for fault in ("disagreed", "unread"):
+            wanted.append((f"{label} {fault}", f"judge/{label}/{fault}", "", 2))
     wanted.append(("pairs acc.", "heldout/accuracy", "heldout/accuracy", 3))
     wanted.append(("pairs margin", "heldout/margin", "", 2))
     return [

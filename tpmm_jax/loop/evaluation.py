@@ -31,6 +31,7 @@ from tpmm_jax.loop.judging import (
     measure_contest,
     observe,
     preference_accuracy,
+    unread_warning,
 )
 from tpmm_jax.loop.prompts import MAIN
 from tpmm_jax.loop.raters_record import earlier_labels
@@ -108,8 +109,9 @@ def _evaluation(
     if held_out:
         values |= _held_out_summary(plan, disk, t, held_out, logps)
     contests = [_contest(plan, disk, t, name, answers[name], logps) for name in answers]
+    judged = disk.folder(t) / "judgements.jsonl"
     judgements = judge_contests(
-        disk.folder(t) / "judgements.jsonl",
+        judged,
         contests,
         plan.raters.judges,
         batch_size=plan.runner.batch_size,
@@ -118,12 +120,14 @@ def _evaluation(
     )
     warnings: list[str] = []
     cuts: dict[str, float] = {}
+    faults: dict[str, dict[str, float]] = {}
     for contest in contests:
         prefix = "" if contest.set == MAIN else f"{contest.set}/"
         found = measure_contest(contest, judgements, plan.runner.codec.eos_ids)
         on = "" if contest.set == MAIN else f" on {contest.set}"
         if found["length/cut"] > MAX_CUT and voice.is_new(f"cut answers{on}"):
             cuts[f"evaluation of theta_{t}{on}"] = found["length/cut"]
+        faults[f"theta_{t}{on}"] = found
         if t == 0:
             found |= {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         values |= {prefix + key: value for key, value in found.items()}
@@ -137,7 +141,8 @@ def _evaluation(
         ):
             warnings.append(text if contest.set == MAIN else f"{contest.set}: {text}")
     limit = plan.config.rollout.max_new_tokens
-    for text in (*warnings, cut_warning(cuts, CUT_OPTION, limit)):
+    unread = unread_warning(faults, str(judged.relative_to(disk.workdir)))
+    for text in (*warnings, cut_warning(cuts, CUT_OPTION, limit), unread):
         if text:
             voice.console.warn(text)
     return values | ({"watch": warnings} if warnings else {})

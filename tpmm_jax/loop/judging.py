@@ -105,11 +105,9 @@ def judge_batch(
     prompts = [ours[i].prompt for i, _ in spots]
     our_texts = [ours[i].responses[s] for i, s in spots]
     their_texts = [theirs[i].responses[s] for i, s in spots]
-    said = [
-        judge.verdicts(prompts, our_texts, their_texts),
-        judge.verdicts(prompts, their_texts, our_texts),
-    ]
-    first_B, second_B = (one.share_B for one in said)
+    ours_first = judge.verdicts(prompts, our_texts, their_texts)
+    theirs_first = judge.verdicts(prompts, their_texts, our_texts)
+    first_B, second_B = ours_first.share_B, theirs_first.share_B
     win_B = judged_wins(first_B[:, None], second_B[:, None])[:, 0]
     return [
         Judgement(
@@ -121,19 +119,19 @@ def judge_batch(
             first=float(first_B[b]),
             second=float(second_B[b]),
             win=float(win_B[b]),
-            **_words(said, b),
+            **_words(ours_first, theirs_first, b),
         )
         for b, (i, s) in enumerate(spots)
     ]
 
 
-def _words(said: Sequence[Verdicts], b: int) -> dict[str, Any]:
+def _words(first: Verdicts, second: Verdicts, b: int) -> dict[str, Any]:
     """Returns what a model said of one answer in both orders; {} of a function."""
     found: dict[str, Any] = {}
-    if all(one.unread_B is not None for one in said):
-        found["unread"] = sum(int(one.unread_B[b]) for one in said)  # type: ignore[index]
-    if all(one.replies is not None for one in said):
-        found["replies"] = [one.replies[b] for one in said]  # type: ignore[index]
+    if first.unread_B is not None and second.unread_B is not None:
+        found["unread"] = int(first.unread_B[b]) + int(second.unread_B[b])
+    if first.replies is not None and second.replies is not None:
+        found["replies"] = [first.replies[b], second.replies[b]]
     return found
 
 
@@ -175,25 +173,28 @@ def judge_faults(judgements: Iterable[Judgement], name: str) -> dict[str, float]
     return values
 
 
-def unread_warning(values: Mapping[str, float], where: str) -> str:
-    """Returns a warning of judges whose replies mostly say nothing, or "".
+def unread_warning(
+    measures: Mapping[str, Mapping[str, Any]], where: str = "judgements.jsonl, --output"
+) -> str:
+    """Returns a warning of judges of whose replies many say nothing, or "".
 
     Args:
-      values: of ``judge_faults``.
-      where: the file that holds the replies, or what to do for one.
+      measures: by whose answers they are, what ``measure_contest`` gives.
+      where: what holds the replies.
     """
     large = [
-        f"{key.split('/')[1]}: {100 * share:.0f} %"
+        f"{name}, judge {key.split('/')[1]}: {100 * share:.0f} %"
+        for name, values in measures.items()
         for key, share in values.items()
         if key.startswith("judge/") and key.endswith("/unread") and share > MAX_UNREAD
     ]
     if not large:
         return ""
     return (
-        f"replies of judges that cannot be read and count as ties: {'; '.join(large)}. "
-        f"Win rates are drawn to 50 % by that; look at the replies ({where}), and "
-        "change judge.template, judge.max_new_tokens or what verdicts are read "
-        "(judge.first, judge.second, judge.tie), or take another model"
+        f"replies that cannot be read and count as ties: {'; '.join(large)}. They draw "
+        f"win rates to 50 %: look at them ({where}), then change judge.template, "
+        "judge.max_new_tokens or what is read as a verdict (judge.first, judge.second, "
+        "judge.tie), or take another model"
     )
 
 

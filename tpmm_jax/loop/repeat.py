@@ -40,6 +40,7 @@ from tpmm_jax.rewards import (
     NamedJudge,
     NamedScorer,
 )
+from tpmm_jax.scoring import JUDGE
 from tpmm_jax.store.records import read_growing_records
 
 # What another machine may round otherwise: shares of the batch's range, and of its
@@ -117,10 +118,12 @@ def check_raters(
     warn_versions(before, console)
     files = edited(before.get("sources", {}), sources)
     changed: dict[str, str] = {}
+    same = _same_judges(plan, before.get("sources", {}))
     if plan.schedule is not None:
-        changed = find_changed(plan, workdir, record, plan.schedule.sets[MAIN])
-    if plan.raters.margins is not None and plan.config.scorer.deterministic:
-        changed |= changed_margins(plan, workdir, plan.raters.margins, record)
+        changed = find_changed(plan, workdir, record, plan.schedule.sets[MAIN], same)
+    margins = plan.raters.margins
+    if margins is not None and plan.config.scorer.deterministic and MARGINS not in same:
+        changed |= changed_margins(plan, workdir, margins, record)
     changed |= _other_models(plan, before.get("sources", {}), sources, changed)
     # Of those that are being rated again some files hold what they said before.
     changed = {k: v for k, v in changed.items() if k not in record.rescoring}
@@ -139,7 +142,11 @@ def check_raters(
 
 
 def find_changed(
-    plan: Plan, workdir: pathlib.Path, record: RatersRecord, prompts: EncodedPrompts
+    plan: Plan,
+    workdir: pathlib.Path,
+    record: RatersRecord,
+    prompts: EncodedPrompts,
+    same: Collection[str] = (),
 ) -> dict[str, str]:
     """Returns {field: what its function says now, and said} of raters that changed.
 
@@ -147,14 +154,15 @@ def find_changed(
 
     Args:
       prompts: the evaluation's own set.
+      same: fields that are known to be what they were; they are not asked either.
     """
     config, raters, num_prompts = plan.config, plan.raters, len(prompts.ids)
     scorers = {SCORERS + k: v for k, v in raters.scorers.items()}
     if raters.scorer is not None:
         scorers = {SCORER: raters.scorer, **scorers}
-    scorers = {k: scorers[k] for k in _asked(config, scorers)}
+    scorers = {k: scorers[k] for k in _asked(config, scorers) if k not in same}
     judges = {JUDGES + k: v for k, v in raters.judges.items()}
-    judges = {k: judges[k] for k in _asked(config, judges)}
+    judges = {k: judges[k] for k in _asked(config, judges) if k not in same}
     codec = plan.runner.codec
 
     def stored(t: int) -> tuple[int, EncodedPrompts]:
@@ -165,6 +173,20 @@ def find_changed(
         if said := _changed_judge(field, judge, workdir, record, num_prompts):
             found[field] = said
     return found
+
+
+def _same_judges(plan: Plan, before: Mapping[str, str]) -> set[str]:
+    """Returns the fields of models that judge which are those of the last start.
+
+    Their digest says so. Asked again, one may reply otherwise where another mesh or
+    another machine rounds two words' chances apart.
+    """
+    names = rater_fields(plan.config)
+    return {
+        field
+        for field, found in plan.raters.digests().items()
+        if names[field].startswith(JUDGE) and before.get(field) == found
+    }
 
 
 def _other_models(
@@ -181,7 +203,8 @@ def _other_models(
     models, names = plan.raters.digests(), rater_fields(plan.config)
     return {
         field: f"{field} = {names[field]} is another model than at the last start (its "
-        f"weights or its tokenizer: {now[field][:12]}, then {before[field][:12]})"
+        f"weights, its tokenizer or how it is asked: {now[field][:12]}, then "
+        f"{before[field][:12]})"
         for field in edited(before, now)
         if field in models and field not in known
     }

@@ -48,7 +48,7 @@ from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.experts import check_mesh
 from tpmm_jax.rewards import COLUMN, Raters
-from tpmm_jax.scoring import check_context, load_raters
+from tpmm_jax.scoring import check_context, load_raters, relative_warning
 from tpmm_jax.store import (
     Trajectory,
     WorkStore,
@@ -163,7 +163,8 @@ def prepare(
         date=date,
     )
     raters = replace(raters, margins=load_margins(config, mesh, date))
-    if text := same_source_warning(config, raters):
+    warnings = same_source_warning(config, raters), relative_warning(config.scorer)
+    for text in filter(None, warnings):
         console.warn(text)
     source = find_model(config.model, workdir, console, started)
     check_adapter(config.model, source)

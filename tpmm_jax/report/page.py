@@ -12,6 +12,7 @@ from tpmm_jax.log.rewards import failure
 from tpmm_jax.report import compare, facts, reward, watched
 from tpmm_jax.report.figures import DASHES, PALETTE, SERIES, printable, theta
 from tpmm_jax.report.gather import RunData, read_run
+from tpmm_jax.report.judges import judge_sections
 from tpmm_jax.report.margins import margin_sections
 from tpmm_jax.report.panels import sections
 from tpmm_jax.report.samples import common_samples, run_samples
@@ -93,7 +94,7 @@ def run_page(run: RunData) -> str:
     return environment().get_template("run.html.jinja").render(
         title=f"{run.label}: report",
         run=run,
-        sections=[*sections([run]), *margin_sections([run])],
+        sections=[*sections([run]), *judge_sections([run]), *margin_sections([run])],
         samples=run_samples(run),
         settings=settings(run),
     )  # fmt: skip
@@ -124,7 +125,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         runs=runs,
         common=common,
         differences=[] if common is None else compare.differences(runs, common),
-        sections=[*sections(runs), *margin_sections(runs)],
+        sections=[*sections(runs), *judge_sections(runs), *margin_sections(runs)],
         settings=differences(runs),
         samples=common_samples(runs, common) if few and common is not None else [],
     )  # fmt: skip

@@ -19,8 +19,8 @@ class MadpoConfig:
 
     Attributes:
       margins: "module:function", a scorer whose rewards' difference is the margin;
-        "reward:SOURCE", a reward model; or "column", the margins of data.pairs. None:
-        no margins.
+        "reward:SOURCE", a reward model; "judge:SOURCE", a model that compares; or
+        "column", the margins of data.pairs. None: no margins.
       options: keyword arguments that the function is called with.
       calibrate: divide the margins by a temperature that iteration 1's held-out pairs
         give, so that sigma(margin) is the chance of their labels. It is fixed for the

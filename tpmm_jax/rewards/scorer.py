@@ -76,7 +76,8 @@ class ScorerConfig:
     """Which scorer labels the rollouts.
 
     Attributes:
-      name: "module:function"; None: no scorer (offline pairs).
+      name: "module:function"; "reward:SOURCE", a reward model; "judge:SOURCE", a model
+        that compares the answers to a prompt. None: no scorer (offline pairs).
       options: keyword arguments that the function is called with.
       timeout: seconds that one call may take, for one batch; None: for ever.
       retries: how often a call of any scorer or judge that raises is repeated, after

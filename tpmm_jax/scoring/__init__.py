@@ -1,10 +1,9 @@
 """Our own models as scorers and judges, and what names of both stand for."""
 
 from tpmm_jax.scoring.judge import ModelJudge
-from tpmm_jax.scoring.judge_config import JudgeConfig
-from tpmm_jax.scoring.judge_scorer import JudgeScorer
+from tpmm_jax.scoring.judge_config import JUDGE, JudgeConfig
+from tpmm_jax.scoring.judge_scorer import JudgeScorer, relative_warning
 from tpmm_jax.scoring.loading import (
-    JUDGE,
     REWARD,
     check_context,
     load_raters,
@@ -23,5 +22,6 @@ __all__ = [
     "check_context",
     "load_raters",
     "load_scorer",
+    "relative_warning",
     "row_rewards",
 ]

@@ -9,6 +9,8 @@ from typing import Literal
 
 from tpmm_jax.errors import BadInput
 
+# The prefix of names that are models: no module may have it.
+JUDGE = "judge:"
 # The question that is asked where none is given.
 TEMPLATE = """\
 Which of two answers to a prompt is better?
@@ -69,7 +71,7 @@ class JudgeConfig:
         Args:
           names: of all scorers and judges.
         """
-        if not any(name and name.startswith("judge:") for name in names):
+        if not any(name and name.startswith(JUDGE) for name in names):
             if changed := _changed(self):
                 raise BadInput(
                     f"judge.{changed[0]} is set, but no judge is a model, so nothing "

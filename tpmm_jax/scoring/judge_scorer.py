@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpmm_jax.evaluation import judged_wins
-from tpmm_jax.rewards import Verdicts
+from tpmm_jax.rewards import ScorerConfig, Verdicts
 from tpmm_jax.scoring.judge import ModelJudge
+from tpmm_jax.scoring.judge_config import JUDGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +69,15 @@ def mean_shares(
         total_BR[b, r] += won
         total_BR[b, s] += 1 - won
     return total_BR / (R - 1)
+
+
+def relative_warning(config: ScorerConfig) -> str:
+    """Returns what a run is told whose labels are a judge's, or ""."""
+    if not (config.name or "").startswith(JUDGE):
+        return ""
+    return (
+        f"scorer.name is {config.name}, which compares the answers to a prompt with "
+        "one another: reward/mean is 0.5 for every policy, and win/theta_0 says "
+        "nothing. Name independent ones under evaluation.judges or evaluation.scorers "
+        "to see whether the policies become better"
+    )

@@ -22,7 +22,7 @@ from tpmm_jax.rewards import (
     find_judge_function,
 )
 from tpmm_jax.scoring.judge import ModelJudge
-from tpmm_jax.scoring.judge_config import JudgeConfig
+from tpmm_jax.scoring.judge_config import JUDGE, JudgeConfig
 from tpmm_jax.scoring.judge_scorer import JudgeScorer
 from tpmm_jax.scoring.reward_scorer import RewardScorer, refuse_not_finite
 from tpmm_jax.stopping import TIMEOUT
@@ -31,8 +31,8 @@ from tpmm_jax.weights.hub import TRAJECTORY_STEP
 from tpmm_jax.weights.loading import load, load_reward
 from tpmm_jax.weights.source import Model
 
-# Prefixes of names that no module may have: what follows is where a model is found.
-REWARD, JUDGE = "reward:", "judge:"
+# Prefix of names that no module may have: what follows is where a model is found.
+REWARD = "reward:"
 # What scorer.options may say of a reward model.
 OPTIONS = ("batch_size", "chat", "dtype", "revision", "base")
 
@@ -151,10 +151,10 @@ FindModel = Callable[[str, str], ModelJudge]
 
 
 def _judge_finder(
-    config: JudgeConfig | None, mesh: Mesh | None, date: datetime.date | None
+    given: JudgeConfig | None, mesh: Mesh | None, date: datetime.date | None
 ) -> FindModel:
     """Returns what makes a judge of a model's name; a model is loaded once."""
-    config = JudgeConfig() if config is None else config
+    config = JudgeConfig() if given is None else given
 
     @functools.cache
     def judge(source: str) -> ModelJudge:
