@@ -16,6 +16,7 @@ from tpmm_jax.data.records import Judgement, Rollout, parse_lines, to_line
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.loop import repeat
 from tpmm_jax.loop.judging import (
     Contest,
     judge_batch,
@@ -23,6 +24,8 @@ from tpmm_jax.loop.judging import (
     unread_warning,
 )
 from tpmm_jax.merging import ReferenceConfig
+from tpmm_jax.report.gather import read_run
+from tpmm_jax.report.judges import judge_sections
 from tpmm_jax.rewards import NamedJudge, ScorerConfig, Verdicts
 from tpmm_jax.scoring import JudgeConfig, relative_warning
 from tpmm_jax.scoring.judge_config import read_verdict
@@ -109,7 +112,9 @@ def start(config: Config, workdir: pathlib.Path, rescore: bool = False) -> str:
     return " ".join(out.getvalue().split())
 
 
-def test_a_run_is_judged_by_a_model(tmp_path: pathlib.Path) -> None:
+def test_a_run_is_judged_by_a_model(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask, workdir = tmp_path / "ask.txt", tmp_path / "run"
     ask.write_text("{prompt} w1 {first} w2 {second} w3", encoding="utf-8")
     config = get_config(tmp_path)
@@ -127,8 +132,16 @@ def test_a_run_is_judged_by_a_model(tmp_path: pathlib.Path) -> None:
     unread = np.mean([row["unread"] for row in rows]) / 2
     np.testing.assert_allclose(measured["judge/m/unread"], unread)
     assert 0 <= measured["judge/m/disagreed"] <= 1
+    (section,) = judge_sections([read_run(workdir)])
+    assert [panel.title for panel in section.panels] == [
+        "Judges: the order decided (m)",
+        "Judges: replies that cannot be read (m)",
+    ]
+    # The same model is known by its digest, and not asked again.
     before = (workdir / "metrics.jsonl").read_bytes()
-    start(config, workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(repeat, "_changed_judge", lambda *_: 1 / 0)
+        start(config, workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == before
     # Another question is another judge.
     ask.write_text("{prompt} w1 {first} w2 {second} w3 w4", encoding="utf-8")

@@ -12,14 +12,20 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "loop"))
 import tiny_run
 
 from tpmm_jax.data.messages import Message
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, Stopped
 from tpmm_jax.rewards import ScorerConfig, Verdicts
 from tpmm_jax.scoring import check_context, load_raters, load_scorer
+from tpmm_jax.scoring import judge as judge_module
 from tpmm_jax.scoring.judge import ModelJudge, as_text
 from tpmm_jax.scoring.judge_config import JudgeConfig
 from tpmm_jax.scoring.judge_scorer import mean_shares
 from tpmm_jax.weights.loading import load, load_reward
 
+TEMPLATE = (
+    "{% for m in messages %}<bos> {{ m['role'][0] | replace('u', 'w1') | "
+    "replace('a', 'w2') | replace('s', 'w3') }} {{ m['content'] }} <eos> {% endfor %}"
+    "{% if add_generation_prompt %}<bos> w2 {% endif %}"
+)
 SHORT = {"template": "{prompt} w1 {first} w2 {second} w3", "max_new_tokens": 4}
 
 
@@ -64,6 +70,26 @@ def test_what_cannot_be_read_is_refused(model):
         ModelJudge(model, JudgeConfig(**SHORT, chat=True))
 
 
+def test_its_own_template_writes_the_question(model):
+    tokenizer = tiny_run.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    chat = replace(model, tokenizer=tokenizer)
+    about = (["w9"], ["w8"], ["w7"])
+    (plain,) = ModelJudge(chat, JudgeConfig(**SHORT, chat=False)).encode(*about)
+    (told,) = ModelJudge(chat, JudgeConfig(**SHORT)).encode(*about)
+    user, assistant, bos, eos = 4, 5, 2, 1
+    assert plain == [12, 4, 11, 5, 10, 6]
+    assert told == [bos, user, *plain, eos, bos, assistant]
+
+
+def test_a_signal_ends_it_between_batches(model, monkeypatch):
+    judge = ModelJudge(model, JudgeConfig(**SHORT, batch_size=1))
+    monkeypatch.setattr(judge_module, "asked", lambda: "SIGTERM")
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        judge(["w1", "w2"], ["w2", "w3"], ["w3", "w4"])
+    assert not judge._known
+
+
 def test_answers_meet_in_both_orders():
     asked = []
 
@@ -87,6 +113,9 @@ def test_prompts_are_texts():
     user, system = Message("user", "hi"), Message("system", "be kind")
     assert as_text("hi") == as_text((user,)) == "hi"
     assert as_text((system, user)) == "system: be kind\nuser: hi"
+    assert as_text([{"role": "user", "content": "hi"}]) == "hi"
+    with pytest.raises(BadInput, match="unknown role 'me'"):
+        as_text([{"role": "me", "content": "hi"}])
 
 
 def test_a_prefix_names_a_judge():

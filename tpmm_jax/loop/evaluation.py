@@ -142,6 +142,8 @@ def _evaluation(
             warnings.append(text if contest.set == MAIN else f"{contest.set}: {text}")
     limit = plan.config.rollout.max_new_tokens
     unread = unread_warning(faults, str(judged.relative_to(disk.workdir)))
+    if not (unread and voice.is_new("unread replies")):
+        unread = ""
     for text in (*warnings, cut_warning(cuts, CUT_OPTION, limit), unread):
         if text:
             voice.console.warn(text)

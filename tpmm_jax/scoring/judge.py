@@ -13,7 +13,7 @@ import numpy as np
 
 from tpmm_jax.data.codec import TextCodec, make_codec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.messages import Message, Written
+from tpmm_jax.data.messages import Message, Written, parse_content
 from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.errors import BadInput, Stopped
 from tpmm_jax.rewards import Verdicts
@@ -177,11 +177,11 @@ class ModelJudge:
         """
         limit, reply = self.model.config.max_positions, self.config.max_new_tokens
         empty = [""] * len(prompts)
-        asked = max(map(len, self.encode(prompts, empty, empty)), default=0)
-        if (length := asked + 2 * new_tokens + reply) > limit:
+        question = max(map(len, self.encode(prompts, empty, empty)), default=0)
+        if (length := question + 2 * new_tokens + reply) > limit:
             raise BadInput(
                 f"{self.name} has {limit} positions, and judging would take up to "
-                f"{length} tokens: a question of {asked} without its answers, two "
+                f"{length} tokens: a question of {question} without its answers, two "
                 f"answers of {new_tokens} and a reply of {reply}. Use a judge of a "
                 "longer context, shorter prompts, a shorter judge.template, or a lower "
                 "max_new_tokens"
@@ -235,9 +235,17 @@ class ModelJudge:
 
 
 def as_text(prompt: Any) -> str:
-    """Returns a prompt as one text: of several messages a line for each."""
+    """Returns a prompt as one text: of several messages a line for each.
+
+    Raises:
+      BadInput: it is neither a text nor a message list.
+    """
     if isinstance(prompt, str):
         return prompt
+    if not (isinstance(prompt, tuple) and prompt and isinstance(prompt[0], Message)):
+        prompt, faults = parse_content(prompt, "prompt")
+        if faults:
+            raise BadInput("; ".join(faults))
     if len(prompt) == 1 and prompt[0].role == "user":
         return prompt[0].content
     return "\n".join(f"{one.role}: {one.content}" for one in prompt)

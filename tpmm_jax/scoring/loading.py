@@ -35,6 +35,8 @@ from tpmm_jax.weights.source import Model
 REWARD = "reward:"
 # What scorer.options may say of a reward model.
 OPTIONS = ("batch_size", "chat", "dtype", "revision", "base")
+# Returns the model that judges of (its name, the field that names it).
+FindModel = Callable[[str, str], ModelJudge]
 
 
 def load_scorer(
@@ -144,10 +146,6 @@ def check_context(raters: Raters, prompts: Sequence[Any], new_tokens: int) -> No
             model = model.judge
         if isinstance(model, RewardScorer | ModelJudge):
             model.check_context(prompts, new_tokens)
-
-
-# Returns the model that judges of (its name, the field that names it).
-FindModel = Callable[[str, str], ModelJudge]
 
 
 def _judge_finder(
