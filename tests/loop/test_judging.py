@@ -137,7 +137,7 @@ def test_a_run_is_judged_by_a_model(
         "Judges: the order decided (m)",
         "Judges: replies that cannot be read (m)",
     ]
-    # The same model is known by its digest, and not asked again.
+    # A model is known by its digest, and not asked again.
     before = (workdir / "metrics.jsonl").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(repeat, "_changed_judge", lambda *_: 1 / 0)

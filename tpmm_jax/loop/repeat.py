@@ -118,11 +118,12 @@ def check_raters(
     warn_versions(before, console)
     files = edited(before.get("sources", {}), sources)
     changed: dict[str, str] = {}
-    same = _same_judges(plan, before.get("sources", {}))
+    pinned = _pinned_judges(plan, before.get("sources", {}))
     if plan.schedule is not None:
-        changed = find_changed(plan, workdir, record, plan.schedule.sets[MAIN], same)
-    margins = plan.raters.margins
-    if margins is not None and plan.config.scorer.deterministic and MARGINS not in same:
+        main = plan.schedule.sets[MAIN]
+        changed = find_changed(plan, workdir, record, main, pinned)
+    margins = None if MARGINS in pinned else plan.raters.margins
+    if margins is not None and plan.config.scorer.deterministic:
         changed |= changed_margins(plan, workdir, margins, record)
     changed |= _other_models(plan, before.get("sources", {}), sources, changed)
     # Of those that are being rated again some files hold what they said before.
@@ -146,7 +147,7 @@ def find_changed(
     workdir: pathlib.Path,
     record: RatersRecord,
     prompts: EncodedPrompts,
-    same: Collection[str] = (),
+    pinned: Collection[str] = (),
 ) -> dict[str, str]:
     """Returns {field: what its function says now, and said} of raters that changed.
 
@@ -154,15 +155,15 @@ def find_changed(
 
     Args:
       prompts: the evaluation's own set.
-      same: fields that are known to be what they were; they are not asked either.
+      pinned: fields that a digest speaks for; they are not asked either.
     """
     config, raters, num_prompts = plan.config, plan.raters, len(prompts.ids)
     scorers = {SCORERS + k: v for k, v in raters.scorers.items()}
     if raters.scorer is not None:
         scorers = {SCORER: raters.scorer, **scorers}
-    scorers = {k: scorers[k] for k in _asked(config, scorers) if k not in same}
+    scorers = {k: scorers[k] for k in _asked(config, scorers) if k not in pinned}
     judges = {JUDGES + k: v for k, v in raters.judges.items()}
-    judges = {k: judges[k] for k in _asked(config, judges) if k not in same}
+    judges = {k: judges[k] for k in _asked(config, judges) if k not in pinned}
     codec = plan.runner.codec
 
     def stored(t: int) -> tuple[int, EncodedPrompts]:
@@ -175,18 +176,15 @@ def find_changed(
     return found
 
 
-def _same_judges(plan: Plan, before: Mapping[str, str]) -> set[str]:
-    """Returns the fields of models that judge which are those of the last start.
+def _pinned_judges(plan: Plan, before: Mapping[str, str]) -> set[str]:
+    """Returns the fields of models that judge whose digest the last start left.
 
-    Their digest says so. Asked again, one may reply otherwise where another mesh or
-    another machine rounds two words' chances apart.
+    It says by itself whether they are the same. Asked again, one may reply otherwise
+    where another mesh or another machine rounds two words' chances apart.
     """
     names = rater_fields(plan.config)
-    return {
-        field
-        for field, found in plan.raters.digests().items()
-        if names[field].startswith(JUDGE) and before.get(field) == found
-    }
+    models = plan.raters.digests()
+    return {k for k in models if names[k].startswith(JUDGE) and k in before}
 
 
 def _other_models(
