@@ -227,8 +227,9 @@ class ModelJudge:
                 pad_id=self.codec.pad_id,
             )
             for places, completions in batches:
-                for place, ids in zip((filled[i] for i in places), completions):
-                    replies[place] = self.codec.completion_texts(rows[place], ids)[0]
+                for i, words in zip(places, completions):
+                    place = filled[i]
+                    replies[place] = self.codec.completion_texts(rows[place], words)[0]
                 if (signal := asked()) is not None:
                     raise Stopped(f"stopped by {signal}")
         return replies
