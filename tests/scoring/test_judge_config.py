@@ -21,6 +21,8 @@ BRACKETS = JudgeConfig(first=[r"\[\[A\]\]"], second=[r"\[\[B\]\]"], tie=[r"\[\[C
         ("A", 1.0),
         (" B.", 0.0),
         ("tie", 0.5),
+        ("A tie.", 0.5),
+        ("It is a tie", 0.5),
         ("**A** is better than B", 1.0),
         ("Answer B", 0.0),
         ("I find that B is better", 0.0),
@@ -42,6 +44,9 @@ def test_other_verdicts_are_read():
     strict = JudgeConfig(first=["1"], second=["2"], tie=())
     assert read_verdict(strict, "12") is None
     assert read_verdict(strict, "2") == 0.0
+    pairs = JudgeConfig(first=["A>B", "A>>B"], second=["B>A"], tie=["A=B"])
+    assert read_verdict(pairs, "A>>B") == 1.0
+    assert read_verdict(pairs, "first A=B, then B>A") is None
 
 
 def test_braces_in_texts_are_texts():
@@ -74,7 +79,7 @@ def test_options_that_nothing_reads_are_refused(tmp_path):
     with pytest.raises(BadInput, match=r"judge.tie is set, but no judge is a model"):
         JudgeConfig(tie=()).validate([None, "my:judge"])
     file = tmp_path / "t.txt"
-    file.write_text("{prompt}|{first}|{second}", encoding="utf-8")
+    file.write_text("{prompt}|{first}|{second}\n", encoding="utf-8-sig")
     config = JudgeConfig(template_file=str(file))
     config.validate([None, "judge:m"])
     assert ask(read_template(config), "p", "a", "b") == "p|a|b"

@@ -37,7 +37,7 @@ ADDED: Mapping[str, Any] = {
     "judge.template_file": None,
     "judge.first": ["A"],
     "judge.second": ["B"],
-    "judge.tie": ["tie", "Tie", "TIE"],
+    "judge.tie": [r"\b[Aa] tie\b", "tie", "Tie", "TIE"],
     "judge.max_new_tokens": 8,
     "judge.chat": None,
     "judge.batch_size": 16,

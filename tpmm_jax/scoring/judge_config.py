@@ -41,7 +41,7 @@ class JudgeConfig:
     Attributes:
       template: the question, with {prompt}, {first} and {second} once or more; None: a
         short one that asks for A, B or tie.
-      template_file: a UTF-8 file that holds it.
+      template_file: a UTF-8 file that holds it; a line end at its end is left out.
       first, second: verdicts for the first and the second answer.
       tie: verdicts for neither; may be empty.
       max_new_tokens: that a reply may have.
@@ -57,7 +57,7 @@ class JudgeConfig:
     template_file: str | None = None
     first: Sequence[str] = ("A",)
     second: Sequence[str] = ("B",)
-    tie: Sequence[str] = ("tie", "Tie", "TIE")
+    tie: Sequence[str] = (r"\b[Aa] tie\b", "tie", "Tie", "TIE")
     max_new_tokens: int = 8
     chat: bool | None = None
     batch_size: int = 16
@@ -99,9 +99,11 @@ def read_template(config: JudgeConfig) -> str:
             )
         where = f"judge.template_file = {config.template_file}"
         try:
-            text = pathlib.Path(config.template_file).read_text(encoding="utf-8")
+            text = pathlib.Path(config.template_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{where} cannot be read: {error}") from None
+        # Editors end a file with a line end, behind which a model would begin anew.
+        text = text.removesuffix("\n")
     text = TEMPLATE if text is None else text
     if missing := [name for name in PLACES if name not in _PLACE.findall(text)]:
         raise BadInput(
@@ -124,21 +126,28 @@ def ask(template: str, prompt: str, first: str, second: str) -> str:
 def read_verdict(config: JudgeConfig, reply: str) -> float | None:
     """Returns the share for the first answer; None where the reply cannot be read.
 
-    The verdict is the one before which no word stands, else the only one that occurs.
+    The verdict is the one before which no word stands, else the only one that occurs. A
+    verdict within a longer one is part of it.
 
-    >>> config = JudgeConfig()
-    >>> [read_verdict(config, text) for text in ("B", "**A** is better than B", "Tie.")]
+    >>> [read_verdict(JudgeConfig(), x) for x in ("B", "**A** beats B", "A tie.")]
     [0.0, 1.0, 0.5]
-    >>> read_verdict(config, "Both A and B are good") is None
+    >>> read_verdict(JudgeConfig(), "Both A and B are good") is None
     True
     """
     shares = {1.0: config.first, 0.0: config.second, 0.5: config.tie}
-    found = {}
-    for share, verdicts in shares.items():
-        starts = [m.start() for v in verdicts for m in pattern(v).finditer(reply)]
-        if starts:
-            found[share] = min(starts)
-    leading = [s for s, at in found.items() if not re.search(r"\w", reply[:at])]
+    spans = [
+        (*match.span(), share)
+        for share, verdicts in shares.items()
+        for verdict in verdicts
+        for match in pattern(verdict).finditer(reply)
+    ]
+    # What stands before the first of each: the last one in this order.
+    found = {
+        share: reply[:start]
+        for start, end, share in sorted(spans, reverse=True)
+        if not any(a <= start and end <= b and b - a > end - start for a, b, _ in spans)
+    }
+    leading = [share for share, before in found.items() if not re.search(r"\w", before)]
     for some in (leading, list(found)):
         if len(some) == 1:
             return some[0]
