@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny_reward
 
-from tpmm_jax.commands import train_reward
 from tpmm_jax.config import (
     Config,
     ModelSource,
@@ -31,13 +30,7 @@ from tpmm_jax.reward_runs.setup import prepare
 from tpmm_jax.store import Trajectory
 from tpmm_jax.weights.loading import load_reward
 
-
-def go(workdir, **changes):
-    out = io.StringIO()
-    train_reward.run(
-        tiny_reward.get_config(**changes), workdir, RunConsole(out, width=80)
-    )
-    return out.getvalue()
+go = tiny_reward.go
 
 
 @pytest.fixture(scope="module")

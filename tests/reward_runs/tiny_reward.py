@@ -1,6 +1,7 @@
 """A reward run of seconds: the tiny random Gemma, pairs whose better side is even."""
 
 import functools
+import io
 import json
 import pathlib
 import tempfile
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import tiny_run
 
+from tpmm_jax.commands import train_reward
 from tpmm_jax.config import ModelSource, RewardConfig, RewardEvaluationConfig
 from tpmm_jax.data.reward_config import RewardDataConfig
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.steps import TrainConfig
 
 build_model = tiny_run.build_model
@@ -55,3 +58,10 @@ def get_config(**changes: Any) -> RewardConfig:
         ),
     }
     return RewardConfig(**{**fields, **changes})
+
+
+def go(workdir: pathlib.Path, **changes: Any) -> str:
+    """Runs a configuration; returns what was printed."""
+    out = io.StringIO()
+    train_reward.run(get_config(**changes), workdir, RunConsole(out, width=80))
+    return out.getvalue()

@@ -19,6 +19,7 @@ from tpmm_jax.log.rewards import failure, show_rewards
 from tpmm_jax.report.page import write_report
 from tpmm_jax.reward_runs.finish import finish
 from tpmm_jax.reward_runs.plan import ITERATION, KEPT
+from tpmm_jax.reward_runs.routers import ROUTERS
 from tpmm_jax.reward_runs.setup import open_reward_run
 from tpmm_jax.reward_runs.training import is_trained, train
 from tpmm_jax.store.digests import read_listed_json
@@ -55,7 +56,9 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
                 train(plan, disk, voice)
             summary = finish(plan, disk, voice)
         disk.log.flush()
-        show_rewards(console, summary)
+        path = disk.folder(ITERATION) / ROUTERS
+        routers = read_listed_json(path) if path.exists() else {}
+        show_rewards(console, summary, routers)
         try:
             write_report([workdir])
         except TpmmError as error:

@@ -17,7 +17,10 @@ from tpmm_jax.steps import TrainConfig
 # The held-out pairs' name among the sets of a reward run.
 HELD_OUT = "heldout"
 # Names in a row of metrics that are no set's.
-_RESERVED = (HELD_OUT, "pairs", "trajectory", "watch", "calibration", "time", "step")
+_RESERVED = (
+    *(HELD_OUT, "pairs", "trajectory", "watch", "calibration", "time", "step"),
+    "router",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

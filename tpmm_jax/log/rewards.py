@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.routers import describe_routers
 from tpmm_jax.log.table import draw_table, needed_width
 
 NONE = "–"
@@ -16,11 +17,14 @@ _CAPTION = (
 )
 
 
-def show_rewards(console: RunConsole, summary: Mapping[str, Any]) -> None:
-    """Prints a row per test set, and what was kept.
+def show_rewards(
+    console: RunConsole, summary: Mapping[str, Any], routers: Mapping[str, Any]
+) -> None:
+    """Prints a row per test set, what was kept, and what routed experts do.
 
     Args:
       summary: as summary.json holds it.
+      routers: router.json; {} of a dense model.
     """
     sets = summary["sets"]
     console.note("")
@@ -37,6 +41,8 @@ def show_rewards(console: RunConsole, summary: Mapping[str, Any]) -> None:
         f"best after step {summary['step']} of {summary['steps']} "
         f"(reward@{summary['kept']}); {text}"
     )
+    if routers:
+        console.note(f"routed experts: {describe_routers(routers)}")
 
 
 def columns(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:

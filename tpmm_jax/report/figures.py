@@ -220,8 +220,19 @@ def by_step(
         return finished(figure), size
 
 
-def heat(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Markup:
-    """Draws weights [rows, columns]; nan is an empty cell, a negative one vermilion."""
+def heat(
+    weights: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    full: float = 1.0,
+    xlabel: str = "weight of checkpoint",
+) -> Markup:
+    """Draws weights [rows, columns]; nan is an empty cell, a negative one vermilion.
+
+    Args:
+      full: the weight from which on a cell has its full colour.
+    """
     height = max(_HEIGHT, 15.0 * len(rows) + 50)
     with plot(height) as (figure, axes):
         few = len(columns) <= 12
@@ -230,7 +241,7 @@ def heat(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Ma
                 continue
             row, column = at
             # Not opaque, so that ink stays readable on it.
-            shade = min(1.0, abs(weight)) * 0.6
+            shade = min(1.0, abs(weight) / full) * 0.6
             axes.add_patch(
                 Rectangle(
                     (column - 0.48, row - 0.46), 0.96, 0.92, linewidth=0,
@@ -249,7 +260,7 @@ def heat(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Ma
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("weight of checkpoint")
+        axes.set_xlabel(xlabel)
         return finished(figure)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from matplotlib.ticker import FuncFormatter
 from tpmm_jax.evaluation import Bin, reliability
 from tpmm_jax.log.metrics import HELD_OUT_KIND
 from tpmm_jax.log.rewards import columns
+from tpmm_jax.log.routers import describe_routers
 from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.panels import Panel, Section
+from tpmm_jax.report.routers import router_panels
 from tpmm_jax.store.digests import read_listed, read_listed_json
 
 KEPT = "reward"
@@ -31,10 +33,12 @@ class RewardData:
     Attributes:
       summary: summary.json; {} of an unfinished run.
       pairs: lines of held_out.jsonl.
+      routers: router.json; {} of a dense model.
     """
 
     summary: Mapping[str, Any]
     pairs: Sequence[Mapping[str, Any]]
+    routers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def margins(self) -> np.ndarray:
@@ -57,7 +61,9 @@ def read_rewards(run: RunData) -> RewardData:
         return RewardData({}, [])
     lines = read_listed(folder / "held_out.jsonl").decode().splitlines()
     pairs = [json.loads(line) for line in lines]
-    return RewardData(read_listed_json(folder / "summary.json"), pairs)
+    path = folder / "router.json"
+    routers = read_listed_json(path) if path.exists() else {}
+    return RewardData(read_listed_json(folder / "summary.json"), pairs, routers)
 
 
 def table(found: RewardData) -> list[tuple[str, list[str]]]:
@@ -84,6 +90,8 @@ def facts(run: RunData, found: RewardData) -> list[tuple[str, str]]:
             ("best model", f"after step {summary['step']} of {summary['steps']}"),
             ("temperature", "none" if temperature is None else f"{temperature:.3g}"),
         ]
+        if found.routers:
+            rows.append(("routed experts", describe_routers(found.routers)))
         rows += [("note", f"{n} pairs of {k} share a prompt with training")
                  for k, n in shared.items()]  # fmt: skip
     return rows
@@ -96,6 +104,7 @@ def _source(data: Mapping[str, Any]) -> str:
 def sections(run: RunData, found: RewardData) -> list[Section]:
     """Returns every section of the page that has a plot."""
     made = [Section("Training", _training(run) + _held_out(run))]
+    made.append(Section("Routed experts", router_panels(run, found.routers)))
     if found.pairs:
         made.append(Section("Held-out pairs", _pairs(found)))
     return [section for section in made if section.panels]

@@ -18,6 +18,13 @@ from tpmm_jax.reward_runs.measuring import (
     rewards_of,
 )
 from tpmm_jax.reward_runs.plan import ITERATION, RewardPlan
+from tpmm_jax.reward_runs.routers import (
+    ROUTERS,
+    Routing,
+    as_scalars,
+    describe,
+    read_start,
+)
 from tpmm_jax.store.digests import write_listed, write_listed_json
 
 
@@ -29,12 +36,7 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
     """
     kept = disk.trajectory.steps()[-1]
     meta = disk.trajectory.meta(kept)
-    params = disk.policy(kept)
-    title = "measure the best"
-    with voice.phase(title, plan.tested, "answers") as advance:
-        rewards = rewards_of(plan, params, advance, title)
-    del params
-    refuse_constant(rewards)
+    rewards, routers = _measure(plan, disk, voice, kept)
     measures = measure_sets(plan, rewards)
     margins = {n: r[:, CHOSEN] - r[:, REJECTED] for n, r in rewards.items()}
     temperature = fit_temperature(margins[HELD_OUT])
@@ -55,13 +57,16 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
         "sets": measures,
     }
     folder = disk.folder(ITERATION)
+    if routers:
+        write_listed_json(folder / ROUTERS, routers, replace=True)
+        summary["routers"] = as_scalars(routers)
     for name in plan.sets.tests:
         end = "" if name == HELD_OUT else f"-{name}"
         path = folder / f"held_out{end}.jsonl"
         lines = _lines(plan, name, rewards[name])
         write_listed(path, "".join(lines).encode(), replace=True)
     write_listed_json(folder / "summary.json", summary, replace=True)
-    values = as_row(measures)
+    values = as_row(measures) | summary.get("routers", {})
     values |= {"best_step": summary["step"], "pairs": summary["pairs"]}
     if temperature is not None:
         values["temperature"] = temperature
@@ -71,6 +76,22 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
     disk.work.clear()
     (folder / NOT_FINITE).unlink(missing_ok=True)
     return summary
+
+
+def _measure(
+    plan: RewardPlan, disk: Disk, voice: Voice, kept: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns a stored model's rewards by set, and of a mixture router.json."""
+    start = read_start(plan, disk)
+    routing = None if start is None else Routing()
+    params = disk.policy(kept)
+    title = "measure the best"
+    with voice.phase(title, plan.tested, "answers") as advance:
+        rewards = rewards_of(plan, params, advance, title, routing)
+    refuse_constant(rewards)
+    if start is None or routing is None:
+        return rewards, {}
+    return rewards, describe(plan.decoder.config, params, routing, start)
 
 
 def _lines(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> list[str]:

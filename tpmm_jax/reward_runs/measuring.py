@@ -12,6 +12,7 @@ from tpmm_jax.evaluation import choice_accuracy, measure_pairs
 from tpmm_jax.loop.safety import refuse_rewards
 from tpmm_jax.models import Adapted
 from tpmm_jax.reward_runs.plan import RewardPlan
+from tpmm_jax.reward_runs.routers import Routing
 from tpmm_jax.scoring import row_rewards
 
 
@@ -20,12 +21,14 @@ def rewards_of(
     params: Params | Adapted,
     advance: Callable[[int], None],
     title: str,
+    routing: Routing | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the rewards [P, N] of every test set by name, float64.
 
     Args:
       advance: called with the number of answers that were done.
       title: what is measured, for messages.
+      routing: of a mixture: is given what its routers do with the held-out pairs.
 
     Raises:
       NotFinite: a reward is not finite; names the pairs.
@@ -39,7 +42,12 @@ def rewards_of(
         ]
         size = plan.config.train.batch_size // plan.config.train.accumulation
         rewards = row_rewards(
-            plan.decoder, params, rows, batch_size=2 * size, advance=advance
+            plan.decoder,
+            params,
+            rows,
+            batch_size=2 * size,
+            advance=advance,
+            routing=routing.add if routing and name == HELD_OUT else None,
         )
         found[name] = rewards.reshape(len(pairs), 2)
         refuse_rewards(found[name], pairs, f"{title}, {name}")

@@ -22,6 +22,13 @@ from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Adapted
 from tpmm_jax.reward_runs.measuring import as_row, measure_sets, rewards_of
 from tpmm_jax.reward_runs.plan import ITERATION, RewardPlan
+from tpmm_jax.reward_runs.routers import (
+    Routing,
+    Start,
+    as_scalars,
+    describe,
+    read_start,
+)
 from tpmm_jax.steps import (
     Frozen,
     TrainState,
@@ -54,13 +61,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Task:
-    """What the steps share."""
+    """What the steps share.
+
+    Attributes:
+      start: of a mixture: what its experts began as.
+    """
 
     plan: RewardPlan
     disk: Disk
     voice: Voice
     learning_rate: Callable[[int], Any]
     frozen: Frozen | None
+    start: Start | None
     bar: Phase
 
     def batch(self, step: int) -> Batch:
@@ -73,6 +85,8 @@ class _Task:
 def train(plan: RewardPlan, disk: Disk, voice: Voice) -> None:
     """Trains to the last step or an early end; continues where it stopped."""
     steps, config = plan.order.steps, plan.config.train
+    # Before the state: the whole start is in memory while it is read.
+    start = read_start(plan, disk)
     state, progress = _start(plan, disk)
     first = int(state.step)
     _rewind(disk, first)
@@ -80,7 +94,7 @@ def train(plan: RewardPlan, disk: Disk, voice: Voice) -> None:
     rate = make_learning_rate(config, steps)
     with voice.console.phase("Bradley-Terry", steps, "steps") as bar:
         bar.advance(first)
-        task = _Task(plan, disk, voice, rate, frozen, bar)
+        task = _Task(plan, disk, voice, rate, frozen, start, bar)
         started = time.monotonic()
         if first == 0:
             progress = _evaluate(task, state, progress)
@@ -165,9 +179,11 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
     if task.frozen is not None and task.frozen.base:
         params = Adapted(task.frozen.base, state.params)
     title = f"measure step {step}"
+    routing = None if task.start is None else Routing()
     # Not a phase that a signal ends: the state is saved right behind it.
     with task.voice.console.phase(title, plan.tested, "answers") as bar:
-        measures = measure_sets(plan, rewards_of(plan, params, bar.advance, title))
+        rewards = rewards_of(plan, params, bar.advance, title, routing)
+        measures = measure_sets(plan, rewards)
         held = measures[HELD_OUT]
         bar.advance(0, accuracy=f"{held['accuracy']:.0%}", loss=f"{held['loss']:.4f}")
     kept = [disk.trajectory.meta(k).get("step", 0) for k in disk.trajectory.steps()]
@@ -176,7 +192,10 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
         refuse_weights(state.params, f"the reward model after step {step}")
         meta = {"step": step, "loss": held["loss"], "accuracy": held["accuracy"]}
         disk.trajectory.append(len(kept), state.params, meta)
-    disk.log.log(HELD_OUT_KIND, iteration=ITERATION, step=step, values=as_row(measures))
+    values = as_row(measures)
+    if task.start is not None and routing is not None:
+        values |= as_scalars(describe(plan.decoder.config, params, routing, task.start))
+    disk.log.log(HELD_OUT_KIND, iteration=ITERATION, step=step, values=values)
     return progress.after(held["loss"])
 
 

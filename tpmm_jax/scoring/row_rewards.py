@@ -1,7 +1,8 @@
 """Rewards of rows of token ids, batch by batch, each row read once."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -9,7 +10,7 @@ from jaxtyping import Float64
 from tpmm_jax.axes import Params
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Adapted, Decoder
-from tpmm_jax.steps import rewards_step
+from tpmm_jax.steps import rewards_and_routing_step, rewards_step
 
 # The shortest length in tokens that rows are padded to; the others are 1.5, 2, 3, 4, 6
 # ... times it, so that few programs are compiled.
@@ -23,6 +24,7 @@ def row_rewards(
     *,
     batch_size: int,
     advance: Callable[[int], None] = lambda done: None,
+    routing: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Float64[np.ndarray, " M"]:
     """Returns the reward of each row.
 
@@ -33,6 +35,8 @@ def row_rewards(
       rows: M rows of token ids, one or more each, within the model's positions.
       batch_size: rows that are read at once.
       advance: called with the number of rows that were done.
+      routing: of a mixture: called with each batch's sums of what its routers report,
+        in which equal rows count each; see ``steps.rewards_and_routing_step``.
     """
     places: dict[bytes, list[int]] = {}
     for place, ids in enumerate(rows):
@@ -46,7 +50,15 @@ def row_rewards(
         for at in range(0, len(group), batch_size):
             batch = group[at : at + batch_size]
             arrays = _pad([rows[some[0]] for some in batch], batch_size, length)
-            rewards_B = rewards_step(decoder, params, *put_batch(arrays, decoder.mesh))
+            if routing is None:
+                put = put_batch(arrays, decoder.mesh)
+                rewards_B = rewards_step(decoder, params, *put)
+            else:
+                count_B = np.zeros(batch_size, np.float32)
+                count_B[: len(batch)] = [len(some) for some in batch]
+                put = put_batch((*arrays, count_B), decoder.mesh)
+                rewards_B, sums = rewards_and_routing_step(decoder, params, *put)
+                routing(sums)
             for some, reward in zip(batch, np.asarray(rewards_B, np.float64)):
                 found[some] = reward
             advance(sum(map(len, batch)))

@@ -17,6 +17,7 @@ from tpmm_jax.steps.reward import (
     pair_rewards_step,
     reward_gradient_norm_step,
     reward_step,
+    rewards_and_routing_step,
     rewards_step,
 )
 from tpmm_jax.steps.state import (
@@ -46,6 +47,7 @@ __all__ = [
     "preference_step",
     "reward_gradient_norm_step",
     "reward_step",
+    "rewards_and_routing_step",
     "rewards_step",
     "shardings",
     "token_log_probs_step",

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from tpmm_jax.axes import Params
 from tpmm_jax.losses import RewardLossConfig, pair_rewards, reward_loss
@@ -42,3 +43,26 @@ def rewards_step(
 ) -> jax.Array:
     """Returns the reward [B] of each row, float32; see ``Decoder.rewards``."""
     return decoder.rewards(params, from_mask(tokens_BT, mask_BT))
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def rewards_and_routing_step(
+    decoder: Decoder,
+    params: Params,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array,
+    count_B: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns each row's reward [B], and sums of what a mixture's routers report.
+
+    The sums are those of ``models.experts.route`` over the rows' real tokens: share_LX,
+    probability_LX, entropy_L, z_L.
+
+    Args:
+      count_B: how often each row counts, float32.
+    """
+    rewards_B, aux = decoder.rewards_and_aux(params, from_mask(tokens_BT, mask_BT))
+    return rewards_B, {
+        name.replace("_B", "_L"): jnp.einsum("B,LB...->L...", count_B, x)
+        for name, x in aux.items()
+    }

@@ -15,7 +15,7 @@ ASIDE = "damaged"
 # Files that the evaluation of a policy writes.
 OF_EVALUATION = (
     "evaluation*.jsonl", "judgements.jsonl", "log_probs.npz", "held_out.npz",
-    "summary.json",
+    "summary.json", "router.json",
 )  # fmt: skip
 
 
