@@ -80,6 +80,9 @@ class RewardConfig:
 
     Attributes:
       seed: the seed of everything random: the new head, the split, the order.
+      order_seed: of the order in which the pairs train, and of dropout, if it is not
+        ``seed``. Models that are to be averaged keep ``seed``, and with it the start of
+        the head and what is held out, and differ in this alone.
       model: what training begins with: a causal model, which gets a new head, or a
         reward model, which is trained further.
       experts: routed experts that the model is given before it is trained.
@@ -87,6 +90,7 @@ class RewardConfig:
     """
 
     seed: int = 0
+    order_seed: int | None = None
     model: ModelSource
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: RewardDataConfig
@@ -103,8 +107,9 @@ class RewardConfig:
           BadInput: names the field, what was wanted and what to do.
         """
         check_types(self)
-        if self.seed < 0:
-            raise BadInput(f"seed is {self.seed}; use 0 or more")
+        for name in ("seed", "order_seed"):
+            if (getattr(self, name) or 0) < 0:
+                raise BadInput(f"{name} is {getattr(self, name)}; use 0 or more")
         self.model.lora.validate()
         default = ModelSource(source="").logits_chunk_mib
         if self.model.logits_chunk_mib != default:
@@ -118,6 +123,11 @@ class RewardConfig:
         self._check_noise()
         self.train.validate()
         self.evaluation.validate()
+
+    @property
+    def order(self) -> int:
+        """The seed of the order in which the pairs train."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     def _check_noise(self) -> None:
         for name, most in (("dropout", 1.0), ("jitter", 1.0)):

@@ -48,7 +48,7 @@ class RewardPlan:
             len(self.sets.train),
             train.batch_size,
             train.epochs,
-            self.config.seed,
+            self.config.order,
             ITERATION,
         )
 
@@ -59,7 +59,7 @@ class RewardPlan:
 
     @property
     def dropout_key(self) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(self.config.seed), ITERATION)
+        key = jax.random.fold_in(jax.random.key(self.config.order), ITERATION)
         return jax.random.fold_in(key, DROPOUT)
 
 
