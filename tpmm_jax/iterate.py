@@ -12,6 +12,7 @@ from tpmm_jax.loop.reference import reference_log_probs
 from tpmm_jax.loop.rescoring import rescore
 from tpmm_jax.loop.rollouts import gather_pairs
 from tpmm_jax.loop.run import Plan, Run
+from tpmm_jax.loop.scale import fix_scale
 from tpmm_jax.loop.training import train
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.plots import plot_reward
@@ -19,7 +20,8 @@ from tpmm_jax.report.plots import plot_reward
 
 def iterate(run: Run) -> None:
     """Runs iterations 1..T, or those from the first one that is not finished."""
-    plan, disk, voice = run.plan, run.disk, run.voice
+    disk, voice = run.disk, run.voice
+    plan = fix_scale(run.plan, disk, voice)
     last = plan.config.iterations
     if rescore(plan, disk, voice):
         show(run)

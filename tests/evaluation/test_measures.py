@@ -1,6 +1,7 @@
 """Formulas, data without spread, and what may not change a number."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -173,6 +174,8 @@ def test_the_keys_of_a_measure() -> None:
     }
     assert set(found) == wanted
     assert found["length/mean"] == 1.5
+    spread = [replace(row, spread=[0.5, 1.5]) for row in answers(0)]
+    assert measure(spread, eos_ids=(3,))["reward/spread"] == 1.0
     # Of every two answers [1, 2] has no end.
     assert found["length/cut"] == 0.5
 

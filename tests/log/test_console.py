@@ -219,6 +219,14 @@ def test_an_iteration_that_the_watch_warned_of_is_marked():
     assert "!: warned" in drawn(rows, 80) and "!" not in drawn(ROWS, 80)
 
 
+def test_the_spread_of_several_scorers_goes_first_where_there_is_no_room():
+    rows = [BASE, iteration_row(1, **{"reward/spread": 0.25})]
+    assert "spread" in drawn(rows, 200) and "0.25" in drawn(rows, 200)
+    assert "spread" not in drawn(ROWS, 200)
+    narrow = drawn([BASE, iteration_row(1)], 60)
+    assert drawn(rows, 60) == narrow
+
+
 def test_rules_that_differ_are_named_in_their_rows():
     rows = [BASE, iteration_row(1, rule="initial"), iteration_row(2, rule="learned")]
     lines = drawn(rows, 200).splitlines()

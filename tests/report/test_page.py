@@ -447,6 +447,23 @@ def test_runs_asked_otherwise_have_no_paired_difference(tmp_path):
     assert "none: the evaluation prompts differ" in text
 
 
+def test_runs_compare_where_their_rewards_have_one_scale(tmp_path):
+    names = ["my_scorer:score", "reward:runs/rm"]
+    runs = [full_run.write_run(tmp_path / name, iterations=1) for name in "ab"]
+    for run in runs:
+        path = run / "config.json"
+        config = json.loads(path.read_text())
+        config["scorer"] = {"name": names, "clip": 5.0, "timeout": len(str(run))}
+        path.write_text(json.dumps(config))
+        (run / "scorer.json").write_text('{"answers": 9}')
+    text = page(*runs, path=tmp_path / "both.html")
+    assert "scorers differ" not in text and "centres and scales" not in text
+    assert "clipped at 5 deviations" in page(runs[0])
+    (runs[1] / "scorer.json").write_text('{"answers": 8}')
+    text = page(*runs, path=tmp_path / "both.html")
+    assert "none: their rewards have other centres and scales (scorer.json)" in text
+
+
 def test_many_runs_are_compared_with_the_first(tmp_path):
     runs = [full_run.write_run(tmp_path / f"r{k}", iterations=1) for k in range(9)]
     text = page(*runs, path=tmp_path / "all.html")

@@ -17,6 +17,8 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.losses import title_of
+from tpmm_jax.rewards import stored_scorer
+from tpmm_jax.scoring import JUDGE, REWARD
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
 from tpmm_jax.store.digests import read_listed_json
 from tpmm_jax.weights.hub import TRAJECTORY_STEP
@@ -210,7 +212,7 @@ def run_facts(source: str) -> dict[str, Any] | None:
         "config_text": json.dumps(without_paths(config), indent=2, sort_keys=True),
         "loss": " + ".join(title_of(name, mean) for name in losses),
         "rule": config["reference"]["rule"],
-        "scorer": (config.get("scorer") or {}).get("name"),
+        "scorer": stored_scorer(without_paths(config.get("scorer") or {})).title,
         "earlier": [r["iteration"] for r in rows if r.get("labels/earlier_scorer")],
         "offline": bool((config.get("data") or {}).get("pairs")),
         "first": first,
@@ -360,8 +362,12 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
-    if isinstance(value, str) and pathlib.Path(value.split(":")[0]).is_absolute():
-        return pathlib.Path(value).name
+    if isinstance(value, str):
+        # A model of ours as a rater: "reward:/a/path".
+        head = next((x for x in (REWARD, JUDGE) if value.startswith(x)), "")
+        path = value.removeprefix(head)
+        if pathlib.Path(path.split(":")[0]).is_absolute():
+            return head + pathlib.Path(path).name
     return value
 
 

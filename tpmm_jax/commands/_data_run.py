@@ -84,7 +84,9 @@ def find_codec(
     return codec, found.config.max_positions
 
 
-def find_scorer(args: argparse.Namespace, config: Config | None) -> NamedScorer | None:
+def find_scorer(
+    args: argparse.Namespace, config: Config | None, console: RunConsole
+) -> NamedScorer | None:
     """Returns the scorer of --scorer, or else the config's."""
     scorer = ScorerConfig() if config is None else config.scorer
     timeout = timeout_of(args, scorer.timeout)
@@ -93,8 +95,14 @@ def find_scorer(args: argparse.Namespace, config: Config | None) -> NamedScorer 
         return load_scorer(scorer, "--timeout", "--scorer")
     if scorer.name is None:
         return None
+    plain = replace(scorer, clip=None, normalise=False, length_penalty=0.0)
+    if plain != scorer:
+        console.warn(
+            "labels are compared with the scorer's rewards before they are clipped, "
+            "normalised and penalised by length, for which a run's answers are needed"
+        )
     judge = None if config is None else config.judge
-    return load_scorer(replace(scorer, timeout=timeout), "--timeout", judge=judge)
+    return load_scorer(replace(plain, timeout=timeout), "--timeout", judge=judge)
 
 
 def read_evaluation(

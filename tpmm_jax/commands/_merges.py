@@ -11,7 +11,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.commands._learning import Learned, Split, held_out_sets, learn_weights
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade import check_same_architecture, codec_of, merge_remarks
+from tpmm_jax.facade import codec_of, merge_remarks
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.merging import (
     FAINT,
@@ -25,6 +25,7 @@ from tpmm_jax.merging import (
 )
 from tpmm_jax.models import Decoder
 from tpmm_jax.store import tree_digest
+from tpmm_jax.weights.architecture import check_same_architecture
 from tpmm_jax.weights.hub import TRAJECTORY
 from tpmm_jax.weights.kept import committed_steps, run_workdir
 from tpmm_jax.weights.loading import resolve_any

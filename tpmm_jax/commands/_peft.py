@@ -9,10 +9,10 @@ from typing import Any
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade import architecture_differences
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters
 from tpmm_jax.store import Base, Trajectory, read_json
+from tpmm_jax.weights.architecture import architecture_differences
 from tpmm_jax.weights.hub import TRAJECTORY_STEP, is_hub_id
 from tpmm_jax.weights.kept import run_workdir
 from tpmm_jax.weights.loading import (

@@ -261,7 +261,7 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     # A scorer or a config may print; with --json that is not part of the output.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         config, data, files = read_settings(args)
-        scorer = None if args.prompts else find_scorer(args, config)
+        scorer = None if args.prompts else find_scorer(args, config, console)
         found, codec = check_files(args, config, data, files, console)
         if not args.prompts:
             try:

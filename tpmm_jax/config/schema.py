@@ -221,8 +221,7 @@ class Config:
                 raise BadInput(
                     f"{name} is {value}; use a number of seconds above 0, or none"
                 )
-        if self.scorer.retries < 0:
-            raise BadInput(f"scorer.retries is {self.scorer.retries}; use 0 or more")
+        self.scorer.validate()
         self.data.validate()
         self.rollout.validate("rollout")
         self.pairing.validate()
@@ -234,7 +233,7 @@ class Config:
         self.train.validate()
         self.evaluation.validate()
         judges = self.evaluation.judges.values()
-        self.judge.validate([self.scorer.name, self.madpo.margins, *judges])
+        self.judge.validate([*self.scorer.names, self.madpo.margins, *judges])
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:
@@ -309,9 +308,9 @@ class Config:
                 "with data.pairs a scorer is used for evaluation only: set "
                 "data.eval_prompts too, or leave scorer.name unset"
             )
-        if (self.scorer.name or "").startswith(JUDGE):
+        if judges := [x for x in self.scorer.names if x.startswith(JUDGE)]:
             raise BadInput(
-                f"scorer.name is {self.scorer.name!r}, which compares answers of one "
+                f"scorer.name is {judges[0]!r}, which compares answers of one "
                 "prompt to label them, and data.pairs are labelled already; name it "
                 "under evaluation.judges"
             )

@@ -10,7 +10,7 @@ import pathlib
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ class Rollout:
 
     Attributes:
       rewards: of each answer by the scorer that labels.
+      spread: how far its members are apart on each answer, where it has several: the
+        population standard deviation.
       scores: of each answer by further scorers, by label.
       held_out: whether the prompt trains nothing.
       response_ids: EOS is part of them, where the answer came to an end.
@@ -48,14 +50,16 @@ class Rollout:
     prompt: str
     responses: list[str]
     rewards: list[float] | None = None
+    spread: list[float] | None = None
     scores: dict[str, list[float]] = field(default_factory=dict)
     held_out: bool
     prompt_ids: list[int]
     response_ids: list[list[int]]
 
     def __post_init__(self) -> None:
-        rewards = self.responses if self.rewards is None else self.rewards
-        sizes = {len(x) for x in (rewards, self.response_ids, *self.scores.values())}
+        columns: list[Sequence[Any]] = [self.response_ids, *self.scores.values()]
+        columns += [x for x in (self.rewards, self.spread) if x is not None]
+        sizes = {len(x) for x in columns}
         if not self.responses or sizes != {len(self.responses)}:
             raise ValueError("wanted as many rewards, scores and ids as responses")
 

@@ -47,6 +47,9 @@ def measure(
         for name, theirs in (opponents or {}).items():
             won_BR = wins(scores_BR, score_arrays(theirs)[prefix])
             values |= name_interval(f"{prefix}win/{name}", rate_interval(won_BR))
+    if all(row.spread is not None for row in answers):
+        spread = [x for row in answers for x in row.spread or ()]
+        values["reward/spread"] = float(np.mean(spread))
     for (judge, name), won_BR in (judged or {}).items():
         values |= name_interval(f"judge/{judge}/win/{name}", rate_interval(won_BR))
     return values

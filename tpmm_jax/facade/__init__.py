@@ -13,8 +13,6 @@ from tpmm_jax.facade._generation import (
 )
 from tpmm_jax.facade._log_probs import log_probs, logits
 from tpmm_jax.facade._merging import (
-    architecture_differences,
-    check_same_architecture,
     merge,
     merge_remarks,
     sum_remark,
@@ -24,8 +22,6 @@ from tpmm_jax.facade._rewards import score, score_tokens
 
 __all__ = [
     "BATCH_SIZE",
-    "architecture_differences",
-    "check_same_architecture",
     "codec_of",
     "completion_batches",
     "encode",

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade._prompts import codec_of
 from tpmm_jax.merging import signal_to_rounding, weighted_sum
-from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.models import Decoder
+from tpmm_jax.weights.architecture import check_same_architecture
 from tpmm_jax.weights.loading import resolve_any
 from tpmm_jax.weights.source import Model, Source
 
@@ -105,34 +106,6 @@ def merge_remarks(
             f"{first_name} ({sorted(ends[0])}): the merge gets those of the first"
         )
     return remarks
-
-
-def architecture_differences(first: ModelConfig, other: ModelConfig) -> list[str]:
-    """Returns "field other's and first's" of each field that the weights' use needs."""
-    special = ("eos_ids", "bos_id", "pad_id")
-    return [
-        f"{f.name} {getattr(other, f.name)} and {getattr(first, f.name)}"
-        for f in fields(first)
-        if f.name not in special and getattr(first, f.name) != getattr(other, f.name)
-    ]
-
-
-def check_same_architecture(
-    first: ModelConfig, other: ModelConfig, name: str, first_name: str = "model 0"
-) -> None:
-    """Raises BadInput, naming the fields, unless both fit the same weights."""
-    if first.output != other.output:
-        kinds = {"tokens": "a causal language model", "reward": "a reward model"}
-        raise BadInput(
-            f"{name} is {kinds[other.output]} and {first_name} {kinds[first.output]}; "
-            "only models of one kind can be merged"
-        )
-    if differing := architecture_differences(first, other):
-        raise BadInput(
-            f"{name} has a different architecture from {first_name} "
-            f"({'; '.join(differing)}); only checkpoints of one architecture can be "
-            "merged"
-        )
 
 
 def _as_model(model: Model | str | os.PathLike) -> Model:

@@ -29,7 +29,7 @@ def show_header(
       lengths: of prompts and pairs, in tokens.
       num_prompts: of the evaluation; fewer than were asked for if there are no more.
     """
-    labels = "offline" if config.offline else f"labelled by {config.scorer.name}"
+    labels = "offline" if config.offline else f"labelled by {config.scorer.title}"
     if config.pairing.labels == "bt":
         labels += ", drawn by Bradley and Terry's chance"
     rule = config.reference.rule

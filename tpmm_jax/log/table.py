@@ -20,8 +20,8 @@ _GAP = 2
 # What is given up, one after another, until the table fits: a column, the intervals of
 # the win rates, or the merge weights of a cell but so many.
 _GIVEN_UP: tuple[str | int, ...] = (
-    3, "pairs", "train margin", "intervals", "train acc.", 2, "vs θ0", "length",
-    "time", 1, "reference", "held-out", "KL", "win prev", "win θ0",
+    "spread", 3, "pairs", "train margin", "intervals", "train acc.", 2, "vs θ0",
+    "length", "time", 1, "reference", "held-out", "KL", "win prev", "win θ0",
 )  # fmt: skip
 # Whether an earlier version of the scorer labelled the iteration's pairs.
 _EARLIER = "labels/earlier_scorer"
@@ -38,8 +38,8 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
 
     Args:
         rows: of kind "iteration", sorted. Read here, each optional but the first:
-            iteration; reward/mean, reward/low, reward/high; win/theta_0 and
-            win/previous (shares) with /low and /high; kl/theta_0 (nats per response);
+            iteration; reward/mean, reward/low, reward/high; reward/spread; win/theta_0
+            and win/previous (shares) with /low and /high; kl/theta_0 (nats a response);
             length/mean (tokens), shown where there is no reward; heldout/accuracy with
             /low and /high; pairs/train_accuracy, a dash where nothing is left of it;
             rewards/margins, of training too; merge/rule (a string); merge/weight_0,
@@ -56,6 +56,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
     cells = {
         "iter": [_iteration(row) for row in rows],
         "reward (95 %)": _rewards(rows),
+        "spread": _numbers(rows, "reward/spread"),
         "vs θ0": _changes(rows),
         **{
             title: [_share(row, metric, whole=True) for row in rows]

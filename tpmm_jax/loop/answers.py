@@ -16,7 +16,7 @@ from tpmm_jax.data.records import Rollout
 from tpmm_jax.loop.prompts import EncodedPrompts
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.models import Decoder
-from tpmm_jax.rewards import Raters
+from tpmm_jax.rewards import Raters, rate
 from tpmm_jax.sampling import SamplingConfig, generate_batches
 from tpmm_jax.store.records import append_records, resume_records
 
@@ -126,8 +126,12 @@ def _rate(
         for i, ids in zip(places, completions)
     ]
     known = prompts.known(codec, places, completions)
-    scorer = raters.scorer
-    rewards = None if scorer is None else scorer(texts, responses, known).tolist()
+    rewards: list[list[float]] | None = None
+    spread: list[list[float]] | None = None
+    if raters.scorer is not None:
+        found = rate(raters.scorer, texts, responses, known)
+        rewards = found.rewards_BR.tolist()
+        spread = None if found.spread_BR is None else found.spread_BR.tolist()
     scores = {
         label: scorer(texts, responses, known).tolist()
         for label, scorer in raters.scorers.items()
@@ -137,7 +141,8 @@ def _rate(
             prompt=texts[b],
             responses=responses[b],
             rewards=None if rewards is None else rewards[b],
-            scores={label: found[b] for label, found in scores.items()},
+            spread=None if spread is None else spread[b],
+            scores={label: numbers[b] for label, numbers in scores.items()},
             held_out=prompts.held_out[i],
             prompt_ids=prompts.ids[i],
             response_ids=completions[b],

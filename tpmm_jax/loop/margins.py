@@ -17,7 +17,14 @@ from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.losses.madpo import weight
-from tpmm_jax.rewards import COLUMN, LABEL, MARGINS, NamedScorer, Raters
+from tpmm_jax.rewards import (
+    COLUMN,
+    LABEL,
+    MARGINS,
+    NamedScorer,
+    Raters,
+    ScorerConfig,
+)
 from tpmm_jax.scoring import load_scorer
 from tpmm_jax.store.digests import is_finished, read_listed_json, write_listed_json
 
@@ -32,7 +39,10 @@ def load_margins(config: Config, mesh: Mesh, date: datetime.date) -> NamedScorer
     name, options = config.madpo.margins, config.madpo.options
     if name is None or name == COLUMN:
         return None
-    given = replace(config.scorer, name=name, options=options)
+    labels = config.scorer
+    given = ScorerConfig(
+        name=name, options=options, timeout=labels.timeout, retries=labels.retries
+    )
     return load_scorer(given, field=MARGINS, judge=config.judge, mesh=mesh, date=date)
 
 
@@ -41,9 +51,20 @@ def same_source_warning(config: Config, raters: Raters) -> str:
     scorer, source = raters.scorer, raters.margins
     if config.offline or scorer is None or source is None:
         return ""
-    labels = config.scorer.name, dict(config.scorer.options)
-    same = labels == (config.madpo.margins, dict(config.madpo.options))
-    if not same and (source.digest is None or source.digest != scorer.digest):
+    if len(config.scorer.names) > 1:
+        named = config.madpo.margins in config.scorer.names
+        if not named and source.digest not in scorer.models:
+            return ""
+        return (
+            f"{MARGINS} is one of the scorers that label: its margins agree with most "
+            "labels whether they are right or not; give a source of their own"
+        )
+    if config.scorer.length_penalty:
+        return ""
+    # Clipped or normalised, it still orders any two answers as the source does.
+    labels = config.scorer.names, dict(config.scorer.options)
+    same = labels == ((config.madpo.margins,), dict(config.madpo.options))
+    if not same and source.digest not in scorer.models:
         return ""
     return (
         f"{MARGINS} is the scorer that labels: every pair that was not flipped has a "

@@ -67,6 +67,7 @@ class EncodedPrompts:
             asked=[self.asked[i] for i in places],
             ended=ended,
             columns={k: [x[i] for i in places] for k, x in self.columns.items()},
+            tokens=[[len(ids) for ids in some] for some in completions],
         )
 
 

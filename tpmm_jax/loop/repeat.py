@@ -39,6 +39,8 @@ from tpmm_jax.rewards import (
     SCORERS,
     NamedJudge,
     NamedScorer,
+    Raters,
+    whole_field,
 )
 from tpmm_jax.scoring import JUDGE
 from tpmm_jax.store.records import read_growing_records
@@ -125,7 +127,8 @@ def check_raters(
     margins = None if MARGINS in pinned else plan.raters.margins
     if margins is not None and plan.config.scorer.deterministic:
         changed |= changed_margins(plan, workdir, margins, record)
-    changed |= _other_models(plan, before.get("sources", {}), sources, changed)
+    was = before.get("sources", {})
+    changed |= _other_models(plan.config, plan.raters, was, sources, changed)
     # Of those that are being rated again some files hold what they said before.
     changed = {k: v for k, v in changed.items() if k not in record.rescoring}
     if not rescore:
@@ -133,7 +136,9 @@ def check_raters(
         models = plan.raters.digests()
         warn_edited(plan.config, [f for f in files if f not in models], console)
         return record
-    raters = {field for field in files if field in rater_fields(plan.config)}
+    raters = {
+        whole_field(field) for field in files if field in rater_fields(plan.config)
+    }
     names = sorted({*record.rescoring, *changed, *raters})
     if not names:
         console.note("--rescore: every scorer and judge says what it said")
@@ -188,7 +193,8 @@ def _pinned_judges(plan: Plan, before: Mapping[str, str]) -> set[str]:
 
 
 def _other_models(
-    plan: Plan,
+    config: Config,
+    raters: Raters,
     before: Mapping[str, str],
     now: Mapping[str, str],
     known: Collection[str],
@@ -198,13 +204,14 @@ def _other_models(
     Args:
       known: fields that are found changed already.
     """
-    models, names = plan.raters.digests(), rater_fields(plan.config)
+    models, names = raters.digests(), rater_fields(config)
     return {
-        field: f"{field} = {names[field]} is another model than at the last start (its "
-        f"weights, its tokenizer or how it is asked: {now[field][:12]}, then "
+        whole_field(field): f"{field} = {names[field]} is another model than at the "
+        f"last start (its weights, its tokenizer or how it is asked: "
+        f"{now[field][:12]}, then "
         f"{before[field][:12]})"
         for field in edited(before, now)
-        if field in models and field not in known
+        if field in models and whole_field(field) not in known
     }
 
 

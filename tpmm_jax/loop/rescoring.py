@@ -44,6 +44,8 @@ from tpmm_jax.rewards import (
     SCORERS,
     NamedJudge,
     NamedScorer,
+    Rating,
+    rate,
 )
 from tpmm_jax.store.digests import remove_listed
 from tpmm_jax.store.records import resume_records, write_records
@@ -141,16 +143,18 @@ def rate_file(
         places = range(at, at + len(batch))
         known = asked.known(codec, places, [r.response_ids for r in batch])
         for field, scorer in scorers.items():
-            numbers = scorer(prompts, responses, known).tolist()
-            batch = [_rated(row, field, one) for row, one in zip(batch, numbers)]
+            found = rate(scorer, prompts, responses, known)
+            batch = [_rated(row, field, found, b) for b, row in enumerate(batch)]
         rows[at : at + size] = batch
         advance(len(batch))
     write_records(path, rows, replace=True)
 
 
-def _rated(row: Rollout, field: str, numbers: list[float]) -> Rollout:
+def _rated(row: Rollout, field: str, found: Rating, b: int) -> Rollout:
+    numbers = found.rewards_BR[b].tolist()
     if field == SCORER:
-        return replace(row, rewards=numbers)
+        spread = None if found.spread_BR is None else found.spread_BR[b].tolist()
+        return replace(row, rewards=numbers, spread=spread)
     return replace(row, scores={**row.scores, field.removeprefix(SCORERS): numbers})
 
 

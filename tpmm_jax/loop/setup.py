@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from jax.sharding import Mesh
+
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.prepare import load_rows
@@ -24,6 +26,7 @@ from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
 from tpmm_jax.loop.raters_record import write_record
 from tpmm_jax.loop.repeat import check_raters, refuse_random
 from tpmm_jax.loop.run import Disk, Plan, Run
+from tpmm_jax.loop.scale import stored_scale
 from tpmm_jax.loop.theta_0 import (
     check_adapter,
     check_codec,
@@ -153,19 +156,7 @@ def prepare(
     """
     mesh = make_mesh(config.mesh)
     date = start_date(workdir, started)
-    raters = load_raters(
-        config.scorer,
-        config.evaluation.scorers,
-        config.evaluation.judges,
-        timeout=config.evaluation.timeout,
-        judge=config.judge,
-        mesh=mesh,
-        date=date,
-    )
-    raters = replace(raters, margins=load_margins(config, mesh, date))
-    warnings = same_source_warning(config, raters), relative_warning(config.scorer)
-    for text in filter(None, warnings):
-        console.warn(text)
+    raters = _find_raters(config, workdir, console, mesh, date, started)
     source = find_model(config.model, workdir, console, started)
     check_adapter(config.model, source)
     check_mesh(mesh, source.config)
@@ -199,6 +190,33 @@ def prepare(
         pair_length=longest_pair,
     )
     return Plan(config, runner, raters, schedule, chunks), source
+
+
+def _find_raters(
+    config: Config,
+    workdir: pathlib.Path,
+    console: RunConsole,
+    mesh: Mesh,
+    date: datetime.date,
+    started: bool,
+) -> Raters:
+    """Returns what rates, with the scale that the run has; warns of what is odd."""
+    raters = load_raters(
+        config.scorer,
+        config.evaluation.scorers,
+        config.evaluation.judges,
+        timeout=config.evaluation.timeout,
+        judge=config.judge,
+        mesh=mesh,
+        date=date,
+    )
+    raters = replace(raters, margins=load_margins(config, mesh, date))
+    if started:
+        raters = stored_scale(config, raters, workdir)
+    warnings = same_source_warning(config, raters), relative_warning(config.scorer)
+    for text in filter(None, warnings):
+        console.warn(text)
+    return raters
 
 
 def try_raters(

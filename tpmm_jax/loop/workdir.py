@@ -25,6 +25,11 @@ CONTINUED_BY = {1: "0.1.0"}
 ADDED: Mapping[str, Any] = {
     "mesh.expert": 1,
     "scorer.retries": 0,
+    "scorer.weights": None,
+    "scorer.ensemble": "predictions",
+    "scorer.length_penalty": 0.0,
+    "scorer.normalise": False,
+    "scorer.clip": None,
     "loss.dr_beta": 1.0,
     "loss.c_max": 4.0,
     "loss.tau": 6.907,

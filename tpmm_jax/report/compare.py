@@ -3,12 +3,15 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tpmm_jax.evaluation.intervals import Interval, paired_interval
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.samples import same_prompts
+from tpmm_jax.rewards import SCALE, says, stored_scorer
+from tpmm_jax.store.digests import read_listed_json
 
 # Of more runs than this, each is compared with the first only.
 ALL_PAIRS = 4
@@ -67,10 +70,19 @@ def _difference(
     counts = [{len(row.responses) for row in found} for found in rows]
     if any(len(count) > 1 for count in counts):
         return Difference(*labels, problem="the number of samples per prompt varies")
-    scorers = [run.config.get("scorer") for run in (ours, theirs)]
-    if scorers[0] != scorers[1]:
+    scorers = [stored_scorer(run.config.get("scorer")) for run in (ours, theirs)]
+    if says(scorers[0]) != says(scorers[1]):
         return Difference(*labels, problem="the labelling scorers differ")
+    if scorers[0].scaled and _scale(ours) != _scale(theirs):
+        problem = f"their rewards have other centres and scales ({SCALE})"
+        return Difference(*labels, problem=problem)
     rewards = [np.array([row.rewards for row in found], float) for found in rows]
     if not all(np.isfinite(values).all() for values in rewards):
         return Difference(*labels, problem="a reward is not finite")
     return Difference(*labels, len(rows[0]), paired_interval(*rewards))
+
+
+def _scale(run: RunData) -> Any:
+    """Returns where a run's rewards are centred and clipped."""
+    path = run.workdir / SCALE
+    return read_listed_json(path) if path.exists() else None

@@ -14,6 +14,7 @@ from tpmm_jax.report.figures import theta
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.panels import PREVIOUS
 from tpmm_jax.report.watched import looked_at
+from tpmm_jax.rewards import stored_scorer
 
 Row = dict[str, Any]
 # Of a row: where it stands, not what was measured.
@@ -119,12 +120,13 @@ def described(run: RunData) -> list[tuple[str, str]]:
         asked = f"{answered or of('evaluation.num_prompts')} prompts, {each} "
         asked += "sample each" if each == "1" else "samples each"
     devices = run.sessions[-1].get("devices", "") if run.sessions else ""
+    scorer = stored_scorer(run.config.get("scorer")).title
     found = [
         ("model", of("model.source")),
         ("reference", rule),
         ("training", training),
         ("data", of("data.prompts") or of("data.pairs")),
-        ("labelled by", of("scorer.name") and of("scorer.name") + earlier_labels(run)),
+        ("labelled by", scorer and scorer + earlier_labels(run)),
         ("evaluation", asked),
         ("margins", of("madpo.margins")),
         ("iterations", progress(run)),

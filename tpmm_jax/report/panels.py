@@ -136,6 +136,11 @@ def reward(runs: Sequence[RunData]) -> list[Panel]:
             name = f"{prefix}score/{label}/mean"
             note = "A further scorer; it labelled no pair."
             found += family(runs, f"Score of {label}{of}", {name: ""}, note)
+        note = (
+            "How far the labelling scorer's members are apart on an answer, on average."
+        )
+        name = f"{prefix}reward/spread"
+        found += family(runs, f"Spread of the reward{of}", {name: ""}, note)
     return found
 
 

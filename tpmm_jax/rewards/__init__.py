@@ -1,5 +1,14 @@
 """What labels the rollouts, what judges answers, and how labels become pairs."""
 
+from tpmm_jax.rewards.combination import (
+    Average,
+    Combination,
+    Rating,
+    Scale,
+    load_scorer,
+    rate,
+    with_scale,
+)
 from tpmm_jax.rewards.judges import Judge, NamedJudge, Verdicts
 from tpmm_jax.rewards.margins import COLUMN, LABEL, MARGINS, MadpoConfig
 from tpmm_jax.rewards.pairing import PairingConfig, PairPlaces, make_pairs
@@ -12,6 +21,8 @@ from tpmm_jax.rewards.raters import (
     check_label,
     find_judge_function,
     load_raters,
+    member_field,
+    whole_field,
 )
 from tpmm_jax.rewards.scorer import (
     Find,
@@ -19,10 +30,14 @@ from tpmm_jax.rewards.scorer import (
     Limits,
     NamedScorer,
     Scorer,
-    ScorerConfig,
     find_function,
     import_object,
-    load_scorer,
+)
+from tpmm_jax.rewards.scorer_config import (
+    SCALE,
+    ScorerConfig,
+    says,
+    stored_scorer,
 )
 from tpmm_jax.rewards.surroundings import left_alone
 
@@ -31,8 +46,11 @@ __all__ = [
     "JUDGES",
     "LABEL",
     "MARGINS",
+    "SCALE",
     "SCORER",
     "SCORERS",
+    "Average",
+    "Combination",
     "Find",
     "FindJudge",
     "Judge",
@@ -44,6 +62,8 @@ __all__ = [
     "PairPlaces",
     "PairingConfig",
     "Raters",
+    "Rating",
+    "Scale",
     "Scorer",
     "ScorerConfig",
     "Verdicts",
@@ -55,4 +75,10 @@ __all__ = [
     "load_raters",
     "load_scorer",
     "make_pairs",
+    "member_field",
+    "rate",
+    "says",
+    "stored_scorer",
+    "whole_field",
+    "with_scale",
 ]

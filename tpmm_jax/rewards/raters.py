@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.rewards.combination import Average, load_scorer, no_average
 from tpmm_jax.rewards.judges import NamedJudge
 from tpmm_jax.rewards.margins import LABEL, MARGINS
 from tpmm_jax.rewards.scorer import (
@@ -15,11 +16,10 @@ from tpmm_jax.rewards.scorer import (
     Known,
     Limits,
     NamedScorer,
-    ScorerConfig,
     find_function,
     import_object,
-    load_scorer,
 )
+from tpmm_jax.rewards.scorer_config import ScorerConfig
 from tpmm_jax.stopping import TIMEOUT
 
 # Fields of a run's config: of the labelling scorer, and behind these the labels of
@@ -53,8 +53,16 @@ class Raters:
         return Raters(self.scorer, {} if source is None else {LABEL: source})
 
     def digests(self) -> dict[str, str]:
-        """Returns {field of a run's config: digest} of those that are models."""
-        named = {SCORER: self.scorer}
+        """Returns {field of a run's config: digest} of those that are models.
+
+        Of several scorers in one the fields are "scorer.name[0]" and so on.
+        """
+        named: dict[str, NamedScorer | NamedJudge | None] = {}
+        if self.scorer is not None and len(self.scorer.parts) > 1:
+            parts = enumerate(self.scorer.parts)
+            named = {member_field(k): one for k, one in parts}
+        elif self.scorer is not None:
+            named = {SCORER: self.scorer.parts[0]}
         named |= {SCORERS + label: one for label, one in self.scorers.items()}
         named |= {JUDGES + label: one for label, one in self.judges.items()}
         named[MARGINS] = self.margins
@@ -85,6 +93,16 @@ class Raters:
         return said | {JUDGES + k: one.probe(prompt) for k, one in self.judges.items()}
 
 
+def member_field(k: int) -> str:
+    """Returns the field of one of several scorers."""
+    return f"{SCORER}[{k}]"
+
+
+def whole_field(field_name: str) -> str:
+    """Returns the field of a rater; of one of several scorers that of all of them."""
+    return SCORER if field_name.startswith(f"{SCORER}[") else field_name
+
+
 def find_judge_function(name: str, field_name: str, limits: Limits) -> NamedJudge:
     """Returns the judge that a "module:function" is."""
     function = import_object(name, field_name)
@@ -103,6 +121,7 @@ def load_raters(
     timeout_option: str | None = None,
     find: Find = find_function,
     find_judge: FindJudge = find_judge_function,
+    average: Average = no_average,
 ) -> Raters:
     """Returns the raters that names give.
 
@@ -111,6 +130,7 @@ def load_raters(
       timeout_option: what sets the time-outs; None: the fields of a config.
       find, find_judge: make a scorer, or a judge, of a name; by default names are
         "module:function".
+      average: makes one scorer of models that are averaged in weights.
 
     Raises:
       BadInput: names the field, and what cannot be imported.
@@ -121,7 +141,7 @@ def load_raters(
     return Raters(
         None
         if scorer.name is None
-        else load_scorer(scorer, own, scorer_field, find=find),
+        else load_scorer(scorer, own, scorer_field, find=find, average=average),
         {
             label: _labelled(label, find(name, f"{scorers_field}.{label}", {}, limits))
             for label, name in sorted(scorers.items())

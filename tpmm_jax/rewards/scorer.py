@@ -58,41 +58,23 @@ class Known:
       asked: the prompts as any model can read them: texts, or messages of a chat.
       ended: [B, R], whether an answer came to its end, or was cut.
       columns: by name the values of columns of the prompts' file.
+      tokens: [B, R], of an answer by the policy's tokenizer, its end included; None:
+        not known.
     """
 
     asked: Sequence[Any]
     ended: Sequence[Sequence[bool]]
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    tokens: Sequence[Sequence[int]] | None = None
 
     def twice(self, num_responses: int) -> "Known":
-        """Returns the same of the first prompt, twice, with answers that ended."""
-        ended = [[True] * num_responses] * 2
+        """Returns the same of the first prompt, twice, with answers that ended.
+
+        They are made up: no policy wrote them, and they have no tokens.
+        """
+        ended, tokens = [[True] * num_responses] * 2, [[0] * num_responses] * 2
         columns = {name: list(some[:1]) * 2 for name, some in self.columns.items()}
-        return Known(list(self.asked[:1]) * 2, ended, columns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerConfig:
-    """Which scorer labels the rollouts.
-
-    Attributes:
-      name: "module:function"; "reward:SOURCE", a reward model; "judge:SOURCE", a model
-        that compares the answers to a prompt. None: no scorer (offline pairs).
-      options: keyword arguments that the function is called with.
-      timeout: seconds that one call may take, for one batch; None: for ever.
-      retries: how often a call of any scorer or judge that raises is repeated, after
-        1, 2, 4 ... seconds. A wrong shape, a number that is not finite and a time-out
-        are final.
-      deterministic: whether scorers and judges say the same of the same texts. Then
-        each start rates a stored batch again, and refuses to mix two versions of one.
-        For single further scorers and judges there is evaluation.random.
-    """
-
-    name: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    timeout: float | None = TIMEOUT
-    retries: int = 0
-    deterministic: bool = True
+        return Known(list(self.asked[:1]) * 2, ended, columns, tokens)
 
 
 def import_object(name: str, field_name: str) -> Any:
@@ -148,6 +130,8 @@ class NamedScorer:
       digest: of a model of ours, which is called with the prompts as they were asked,
         the responses, and which of them ended; None of a user's function.
       columns: of the prompts' file, whose values the function is called with, by name.
+      members: of a combination, which is called as this is: the scorers in it.
+      averaged: of a model whose weights are a mean: the digests of the models in it.
     """
 
     name: str
@@ -157,6 +141,19 @@ class NamedScorer:
     retries: int = 0
     digest: str | None = None
     columns: Sequence[str] = ()
+    members: "tuple[NamedScorer, ...]" = ()
+    averaged: Sequence[str] = ()
+
+    @property
+    def parts(self) -> "tuple[NamedScorer, ...]":
+        """The scorers that it is made of, or itself."""
+        return self.members or (self,)
+
+    @property
+    def models(self) -> list[str]:
+        """The digest of every model in it, those of a mean too."""
+        found = [(one.digest, *one.averaged) for one in self.parts]
+        return [digest for some in found for digest in some if digest is not None]
 
     def __call__(
         self,
@@ -174,6 +171,8 @@ class NamedScorer:
           BadInput: the scorer raised, or returned another shape or a number that is
             not finite; the message names the scorer and the first prompt concerned.
         """
+        if self.members:
+            return self.function(prompts, responses, known)
         if self.digest is not None:
             given = (prompts, None) if known is None else (known.asked, known.ended)
             return self.function(given[0], responses, given[1])
@@ -275,31 +274,6 @@ def asked_columns(function: Any, options: Mapping[str, Any]) -> tuple[str, ...]:
         for p in parameters
         if p.kind in named and p.default is p.empty and p.name not in options
     )
-
-
-def load_scorer(
-    config: ScorerConfig,
-    option: str = "scorer.timeout",
-    field_name: str = "scorer.name",
-    *,
-    find: Find = find_function,
-) -> NamedScorer:
-    """Returns the configured function with its options bound.
-
-    >>> scorer = load_scorer(ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"))
-    >>> scorer(["The film was"], [[" wonderful.", " awful."]])
-    array([[ 0.5719, -0.4588]])
-
-    Args:
-      config: names it.
-      option: the field or option that sets its timeout, for messages.
-      field_name: the one that sets its name.
-      find: makes a scorer of its name.
-    """
-    if config.name is None:
-        raise BadInput(f"{field_name} is not set")
-    limits = Limits(config.timeout, option, config.retries)
-    return find(config.name, field_name, config.options, limits)
 
 
 def call_checked(

@@ -4,11 +4,11 @@ from tpmm_jax.scoring.judge import ModelJudge
 from tpmm_jax.scoring.judge_config import JUDGE, JudgeConfig
 from tpmm_jax.scoring.judge_scorer import JudgeScorer, relative_warning
 from tpmm_jax.scoring.loading import (
-    REWARD,
     check_context,
     load_raters,
     load_scorer,
 )
+from tpmm_jax.scoring.named import REWARD
 from tpmm_jax.scoring.reward_scorer import RewardScorer
 from tpmm_jax.scoring.row_rewards import row_rewards
 

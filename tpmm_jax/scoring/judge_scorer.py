@@ -73,11 +73,14 @@ def mean_shares(
 
 def relative_warning(config: ScorerConfig) -> str:
     """Returns what a run is told whose labels are a judge's, or ""."""
-    if not (config.name or "").startswith(JUDGE):
+    judges = [name for name in config.names if name.startswith(JUDGE)]
+    if not judges:
         return ""
+    alone = len(config.names) == 1
+    where, what = ("is", "reward/mean") if alone else ("has", "its part of reward/mean")
     return (
-        f"scorer.name is {config.name}, which compares the answers to a prompt with "
-        "one another: reward/mean is 0.5 for every policy, and win/theta_0 says "
+        f"scorer.name {where} {judges[0]}, which compares the answers to a prompt with "
+        f"one another: {what} is 0.5 for every policy, and win/theta_0 says "
         "nothing. Name independent ones under evaluation.judges or evaluation.scorers "
         "to see whether the policies become better"
     )

@@ -5,11 +5,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from tpmm_jax import rewards
-from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards import (
     MARGINS,
     SCORER,
@@ -20,21 +19,23 @@ from tpmm_jax.rewards import (
     ScorerConfig,
     find_function,
     find_judge_function,
+    whole_field,
 )
+from tpmm_jax.scoring.averaged import load_averaged
 from tpmm_jax.scoring.judge import ModelJudge
 from tpmm_jax.scoring.judge_config import JUDGE, JudgeConfig
 from tpmm_jax.scoring.judge_scorer import JudgeScorer
+from tpmm_jax.scoring.named import (
+    REWARD,
+    check_options,
+    name_model,
+    trained_with_chat,
+)
 from tpmm_jax.scoring.reward_scorer import RewardScorer, refuse_not_finite
 from tpmm_jax.stopping import TIMEOUT
-from tpmm_jax.store.files import read_json
-from tpmm_jax.weights.hub import TRAJECTORY_STEP
 from tpmm_jax.weights.loading import load, load_reward
 from tpmm_jax.weights.source import Model
 
-# Prefix of names that no module may have: what follows is where a model is found.
-REWARD = "reward:"
-# What scorer.options may say of a reward model.
-OPTIONS = ("batch_size", "chat", "dtype", "revision", "base")
 # Returns the model that judges of (its name, the field that names it).
 FindModel = Callable[[str, str], ModelJudge]
 
@@ -48,7 +49,7 @@ def load_scorer(
     mesh: Mesh | None = None,
     date: datetime.date | None = None,
 ) -> NamedScorer:
-    """Returns the configured scorer: "module:function", "reward:..." or "judge:...".
+    """Returns the configured scorer: functions, models of ours, or several as one.
 
     Args:
       option, field: what sets its time-out, and what names it, for messages.
@@ -59,8 +60,15 @@ def load_scorer(
     Raises:
       BadInput: names the field, and what cannot be imported or loaded.
     """
-    find = _finder(mesh, date, _judge_finder(judge, mesh, date))
-    return rewards.load_scorer(config, option, field, find=find)
+    scorer = rewards.load_scorer(
+        config,
+        option,
+        field,
+        find=_finder(mesh, date, _judge_finder(judge, mesh, date)),
+        average=functools.partial(load_averaged, mesh=mesh, date=date),
+    )
+    _refuse_twice(scorer, field)
+    return scorer
 
 
 def load_raters(
@@ -110,20 +118,25 @@ def load_raters(
         timeout_option=timeout_option,
         find=_finder(mesh, date, model_judge),
         find_judge=find_judge,
+        average=functools.partial(load_averaged, mesh=mesh, date=date),
     )
+    if raters.scorer is not None:
+        _refuse_twice(raters.scorer, scorer_field)
     _refuse_same(raters)
     return raters
 
 
 def _refuse_same(raters: Raters) -> None:
-    """Raises BadInput if the model that labels is to be an independent rater too."""
-    labels = None if raters.scorer is None else raters.scorer.digest
+    """Raises BadInput if a model that labels is to be an independent rater too."""
+    labels = [] if raters.scorer is None else raters.scorer.models
+    several = "one of the models that label"
+    which = several if len(labels) > 1 else "the model that labels"
     independent: list[NamedScorer | NamedJudge] = [*raters.scorers.values()]
     independent += raters.judges.values()
     for further in independent:
-        if labels is not None and further.digest == labels:
+        if further.digest in labels:
             raise BadInput(
-                f"{further.name} is the model that labels; what it says of a policy "
+                f"{further.name} is {which}; what it says of a policy "
                 "that was trained on its labels shows no exploited scorer. Leave it "
                 "out (the labelling scorer's rewards are measured anyway), or name an "
                 "independent one"
@@ -140,8 +153,10 @@ def check_context(raters: Raters, prompts: Sequence[Any], new_tokens: int) -> No
     Raises:
       BadInput: names the model, and the longest row.
     """
-    for rater in (raters.scorer, *raters.scorers.values(), *raters.judges.values()):
-        model = None if rater is None else rater.function
+    scorers = [*filter(None, [raters.scorer]), *raters.scorers.values()]
+    asked: list[NamedScorer | NamedJudge] = [x for one in scorers for x in one.parts]
+    for rater in (*asked, *raters.judges.values()):
+        model = rater.function
         if isinstance(model, JudgeScorer):
             model = model.judge
         if isinstance(model, RewardScorer | ModelJudge):
@@ -188,15 +203,14 @@ def _finder(
             return _judge_scorer(name, field, options, model_judge)
         if not name.startswith(REWARD):
             return find_function(name, field, options, limits)
-        _check_options(name, options)
+        check_options(name, options)
         source = {k: options[k] for k in ("dtype", "revision", "base") if k in options}
         try:
             model = loaded(name.removeprefix(REWARD), mesh, **source)
-            scorer = _reward_scorer(model, options, date)
-            _refuse_constant(scorer)
+            chat = options.get("chat", trained_with_chat(model.origin))
+            return name_model(name, model, chat, options, date)
         except BadInput as error:
             raise BadInput(f"{field} = {name!r}: {error}") from None
-        return NamedScorer(name, scorer, digest=scorer.digest)
 
     return find
 
@@ -205,7 +219,7 @@ def _judge_scorer(
     name: str, field: str, options: Mapping[str, Any], model_judge: FindModel
 ) -> NamedScorer:
     """Returns a judge as what labels, or gives margins: answers of one prompt meet."""
-    if field not in (SCORER, MARGINS):
+    if whole_field(field) not in (SCORER, MARGINS):
         raise BadInput(
             f"{field} = {name!r}: a judge compares answers and gives none a number of "
             "its own, so it labels answers of a run alone (scorer.name); to compare "
@@ -220,48 +234,20 @@ def _judge_scorer(
     return NamedScorer(name, JudgeScorer(judge), digest=judge.digest)
 
 
+def _refuse_twice(scorer: NamedScorer, field: str) -> None:
+    """Raises BadInput if one model stands twice among the scorers that label."""
+    seen: dict[str, str] = {}
+    for one in scorer.members:
+        if one.digest is None:
+            continue
+        if (other := seen.setdefault(one.digest, one.name)) != one.name:
+            raise BadInput(
+                f"{field}: {one.name} and {other} are one model, so their spread says "
+                "nothing; name it once"
+            )
+
+
 def _load_model(source: str, mesh: Mesh | None, **options: Any) -> Model:
     model = load_reward(source, mesh=mesh, **options)
     refuse_not_finite(model)
     return model
-
-
-def _reward_scorer(
-    model: Model, options: Mapping[str, Any], date: datetime.date | None
-) -> RewardScorer:
-    chat = options.get("chat", _trained_with_chat(model))
-    size = {k: options[k] for k in ("batch_size",) if k in options}
-    return RewardScorer(model, chat=chat, date=date, **size)
-
-
-def _trained_with_chat(model: Model) -> bool | None:
-    """Whether a model of tpmm train_reward learned texts with the chat template.
-
-    None: not known, or conversations were given.
-    """
-    match = TRAJECTORY_STEP.fullmatch(str(model.origin.get("source", "")))
-    if match is None:
-        return None
-    config = read_json(f"{match['workdir'] or '.'}/config.json")
-    return config.get("data", {}).get("chat")
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    for key in options:
-        if key not in OPTIONS:
-            raise BadInput(
-                f"scorer.options.{key}: {name} is a reward model, which has no such "
-                f"option; it has {', '.join(OPTIONS)}{nearest(key, OPTIONS)}"
-            )
-
-
-def _refuse_constant(scorer: RewardScorer) -> None:
-    """Raises BadInput if a model gives everything the same reward."""
-    prompts = ["Say something."] if scorer.chat else ["This is", "Once upon a time"]
-    answers = [" good.", " bad, and rather long at that.", " a b c d e f g", " 1 2 3"]
-    rewards_BR = scorer(prompts, [answers] * len(prompts))
-    if np.ptp(rewards_BR) == 0:
-        raise BadInput(
-            f"it gives every answer the reward {rewards_BR.flat[0]:.6g}; its head was "
-            "never trained, or its weights were lost"
-        )
