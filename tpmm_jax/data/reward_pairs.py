@@ -27,6 +27,7 @@ from tpmm_jax.data.ratings import Scored, read_ratings
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.data.table import pair_length
+from tpmm_jax.errors import BadInput
 
 # Apart from the loop's seeds of the same number.
 _HELD_OUT, _TEXTS = 21, 22
@@ -148,6 +149,26 @@ def load_reward_pairs(
     if text := margin_text(data.source, found.problems):
         note(text)
     return found.train, found.held_out
+
+
+def fitting(
+    rows: Sequence[PairRow], limit: int, say: Callable[[str], None], what: str
+) -> list[PairRow]:
+    """Returns the rows that fit the model; the others are dropped, never cut.
+
+    Raises:
+      BadInput: none is left.
+    """
+    kept = [row for row in rows if pair_length([row]) <= limit]
+    if len(kept) < len(rows):
+        dropped = len(rows) - len(kept)
+        say(f"{what}: {dropped:,} pairs longer than {limit} tokens dropped")
+    if not kept:
+        raise BadInput(
+            f"{what}: every pair is longer than the model's {limit} positions; use a "
+            "model with a longer context, or shorter pairs"
+        )
+    return kept
 
 
 def choose_held_out(groups: Iterable[str], fraction: float, seed: int) -> set[str]:

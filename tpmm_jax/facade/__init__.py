@@ -12,6 +12,11 @@ from tpmm_jax.facade._generation import (
     token_stream,
 )
 from tpmm_jax.facade._log_probs import log_probs, logits
+from tpmm_jax.facade._merge_experts import (
+    kept_start_text,
+    merge_experts,
+    merge_pairs,
+)
 from tpmm_jax.facade._merging import (
     merge,
     merge_remarks,
@@ -26,9 +31,12 @@ __all__ = [
     "completion_batches",
     "encode",
     "generate",
+    "kept_start_text",
     "log_probs",
     "logits",
     "merge",
+    "merge_experts",
+    "merge_pairs",
     "merge_remarks",
     "score",
     "score_tokens",

@@ -47,12 +47,12 @@ def merge(
         raise BadInput(f"{both}; wanted one each")
     if not np.isfinite(np.asarray(weights, float)).all():
         raise BadInput(f"weights are {list(weights)}; wanted finite numbers")
-    first = _as_model(models[0])
+    first = as_model(models[0])
     remarks = list(filter(None, [sum_remark(weights)]))
 
     def all_params() -> Iterator[Params]:
         for k, model in enumerate(models):
-            params = first if k == 0 else _as_model(model)
+            params = first if k == 0 else as_model(model)
             check_same_architecture(first.config, params.config, f"model {k}")
             remarks.extend(merge_remarks(first, params, f"model {k}"))
             yield params.params
@@ -108,7 +108,8 @@ def merge_remarks(
     return remarks
 
 
-def _as_model(model: Model | str | os.PathLike) -> Model:
+def as_model(model: Model | str | os.PathLike) -> Model:
+    """Returns a model as it is, or loads a policy or a reward model, in float32."""
     if isinstance(model, Model):
         return model
     (found,) = resolve_any([os.fspath(model)])

@@ -33,6 +33,7 @@ from tpmm_jax.losses.reward import (
     RewardLossConfig,
     bradley_terry,
     pair_rewards,
+    pair_rewards_and_aux,
     reward_loss,
 )
 
@@ -63,6 +64,7 @@ __all__ = [
     "pair_loss",
     "pair_metrics",
     "pair_rewards",
+    "pair_rewards_and_aux",
     "pair_scores",
     "preference_loss",
     "reward_loss",

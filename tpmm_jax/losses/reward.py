@@ -155,7 +155,7 @@ def _experts_loss(
     """Returns the loss with its load balance, which couples the batch's tokens."""
 
     def scores(params: Params | Adapted | Noisy, batch: Batch) -> tuple[jax.Array, Aux]:
-        rewards_BN, aux = _pair_rewards(decoder, params, batch)
+        rewards_BN, aux = pair_rewards_and_aux(decoder, params, batch)
         B = rewards_BN.shape[0]
 
         def by_pair(x: jax.Array) -> jax.Array:
@@ -202,12 +202,13 @@ def pair_rewards(
     decoder: Decoder, params: Params | Adapted | Noisy, batch: Batch
 ) -> Float[Array, "B N"]:
     """Returns the rewards of a batch of pairs, float32."""
-    return _pair_rewards(decoder, params, batch)[0]
+    return pair_rewards_and_aux(decoder, params, batch)[0]
 
 
-def _pair_rewards(
+def pair_rewards_and_aux(
     decoder: Decoder, params: Params | Adapted | Noisy, batch: Batch
 ) -> tuple[jax.Array, Aux]:
+    """Returns ``pair_rewards``, and what layers report of the rows, [L, B N, ...]."""
     B, N, T = batch["tokens_BNT"].shape
     rows = (batch[name].reshape(B * N, T) for name in ("tokens_BNT", "mask_BNT"))
     sequences = from_mask(*(constrain(x, decoder.mesh, BATCH) for x in rows))

@@ -2,6 +2,20 @@
 
 from tpmm_jax.merging.config import NO_REFERENCE, ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
+from tpmm_jax.merging.expert_rules import (
+    EXPERT_RULES,
+    ExpertMergeConfig,
+    ExpertPairs,
+    ExpertsContext,
+    choose_experts,
+    expert_pairs,
+)
+from tpmm_jax.merging.experts import (
+    dense_config,
+    dense_decoder,
+    merge_params,
+    pair_margins,
+)
 from tpmm_jax.merging.learned import HeldOut
 from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
 from tpmm_jax.merging.rules import RULES, MergeContext, choose
@@ -15,18 +29,28 @@ from tpmm_jax.merging.trees import (
 )
 
 __all__ = [
+    "EXPERT_RULES",
     "FAINT",
     "NO_REFERENCE",
     "RULES",
     "Deltas",
+    "ExpertMergeConfig",
+    "ExpertPairs",
+    "ExpertsContext",
     "HeldOut",
     "MergeContext",
     "ReferenceConfig",
     "choose",
+    "choose_experts",
+    "dense_config",
+    "dense_decoder",
+    "expert_pairs",
     "faint_text",
     "group_names",
+    "merge_params",
     "one_hot",
     "one_hot_index",
+    "pair_margins",
     "policy_is_reference",
     "signal_text",
     "signal_to_rounding",

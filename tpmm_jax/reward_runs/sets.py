@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from tpmm_jax.data.batches import collate
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.reward_config import RewardDataConfig
-from tpmm_jax.data.reward_pairs import load_reward_pairs
+from tpmm_jax.data.reward_pairs import fitting, load_reward_pairs
 from tpmm_jax.data.table import Table, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -160,23 +160,3 @@ def reward_table(rows: Sequence[PairRow], limit: int, pad_id: int) -> Table:
     margins = [0.0 if row.margin is None else row.margin for row in rows]
     kept = {name: table[name] for name in ("tokens_BNT", "mask_BNT", "weight_B")}
     return kept | {"margin_B": np.asarray(margins, np.float32)}
-
-
-def fitting(
-    rows: Sequence[PairRow], limit: int, say: Callable[[str], None], what: str
-) -> list[PairRow]:
-    """Returns the rows that fit the model; the others are dropped, never cut.
-
-    Raises:
-      BadInput: none is left.
-    """
-    kept = [row for row in rows if pair_length([row]) <= limit]
-    if len(kept) < len(rows):
-        dropped = len(rows) - len(kept)
-        say(f"{what}: {dropped:,} pairs longer than {limit} tokens dropped")
-    if not kept:
-        raise BadInput(
-            f"{what}: every pair is longer than the model's {limit} positions; use a "
-            "model with a longer context, or shorter pairs"
-        )
-    return kept
