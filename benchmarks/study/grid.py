@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tpmm_jax.config import Config, load_config
+from tpmm_jax.config import Config, RewardConfig, load_config
 from tpmm_jax.errors import BadInput
 
 SEED = "seed"
@@ -65,7 +65,7 @@ class Grid:
             )
         return found
 
-    def load(self, cell: Cell) -> Config:
+    def load(self, cell: Cell) -> Config | RewardConfig:
         """Returns a cell's configuration."""
         return load_config(self.config, cell.overrides)
 

@@ -16,17 +16,18 @@ Results: WORKDIR/results.md, WORKDIR/results.json, WORKDIR/*.png. Needs the demo
 import argparse
 import concurrent.futures
 import contextlib
+import functools
 import multiprocessing
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from analyse import write_results
 from grid import Cell, Grid, read_grid
 
-from tpmm_jax.config import Config, flatten
+from tpmm_jax.config import Config, RewardConfig, flatten
 from tpmm_jax.errors import Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.store.digests import read_listed, write_listed
@@ -102,7 +103,7 @@ def run_cells(
       Stopped: by Ctrl-C or SIGTERM.
     """
     folders = {cell.name: workdir / "cells" / cell.name for cell in cells}
-    total = {cell.name: grid.load(cell).iterations + 1 for cell in cells}
+    total = {cell.name: rounds(grid.load(cell)) for cell in cells}
 
     def done() -> int:
         return sum(
@@ -110,6 +111,31 @@ def run_cells(
             for name, folder in folders.items()
         )
 
+    tasks = {
+        cell.name: functools.partial(run_cell, grid, cell, workdir) for cell in cells
+    }
+    amount = sum(total.values()), "iterations"
+    return run_tasks(tasks, jobs, console, amount, done)
+
+
+def run_tasks(
+    tasks: Mapping[str, Callable[[], str | None]],
+    jobs: int,
+    console: RunConsole,
+    amount: tuple[int, str],
+    done: Callable[[], int],
+) -> dict[str, str]:
+    """Runs tasks, each in one of the processes; returns what failed: name -> message.
+
+    Args:
+      tasks: by name; each returns what went wrong, in words, or None.
+      jobs: processes, one core each.
+      amount: what there is to do, and its unit.
+      done: returns how much of it is done.
+
+    Raises:
+      Stopped: by Ctrl-C or SIGTERM.
+    """
     failed: dict[str, str] = {}
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
@@ -120,19 +146,19 @@ def run_cells(
         concurrent.futures.ProcessPoolExecutor(
             jobs, context, initializer=pin, initargs=(free,)
         ) as pool,
-        console.phase("study", sum(total.values()), "iterations") as bar,
+        console.phase("study", *amount) as bar,
     ):
-        tasks = {pool.submit(run_cell, grid, c, workdir): c.name for c in cells}
+        running = {pool.submit(task): name for name, task in tasks.items()}
         shown = 0
         try:
-            waiting = set(tasks)
+            waiting = set(running)
             while waiting:
                 finished, waiting = concurrent.futures.wait(waiting, timeout=2)
                 bar.advance(done() - shown, failed=str(len(failed)))
                 shown = done()
                 for task in finished:
                     if (message := task.result()) is not None:
-                        failed[tasks[task]] = message
+                        failed[running[task]] = message
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(getattr(pool, "_processes", {}).values()):
@@ -170,7 +196,7 @@ def pin(free: multiprocessing.Queue) -> None:
 
 def run_cell(grid: Grid, cell: Cell, workdir: pathlib.Path) -> str | None:
     """Runs one cell to its end; returns what went wrong, in words, or None."""
-    from tpmm_jax.commands.train import run
+    from tpmm_jax.commands import train, train_reward
 
     folder = workdir / "cells" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,8 +206,11 @@ def run_cell(grid: Grid, cell: Cell, workdir: pathlib.Path) -> str | None:
         try:
             if finished(folder, config):
                 return None
-            share(config, grid, cell, workdir)
-            run(config, folder, console)
+            if isinstance(config, RewardConfig):
+                train_reward.run(config, folder, console)
+            else:
+                share(config, grid, cell, workdir)
+                train.run(config, folder, console)
         except Stopped:
             raise
         except TpmmError as error:
@@ -191,10 +220,16 @@ def run_cell(grid: Grid, cell: Cell, workdir: pathlib.Path) -> str | None:
     return None
 
 
-def finished(folder: pathlib.Path, config: Config) -> bool:
+def rounds(config: Config | RewardConfig) -> int:
+    """Returns how many iterations a cell has, theta_0's evaluation included."""
+    return 1 if isinstance(config, RewardConfig) else config.iterations + 1
+
+
+def finished(folder: pathlib.Path, config: Config | RewardConfig) -> bool:
     """Whether every iteration of a cell is there."""
-    last = range(config.iterations + 1)
-    return all((folder / f"iterations/{t:03d}/summary.json").exists() for t in last)
+    first = 1 if isinstance(config, RewardConfig) else 0
+    places = range(first, first + rounds(config))
+    return all((folder / f"iterations/{t:03d}/summary.json").exists() for t in places)
 
 
 def share(config: Config, grid: Grid, cell: Cell, workdir: pathlib.Path) -> None:
