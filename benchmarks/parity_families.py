@@ -118,7 +118,10 @@ def round_trip(model: tpmm.Model, golden: dict[str, np.ndarray]) -> list[str]:
         from transformers import AutoModelForCausalLM
 
         hf = AutoModelForCausalLM.from_pretrained(
-            f"{tmp}/out", dtype=torch.float32, attn_implementation="eager"
+            f"{tmp}/out",
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
         )
     tokens, mask = golden["input_ids"], golden["attention_mask"]
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Full-size models as they were published."""
 
-from tpmm_jax.models import ModelConfig, RopeConfig
+from tpmm_jax.models import ExpertsConfig, ModelConfig, RopeConfig
 from tpmm_jax.models.families import make_config
 
 # Published sizes (Gemma 2403.08295 table 1; Gemma 2 2408.00118 tables 1 and 2;
@@ -51,6 +51,10 @@ SIZES: dict[str, ModelConfig] = {
         num_heads=32, num_kv_heads=8, max_positions=32_768, norm_eps=1e-5,
         bos_id=1, eos_ids=(2,),
     ),
+    "mixtral-8x7b": make_config(
+        "mixtral", vocab_size=32_000, width=4096, mlp_width=14_336, num_layers=32,
+        num_heads=32, num_kv_heads=8, max_positions=32_768, bos_id=1, eos_ids=(2,),
+    ),
     "qwen2.5-0.5b": make_config(
         "qwen2", vocab_size=151_936, width=896, mlp_width=4864, num_layers=24,
         num_heads=14, num_kv_heads=2, tie_embeddings=True,
@@ -60,5 +64,11 @@ SIZES: dict[str, ModelConfig] = {
         "qwen3", vocab_size=151_936, width=1024, mlp_width=3072, num_layers=28,
         num_heads=16, num_kv_heads=8, max_positions=40_960, tie_embeddings=True,
         rope=RopeConfig(theta=1_000_000.0), bos_id=151_643, eos_ids=(151_645,),
+    ),
+    "qwen3-30b-a3b": make_config(
+        "qwen3_moe", vocab_size=151_936, width=2048, mlp_width=768, num_layers=48,
+        num_heads=32, num_kv_heads=4, head_dim=128, max_positions=40_960,
+        rope=RopeConfig(theta=1_000_000.0), bos_id=151_643, eos_ids=(151_645,),
+        experts=ExpertsConfig(count=128, top_k=8),
     ),
 }  # fmt: skip

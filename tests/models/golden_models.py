@@ -15,8 +15,8 @@ from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
 # Folders of tests/fixtures; "llama" is of Llama 3's kind, "llama_bias" has biases and
 # linear rope scaling. All with windows have sequences longer than these.
 FAMILIES = (
-    "gemma", "gemma2", "gemma3", "llama", "llama2", "llama_bias", "mistral", "qwen2",
-    "qwen3",
+    "gemma", "gemma2", "gemma3", "llama", "llama2", "llama_bias", "mistral", "mixtral",
+    "qwen2", "qwen3", "qwen3_moe",
 )  # fmt: skip
 
 

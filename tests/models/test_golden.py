@@ -189,8 +189,10 @@ def test_generate_refuses_text_without_a_tokenizer(fixtures):
         ("llama3-8b", 8_030_261_248),
         ("llama3.1-8b", 8_030_261_248),
         ("mistral-7b", 7_241_732_096),
+        ("mixtral-8x7b", 46_702_792_704),
         ("qwen2.5-0.5b", 494_032_768),
         ("qwen3-0.6b", 596_049_920),
+        ("qwen3-30b-a3b", 30_532_122_624),
     ],
 )
 def test_published_sizes_have_the_published_number_of_weights(name, wanted):

@@ -1,6 +1,7 @@
 """Every family against transformers, piece by piece, on random tiny models."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 
 import tpmm_jax as tpmm
 from tpmm_jax.losses import log_probs
-from tpmm_jax.models import Decoder, RopeConfig, from_mask
+from tpmm_jax.models import NO_NOISE, Decoder, ExpertsConfig, RopeConfig, from_mask
+from tpmm_jax.models.experts import Weights, by_layer
 from tpmm_jax.models.families import FAMILIES, make_config
-from tpmm_jax.models.feed_forward import Gated
+from tpmm_jax.models.feed_forward import FEED_FORWARD
 from tpmm_jax.models.layers import (
     Attention,
     RMSNorm,
@@ -64,6 +66,7 @@ RANDOM = {
     ),
     "mistral": tiny("mistral", window=5),
     "mistral, no window": tiny("mistral", window=None),
+    "mixtral": tiny("mixtral", experts=ExpertsConfig(count=4, top_k=2)),
     "qwen2": tiny("qwen2", tie_embeddings=True),
     "qwen2, windows": tiny(
         "qwen2", window=5, windowed_layers=(False, False, True, True)
@@ -72,6 +75,12 @@ RANDOM = {
     "qwen3, windows and biases": tiny(
         "qwen3", window=5, windowed_layers=(False, True, True, True), qkv_bias=True,
         output_bias=True,
+    ),
+    "qwen3_moe": tiny(
+        "qwen3_moe", experts=ExpertsConfig(count=5, top_k=3, renormalise=False)
+    ),
+    "qwen3_moe, gates that sum to 1": tiny(
+        "qwen3_moe", experts=ExpertsConfig(count=5, top_k=3)
     ),
 }  # fmt: skip
 
@@ -98,6 +107,7 @@ def pair(request, tmp_path_factory):
         folder,
         dtype=torch.float32,
         attn_implementation="eager",
+        experts_implementation="eager",
         output_loading_info=True,
     )
     assert not any(report[k] for k in ("missing_keys", "unexpected_keys"))
@@ -123,6 +133,14 @@ def inputs(shape, seed=0):
 
 def layer_params(model, layer):
     return jax.tree.map(lambda x: x[layer], model.params["layers"])
+
+
+def told(model, layer):
+    """What a layer is told, its experts included."""
+    found, c = per_layer(model.config), model.config
+    if c.experts is not None:
+        found = by_layer(found, Weights(**model.params["experts"]), c)
+    return jax.tree.map(lambda x: x[layer], found)
 
 
 def rotary(hf, config, layer, x):
@@ -168,10 +186,9 @@ def test_norms(pair):
 def test_rotary_angles(pair):
     model, hf = pair
     c = model.config
-    told = per_layer(c)
     for layer in range(c.num_layers):
         cos, sin = rotary(hf, c, layer, torch.zeros(1, T, c.width))
-        angles = jnp.arange(T)[:, None] * told.inverse_E[layer]
+        angles = jnp.arange(T)[:, None] * told(model, layer).inverse_E
         both = jnp.concatenate([angles, angles], -1)[None]
         near(jnp.cos(both), cos)
         near(jnp.sin(both), sin)
@@ -184,10 +201,9 @@ def test_attention(pair):
     x, x_hf = inputs((2, T, c.width))
     for layer in range(c.num_layers):
         allowed, additive = masks(c, layer)
-        told = jax.tree.map(lambda a, i=layer: a[i], per_layer(c))
         ours, _ = Attention(c, jnp.float32, None).apply(
             {"params": layer_params(model, layer)["attention"]},
-            x, jnp.arange(T)[None], allowed, None, None, told,
+            x, jnp.arange(T)[None], allowed, None, None, told(model, layer),
         )  # fmt: skip
         theirs = hf.model.layers[layer].self_attn(
             hidden_states=x_hf,
@@ -200,8 +216,10 @@ def test_attention(pair):
 def test_mlp(pair):
     model, hf = pair
     x, x_hf = inputs((2, T, model.config.width))
-    params = {"params": layer_params(model, 2)["mlp"]}
-    ours = Gated(model.config, jnp.float32, None).apply(params, x)[0]
+    params = {"params": layer_params(model, 2).get("mlp", {})}
+    kind = FEED_FORWARD[model.config.feed_forward](model.config, jnp.float32, None)
+    real = jnp.ones(x.shape[:2], bool)
+    ours = kind.apply(params, x, real, told(model, 2), None)[0]
     near(ours, hf.model.layers[2].mlp(x_hf))
 
 
@@ -217,10 +235,9 @@ def test_layer_by_layer(pair):
     near(x, theirs.hidden_states[0])
     row = from_mask(jnp.asarray(tokens[:1]), jnp.ones((1, T), jnp.int32))
     for layer in range(c.num_layers):
-        told = jax.tree.map(lambda a, i=layer: a[i], per_layer(c))
-        (x, _), _ = Block(c, jnp.float32, None).apply(
+        (x, _), _ = Block(c, jnp.float32, None, NO_NOISE).apply(
             {"params": layer_params(model, layer)},
-            (x, None), told, row, row, None,
+            (x, None), told(model, layer), row, row, None, None,
         )  # fmt: skip
         if layer < c.num_layers - 1:
             near(x, theirs.hidden_states[layer + 1])
@@ -275,7 +292,22 @@ def test_gradients(pair):
         leaf = get(ours, name.path)
         for index, tensor in name.tensors(model.config):
             value = name.to_theirs(np.asarray(leaf[index]))
-            near(value, theirs[tensor].grad, 3e-5)
+            near(value, gradient_of(theirs, tensor), 3e-5)
+
+
+EXPERT = re.compile(r"(.+)\.\w+\.experts\.(\d+)\.(\w+)\.weight")
+
+
+def gradient_of(theirs, tensor):
+    """A tensor's gradient; transformers holds the experts of a layer in two tensors."""
+    match = EXPERT.fullmatch(tensor)
+    if match is None:
+        return theirs[tensor.replace("block_sparse_moe.", "mlp.")].grad
+    layer, number, name = match.groups()
+    if name in ("w2", "down_proj"):
+        return theirs[f"{layer}.mlp.experts.down_proj"].grad[int(number)]
+    both = theirs[f"{layer}.mlp.experts.gate_up_proj"].grad[int(number)]
+    return both.chunk(2)[name in ("w3", "up_proj")]
 
 
 def test_greedy_decoding(pair):

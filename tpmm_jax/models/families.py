@@ -202,7 +202,8 @@ FAMILIES: dict[str, Family] = {
             {
                 *("attention_bias", "decoder_sparse_step", "mlp_only_layers"),
                 *("moe_intermediate_size", "norm_topk_prob", "num_experts"),
-                *("num_experts_per_tok", "sliding_window", "use_sliding_window"),
+                *("num_experts_per_tok", "num_local_experts"),
+                *("sliding_window", "use_sliding_window"),
             }
         ),
         max_positions=32_768,

@@ -31,7 +31,11 @@ def read_experts(
     named = family.experts
     if named is None:
         return None
-    count = hf.get(named.count, named.default_count)
+    # transformers writes the number under Mixtral's name, the hub under the family's.
+    other = hf.get("num_local_experts", named.default_count)
+    count = hf.get(named.count, other)
+    if "num_local_experts" in hf and other != count:
+        problems.append(f"num_local_experts = {other!r}, {named.count} = {count!r}")
     top_k = hf.get("num_experts_per_tok", named.default_top_k)
     renormalise = True
     if named.renormalise is not None:

@@ -83,7 +83,7 @@ def _pattern(
         return tuple(
             window is not None and layer >= first for layer in range(num_layers)
         )
-    if family.window is None:
+    if "sliding_window" not in family.fields:
         return (False,) * num_layers
     every = family.full_every
     if "sliding_window_pattern" in family.fields:
