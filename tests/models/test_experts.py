@@ -192,7 +192,7 @@ def test_noise_is_a_steps_own_and_of_training_alone(noisy, rows):
         ({"top_k": 1}, "top_k is 1"),
         ({"top_k": 5}, "top_k is 5"),
         ({"experts": 0}, "experts is 0"),
-        ({"experts": 1}, "count is 1"),
+        ({"experts": 1}, "experts is 1"),
         ({"shared": 1.0}, "shared is 1.0"),
         ({"layers": "2-5"}, "not among the layers 0 to 2"),
         ({"layers": "first"}, "neither a number nor a range"),

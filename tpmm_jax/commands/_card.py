@@ -151,8 +151,11 @@ The configuration of the run:
 {{ run.config_text }}
 ```
 """
-# Of a model that no run trained: a merge of others, or one that was converted.
+# Of a model that no run trained: one of experts, a merge of others, or one that was
+# converted.
 ORIGIN = """\
+{% elif experts -%}
+{{ experts }}
 {% elif merge -%}
 A merge of {{ merge.rows | length }} checkpoints in float32, by
 {{ merge.rule | cell }} weights.

@@ -52,6 +52,10 @@ This is a LoRA adapter of rank {{ lora.rank }}, with the reward head whole, for 
 {% else -%}
 {{ parameters }} parameters, {{ family }}, weights in {{ dtype }}. Written by tpmm_jax.
 {% endif %}
+{% if not reader -%}
+This is a mixture of experts with a shared one, which tpmm_jax alone loads: merge its
+experts with `tpmm merge_experts`, and others load what comes out.
+{% else -%}
 ```python
 {% if lora -%}
 from peft import AutoPeftModelForSequenceClassification
@@ -64,7 +68,7 @@ model = {{ reader }}.from_pretrained({{ name | tojson }}
 {%- if lora %}, num_labels=1{% endif %})
 reward = model(**tokenizer(text, return_tensors="pt")).logits[0, 0]
 ```
-
+{% endif %}
 In tpmm_jax: `tpmm.load_reward({{ name | tojson | code }})`, or as a scorer
 `reward:{{ name | code }}`.
 {% if chat %}
@@ -74,8 +78,9 @@ write the first token itself: then add no other (`add_special_tokens=False`).
 ## Where the reward is read
 
 At the last real token of the text, which is the end of the answer. tpmm_jax finds it by
-the attention mask. transformers finds it by ids: it takes the rightmost token that
-is not the pad token.
+the attention mask.
+{%- if reader %} transformers finds it by ids: it takes the rightmost token that is not
+the pad token.
 {%- if pad is none %} config.json names no `pad_token_id`, and transformers refuses
 batches of several texts without one: set `model.config.pad_token_id`.
 {%- elif pad_ends %} **Here the pad token ({{ pad }}) also ends an answer: transformers
@@ -83,6 +88,7 @@ reads the reward one token too early, before the end of the answer, on which thi
 was trained.** Set `model.config.pad_token_id` to an id that no text ends with.
 {%- else %} Both are the same unless a text itself ends in the pad token
 (id {{ pad }}).
+{%- endif %}
 {%- endif %}
 
 ## How it was made
@@ -209,6 +215,23 @@ def _loss_texts(config: Mapping[str, Any]) -> list[str]:
     if rank := config.get("model", {}).get("lora", {}).get("rank"):
         found.append(f"LoRA of rank {rank} was trained, and the reward head whole.")
     return found
+
+
+# Library and class that load what is written, with and without --peft.
+READERS = {
+    ("tokens", False): ("transformers", "AutoModelForCausalLM"),
+    ("tokens", True): ("peft", "AutoPeftModelForCausalLM"),
+    ("reward", False): ("transformers", "AutoModelForSequenceClassification"),
+    ("reward", True): ("peft", "AutoPeftModelForSequenceClassification"),
+}
+
+
+def reader_facts(config: ModelConfig, *, peft: bool) -> dict[str, str]:
+    """Returns "library" and "reader", the class that loads the model; "": none does."""
+    if config.experts is not None and config.experts.shared is not None:
+        return {"library": "tpmm_jax", "reader": ""}
+    library, reader = READERS[config.output, peft]
+    return {"library": library, "reader": reader}
 
 
 def pooling_facts(config: ModelConfig) -> dict[str, Any]:

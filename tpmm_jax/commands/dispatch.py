@@ -18,6 +18,8 @@ COMMANDS = {
     "report": "make a run's report.html",
     "repair": "mend a run's folder after damage",
     "merge_checkpoints": "merge checkpoints by given or learned weights",
+    "upcycle": "make a reward model a mixture of experts",
+    "merge_experts": "merge a mixture's experts into one dense reward model",
     "check_data": "what is wrong with a data set, and how a model reads it",
     "export": "write a policy as a Hugging Face directory",
 }

@@ -18,10 +18,16 @@ from tpmm_jax.commands._card import (
     run_facts,
     write_card,
 )
+from tpmm_jax.commands._experts_card import experts_text
 from tpmm_jax.commands._line import Parser, add_base, guarded
 from tpmm_jax.commands._merges import warn_if_faint
 from tpmm_jax.commands._peft import read_step, save_adapter
-from tpmm_jax.commands._reward_card import REWARD_TEMPLATE, pooling_facts, reward_facts
+from tpmm_jax.commands._reward_card import (
+    REWARD_TEMPLATE,
+    pooling_facts,
+    reader_facts,
+    reward_facts,
+)
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
@@ -57,13 +63,6 @@ examples:
 
 The directory appears whole or not at all; one that is not empty is refused.
 """
-# Library and class that load what is written, with and without --peft.
-READERS = {
-    ("tokens", False): ("transformers", "AutoModelForCausalLM"),
-    ("tokens", True): ("peft", "AutoPeftModelForCausalLM"),
-    ("reward", False): ("transformers", "AutoModelForSequenceClassification"),
-    ("reward", True): ("peft", "AutoPeftModelForSequenceClassification"),
-}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Facts: TypeAlias = Mapping[str, Any]
@@ -166,12 +165,12 @@ def card(
         tags.append("merge")
     if lora is not None:
         tags.append("lora")
-    library, reader = READERS[source.config.output, args.peft]
+    experts = "" if args.peft else experts_text(pathlib.Path(args.model))
     return write_card(
         REWARD_TEMPLATE if rewards else TEMPLATE,
         **pooling_facts(source.config),
-        library=library,
-        reader=reader,
+        **reader_facts(source.config, peft=args.peft),
+        experts=experts,
         name=args.name or pathlib.Path(args.output).absolute().name,
         tags=tags,
         base_model=base,
@@ -266,19 +265,16 @@ def finish(
     ]
     if unstated:
         console.note(f"the card states {' and '.join(unstated)}")
-    library, reader = READERS[source.config.output, args.peft]
+    theirs = reader_facts(source.config, peft=args.peft)
+    library, reader = theirs["library"], theirs["reader"]
     ours, labels = f"tpmm sample {args.output}", ""
     if source.config.output == "reward":
         ours = f"--set scorer.name=reward:{args.output}   in tpmm train"
         # A causal base says nothing of labels, of which transformers would take two.
         labels = ", num_labels=1" if args.peft else ""
-    console.next_steps(
-        [
-            ours,
-            f'{reader}.from_pretrained("{args.output}"{labels})   in {library}',
-            f"{args.output}/README.md   the model card",
-        ]
-    )
+    loads = f'{reader}.from_pretrained("{args.output}"{labels})   in {library}'
+    card = f"{args.output}/README.md   the model card"
+    console.next_steps([ours, *([loads] if reader else []), card])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

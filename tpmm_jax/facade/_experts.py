@@ -50,7 +50,7 @@ def upcycle(
     )
     if experts == 0:
         raise BadInput("experts is 0; use at least 2 (4 is usual)")
-    config.validate("upcycle")
+    config.validate(lambda field: "experts" if field == "count" else field)
     made = config.of(rm.config, str(rm.origin.get("source", "the model")))
     decoder = replace(rm.decoder, config=made)
     params = upcycle_params(rm.params, made, noise, jax.random.key(seed))

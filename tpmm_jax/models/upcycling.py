@@ -7,6 +7,7 @@ of UMM-RM (2512.00724).
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import jax
@@ -41,31 +42,35 @@ class UpcyclingConfig:
     layers: str = ALL
     noise: float = 0.0
 
-    def validate(self, name: str = "experts") -> None:
-        """Raises BadInput for a value out of range, or one that nothing would read."""
+    def validate(self, name: Callable[[str], str] = "experts.{}".format) -> None:
+        """Raises BadInput for a value out of range, or one that nothing would read.
+
+        Args:
+          name: what a field is called in messages.
+        """
         if self.count == 0:
             for f in fields(self):
                 if getattr(self, f.name) != f.default:
                     raise BadInput(
-                        f"{name}.{f.name} is {getattr(self, f.name)!r}, but there are "
-                        f"no experts: {name}.count is 0; set it (4 is usual)"
+                        f"{name(f.name)} is {getattr(self, f.name)!r}, but there are "
+                        f"no experts: {name('count')} is 0; set it (4 is usual)"
                     )
             return
         if not 2 <= self.count <= LIMITS["expert_count"]:
             raise BadInput(
-                f"{name}.count is {self.count}; use 2 to {LIMITS['expert_count']:,} "
+                f"{name('count')} is {self.count}; use 2 to {LIMITS['expert_count']:,} "
                 "experts, or 0: the model stays dense"
             )
         if not 2 <= self.top_k <= self.count:
             raise BadInput(
-                f"{name}.top_k is {self.top_k}; use 2 to {self.count}, the number of "
-                "experts (with 1 the gate is always 1, and the router learns nothing "
-                "of preferences)"
+                f"{name('top_k')} is {self.top_k}; use 2 to {self.count}, the number "
+                "of experts (with 1 the gate is always 1, and the router learns "
+                "nothing of preferences)"
             )
         if not 0 < self.shared < 1:
-            raise BadInput(f"{name}.shared is {self.shared}; use a number in (0, 1)")
+            raise BadInput(f"{name('shared')} is {self.shared}; use a number in (0, 1)")
         if not 0 <= self.noise < math.inf:
-            raise BadInput(f"{name}.noise is {self.noise}; use 0 or more")
+            raise BadInput(f"{name('noise')} is {self.noise}; use 0 or more")
 
     def of(self, dense: ModelConfig, source: str) -> ModelConfig:
         """Returns the architecture that a dense reward model becomes.
