@@ -203,6 +203,7 @@ OFFLINE = ("data.prompts=none", "data.pairs=pairs.jsonl", "scorer.name=none")
             [*OFFLINE, "data.eval_prompts=x", "scorer.name=judge:x"],
             "scorer.name is 'judge:x', which compares",
         ),
+        (["scorer.name=judge:x", "scorer.clip=5"], "a judge's rewards are shares"),
         (["judge.tie=[]"], "judge.tie is set, but no judge is a model"),
         (["scorer.name=judge:x", "judge.first=[]"], "judge.first is empty"),
     ],

@@ -18,6 +18,8 @@ ROLLOUT = {
     "prompt_ids": [3],
     "response_ids": [[4, 5], [6]],
 }
+# The fields before those of a judge that labels; they keep their places.
+FIRST = dict.fromkeys(["prompt", "responses", "rewards"])
 IDS = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 REWARDS = {"chosen_reward": 1.5, "rejected_reward": -0.5}
@@ -40,6 +42,7 @@ def without(row: dict, *names: str) -> dict:
         (Rollout, without(ROLLOUT, "scores")),
         (LabelledPair, {**PAIR, **REWARDS, **LABELS, **IDS}),
         (LabelledPair, {**PAIR, "origin": "set.jsonl:7", **LABELS, **IDS}),
+        (Rollout, {**FIRST, "unread": ["hm"], "disagreed": 1, **ROLLOUT}),
         (Judgement, JUDGEMENT),
         (Judgement, {**JUDGEMENT, "unread": 0, "replies": ["B", "A"]}),
     ],

@@ -2,10 +2,12 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -16,7 +18,9 @@ from tpmm_jax.data.records import Judgement, Rollout, parse_lines, to_line
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.loop import repeat
+from tpmm_jax.loop.judged_labels import label_faults, label_warning
 from tpmm_jax.loop.judging import (
     Contest,
     judge_batch,
@@ -27,8 +31,10 @@ from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.report.gather import read_run
 from tpmm_jax.report.judges import judge_sections
 from tpmm_jax.rewards import NamedJudge, ScorerConfig, Verdicts
-from tpmm_jax.scoring import JudgeConfig, relative_warning
+from tpmm_jax.scoring import JudgeConfig, ModelJudge, relative_warning
 from tpmm_jax.scoring.judge_config import read_verdict
+from tpmm_jax.weights.loading import load
+from tpmm_jax.weights.saving import save
 
 
 def stub(prompts: Any, first: Any, second: Any) -> Verdicts:
@@ -83,14 +89,46 @@ def test_a_function_has_no_words() -> None:
     assert values["judge/f/disagreed"] == 1 and "judge/f/unread" not in values
 
 
+def test_equal_answers_do_not_disagree() -> None:
+    contest = Contest("evaluation", answers("a", "b"), {"theta_0": answers("a", "c")})
+    judge = NamedJudge("f", lambda prompts, first, second: [0.9] * len(first))
+    rows = judge_batch(contest, "theta_0", "f", judge, range(2))
+    assert measure_contest(contest, rows, {1})["judge/f/disagreed"] == 0.5
+
+
+def test_what_a_judge_could_not_label_is_told() -> None:
+    row = dataclasses.replace(
+        answers("a")[0],
+        responses=["a", "b", "b"],
+        response_ids=[[4], [5], [5]],
+        unread=["hm"],
+        disagreed=1,
+    )
+    faults = label_faults([row])
+    assert faults == {"labels/disagreed": 0.5, "labels/unread": 0.25}
+    text = label_warning(faults, [row], "iteration 1")
+    assert "iteration 1: 25 % of the judge's replies" in text and "'hm'" in text
+    assert "50 % of verdicts turn with the order, 25 %" in pair_counts(faults)
+    assert label_faults(answers("a")) == {} and label_warning({}, [], "x") == ""
+
+
 def test_a_judge_that_labels_is_told_of() -> None:
-    assert "0.5 for every policy" in relative_warning(ScorerConfig(name="judge:m"))
+    assert "reward/mean and win" in relative_warning(ScorerConfig(name="judge:m"))
     assert relative_warning(ScorerConfig(name="my:judge")) == ""
     assert relative_warning(ScorerConfig()) == ""
 
 
+def other_model(folder: pathlib.Path) -> pathlib.Path:
+    """The tests' causal model with other random weights."""
+    model, directory = load(tiny_run._built()), folder / "other"
+    params = model.decoder.init(jax.random.key(8))
+    save(dataclasses.replace(model, params=params), directory)
+    return directory
+
+
 def get_config(folder: pathlib.Path) -> Config:
     return tiny_run.get_config(
+        scorer=ScorerConfig(name=f"judge:{other_model(folder)}"),
         iterations=1,
         reference=ReferenceConfig(steps=4, batch_size=8),
         evaluation=EvaluationConfig(
@@ -116,7 +154,8 @@ def test_a_run_is_judged_by_a_model(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask, workdir = tmp_path / "ask.txt", tmp_path / "run"
-    ask.write_text("{prompt} w1 {first} w2 {second} w3", encoding="utf-8")
+    # A random model says again what it read last.
+    ask.write_text("{prompt} w1 {first} w2 {second}", encoding="utf-8")
     config = get_config(tmp_path)
     start(config, workdir)
     path = workdir / "iterations/001/judgements.jsonl"
@@ -132,10 +171,32 @@ def test_a_run_is_judged_by_a_model(
     unread = np.mean([row["unread"] for row in rows]) / 2
     np.testing.assert_allclose(measured["judge/m/unread"], unread)
     assert 0 <= measured["judge/m/disagreed"] <= 1
+    # One labels, in both orders, and does not measure.
+    assert "reward/mean" not in measured and "win/theta_0" not in measured
+    judge = ModelJudge(load(tmp_path / "other"), config.judge)
+    path_of = workdir / "iterations/001/rollouts.jsonl"
+    for line in path_of.open():
+        row = json.loads(line)
+        pairs = itertools.permutations(row["responses"], 2)
+        shares = {
+            pair: judge([row["prompt"]], *([x] for x in pair)).share_B[0]
+            for pair in pairs
+        }
+        wins_of = [
+            np.mean([
+                (shares[a, b] + 1 - shares[b, a]) / 2 if a != b else 0.5
+                for s, b in enumerate(row["responses"]) if s != r
+            ])
+            for r, a in enumerate(row["responses"])
+        ]  # fmt: skip
+        np.testing.assert_allclose(row["rewards"], wins_of)
+    assert 0 < measured["labels/disagreed"] < 1 and measured["labels/unread"] < 1
     (section,) = judge_sections([read_run(workdir)])
     assert [panel.title for panel in section.panels] == [
         "Judges: the order decided (m)",
         "Judges: replies that cannot be read (m)",
+        "Labels: the order decided",
+        "Labels: replies that cannot be read",
     ]
     # A model is known by its digest, and not asked again.
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -144,7 +205,7 @@ def test_a_run_is_judged_by_a_model(
         start(config, workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == before
     # Another question is another judge.
-    ask.write_text("{prompt} w1 {first} w2 {second} w3 w4", encoding="utf-8")
+    ask.write_text("{prompt} w1 {first} w3 {second}", encoding="utf-8")
     with pytest.raises(BadInput, match=r"judges\.m = .* or how it is asked"):
         start(config, workdir)
     start(config, workdir, rescore=True)

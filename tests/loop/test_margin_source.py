@@ -23,6 +23,7 @@ from tpmm_jax.loop.margins import (
     load_margins,
     same_source_warning,
     weight_summary,
+    zero_warning,
 )
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.losses.madpo import weight
@@ -91,6 +92,13 @@ def test_rules_of_pairing_change_training_pairs_of_a_negative_margin():
     assert one.margin == 2 and one.relabelled and one.flipped
     assert (one.chosen, one.chosen_ids, one.chosen_reward) == ("b", [3, 4], 1.0)
     assert (one.rejected, one.rejected_ids, one.rejected_reward) == ("a", [2], 2.0)
+
+
+def test_margins_that_say_nothing_are_told_of():
+    text = zero_warning(np.asarray([0.0, 0.0, 0.4]), 3)
+    assert "iteration 3: 2 of 3 training pairs have the margin 0" in text
+    assert zero_warning(np.asarray([0.0, 0.4]), 3) == ""
+    assert zero_warning(np.asarray([]), 3) == ""
 
 
 def test_effective_pairs():

@@ -13,8 +13,14 @@ import tiny_run
 
 from tpmm_jax.data.messages import Message
 from tpmm_jax.errors import BadInput, Stopped
-from tpmm_jax.rewards import ScorerConfig, Verdicts
-from tpmm_jax.scoring import check_context, load_raters, load_scorer
+from tpmm_jax.rewards import Raters, ScorerConfig, Verdicts
+from tpmm_jax.scoring import (
+    check_context,
+    labelling_judge,
+    load_raters,
+    load_scorer,
+    measuring,
+)
 from tpmm_jax.scoring import judge as judge_module
 from tpmm_jax.scoring.judge import ModelJudge, as_text
 from tpmm_jax.scoring.judge_config import JudgeConfig
@@ -103,10 +109,23 @@ def test_answers_meet_in_both_orders():
 
     found = mean_shares(longer, ["p", "q"], [["a", "bb", "cccc"], ["a", "a", "a"]])
     # a and bb win once each, by their place; cccc beats both in both orders.
-    np.testing.assert_allclose(found, [[0.25, 0.25, 1.0], [0.5, 0.5, 0.5]])
-    assert len(asked) == 12
+    np.testing.assert_allclose(found.mean_BR, [[0.25, 0.25, 1.0], [0.5, 0.5, 0.5]])
+    assert found.disagreed == [1, 0] and found.unread == [[], []]
+    # Equal answers are not asked about.
+    assert len(asked) == 6
     assert ("p", "a", "bb") in asked and ("p", "bb", "a") in asked
-    assert mean_shares(longer, ["p"], [["a"]]).tolist() == [[0.5]]
+    assert mean_shares(longer, ["p"], [["a"]]).mean_BR.tolist() == [[0.5]]
+
+
+def test_replies_that_label_nothing_are_kept():
+    def silent(prompts, first, second):
+        unread = np.asarray(["?" in pair for pair in zip(first, second)])
+        words = [f"{a} or {b}" for a, b in zip(first, second)]
+        return Verdicts(np.where(unread, 0.5, 1.0), unread, words)
+
+    found = mean_shares(silent, ["p"], [["a", "b", "?"]])
+    assert found.unread == [["a or ?", "? or a", "b or ?", "? or b"]]
+    assert found.disagreed == [1] and found.mean_BR.tolist() == [[0.5] * 3]
 
 
 def test_prompts_are_texts():
@@ -133,8 +152,12 @@ def test_a_prefix_names_a_judge():
     label = ScorerConfig(name=source)
     scorer = load_scorer(label, judge=config)
     assert scorer(["w1"], [["w2", "w3", "w4"]]).tolist() == [[0.5] * 3]
+    assert measuring(Raters(scorer)).scorer is None
+    assert len(labelling_judge(scorer).shares(["w1"], [["w2", "w3"]]).unread[0]) == 2
     with pytest.raises(BadInput, match=r"m \(judge:.*\) is the model that labels"):
         load_raters(label, {}, {"m": source}, judge=config)
+    with pytest.raises(BadInput, match="'judge: ' names no model"):
+        load_scorer(ScorerConfig(name="judge: "), judge=config)
     with pytest.raises(BadInput, match=r"evaluation\.scorers\.m = .* compares answers"):
         load_raters(ScorerConfig(), {"m": source}, {}, judge=config)
     reward = f"judge:{tiny_run.reward_model()}"

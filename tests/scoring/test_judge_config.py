@@ -44,6 +44,8 @@ def test_other_verdicts_are_read():
     strict = JudgeConfig(first=["1"], second=["2"], tie=())
     assert read_verdict(strict, "12") is None
     assert read_verdict(strict, "2") == 0.0
+    anchored = JudgeConfig(first=["^yes"], second=["^no"])
+    assert read_verdict(anchored, "\n yes, not no") == 1.0
     pairs = JudgeConfig(first=["A>B", "A>>B"], second=["B>A"], tie=["A=B"])
     assert read_verdict(pairs, "A>>B") == 1.0
     assert read_verdict(pairs, "first A=B, then B>A") is None

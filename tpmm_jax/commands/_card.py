@@ -108,7 +108,7 @@ reconstruction: the paper's is not public.
 {%- endfor %}
 
 In brackets: 95 % intervals over prompts.
-{%- if run.scorer %}
+{%- if run.scorer and run.rewarded %}
 The reward is `{{ run.scorer | code }}`{% if run.offline %};
 it labelled no training pair.
 {%- else %},
@@ -216,6 +216,7 @@ def run_facts(source: str) -> dict[str, Any] | None:
         "loss": " + ".join(title_of(name, mean) for name in losses),
         "rule": config["reference"]["rule"],
         "scorer": stored_scorer(without_paths(config.get("scorer") or {})).title,
+        "rewarded": any("reward/mean" in row for row in rows),
         "earlier": [r["iteration"] for r in rows if r.get("labels/earlier_scorer")],
         "offline": bool((config.get("data") or {}).get("pairs")),
         "first": first,

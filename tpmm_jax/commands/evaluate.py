@@ -130,9 +130,15 @@ def read_judge(args: argparse.Namespace) -> JudgeConfig:
         try:
             config = set_field(config, text)
         except BadInput as error:
-            raise BadInput(str(error).replace("--set", "--judge-option")) from None
+            said = str(error).replace("--set", "--judge-option")
+            said = said.replace("loss.beta=0.2", "max_new_tokens=64")
+            raise BadInput(said) from None
     check_types(config, "judge.")
-    config.validate(parse_labels(args.judge, "--judge").values())
+    judges, scorers = (
+        parse_labels(getattr(args, name), f"--{name}").values()
+        for name in ("judge", "also")
+    )
+    config.validate([args.scorer, *scorers, *judges])
     return config
 
 

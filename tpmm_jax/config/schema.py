@@ -232,8 +232,7 @@ class Config:
         self._validate_margins()
         self.train.validate()
         self.evaluation.validate()
-        judges = self.evaluation.judges.values()
-        self.judge.validate([*self.scorer.names, self.madpo.margins, *judges])
+        self._validate_judges()
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:
@@ -300,6 +299,17 @@ class Config:
             raise BadInput(
                 "pairing.labels=bt draws labels by the rewards of sampled answers; "
                 "data.pairs are labelled already: leave it unset"
+            )
+
+    def _validate_judges(self) -> None:
+        """Refuses what no judge reads, and a scale of what a judge alone rates."""
+        names, judges = self.scorer.names, self.evaluation.judges.values()
+        self.judge.validate([*names, self.madpo.margins, *judges])
+        if names and self.scorer.scaled and all(x.startswith(JUDGE) for x in names):
+            raise BadInput(
+                f"scorer.normalise or scorer.clip with scorer.name {self.scorer.name}: "
+                "a judge's rewards are shares of wins, whose mean is 0.5 for every "
+                "policy; leave both unset"
             )
 
     def _validate_offline(self) -> None:

@@ -42,6 +42,10 @@ class Rollout:
       rewards: of each answer by the scorer that labels.
       spread: how far its members are apart on each answer, where it has several: the
         population standard deviation.
+      unread: of a judge that labels, its replies about the prompt's answers that could
+        not be read, and are ties.
+      disagreed: of such a judge, of how many two answers it prefers the same place in
+        both orders.
       scores: of each answer by further scorers, by label.
       held_out: whether the prompt trains nothing.
       response_ids: EOS is part of them, where the answer came to an end.
@@ -51,6 +55,8 @@ class Rollout:
     responses: list[str]
     rewards: list[float] | None = None
     spread: list[float] | None = None
+    unread: list[str] | None = None
+    disagreed: int | None = None
     scores: dict[str, list[float]] = field(default_factory=dict)
     held_out: bool
     prompt_ids: list[int]

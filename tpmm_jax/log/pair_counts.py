@@ -38,4 +38,8 @@ def pair_counts(row: Mapping[str, Any]) -> str:
     ]
     if "rollout/cut" in row:
         parts.append(f"{100 * row['rollout/cut']:.0f} % of the answers cut")
+    if "labels/disagreed" in row:
+        share, unread = row["labels/disagreed"], row["labels/unread"]
+        parts.append(f"{100 * share:.0f} % of verdicts turn with the order")
+        parts.append(f"{100 * unread:.0f} % of replies unread")
     return ", ".join(parts)

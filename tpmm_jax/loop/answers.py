@@ -6,6 +6,7 @@ Nothing here knows of a run: the loop and ``python -m tpmm_jax.evaluate`` share 
 import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,8 +17,9 @@ from tpmm_jax.data.records import Rollout
 from tpmm_jax.loop.prompts import EncodedPrompts
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.models import Decoder
-from tpmm_jax.rewards import Raters, rate
+from tpmm_jax.rewards import Known, NamedScorer, Raters, rate
 from tpmm_jax.sampling import SamplingConfig, generate_batches
+from tpmm_jax.scoring import labelling_judge
 from tpmm_jax.store.records import append_records, resume_records
 
 
@@ -132,6 +134,7 @@ def _rate(
         found = rate(raters.scorer, texts, responses, known)
         rewards = found.rewards_BR.tolist()
         spread = None if found.spread_BR is None else found.spread_BR.tolist()
+    said = doubts(raters.scorer, known, responses)
     scores = {
         label: scorer(texts, responses, known).tolist()
         for label, scorer in raters.scorers.items()
@@ -142,10 +145,28 @@ def _rate(
             responses=responses[b],
             rewards=None if rewards is None else rewards[b],
             spread=None if spread is None else spread[b],
+            **said[b],
             scores={label: numbers[b] for label, numbers in scores.items()},
             held_out=prompts.held_out[i],
             prompt_ids=prompts.ids[i],
             response_ids=completions[b],
         )
         for b, i in enumerate(places)
+    ]
+
+
+def doubts(
+    scorer: NamedScorer | None, known: Known, responses: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Returns of each prompt what a ``Rollout`` holds of a judge that labels; else {}.
+
+    Called after the scorer, whose replies are kept, so that nothing is asked twice.
+    """
+    judge = labelling_judge(scorer)
+    if judge is None:
+        return [{} for _ in responses]
+    found = judge.shares(known.asked, responses)
+    return [
+        {"unread": words, "disagreed": count}
+        for words, count in zip(found.unread, found.disagreed)
     ]

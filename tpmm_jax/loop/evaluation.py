@@ -39,6 +39,7 @@ from tpmm_jax.loop.rollouts import CUT_OPTION, IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import policy_is_reference
+from tpmm_jax.scoring import measuring
 from tpmm_jax.store.digests import (
     compact,
     is_finished,
@@ -169,7 +170,7 @@ def sample_sets(
             voice,
             answers_path(disk, t, name),
             prompts,
-            plan.raters,
+            measuring(plan.raters),
             params=policy,
             # The same key for every policy: they are compared on equal noise.
             key=plan.key(0, EVALUATION),

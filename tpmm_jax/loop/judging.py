@@ -150,27 +150,40 @@ def judge_wins(
     }
 
 
-def judge_faults(judgements: Iterable[Judgement], name: str) -> dict[str, float]:
-    """Returns what of one set's judgements speaks against each judge.
+def judge_faults(judgements: Iterable[Judgement], contest: Contest) -> dict[str, float]:
+    """Returns what of one contest's judgements speaks against each judge.
 
     Returns:
       judge/LABEL/disagreed, the share of answers of which it says in one order that
-      they are better and in the other that they are worse: it goes by the place; and
-      of models judge/LABEL/unread, the share of their replies that cannot be read.
+      they are better and in the other that they are worse: it goes by the place, which
+      it must where both are one text, so those count as agreed; and of models
+      judge/LABEL/unread, the share of their replies that cannot be read.
     """
     by_judge: dict[str, list[Judgement]] = {}
     for one in judgements:
-        if one.set == name:
+        if one.set == contest.set:
             by_judge.setdefault(one.judge, []).append(one)
     values = {}
     for judge, rows in by_judge.items():
         # The text in the first place is preferred in both orders, or in neither.
-        leans = [(row.first - 0.5) * (row.second - 0.5) > 0 for row in rows]
+        leans = [
+            (row.first - 0.5) * (row.second - 0.5) > 0 and not _met_itself(contest, row)
+            for row in rows
+        ]
         values[f"judge/{judge}/disagreed"] = float(np.mean(leans))
         unread = [row.unread for row in rows if row.unread is not None]
         if unread:
             values[f"judge/{judge}/unread"] = float(np.mean(unread)) / 2
     return values
+
+
+def _met_itself(contest: Contest, row: Judgement) -> bool:
+    """Whether an answer was compared with the same text."""
+    ours, theirs = contest.answers, contest.opponents[row.against]
+    return (
+        ours[row.prompt].responses[row.sample]
+        == theirs[row.prompt].responses[row.sample]
+    )
 
 
 def unread_warning(
@@ -214,7 +227,7 @@ def measure_contest(
         log_ratios=contest.log_ratios,
         judged=judged,
     )
-    return values | judge_faults(judgements, contest.set)
+    return values | judge_faults(judgements, contest)
 
 
 def observe(

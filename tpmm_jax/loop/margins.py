@@ -106,6 +106,8 @@ def use_margins(
     temperature = read_temperature(plan, disk, voice, iteration, pairs)
     pairs = [replace(pair, margin=_margin(pair) / temperature) for pair in pairs]
     before = np.asarray([p.margin for p in pairs if not p.held_out])
+    if text := zero_warning(before, iteration):
+        voice.console.warn(text)
     pairs, changed = apply_rule(pairs, config.pairing.margins)
     values = {
         "margins/negative": float(np.mean(before < 0)) if len(before) else 0.0,
@@ -128,6 +130,18 @@ def use_margins(
             f"pairs, |h| above tau in {values['madpo/above_tau']:.0%}"
         )
     return pairs, values
+
+
+def zero_warning(margin_P: np.ndarray, iteration: int) -> str:
+    """Returns a warning that most margins say nothing, or ""."""
+    zero = int(np.sum(margin_P == 0))
+    if zero <= len(margin_P) / 2:
+        return ""
+    return (
+        f"iteration {iteration}: {zero:,} of {len(margin_P):,} training pairs have the "
+        f"margin 0 and are trained on as in DPO: {MARGINS} finds their answers equally "
+        "good, or, where it is a judge, its replies cannot be read. Use a finer source"
+    )
 
 
 def apply_rule(

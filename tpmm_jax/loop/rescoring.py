@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import Judgement, Rollout
-from tpmm_jax.loop.answers import LazyParams
+from tpmm_jax.loop.answers import LazyParams, doubts
 from tpmm_jax.loop.evaluation import (
     SUMMARY,
     answers_path,
@@ -47,6 +47,7 @@ from tpmm_jax.rewards import (
     Rating,
     rate,
 )
+from tpmm_jax.scoring import measures
 from tpmm_jax.store.digests import remove_listed
 from tpmm_jax.store.records import resume_records, write_records
 
@@ -64,8 +65,9 @@ def rescore(plan: Plan, disk: Disk, voice: Voice) -> bool:
     if not record.rescoring:
         return False
     scorers, judges = _edited_raters(plan, record)
-    if scorers:
-        _rate_evaluations(plan, disk, voice, record, scorers)
+    measured = {k: one for k, one in scorers.items() if measures(one)}
+    if measured:
+        _rate_evaluations(plan, disk, voice, record, measured)
     steps = disk.trajectory.steps()
     for t in steps if judges else []:
         # They are read, or drawn again where a kill came while a file was replaced.
@@ -144,7 +146,11 @@ def rate_file(
         known = asked.known(codec, places, [r.response_ids for r in batch])
         for field, scorer in scorers.items():
             found = rate(scorer, prompts, responses, known)
-            batch = [_rated(row, field, found, b) for b, row in enumerate(batch)]
+            said = doubts(scorer if field == SCORER else None, known, responses)
+            batch = [
+                replace(_rated(row, field, found, b), **said[b])
+                for b, row in enumerate(batch)
+            ]
         rows[at : at + size] = batch
         advance(len(batch))
     write_records(path, rows, replace=True)

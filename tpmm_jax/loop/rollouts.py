@@ -12,6 +12,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_CUT, cut_share, cut_warning
 from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.loop.answers import sample_answers
+from tpmm_jax.loop.judged_labels import label_faults, label_warning
 from tpmm_jax.loop.margins import rate_pairs, rated_margin, use_margins
 from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
 from tpmm_jax.loop.voice import Voice
@@ -117,7 +118,7 @@ def _label_rollouts(
     if plan.raters.margins is not None:
         pairs, more = use_margins(plan, disk, voice, iteration, pairs)
     ids = [ids for row in rollouts for ids in row.response_ids]
-    cut = cut_share(ids, plan.runner.codec.eos_ids)
+    cut, faults = cut_share(ids, plan.runner.codec.eos_ids), label_faults(rollouts)
     _log_pairs(
         disk,
         voice,
@@ -130,6 +131,7 @@ def _label_rollouts(
             "rollout/reward_mean": float(rewards_BR.mean()),
             "rollout/reward_std": float(rewards_BR.std()),
             "rollout/length_mean": float(np.mean([len(row) for row in ids])),
+            **faults,
             **more,
         },
     )
@@ -140,6 +142,7 @@ def _label_rollouts(
     for text in (
         few_pairs_warning(prompts, len(rollouts), what),
         cut_warning(shares, CUT_OPTION, limit),
+        label_warning(faults, rollouts, what),
     ):
         if text:
             voice.console.warn(text)

@@ -51,7 +51,12 @@ from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.experts import check_mesh
 from tpmm_jax.rewards import COLUMN, Raters
-from tpmm_jax.scoring import check_context, load_raters, relative_warning
+from tpmm_jax.scoring import (
+    check_context,
+    load_raters,
+    measuring,
+    relative_warning,
+)
 from tpmm_jax.store import (
     Trajectory,
     WorkStore,
@@ -234,7 +239,7 @@ def try_raters(
     """
     main, new = schedule.sets[MAIN], config.rollout.max_new_tokens
     asked = [one for some in schedule.sets.values() for one in some.asked]
-    check_context(raters, asked, new)
+    check_context(measuring(raters), asked, new)
     if not config.offline:
         asked = schedule.asked(config.iterations)
         check_context(raters.labelling(), asked, new)

@@ -19,6 +19,13 @@ _FAULTS = {
 }
 
 
+# Of a judge that labels.
+_LABELS = {
+    "labels/disagreed": "the order decided",
+    "labels/unread": "replies that cannot be read",
+}
+
+
 def judge_sections(runs: Sequence[RunData]) -> list[Section]:
     """Returns the section of judges, where a run has them."""
     panels: list[Panel] = []
@@ -29,4 +36,7 @@ def judge_sections(runs: Sequence[RunData]) -> list[Section]:
             names = {f"{prefix}judge/{label}/{end}": label for label in labels}
             whole = f"{title} ({labels[0]})" if len(labels) == 1 else title
             panels += family(runs, f"{whole}{of}", names, note, percent=True)
+    note = "What the judge that labels says of the answers to one prompt."
+    for name, title in _LABELS.items():
+        panels += family(runs, f"Labels: {title}", {name: ""}, note, percent=True)
     return [Section("Judges", panels)] if panels else []

@@ -2,7 +2,13 @@
 
 from tpmm_jax.scoring.judge import ModelJudge
 from tpmm_jax.scoring.judge_config import JUDGE, JudgeConfig
-from tpmm_jax.scoring.judge_scorer import JudgeScorer, relative_warning
+from tpmm_jax.scoring.judge_scorer import (
+    JudgeScorer,
+    labelling_judge,
+    measures,
+    measuring,
+    relative_warning,
+)
 from tpmm_jax.scoring.loading import (
     check_context,
     load_raters,
@@ -20,8 +26,11 @@ __all__ = [
     "ModelJudge",
     "RewardScorer",
     "check_context",
+    "labelling_judge",
     "load_raters",
     "load_scorer",
+    "measures",
+    "measuring",
     "relative_warning",
     "row_rewards",
 ]

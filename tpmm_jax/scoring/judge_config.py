@@ -127,13 +127,14 @@ def read_verdict(config: JudgeConfig, reply: str) -> float | None:
     """Returns the share for the first answer; None where the reply cannot be read.
 
     The verdict is the one before which no word stands, else the only one that occurs. A
-    verdict within a longer one is part of it.
+    verdict within a longer one is part of it. White space around a reply is left out.
 
     >>> [read_verdict(JudgeConfig(), x) for x in ("B", "**A** beats B", "A tie.")]
     [0.0, 1.0, 0.5]
     >>> read_verdict(JudgeConfig(), "Both A and B are good") is None
     True
     """
+    reply = reply.strip()
     shares = {1.0: config.first, 0.0: config.second, 0.5: config.tie}
     spans = [
         (*match.span(), share)

@@ -138,8 +138,7 @@ def _refuse_same(raters: Raters) -> None:
             raise BadInput(
                 f"{further.name} is {which}; what it says of a policy "
                 "that was trained on its labels shows no exploited scorer. Leave it "
-                "out (the labelling scorer's rewards are measured anyway), or name an "
-                "independent one"
+                "out, or name an independent one"
             )
 
 
@@ -182,8 +181,11 @@ def _judge_finder(
         return ModelJudge(model, config, date)
 
     def find(name: str, field: str) -> ModelJudge:
+        source = name.removeprefix(JUDGE)
+        if not source.strip():
+            raise BadInput(f"{field} = {name!r} names no model; wanted judge:SOURCE")
         try:
-            return judge(name.removeprefix(JUDGE))
+            return judge(source)
         except BadInput as error:
             raise BadInput(f"{field} = {name!r}: {error}") from None
 
