@@ -359,6 +359,10 @@ def finished(figure: Figure) -> Markup:
     """Returns the SVG as an element of a page."""
     buffer = io.StringIO()
     unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # Laid out here, savefig need not draw the plot once more to have it laid out.
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     figure.savefig(buffer, format="svg", transparent=True, metadata=unsaid)
     # Without the prolog and the size in points: the page sets the size.
     content = buffer.getvalue().partition("<svg")[2].partition(">")[2]
