@@ -64,7 +64,7 @@ NUMBERS = (
     "models/test_golden.py",
     "parity",
     "test_fit.py",
-    "test_steps.py",
+    "test_trl_steps.py",
     "weights",
 )
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
@@ -72,11 +72,19 @@ QUICK_GIVEN = QUICK in os.environ
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks whole runs, and puts them first: no long file is left for the end."""
+    """Marks whole runs, and puts them first: no long file is left for the end.
+
+    Tests of numbers come last: to compile otherwise forgets what was compiled.
+    """
     long = [item for item in items if _is_among(WHOLE_RUNS, item.path)]
     for item in long:
         item.add_marker(pytest.mark.loop)
-    items.sort(key=lambda item: not item.get_closest_marker("loop"))
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        numbers = _is_among(NUMBERS, item.path)
+        return not item.get_closest_marker("loop"), numbers
+
+    items.sort(key=place)
 
 
 def _is_among(names: tuple[str, ...], path: pathlib.Path) -> bool:

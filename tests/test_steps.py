@@ -1,4 +1,4 @@
-"""The jitted steps: TRL's training replayed, and what batching may not change."""
+"""The jitted steps: what batching may not change, and AdamW in NumPy."""
 
 import functools
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import trl_replay
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import LossConfig, gradients, loss_at_zero, preference_loss
@@ -22,21 +21,6 @@ from tpmm_jax.steps import (
     pair_log_probs_step,
     preference_step,
 )
-
-
-@pytest.mark.parametrize("run", trl_replay.RUNS)
-def test_twenty_steps_of_trl(run):
-    for name, error in trl_replay.errors(run).items():
-        assert error <= trl_replay.TOLERANCE[name], name
-    assert int(trl_replay.replay(run)[0].step) == 20
-
-
-def test_reference_log_probs_are_trls():
-    _, _, batches, expected = trl_replay.load()
-    for batch, wanted in zip(batches, expected["runs"]["f32"]["steps"]):
-        rows = np.asarray(wanted["ref_logps"]).reshape(2, 8).T
-        np.testing.assert_allclose(batch["reference_BN"], rows, rtol=0, atol=5e-4)
-
 
 CONFIG = make_config(
     "llama", vocab_size=23, width=10, mlp_width=13, num_layers=2, num_heads=3,

@@ -1,9 +1,12 @@
 """Every rule, storage, mesh and mode runs; what must hold of each holds."""
 
 import dataclasses
+import functools
 import io
 import json
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -188,17 +191,37 @@ def test_bfloat16_deltas_halve_the_trajectory(tmp_path: pathlib.Path) -> None:
     assert abs(of_kind(rows, "iteration")[-1]["reward/mean"] - wanted) < 0.2
 
 
+DATA = MeshConfig(data=-1, fsdp=1, tensor=1)
+EVERY_AXIS = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="module")
+def on_mesh(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[MeshConfig], pathlib.Path]:
+    """Makes a run of one iteration on a mesh, once each; to be read only."""
+
+    @functools.cache
+    def made(mesh: MeshConfig) -> pathlib.Path:
+        workdir = tmp_path_factory.mktemp("mesh") / "run"
+        start(tiny_run.get_config(iterations=1, mesh=mesh), workdir)
+        return workdir
+
+    return made
+
+
 @pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)]
+    "mesh",
+    [
+        EVERY_AXIS,
+        pytest.param(MeshConfig(data=1, fsdp=8, tensor=1), marks=pytest.mark.slow),
+    ],
+    ids=["2x2x2", "1x8x1"],
 )
-def test_meshes_agree(tmp_path: pathlib.Path, sizes: tuple[int, int, int]) -> None:
-    data, fsdp, tensor = sizes
-    one = MeshConfig(data=-1, fsdp=1, tensor=1)
-    many = MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
-    found = [
-        start(tiny_run.get_config(iterations=1, mesh=mesh), tmp_path / str(i))
-        for i, mesh in enumerate((one, many))
-    ]
+def test_meshes_agree(
+    on_mesh: Callable[[MeshConfig], pathlib.Path], mesh: MeshConfig
+) -> None:
+    found = [read_metrics(on_mesh(m)) for m in (DATA, mesh)]
     for a, b in zip(*found, strict=True):
         assert a.keys() == b.keys()
         for name in a:
@@ -206,10 +229,11 @@ def test_meshes_agree(tmp_path: pathlib.Path, sizes: tuple[int, int, int]) -> No
                 assert abs(a[name] - b[name]) <= 2e-3, (name, a[name], b[name])
 
 
-def test_a_run_continues_on_another_mesh(tmp_path: pathlib.Path) -> None:
-    start(tiny_run.get_config(iterations=1, mesh=MeshConfig(fsdp=8)), tmp_path)
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    rows = start(tiny_run.get_config(iterations=2, mesh=mesh), tmp_path)
+def test_a_run_continues_on_another_mesh(
+    on_mesh: Callable[[MeshConfig], pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    workdir = shutil.copytree(on_mesh(EVERY_AXIS), tmp_path / "run")
+    rows = start(tiny_run.get_config(iterations=2, mesh=DATA), workdir)
     assert [row["iteration"] for row in of_kind(rows, "iteration")] == [0, 1, 2]
 
 

@@ -1,5 +1,6 @@
 """The families' fixtures: small models with transformers' own numbers."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tpmm_jax.losses import log_probs
 from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.huggingface import SafetensorsDirectory, read_params
@@ -35,6 +37,27 @@ def read(fixtures: pathlib.Path, family: str):
 
 def ints(x):
     return jnp.asarray(x, jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _numbers(decoder, params, tokens, mask):
+    rows = from_mask(tokens, mask)
+    logits = decoder.logits(params, decoder.hidden(params, rows))
+    # Five positions a chunk: the last chunk is partly filling.
+    chunk = 5 * 4 * len(tokens) * decoder.config.vocab_size
+    chunked = dataclasses.replace(decoder, chunk_bytes=chunk)
+    return logits, log_probs(chunked, params, rows)
+
+
+def numbers(decoder, params, tokens, mask):
+    """Logits [4, 30, V] and log-probs [4, 29] of up to four rows of up to 30 slots.
+
+    Filled up at the right, so that one program a family serves every test.
+    """
+    tokens, mask = (np.asarray(x, np.int32) for x in (tokens, mask))
+    filler = [(0, most - size) for most, size in zip((4, 30), tokens.shape)]
+    tokens, mask = (np.pad(x, filler) for x in (tokens, mask))
+    return jax.device_get(_numbers(decoder, params, tokens, mask))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -1,37 +1,13 @@
-"""The decoders agree with themselves: cached or whole, padded or not, in bfloat16."""
+"""Rows do not see each other, nor padding; bfloat16 stays finite."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import FAMILIES, decode, ints, one_logits, prefill, read
+from golden_models import decode, ints, prefill, read
 
 import tpmm_jax as tpmm
 from tpmm_jax.losses import log_probs
 from tpmm_jax.models import from_mask
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cached_decoding_is_the_full_forward(fixtures, family):
-    """Rows of one text, padded by 0 and by 3 on the left."""
-    decoder, params, golden = read(fixtures, family)
-    T, first = 19, 7
-    ids = golden["input_ids"][0, :T]
-    tokens = ints([ids, np.concatenate([[0] * 3, ids[:-3]])])
-    mask = ints([[1] * T, [0] * 3 + [1] * (T - 3)])
-    rows = from_mask(tokens, mask)
-    full = jax.jit(lambda p: decoder.logits(p, decoder.hidden(p, rows)))(params)
-    # A last-bit change of the weights moves Gemma's logits (up to 16) by 3e-5.
-    tolerance = 2e-6 * max(float(jnp.abs(full).max()), 5.0)
-    hidden, state = prefill(
-        decoder, params, tokens[:, :first], mask[:, :first], T - first
-    )
-    for t in range(first, T):
-        logits = one_logits(decoder, params, hidden)
-        np.testing.assert_allclose(logits, full[:, t - 1], rtol=0, atol=tolerance)
-        found, wanted = (jax.nn.log_softmax(x) for x in (logits, full[:, t - 1]))
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=max(tolerance, 1e-5))
-        hidden, state = decode(decoder, params, tokens[:, t], state)
 
 
 def test_rows_do_not_see_each_other(fixtures, family="qwen3"):
@@ -42,7 +18,9 @@ def test_rows_do_not_see_each_other(fixtures, family="qwen3"):
     np.testing.assert_allclose(together[1], alone[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("gemma", marks=pytest.mark.slow), "gemma2", "gemma3"]
+)
 def test_gemma_in_bfloat16_stays_finite_with_padding(fixtures, family):
     """Rows padded on both sides, of one token, and of none: values and gradients."""
     model = tpmm.load(fixtures / family, dtype="bfloat16")

@@ -89,8 +89,15 @@ def assert_trees_close(found, wanted, relative):
     assert norm(jax.tree.map(np.subtract, found, wanted)) <= relative * norm(wanted)
 
 
+# The gradient of the last two goes through their forward pass too.
 @pytest.mark.parametrize(
-    "name, B", [("even", 3), ("odd", 8), ("query only", 5), ("windowed and biased", 4)]
+    "name, B",
+    [
+        ("even", 3),
+        ("odd", 8),
+        pytest.param("query only", 5, marks=pytest.mark.slow),
+        pytest.param("windowed and biased", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_forward(name, B):
     tokens, mask = rows(B, 11, CONFIGS[name].vocab_size)
@@ -156,7 +163,7 @@ def test_training_steps_keep_every_sharding(name):
     assert_trees_close(found[1], found[0], 1e-4)
 
 
-@pytest.mark.parametrize("name", ["even", "odd"])
+@pytest.mark.parametrize("name", ["even", pytest.param("odd", marks=pytest.mark.slow)])
 def test_generation_draws_the_same_tokens(name):
     found = []
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
