@@ -1,8 +1,9 @@
 """Every test runs on the CPU with eight virtual devices, offline, types checked.
 
 Tests of numbers run what XLA compiles for users. The others compare our code with
-itself and leave XLA's expensive passes out, which halves their time; set
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 to run them fully optimised.
+itself and leave out XLA's expensive passes and its emitters of fused loops, which take
+most of the time of compiling; set JAX_DISABLE_MOST_OPTIMIZATIONS=0 to run them fully
+optimised.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("TPMM_TEST_PLATFORM", "cpu")
 DEVICES = "--xla_force_host_platform_device_count"
@@ -33,6 +35,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("tpmm_jax", "typechecker.check")
 
 import jax  # noqa: E402
+import jax._src.compiler  # noqa: E402
 import pytest  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
@@ -69,6 +72,11 @@ NUMBERS = (
 )
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 QUICK_GIVEN = QUICK in os.environ
+EMITTERS = "xla_cpu_use_fusion_emitters"
+NO_EMITTERS = f" --{EMITTERS}=false"
+# A flag that XLA does not know ends the process: only where it was tried.
+if not QUICK_GIVEN and jax.__version_info__[:2] == (0, 10):
+    os.environ["XLA_FLAGS"] += NO_EMITTERS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -92,15 +100,31 @@ def _is_among(names: tuple[str, ...], path: pathlib.Path) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiler(request: pytest.FixtureRequest) -> None:
+def compiler(request: pytest.FixtureRequest) -> Iterator[None]:
     """Sets how much XLA optimises, here and in the commands that a test starts."""
     if QUICK_GIVEN:
+        yield
         return
     quick = not _is_among(NUMBERS, request.path)
     if os.environ.get(QUICK, "0") != str(int(quick)):
         os.environ[QUICK] = str(int(quick))
         jax.config.update(QUICK.lower(), quick)
         jax.clear_caches()
+    if quick or NO_EMITTERS not in os.environ["XLA_FLAGS"]:
+        yield
+        return
+    jax.devices()  # XLA reads its flags once a process: now, if not before
+    make = jax._src.compiler.get_compile_options
+
+    def as_for_users(*args: Any, **options: Any) -> Any:
+        made = make(*args, **options)
+        made.env_option_overrides = [*made.env_option_overrides, (EMITTERS, "True")]
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax._src.compiler, "get_compile_options", as_for_users)
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(NO_EMITTERS, ""))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +134,7 @@ def fixtures() -> pathlib.Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device(request: pytest.FixtureRequest) -> Iterator[None]:
+def one_device(request: pytest.FixtureRequest, compiler: None) -> Iterator[None]:
     """Puts whole runs that name no mesh on one device: eight take half as long again.
 
     Tests of meshes name theirs; they, and those of models and steps, run on eight.

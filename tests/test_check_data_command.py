@@ -1,5 +1,6 @@
 """tpmm check_data names every bad row, raises no false alarm, and agrees with a run."""
 
+import io
 import json
 import os
 import pathlib
@@ -366,24 +367,40 @@ def test_a_scorer_that_fails_leaves_the_rest_of_the_summary(tmp_path, run):
     assert code == 2 and "pairs that can be read" in out and "not_a_number" in err
 
 
-@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
-def test_an_output_that_is_not_utf_8(options, tmp_path, tokenizer):
-    # The name of the file is no UTF-8 either.
-    path = os.fsencode(tmp_path) + b"/n\xff.jsonl"
+@pytest.fixture
+def odd_file(tmp_path):
+    """A file of a row in Chinese and a bad one, whose name is no UTF-8 either."""
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/n\xff.jsonl")
     row = json.dumps(ROW | {"prompt": "天は"}, ensure_ascii=False)
-    pathlib.Path(os.fsdecode(path)).write_text(row + '\n{"天": 1}\n', encoding="utf-8")
-    command = [sys.executable, "-m", "tpmm_jax.check_data", path, *options]
-    for encoding in ("latin-1", "utf-8"):
-        done = subprocess.run(
-            [*command, "--model", tokenizer],
-            env=os.environ | {"PYTHONIOENCODING": encoding},
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == 2 and b"Traceback" not in done.stderr, done.stderr
-        if options:
-            found = json.loads(done.stdout)
-            assert "天" in found["errors"][0]["reason"]
+    pathlib.Path(path).write_text(row + '\n{"天": 1}\n', encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
+def test_an_output_that_is_not_utf_8(
+    options, encoding, odd_file, tokenizer, monkeypatch
+):
+    files = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, file in files.items():
+        made = io.TextIOWrapper(file, encoding, write_through=True)
+        monkeypatch.setattr(sys, name, made)
+    code = check_data.main([odd_file, *options, "--model", str(tokenizer)])
+    assert code == 2 and b"Traceback" not in files["stderr"].getvalue()
+    if options:
+        found = json.loads(files["stdout"].getvalue())
+        assert "天" in found["errors"][0]["reason"]
+
+
+def test_a_process_whose_output_is_not_utf_8(odd_file, tokenizer):
+    command = [sys.executable, "-m", "tpmm_jax.check_data", os.fsencode(odd_file)]
+    done = subprocess.run(
+        [*command, "--model", tokenizer],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2 and b"Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

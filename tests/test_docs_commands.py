@@ -19,7 +19,7 @@ import sys
 import tomllib
 
 import pytest
-from few_pages import few_pages  # noqa: F401
+from few_pages import empty_plots, few_pages  # noqa: F401
 
 from tpmm_jax.demo import side_by_side
 

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "loop"))
 import tiny_run
-from few_pages import few_pages  # noqa: F401
+from few_pages import empty_plots, few_pages  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -4,4 +4,4 @@ import sys
 # The tiny run's functions are named "tiny_run:...".
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from few_pages import few_pages  # noqa: F401
+from few_pages import empty_plots, few_pages  # noqa: F401

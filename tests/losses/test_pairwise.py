@@ -146,17 +146,21 @@ def test_order_and_filler_change_nothing(config):
         config = dataclasses.replace(config, beta_keep=1.0)
     policy, reference, length = arrays(B=7)
 
+    @jax.jit
+    def mean_and_gradient(logps, weight):
+        def mean(p):
+            loss_B = pair_loss(logps._replace(policy_BN=p), config.objective())
+            return jnp.sum(loss_B * weight) / 7
+
+        return jax.value_and_grad(mean)(logps.policy_BN)
+
     def both(order, fill):
         rows = [*order, *order[:fill]]
         weight = np.asarray([1.0] * 7 + [0.0] * fill, np.float32)
         some = [x[rows] for x in (policy, reference, length)]
         logps, *_ = inputs(config, *some, weight)
 
-        def mean(p):
-            loss_B = pair_loss(logps._replace(policy_BN=p), config.objective())
-            return jnp.sum(loss_B * weight) / 7
-
-        value, grad = jax.value_and_grad(mean)(logps.policy_BN)
+        value, grad = mean_and_gradient(logps, weight)
         assert not np.asarray(grad)[7:].any()
         return value, np.asarray(grad)[np.argsort(order)]
 

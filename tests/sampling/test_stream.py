@@ -31,14 +31,25 @@ def model_of(tokenizer, eos=()):
     return Model(decoder, decoder.init(jax.random.key(1)), tokenizer)
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+HOWS = (
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.7, "top_p": 0.8},
+    {"top_k": 5, "seed": 3},
+)
+
+
+# How tokens are drawn and how they become text have nothing to do with each other.
 @pytest.mark.parametrize(
-    "how",
+    "name, how",
     [
-        {},
-        {"temperature": 0.0},
-        {"temperature": 0.7, "top_p": 0.8},
-        {"top_k": 5, "seed": 3},
+        pytest.param(
+            name,
+            how,
+            marks=pytest.mark.slow if how and name != "byte_level" else (),
+        )
+        for name in TOKENIZERS
+        for how in HOWS
     ],
     ids=str,
 )
