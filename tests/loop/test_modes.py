@@ -54,7 +54,18 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "trust_region"])
+# In the runs of docs/, README.md and every other test of a run.
+SEEN = ("learned", "previous", "uniform")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(rule, marks=pytest.mark.slow if rule in SEEN else ())
+        for rule in RULES
+        if rule != "trust_region"
+    ],
+)
 def test_rules(tmp_path: pathlib.Path, rule: str) -> None:
     reference = ReferenceConfig(rule=rule, steps=3, batch_size=8)
     rows = start(tiny_run.get_config(iterations=3, reference=reference), tmp_path)
