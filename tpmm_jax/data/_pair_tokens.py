@@ -157,7 +157,9 @@ def encode_pairs(
             if _has_fault(codec, whole, faults, problems, columns or {}):
                 continue
             cut_ids = cut_prompt(codec, whole.prompt_ids)
-            row = replace(whole, prompt_ids=cut_ids, group=group_of(text.pair))
+            row = replace(
+                whole, prompt_ids=cut_ids, group=group_of(text.pair), pair=text.pair
+            )
             counts["prompt_truncated"] += len(row.prompt_ids) < len(whole.prompt_ids)
             counts["template_rewrote_prompt"] += text.rewritten
             if codec.chat:

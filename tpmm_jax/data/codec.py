@@ -125,6 +125,10 @@ class TextCodec:
         """The text of ids, special tokens stripped."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
+    def has_ended(self, ids: Sequence[int]) -> bool:
+        """Whether a completion came to its end, or was cut."""
+        return bool(ids) and ids[-1] in self.eos_ids
+
     def completion_texts(
         self, prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]
     ) -> list[str]:

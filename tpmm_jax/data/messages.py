@@ -48,6 +48,13 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
 
 
+def as_text(content: Written) -> str:
+    """A text as it is; of a conversation one line per turn, "user: ..."."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(f"{m.role}: {m.content}" for m in content)
+
+
 def as_messages(content: Written, role: str) -> Conversation:
     """A text as one message of that role; a conversation as it is."""
     return (Message(role, content),) if isinstance(content, str) else content

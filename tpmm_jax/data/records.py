@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
+from tpmm_jax.data._parts import PreferencePair
 from tpmm_jax.errors import CorruptCheckpoint
 
 
@@ -24,6 +25,7 @@ class PairRow:
     Attributes:
       margin: by how much chosen leads rejected, if anything says so.
       group: the same for all pairs of one prompt, whatever its case and white space.
+      pair: what it was written from, in the format in which it was; None of sampling.
     """
 
     prompt_ids: list[int]
@@ -32,6 +34,7 @@ class PairRow:
     origin: str = ""
     margin: float | None = None
     group: str = ""
+    pair: PreferencePair | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,21 +79,6 @@ def rated_margin(row: Rollout, chosen: int, rejected: int) -> float | None:
     return None if scores is None else scores[chosen] - scores[rejected]
 
 
-def rate_pairs(
-    source: NamedScorer, pairs: Sequence[LabelledPair], size: int, voice: Voice
-) -> list[float]:
-    """Returns the margins that a scorer gives to offline pairs, ``size`` at once."""
-    found: list[float] = []
-    with voice.phase("margins of the pairs", len(pairs), "pairs") as advance:
-        for at in range(0, len(pairs), size):
-            some = pairs[at : at + size]
-            texts = [[pair.chosen, pair.rejected] for pair in some]
-            rewards_BN = source([pair.prompt for pair in some], texts)
-            found += (rewards_BN[:, 0] - rewards_BN[:, 1]).tolist()
-            advance(len(some))
-    return found
-
-
 def use_margins(
     plan: Plan, disk: Disk, voice: Voice, iteration: int, pairs: list[LabelledPair]
 ) -> tuple[list[LabelledPair], dict[str, float]]:

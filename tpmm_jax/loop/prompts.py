@@ -14,7 +14,7 @@ from tpmm_jax.config import Config
 from tpmm_jax.data.answer_tokens import as_asked
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.data.messages import Written, as_dicts, without_ids
+from tpmm_jax.data.messages import Written, as_text, without_ids
 from tpmm_jax.data.prepare import prepare_prompts, unread_text
 from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import Prompt, duplicate_prompts
@@ -61,8 +61,7 @@ class EncodedPrompts:
           places: of their prompts.
           completions: of each prompt its answers' ids.
         """
-        ends = set(codec.eos_ids)
-        ended = [[bool(ends & set(ids[-1:])) for ids in some] for some in completions]
+        ended = [[codec.has_ended(ids) for ids in some] for some in completions]
         return Known(
             asked=[self.asked[i] for i in places],
             ended=ended,
@@ -346,8 +345,4 @@ def _check_counts(config: Config, pool: int, aside: int, train: int, held: int) 
 def _text(codec: TextCodec, prompt: Prompt, ids: list[int]) -> str:
     """A text as it is; of messages, one line per turn; of ids, their text."""
     content = without_ids(prompt.content)
-    if isinstance(content, str):
-        return content
-    if content is None:
-        return codec.decode(ids)
-    return "\n".join(f"{m['role']}: {m['content']}" for m in as_dicts(content))
+    return codec.decode(ids) if content is None else as_text(content)

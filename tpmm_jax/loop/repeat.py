@@ -20,6 +20,7 @@ from tpmm_jax.log.sessions import last_session, warn_versions
 from tpmm_jax.loop.cached_log_probs import THETA_0
 from tpmm_jax.loop.judging import Contest, judge_batch
 from tpmm_jax.loop.margins import stored_temperature
+from tpmm_jax.loop.offline_pairs import rate_pairs
 from tpmm_jax.loop.prompts import MAIN, EncodedPrompts
 from tpmm_jax.loop.raters_record import (
     ANSWERS,
@@ -255,11 +256,9 @@ def changed_margins(
         if not rows:
             continue
         before = np.asarray([[row.margin for row in rows]], np.float64)
-        rewards_BN = source(
-            [r.prompt for r in rows], [[r.chosen, r.rejected] for r in rows]
-        )
-        difference = rewards_BN[:, 0] - rewards_BN[:, 1]
-        now = (difference / stored_temperature(workdir))[None]
+        chunk = [row for _, row in plan.pair_chunks[t - 1]]
+        margins = rate_pairs(source, plan.runner.codec, chunk, rows, len(rows))
+        now = np.asarray([margins]) / stored_temperature(workdir)
         if place := worst(before, now):
             return {
                 MARGINS: f"{MARGINS} = {source.name} gives the pair of prompt "

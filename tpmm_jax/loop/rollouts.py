@@ -13,7 +13,8 @@ from tpmm_jax.evaluation import MAX_CUT, cut_share, cut_warning
 from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.loop.answers import sample_answers
 from tpmm_jax.loop.judged_labels import label_faults, label_warning
-from tpmm_jax.loop.margins import rate_pairs, rated_margin, use_margins
+from tpmm_jax.loop.margins import rated_margin, use_margins
+from tpmm_jax.loop.offline_pairs import as_labelled, rate_pairs
 from tpmm_jax.loop.run import ROLLOUT, Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import COLUMN, PairPlaces, make_pairs
@@ -192,29 +193,15 @@ def _flip_chunk(
     pairs = []
     for (held_out, row), u in zip(chunk, flips):
         flipped = bool(u < probability)
-        chosen, rejected = row.chosen_ids, row.rejected_ids
-        if flipped:
-            chosen, rejected = rejected, chosen
-        text = codec.completion_texts(row.prompt_ids, [chosen, rejected])
-        pairs.append(
-            LabelledPair(
-                prompt=codec.tokenizer.decode(row.prompt_ids),
-                chosen=text[0],
-                rejected=text[1],
-                origin=row.origin,
-                flipped=flipped,
-                held_out=held_out,
-                margin=_file_margin(plan, row, flipped),
-                prompt_ids=row.prompt_ids,
-                chosen_ids=chosen,
-                rejected_ids=rejected,
-            )
-        )
+        pair = as_labelled(codec, row, held_out=held_out, flipped=flipped)
+        pairs.append(replace(pair, margin=_file_margin(plan, row, flipped)))
     more: dict[str, float] = {}
     if plan.config.madpo.margins is not None:
         if (source := plan.raters.margins) is not None:
             size = plan.config.rollout.batch_size
-            margins = rate_pairs(source, pairs, size, voice)
+            rows = [row for _, row in chunk]
+            with voice.phase("margins of the pairs", len(pairs), "pairs") as advance:
+                margins = rate_pairs(source, codec, rows, pairs, size, advance)
             pairs = [replace(pair, margin=h) for pair, h in zip(pairs, margins)]
         pairs, more = use_margins(plan, disk, voice, iteration, pairs)
     _log_pairs(disk, voice, iteration, pairs, more)

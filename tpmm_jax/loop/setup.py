@@ -22,6 +22,7 @@ from tpmm_jax.log.sessions import log_session
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, split_chunks
 from tpmm_jax.loop.margins import load_margins, same_source_warning
+from tpmm_jax.loop.offline_pairs import probe_pairs
 from tpmm_jax.loop.prompts import MAIN, PromptSchedule, make_schedule
 from tpmm_jax.loop.raters_record import write_record
 from tpmm_jax.loop.repeat import check_raters, refuse_random
@@ -50,7 +51,7 @@ from tpmm_jax.loop.workdir import (
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.experts import check_mesh
-from tpmm_jax.rewards import COLUMN, Raters
+from tpmm_jax.rewards import COLUMN, MARGINS, NamedScorer, Raters
 from tpmm_jax.scoring import (
     check_context,
     load_raters,
@@ -174,6 +175,8 @@ def prepare(
         check_data(config, workdir, schedule, chunks)
     if schedule is not None:
         try_raters(config, codec, raters, schedule, started=started)
+    if chunks is not None and raters.margins is not None:
+        try_margins(config, codec, raters.margins, chunks, started=started)
     check_steps(config, schedule, chunks)
     positions = source.config.max_positions
     longest_prompt, longest_pair = run_lengths(config, schedule, chunks, positions)
@@ -248,6 +251,26 @@ def try_raters(
     said = raters.probe(main.texts[0], samples, known)
     if not started:
         refuse_random(config, said, raters.probe(main.texts[0], samples, known))
+
+
+def try_margins(
+    config: Config,
+    codec: TextCodec,
+    source: NamedScorer,
+    chunks: PairChunks,
+    *,
+    started: bool,
+) -> None:
+    """Asks what margins come from about the longest offline pairs.
+
+    Raises:
+      BadInput: it fails, is random, or is a model that cannot read the pairs.
+    """
+    rows = [row for chunk in chunks for _, row in chunk]
+    given = source, codec, rows, config.rollout.batch_size
+    said = {MARGINS: probe_pairs(*given)}
+    if not started:
+        refuse_random(config, said, {MARGINS: probe_pairs(*given)})
 
 
 def may_change(config: Config) -> set[str]:
