@@ -17,7 +17,7 @@ from tpmm_jax.data.prepare import prepare_prompts
 from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.prompts import number_prompts
-from tpmm_jax.rewards import ScorerConfig, load_scorer
+from tpmm_jax.rewards import Raters, ScorerConfig, load_scorer
 
 ROWS = [
     {"prompt": "w1", "answer": "w2", "rest": 0},
@@ -65,3 +65,18 @@ def test_a_column_that_is_not_there_is_refused(tmp_path):
     rows = [*ROWS, {"prompt": "w5"}]
     with pytest.raises(BadInput, match=r"jsonl:3: field 'answer' is missing"):
         read(tmp_path, rows).problems.settle()
+
+
+def test_an_option_of_a_columns_name_is_refused_with_both_named():
+    config = ScorerConfig(name=f"{__name__}:exact", options={"answer": 1, "bonus": 2})
+    raters = Raters(load_scorer(config))
+    assert not raters.columns()
+    raters.refuse_filled({"rest", "bonus"}, "data.prompts = p.jsonl")
+    text = (
+        r"p\.jsonl has the column 'answer', and scorer\.options gives the scorer's par"
+    )
+    with pytest.raises(BadInput, match=text):
+        raters.refuse_filled({"rest", "answer"}, "data.prompts = p.jsonl")
+    # What margins come from may ask for columns as well.
+    source = load_scorer(ScorerConfig(name=f"{__name__}:exact"))
+    assert Raters(margins=source).columns() == {"answer": f"{__name__}:exact"}

@@ -21,7 +21,7 @@ from tpmm_jax.data.prompts import Prompt, duplicate_prompts
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import kept_file, prompt_file
-from tpmm_jax.rewards import Known
+from tpmm_jax.rewards import Known, Raters
 
 # The name of a run's own evaluation prompts among the sets.
 MAIN = "evaluation"
@@ -169,18 +169,19 @@ def make_schedule(
     console: RunConsole,
     *,
     started: bool = False,
-    keep: Mapping[str, str] | None = None,
+    raters: Raters | None = None,
 ) -> PromptSchedule:
     """Returns the schedule of a run.
 
     Args:
       started: whether it has begun: functions must return what they returned then.
-      keep: columns that scorers ask for.
+      raters: whose columns the prompts keep.
 
     Raises:
       BadInput: too few prompts, or prompts that cannot be read or encoded.
     """
-    prompts = {}
+    raters, prompts = raters or Raters(), {}
+    keep = raters.columns()
     for option, source, name in prompt_sources(config):
         cache = workdir / name
         if started:
@@ -198,6 +199,8 @@ def make_schedule(
                 "which the answers go on with"
             )
         if found.unread:
+            unread = set(found.unread) - {*config.data.ignore_columns}
+            raters.refuse_filled(unread, f"{option} = {source}")
             console.note(unread_text(source, found.unread))
         prompts[option] = found.usable
     return plan_schedule(config, codec, prompts, console)

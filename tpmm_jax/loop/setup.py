@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from jax.sharding import Mesh
@@ -168,9 +168,7 @@ def prepare(
     check_mesh(mesh, source.config)
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)
-    schedule, chunks = load_data(
-        config, codec, workdir, console, started, raters.columns()
-    )
+    schedule, chunks = load_data(config, codec, workdir, console, started, raters)
     if started:
         check_data(config, workdir, schedule, chunks)
     if schedule is not None:
@@ -349,20 +347,22 @@ def load_data(
     workdir: pathlib.Path,
     console: RunConsole,
     started: bool,
-    keep: Mapping[str, str] | None = None,
+    raters: Raters,
 ) -> tuple[PromptSchedule | None, PairChunks | None]:
     """Returns the prompts and the offline pairs that the run uses, either or both.
 
     Args:
-      keep: columns beside the prompts that scorers ask for.
+      raters: whose columns beside the prompts are read too.
 
     Raises:
       BadInput: rows that are to be refused, all of them listed, or too few are left.
     """
     schedule, chunks = None, None
     if config.data.prompts is not None or config.data.eval_prompts is not None:
+        # Offline, margins are of pairs, which have no further columns.
+        asking = replace(raters, margins=None) if config.offline else raters
         schedule = make_schedule(
-            config, codec, workdir, console, started=started, keep=keep
+            config, codec, workdir, console, started=started, raters=asking
         )
         uses = schedule.uses(config.iterations)
         if config.data.prompts is not None and uses > 1:

@@ -1,7 +1,7 @@
 """All that rates answers: the scorer that labels, further scorers, judges."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -70,8 +70,29 @@ class Raters:
 
     def columns(self) -> dict[str, str]:
         """Returns {column beside the prompts: the first scorer that asks for it}."""
-        scorers = [*filter(None, [self.scorer]), *self.scorers.values()]
+        scorers = [*filter(None, [self.scorer, self.margins]), *self.scorers.values()]
         return {c: one.name for one in reversed(scorers) for c in one.columns}
+
+    def refuse_filled(self, unread: Collection[str], what: str) -> None:
+        """Refuses an option of a scorer that has the name of an unread column.
+
+        Args:
+          unread: columns beside the prompts that nothing reads.
+          what: holds them, for messages.
+
+        Raises:
+          BadInput: names the option, the scorer and the column.
+        """
+        fields = {"scorer.options": self.scorer, "madpo.options": self.margins}
+        for option, one in fields.items():
+            parts = () if one is None else one.parts
+            filled = [name for part in parts for name in part.filled]
+            for column in (name for name in filled if name in unread):
+                raise BadInput(
+                    f"{what} has the column {column!r}, and {option} gives the "
+                    f"scorer's parameter {column!r}: which of them is meant? Remove "
+                    "the option, or name the column in data.ignore_columns"
+                )
 
     def probe(
         self, prompt: str, num_responses: int, known: Known | None = None

@@ -130,6 +130,7 @@ class NamedScorer:
       digest: of a model of ours, which is called with the prompts as they were asked,
         the responses, and which of them ended; None of a user's function.
       columns: of the prompts' file, whose values the function is called with, by name.
+      filled: parameters that would be columns, had no option filled them.
       members: of a combination, which is called as this is: the scorers in it.
       averaged: of a model whose weights are a mean: the digests of the models in it.
     """
@@ -141,6 +142,7 @@ class NamedScorer:
     retries: int = 0
     digest: str | None = None
     columns: Sequence[str] = ()
+    filled: Sequence[str] = ()
     members: "tuple[NamedScorer, ...]" = ()
     averaged: Sequence[str] = ()
 
@@ -253,9 +255,9 @@ def find_function(
         return function(prompts, responses, **beside, **copy.deepcopy(dict(options)))
 
     columns = asked_columns(function, options)
-    return NamedScorer(
-        name, bound, limits.timeout, limits.option, limits.retries, columns=columns
-    )
+    filled = [x for x in asked_columns(function, {}) if x in options]
+    given = limits.timeout, limits.option, limits.retries
+    return NamedScorer(name, bound, *given, columns=columns, filled=filled)
 
 
 def asked_columns(function: Any, options: Mapping[str, Any]) -> tuple[str, ...]:
