@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tokenizers_for_tests as small
 
+from tpmm_jax.data.answer_tokens import encode_answers
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.ratings import Scored
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.data.reward_pairs import (
-    best_of_sets,
     choose_held_out,
     load_reward_pairs,
     prepare_reward_pairs,
@@ -87,12 +87,11 @@ def test_over_long_pairs_are_dropped_with_a_count_and_never_cut(save):
     assert len(whole.train) == 3 and whole.counts["over_long"] == 0
 
 
-def test_scored_answers_give_all_ordered_pairs_and_a_choice_of_four(save):
+def test_scored_answers_give_all_ordered_pairs_of_one_group(save):
     row = {"prompt": "the", "responses": [" sky", " dog", " grass", " time"]}
     found = prepare(RewardDataConfig(pairs=save(row | {"scores": [3, 1, 2, 0]})))
     assert [r.margin for r in found.train] == [1, 2, 3, 1, 2, 1]
     assert len({r.group for r in found.train}) == 1
-    assert best_of_sets(found.train) == [[0, 1, 2]]
 
 
 def test_no_group_is_on_both_sides_and_the_split_does_not_follow_the_order(save):
@@ -240,6 +239,23 @@ def test_scored_answers_of_a_run_keep_its_held_out_prompts_apart():
     assert all(
         row.origin[:3] == row.origin.split("over ")[1][:3] for row in found.train
     )
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_answer_that_was_cut_is_read_as_a_scorer_reads_it(chat):
+    tokenizer = small.byte_level(small.CHATML) if chat else LLAMA
+    texts = [" the sky", " a dog"]
+    ended = [False, True]
+    answers = [
+        Scored("hello", text, -n, str(n), ended=end)
+        for n, (text, end) in enumerate(zip(texts, ended))
+    ]
+    data = RewardDataConfig(rollouts="run", chat=chat)
+    found = prepare(data, tokenizer, answers=answers)
+    (row,) = found.train
+    rows = encode_answers(codec(tokenizer, data), ["hello"], [texts], [ended])
+    assert [row.prompt_ids + x for x in (row.chosen_ids, row.rejected_ids)] == rows[0]
+    assert found.counts["cut_answers"] == 1
 
 
 def test_what_is_read_and_dropped_is_said(save):

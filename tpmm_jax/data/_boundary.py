@@ -149,6 +149,14 @@ def end_completion(codec: TextCodec, ids: list[int], *, turns: int = 1) -> Ended
     return Ended(whole[:limit], len(whole) > limit, trailing, fault)
 
 
+def without_end(codec: TextCodec, ids: list[int]) -> list[int]:
+    """The ids of an answer that was cut: without the ends behind it."""
+    size = len(ids)
+    while size and ids[size - 1] in codec.eos_ids:
+        size -= 1
+    return ids[:size]
+
+
 def typed_end(codec: TextCodec, contents: Sequence[str]) -> str:
     """What is wrong with messages of which one goes on behind an end; else ""."""
     for number, ids in enumerate(text_ids(codec.tokenizer, contents), 1):

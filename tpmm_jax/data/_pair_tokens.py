@@ -22,6 +22,7 @@ from tpmm_jax.data._boundary import (
     typed_end,
     with_leading,
     without_bos,
+    without_end,
 )
 from tpmm_jax.data._earlier import as_turns
 from tpmm_jax.data._joining import Joined, Joiner
@@ -75,6 +76,7 @@ _READ_COUNTS = {
     "with_margin": "pairs with a margin, from a column or as a difference of scores",
     "answers": "scored answers",
     "over_long": "pairs dropped: longer than data.max_length",
+    "cut_answers": "scored answers that were cut when drawn, read without an end",
     "over_long_answers": "scored answers dropped: longer than data.max_length",
     "repeated_answers": "scored answers that repeat another one, used once",
     "equal_scores": "pairs dropped: scored alike",
@@ -209,6 +211,9 @@ def _end_side(
     clean = without_bos(codec, joined.ids)
     turns = as_messages(getattr(pair, name), "assistant")
     ended = end_completion(codec, clean, turns=len(turns))
+    if not pair.ended:
+        # One without any text keeps its end: no row is empty.
+        ended = ended._replace(ids=without_end(codec, ended.ids) or ended.ids)
     if len(turns) > 1:
         typed = typed_end(codec, [turn.content for turn in turns])
         ended = ended._replace(fault=typed)
@@ -276,6 +281,8 @@ def _write(
                 writer.completion(pair.prompt, opened, side)
                 for side in (pair.chosen, pair.rejected)
             ]
+            if not pair.ended:
+                sides = [(x.removesuffix(writer.closing), kept) for x, kept in sides]
         except TemplateStopped as error:
             raise TemplateStopped(f"{given.origin}: {error}") from None
         except BadInput as error:

@@ -32,6 +32,7 @@ class PreferencePair:
       separator: what stands behind a text prompt where no chat template does.
       margin: by how much chosen leads rejected, if the row says so; below 0 where it
         contradicts the label.
+      ended: False: both completions were cut, so that no end is put behind them.
     """
 
     prompt: Written
@@ -41,6 +42,7 @@ class PreferencePair:
     implicit: bool = False
     separator: str = ""
     margin: float | None = None
+    ended: bool = True
 
 
 class PairFault(Exception):

@@ -8,6 +8,7 @@ A template that writes the day (``strftime_now``) is given the codec's, so that 
 that is continued later reads the same prompts.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -78,6 +79,15 @@ class Writer:
             require_template(codec.tokenizer)
             self._dated = _dated(codec)
             self._stray, self._usual = self._headers()
+
+    @functools.cached_property
+    def closing(self) -> str:
+        """What a chat template writes behind an answer; "" without one."""
+        if not self._chat:
+            return ""
+        asked = (Message("user", "question"),)
+        text, _ = self.completion(asked, self.open_prompt(asked), "answer")
+        return text.rpartition("answer")[2]
 
     def prompt(self, content: Written, *, next_role: str = "assistant") -> str:
         """The prompt's text; with ``chat`` it ends where the next role's text begins.

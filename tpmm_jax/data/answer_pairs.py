@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tpmm_jax.data.checks import Key, content_key, digest_key, fold
+from tpmm_jax.data.pairs import PreferencePair
 from tpmm_jax.data.problems import Place, place_of
 from tpmm_jax.data.ratings import Scored
 from tpmm_jax.data.records import PairRow
@@ -95,8 +96,20 @@ def as_rows(
         )
         margin = better.score - worse.score
         sides = one.chosen_ids, other.chosen_ids
-        rows.append(PairRow(one.prompt_ids, *sides, origin, margin, group))
+        pair = as_pair(better, worse)
+        rows.append(PairRow(one.prompt_ids, *sides, origin, margin, group, pair))
     return rows
+
+
+def as_pair(better: Scored, worse: Scored) -> PreferencePair:
+    """Two answers to one prompt, the better one chosen."""
+    return PreferencePair(
+        better.prompt,
+        better.answer,
+        worse.answer,
+        better.origin,
+        margin=better.score - worse.score,
+    )
 
 
 def _groups(

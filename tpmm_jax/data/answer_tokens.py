@@ -12,6 +12,7 @@ from tpmm_jax.data._boundary import (
     text_ids,
     with_leading,
     without_bos,
+    without_end,
 )
 from tpmm_jax.data._joining import Joiner
 from tpmm_jax.data._templates import OpenPrompt, Writer
@@ -19,7 +20,6 @@ from tpmm_jax.data._transcripts import is_transcript, prompt_messages
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.messages import (
     Content,
-    Message,
     Written,
     as_messages,
     without_ids,
@@ -92,9 +92,7 @@ def _answer(codec: TextCodec, ids: list[int], ended: bool) -> list[int]:
     """
     clean = without_bos(codec, ids)
     found = end_completion(codec, clean)
-    whole = clean if found.fault else found.ids[:-1]
-    while whole and whole[-1] in codec.eos_ids:
-        whole = whole[:-1]
+    whole = without_end(codec, clean if found.fault else found.ids[:-1])
     if not ended:
         return whole
     return [*whole, codec.require_eos() if found.fault else found.ids[-1]]
@@ -110,7 +108,6 @@ def _write(
     writer = Writer(codec)
     opened: list[OpenPrompt] = []
     written: list[list[str]] = []
-    closing = _closing(writer) if codec.chat and not all(map(all, ended)) else ""
     for number, (prompt, texts, ends) in enumerate(zip(prompts, answers, ended)):
         try:
             one = writer.open_prompt(prompt)
@@ -119,14 +116,8 @@ def _write(
             raise type(error)(f"prompt {number}: {error}") from None
         opened.append(one)
         cuts = (
-            text if end else text.removesuffix(closing) for text, end in zip(some, ends)
+            text if end else text.removesuffix(writer.closing)
+            for text, end in zip(some, ends)
         )
         written.append(list(cuts))
     return opened, written
-
-
-def _closing(writer: Writer) -> str:
-    """What a chat template writes behind an answer."""
-    asked = (Message("user", "question"),)
-    text, _ = writer.completion(asked, writer.open_prompt(asked), "answer")
-    return text.rpartition("answer")[2]

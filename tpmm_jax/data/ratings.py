@@ -27,7 +27,7 @@ from tpmm_jax.errors import BadInput
 
 # The columns of a part, where data.fields does not name one.
 _TEXTS = ("text", "response", "completion", "answer", "content", "output")
-_NUMBERS = ("rating", "score", "overall_score", "reward")
+NUMBERS = ("rating", "score", "overall_score", "reward")
 _PROMPTS = ("prompt", *LISTS)
 
 
@@ -39,6 +39,7 @@ class Scored(NamedTuple):
       origin: where it stood; no two answers have the same.
       unit: answers of one prompt are compared within a unit, such as an iteration.
       held_out: whether its prompt trains nothing; None: nobody has decided.
+      ended: whether it came to its end; one that was cut gets none.
     """
 
     prompt: Written
@@ -47,10 +48,12 @@ class Scored(NamedTuple):
     origin: str
     unit: str = ""
     held_out: bool | None = None
+    ended: bool = True
 
     def twice(self) -> PreferencePair:
         """The answer on both sides of a pair, as the encoder takes it."""
-        return PreferencePair(self.prompt, self.answer, self.answer, self.origin)
+        sides = self.answer, self.answer
+        return PreferencePair(self.prompt, *sides, self.origin, ended=self.ended)
 
 
 class RatingSet(NamedTuple):
@@ -73,7 +76,7 @@ def read_ratings(data: RewardDataConfig, problems: Problems) -> RatingSet:
     named = data.fields
     found_columns = {column for row in rows for column in row.data}
     text = named.get("text") or _first(_TEXTS, found_columns)
-    rating = named.get("rating") or _first(_NUMBERS, found_columns)
+    rating = named.get("rating") or _first(NUMBERS, found_columns)
     beside = Beside((*data.ignore_columns, text, rating))
     parts = {part: named[part] for part in ("system", "history") if part in named}
     how = PromptReading(named.get("prompt", "prompt"), parts, data.parse_json, beside)
@@ -97,16 +100,16 @@ def read_ratings(data: RewardDataConfig, problems: Problems) -> RatingSet:
 
 
 def _read_rows(data: RewardDataConfig, problems: Problems) -> list[Row]:
-    columns = (*_TEXTS, *_NUMBERS, *_PROMPTS, *SPEAKING, *data.fields.values())
+    columns = (*_TEXTS, *NUMBERS, *_PROMPTS, *SPEAKING, *data.fields.values())
     source = data.source
     if not data.columns:
-        if _is_text(source):
+        if is_text(source):
             raise BadInput(
                 f"{source}: lines of text say no rating; name the cells that tabs "
                 'separate with data.columns, such as ["id", "rating", "text"]'
             )
         return read_rows(source, split=data.split, columns=columns, problems=problems)
-    if not _is_text(source):
+    if not is_text(source):
         raise BadInput(
             f"data.columns names the cells of a .txt file, but {source} is none; its "
             "columns have names, which data.fields takes"
@@ -124,7 +127,8 @@ def _read_rows(data: RewardDataConfig, problems: Problems) -> list[Row]:
     return kept
 
 
-def _is_text(source: str) -> bool:
+def is_text(source: str) -> bool:
+    """Whether a source is a file of lines without columns."""
     name = source.lower()
     return name.removesuffix(".gz").removesuffix(".zst").endswith(".txt")
 

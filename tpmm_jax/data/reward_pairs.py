@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tpmm_jax.data._pair_tokens import count_table, encode_pairs
-from tpmm_jax.data.answer_pairs import Choice, as_rows, pair_up, prompt_key
+from tpmm_jax.data.answer_pairs import as_pair, as_rows, pair_up, prompt_key
 from tpmm_jax.data.checks import digest_key, length_counts, length_remark
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.pairs import PreferencePair
@@ -186,25 +186,6 @@ def choose_held_out(groups: Iterable[str], fraction: float, seed: int) -> set[st
     return set(known[: round(fraction * len(known))])
 
 
-def best_of_sets(rows: Sequence[PairRow], size: int = 4) -> list[list[int]]:
-    """Returns the places of pairs that are a choice of one answer among ``size``.
-
-    A prompt gives one: its chosen answer with the most different rejected ones, with
-    the first size - 1 of these. The choice is right where all these pairs are.
-
-    >>> pairs = [PairRow([1], [2], [n], group="q") for n in (3, 4, 4, 5)]
-    >>> best_of_sets(pairs), best_of_sets(pairs, size=5)
-    ([[0, 1, 3]], [])
-    """
-    by_choice: dict[str, dict[tuple[int, ...], dict[tuple[int, ...], int]]] = {}
-    for place, row in enumerate(rows):
-        choices = by_choice.setdefault(row.group, {})
-        rejected = choices.setdefault(tuple(row.chosen_ids), {})
-        rejected.setdefault(tuple(row.rejected_ids), place)
-    longest = (max(c.values(), key=len) for c in by_choice.values())
-    return [list(c.values())[: size - 1] for c in longest if len(c) >= size - 1]
-
-
 def _from_pairs(
     data: RewardDataConfig,
     codec: TextCodec | None,
@@ -259,7 +240,7 @@ def _from_answers(
         some = [a for n, a in zip(names, answers) if (n in held) == side]
         choices, made = pair_up(some, data, [seed, _TEXTS, side])
         tally += made
-        pairs += map(_as_pair, choices)
+        pairs += [as_pair(choice.better, choice.worse) for choice in choices]
         rows[side] = as_rows(choices, ids, tally) if codec is not None else []
     tally["pairs"] = len(pairs)
     if codec is not None:
@@ -282,11 +263,5 @@ def _encode(
     counts["not_encoded"] = len(problems.origins()) - before
     kept = [row for row in rows if pair_length([row]) <= data.max_length]
     counts["over_long_answers"] = len(rows) - len(kept)
+    counts["cut_answers"] = sum(not answer.ended for answer in answers)
     return {row.origin: row for row in kept}
-
-
-def _as_pair(choice: Choice) -> PreferencePair:
-    better, worse, _ = choice
-    return PreferencePair(
-        better.prompt, better.answer, worse.answer, better.origin, margin=choice.margin
-    )

@@ -21,7 +21,7 @@ def read_rollouts(workdir: str | pathlib.Path) -> list[Scored]:
     is written one line per turn ("user: ..."); it becomes messages again.
 
     Raises:
-      BadInput: the folder holds no run, or no rewards.
+      BadInput: the folder holds no run, or no rewards, or what ends an answer is lost.
       CorruptCheckpoint: a line is not what the run wrote.
     """
     folder = pathlib.Path(workdir).expanduser()
@@ -31,7 +31,7 @@ def read_rollouts(workdir: str | pathlib.Path) -> list[Scored]:
             f"data.rollouts: {workdir} holds no iterations/*/rollouts.jsonl; wanted "
             "the workdir of a run of tpmm train that samples and scores (data.prompts)"
         )
-    chat = _chat(folder)
+    chat, ends = _chat(folder), _ends(folder)
     answers = []
     for file in files:
         for number, one in enumerate(read_growing_records(file, Rollout), start=1):
@@ -41,10 +41,19 @@ def read_rollouts(workdir: str | pathlib.Path) -> list[Scored]:
                     "answers that a scorer rated"
                 )
             prompt = _as_prompt(one.prompt) if chat else one.prompt
-            for at, (text, reward) in enumerate(zip(one.responses, one.rewards), 1):
-                origin = Place(f"{file}:{number} answer {at}", str(file), number)
-                unit = file.parent.name
-                answers.append(Scored(prompt, text, reward, origin, unit, one.held_out))
+            rated = zip(one.responses, one.rewards, one.response_ids)
+            for at, (text, reward, ids) in enumerate(rated, start=1):
+                answers.append(
+                    Scored(
+                        prompt,
+                        text,
+                        reward,
+                        Place(f"{file}:{number} answer {at}", str(file), number),
+                        unit=file.parent.name,
+                        held_out=one.held_out,
+                        ended=not ends.isdisjoint(ids[-1:]),
+                    )
+                )
     return answers
 
 
@@ -54,6 +63,21 @@ def _chat(folder: pathlib.Path) -> bool:
     with storage_errors(path):
         config = json.loads(path.read_text(encoding="utf-8"))
     return bool(config.get("data", {}).get("chat", False))
+
+
+def _ends(folder: pathlib.Path) -> set[int]:
+    """The ids at which the run's policies end an answer."""
+    path = folder / "model" / "generation_config.json"
+    with storage_errors(path):
+        text = path.read_text(encoding="utf-8") if path.exists() else "{}"
+    ids = json.loads(text).get("eos_token_id")
+    ends = set(ids if isinstance(ids, list) else [ids])
+    if not all(isinstance(token, int) for token in ends):
+        raise BadInput(
+            f"data.rollouts: {path} has no eos_token_id, which tells the answers that "
+            "were cut from those that ended; restore the file from a copy"
+        )
+    return ends
 
 
 def _as_prompt(text: str) -> Written:
