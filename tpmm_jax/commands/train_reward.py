@@ -64,16 +64,15 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
         except TpmmError as error:
             # A picture of the run is not worth the run.
             console.warn(f"report.html was not written: {error}")
+        lines = [f"look    {workdir}/report.html in a browser"]
         if text := failure(summary):
             console.warn(text)
-        console.next_steps(
-            [
-                f"look    {workdir}/report.html in a browser",
+        else:
+            lines += [
                 f"use     --set scorer.name=reward:{workdir} of tpmm train",
                 f"load    tpmm_jax.load_reward({f'{workdir}/{KEPT}@best'!r})",
-                f"curves  tensorboard --logdir {workdir}",
             ]
-        )
+        console.next_steps([*lines, f"curves  tensorboard --logdir {workdir}"])
 
 
 def train_reward(

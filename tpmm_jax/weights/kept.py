@@ -60,6 +60,21 @@ def damaged_step(
     )
 
 
+def refuse_untrained(workdir: pathlib.Path, kept: str, step: int) -> None:
+    """Raises BadInput if a run's best reward model is its start with a drawn head."""
+    if kept == TRAJECTORY or step:
+        return
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
+        start = trajectory.meta(step)
+    # The seed stands beside a start that was a causal model, or beside its base.
+    if "seed" in start or "seed" in start.get("base", {}):
+        raise BadInput(
+            f"{workdir} keeps no trained reward model: the head of {kept}@0 is as it "
+            "was drawn. Let tpmm train_reward come to its first better held-out loss, "
+            "with another train.learning_rate where it did not"
+        )
+
+
 def check_stored(
     workdir: pathlib.Path, kept: str, step: int, config: ModelConfig
 ) -> None:

@@ -41,6 +41,7 @@ from tpmm_jax.weights.kept import (
     committed_steps,
     damaged_step,
     held_steps,
+    refuse_untrained,
     run_workdir,
 )
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
@@ -278,6 +279,7 @@ def _resolve_step(workdir: pathlib.Path, kept: str, wanted: int | None) -> Sourc
     """A model that a run kept; None: the newest, of reward models the best."""
     if wanted is None:
         step = committed_steps(workdir, kept)[-1]
+        refuse_untrained(workdir, kept, step)
     else:
         step, (steps, damaged) = wanted, held_steps(workdir, kept)
         if step in damaged:
