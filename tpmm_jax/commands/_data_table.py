@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpmm_jax.commands._data_checks import Checked, PromptRow
+from tpmm_jax.data.problems import place_of
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.view import ShownToken, count_text, mark, token_texts, view_row
 
@@ -261,3 +262,11 @@ def _tokens(tokens: list[ShownToken], name: str, whole: bool, tokenizer: Any) ->
             line.append(" ")
     padding = sum(token.part == "padding" for token in tokens)
     return line.append(f"· x {padding}", style="dim") if padding else line
+
+
+def some_rows(rows: Sequence[Any], lines: Sequence[int], count: int) -> list[Any]:
+    """Returns the rows of some lines or, without lines, ``count`` from all over."""
+    if lines:
+        return [row for row in rows if place_of(row.origin).number in lines]
+    count = min(count, len(rows))
+    return [rows[n * (len(rows) - 1) // max(count - 1, 1)] for n in range(count)]

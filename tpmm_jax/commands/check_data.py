@@ -30,6 +30,7 @@ from tpmm_jax.commands._data_margins import (
     margin_facts,
     margin_line,
 )
+from tpmm_jax.commands._data_reward_run import check_reward_run
 from tpmm_jax.commands._data_rewards import check_reward
 from tpmm_jax.commands._data_run import (
     as_run,
@@ -38,7 +39,12 @@ from tpmm_jax.commands._data_run import (
     find_scorer,
     read_evaluation,
 )
-from tpmm_jax.commands._data_table import data_table, prompts_view, rows_view
+from tpmm_jax.commands._data_table import (
+    data_table,
+    prompts_view,
+    rows_view,
+    some_rows,
+)
 from tpmm_jax.commands._line import (
     Parser,
     add_timeout,
@@ -47,11 +53,11 @@ from tpmm_jax.commands._line import (
     timeout_of,
 )
 from tpmm_jax.commands._rows import add_row_options, row_options
-from tpmm_jax.config import Config, load_config
+from tpmm_jax.config import Config, RewardConfig, load_config
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prepare import unread_text
-from tpmm_jax.data.problems import SHOWN, listing, place_of
+from tpmm_jax.data.problems import SHOWN, listing
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput, TpmmError
@@ -76,7 +82,8 @@ EPILOG = """\
 examples:
   tpmm check_data pairs.jsonl                      all checks that need no tokenizer
   tpmm check_data pairs.jsonl --model org/name --eval held_out.jsonl
-  tpmm check_data --config configs/mine.py         a run's files, model and limits
+  tpmm check_data --config configs/mine.py         a run's files, model and limits;
+                                                   also of tpmm train_reward
   tpmm check_data pairs.jsonl --fields chosen=better,rejected=worse,prompt=question
   tpmm check_data pairs.jsonl --model m.gguf --line 12 --line 80    these rows, whole
   tpmm check_data pairs.jsonl --json | jq .counts
@@ -148,17 +155,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def read_config(args: argparse.Namespace) -> Config | RewardConfig | None:
+    """Returns the config if one is given."""
+    if args.overrides and args.config is None:
+        raise BadInput("--set changes a field of --config; give that too")
+    if args.config is None:
+        return None
+    return load_config(args.config, args.overrides, kind=None)
+
+
 def read_settings(
-    args: argparse.Namespace,
-) -> tuple[Config | None, DataConfig, list[str]]:
-    """Returns the config if one is given, how data are read, and the files.
+    args: argparse.Namespace, config: Config | None
+) -> tuple[DataConfig, list[str]]:
+    """Returns how data are read, and the files.
 
     Raises:
       BadInput: options that do not belong together or are out of range.
     """
-    if args.overrides and args.config is None:
-        raise BadInput("--set changes a field of --config; give that too")
-    config = None if args.config is None else load_config(args.config, args.overrides)
     data = DataConfig() if config is None else config.data
     names = (
         *("split", "chat", "prompt_field", "truncate_prompt"),
@@ -184,7 +197,7 @@ def read_settings(
     if args.show < 0 or any(line < 0 for line in args.line):
         raise BadInput("--show and --line take numbers of 0 or more")
     refuse_ignored(args, data)
-    return config, data, files
+    return data, files
 
 
 def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
@@ -245,22 +258,22 @@ def ratings_of(
 def choose_rows(args: argparse.Namespace, found: Checked) -> list[Any]:
     """Returns the rows to print: those of --line, or from all over the set."""
     rows: Sequence[Any] = found.encoded_prompts if args.prompts else found.encoded
-    if args.line:
-        return [row for row in rows if place_of(row.origin).number in args.line]
-    count = min(args.show, len(rows))
-    return [
-        rows[number * (len(rows) - 1) // max(count - 1, 1)] for number in range(count)
-    ]
+    return some_rows(rows, args.line, args.show)
 
 
 def check(args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    failed = None
     # A scorer or a config may print; with --json that is not part of the output.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
-        config, data, files = read_settings(args)
+        config = read_config(args)
+    if isinstance(config, RewardConfig):
+        usual = parse_args(["--config", args.config])
+        return check_reward_run(args, usual, config, console)
+    failed = None
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        data, files = read_settings(args, config)
         scorer = None if args.prompts else find_scorer(args, config, console)
         found, codec = check_files(args, config, data, files, console)
         if not args.prompts:

@@ -32,8 +32,17 @@ def load_config(
 ) -> Kind: ...
 
 
+@typing.overload
 def load_config(
-    path: str | os.PathLike, overrides: Sequence[str] = (), *, kind: type = Config
+    path: str | os.PathLike, overrides: Sequence[str] = (), *, kind: None
+) -> Config | RewardConfig: ...
+
+
+def load_config(
+    path: str | os.PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    kind: type | None = Config,
 ) -> Any:
     """Runs a config file, applies overrides, validates; returns the configuration.
 
@@ -42,7 +51,7 @@ def load_config(
 
     Args:
       overrides: "dotted.name=value", as after --set.
-      kind: the class that is wanted.
+      kind: the class that is wanted; None: that of any command.
 
     Raises:
       BadInput: whatever is wrong, with what was wanted.
@@ -75,21 +84,29 @@ def load_config(
         raise BadInput(f"{path}: {_explain(str(error))}") from error
     except Exception as error:
         raise BadInput(f"{path}: {type(error).__name__}: {error}") from error
-    if type(config) in COMMANDS and not isinstance(config, kind):
-        raise BadInput(
-            f"{path} configures another command: get_config() returned a "
-            f"{type(config).__name__}, which is for {COMMANDS[type(config)]}; "
-            f"{COMMANDS[kind]} wants a {kind.__name__}"
-        )
-    if not isinstance(config, kind):
-        raise BadInput(
-            f"{path}: get_config() returned a {type(config).__name__}; wanted a "
-            f"tpmm_jax.config.{kind.__name__}"
-        )
+    _check_kind(config, kind, path)
     for override in overrides:
         config = set_field(config, override)
     config.validate()
     return config
+
+
+def _check_kind(config: Any, kind: type | None, path: pathlib.Path) -> None:
+    """Raises BadInput where a config is of another command, or none."""
+    kinds = (Config, RewardConfig) if kind is None else (kind,)
+    if isinstance(config, kinds):
+        return
+    came = type(config)
+    if kind is not None and came in COMMANDS:
+        raise BadInput(
+            f"{path} configures another command: get_config() returned a "
+            f"{came.__name__}, which is for {COMMANDS[came]}; {COMMANDS[kind]} wants a "
+            f"{kind.__name__}"
+        )
+    raise BadInput(
+        f"{path}: get_config() returned a {came.__name__}; wanted a "
+        f"tpmm_jax.config.{' or '.join(one.__name__ for one in kinds)}"
+    )
 
 
 def _explain(message: str) -> str:
