@@ -36,6 +36,19 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="the first N prompts only")
 
 
+def add_results(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Adds the options that say how answers are written and where results go.
+
+    Args:
+      folder: what --output names.
+    """
+    add = parser.add_argument
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    add("--chat", action="store_true", help="write prompts with the chat template")
+    add("--output", metavar="DIR", help=folder)
+    add("--json", action="store_true", help="print the summary as JSON")
+
+
 def parse_labels(given: Sequence[str], option: str) -> dict[str, str]:
     """Returns {label: "module:function"} of options like LABEL=m:f."""
     found: dict[str, str] = {}

@@ -132,11 +132,15 @@ The run has no evaluation of this policy.
 {%- for text in run.watch %}
 **Warning of the reward-hacking watch:** {{ text | cell }}
 {% endfor %}
+{% set kept = "policy" -%}
+"""
+# Ends the card of what a run trained; "kept" says what that is.
+PROVENANCE = """\
 ## Provenance
 
 | | |
 |---|---|
-| policy | `{{ digest }}` |
+| {{ kept }} | `{{ digest }}` |
 {%- for key, value in run.data %}
 | {{ key }} | `{{ value | code }}` |
 {%- endfor %}
@@ -391,11 +395,11 @@ def write_card(template: str, **facts: Any) -> str:
     """Returns the card's text.
 
     Args:
-      template: one such as TEMPLATE, which ORIGIN ends.
+      template: one such as TEMPLATE, which PROVENANCE and ORIGIN end.
       facts: by the names in there.
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     # ASCII-safe JSON is YAML as well.
     environment.filters |= {"tojson": json.dumps, "cell": cell, "code": code}
-    text = environment.from_string(template + ORIGIN).render(**facts)
+    text = environment.from_string(template + PROVENANCE + ORIGIN).render(**facts)
     return text.rstrip() + "\n"

@@ -126,24 +126,7 @@ of rewards are calibrated on the held-out pairs.
 The run has no evaluation of this model.
 {%- endif %}
 
-## Provenance
-
-| | |
-|---|---|
-| weights | `{{ digest }}` |
-{%- for key, value in run.data %}
-| {{ key }} | `{{ value | code }}` |
-{%- endfor %}
-{%- for key, value in versions %}
-| {{ key | cell }} | {{ value | cell }} |
-{%- endfor %}
-
-The digests are SHA-256 sums of fingerprints of the weights, and of the data's tokens.
-The configuration of the run:
-
-```json
-{{ run.config_text }}
-```
+{% set kept = "weights" -%}
 """
 
 

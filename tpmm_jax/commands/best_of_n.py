@@ -16,6 +16,7 @@ from typing import Any
 
 from tpmm_jax.commands._candidates import (
     add_prompts,
+    add_results,
     find_candidates,
     parse_labels,
     probe,
@@ -106,7 +107,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_base(parser)
     add_row_options(add, pairs=False)
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     add_drawing(parser)
     add(
         "--batch-size",
@@ -114,9 +114,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="B",
         help=f"prompts per batch (default: of about {ANSWERS_AT_ONCE} answers)",
     )
-    add("--chat", action="store_true", help="write prompts with the chat template")
-    add("--output", metavar="DIR", help="folder for answers, curves, page and picture")
-    add("--json", action="store_true", help="print the summary as JSON")
+    add_results(parser, "folder for answers, curves, page and picture")
     return parser.parse_args(argv)
 
 

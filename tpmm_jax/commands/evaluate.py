@@ -15,6 +15,7 @@ from typing import Any
 
 from tpmm_jax.commands._candidates import (
     add_prompts,
+    add_results,
     find_candidates,
     parse_labels,
     probe,
@@ -115,11 +116,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
     add("--drop-bad-rows", action="store_true", help="drop bad rows of --pairs")
     add_row_options(add, pairs=True)
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     add_sampling(parser)
-    add("--chat", action="store_true", help="write prompts with the chat template")
-    add("--output", metavar="DIR", help="new folder for all rows and summary.json")
-    add("--json", action="store_true", help="print the summary as JSON")
+    add_results(parser, "new folder for all rows and summary.json")
     return parser.parse_args(argv)
 
 
