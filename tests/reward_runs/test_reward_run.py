@@ -7,7 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import tiny_reward
+import tiny_run
+from tiny_run import WORDS
 
+from tpmm_jax.commands import check_data
 from tpmm_jax.config import (
     Config,
     ModelSource,
@@ -15,7 +18,9 @@ from tpmm_jax.config import (
     RewardEvaluationConfig,
     load_config,
 )
+from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.records import PairRow
+from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput, NotFinite, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import read_metrics
@@ -23,10 +28,12 @@ from tpmm_jax.log.rewards import failure
 from tpmm_jax.loop.repair import repair
 from tpmm_jax.loop.safety import refuse_rewards
 from tpmm_jax.loop.voice import StopFlag, Voice
+from tpmm_jax.losses import RewardLossConfig
 from tpmm_jax.report.page import write_report
 from tpmm_jax.reward_runs import sets
 from tpmm_jax.reward_runs.measuring import refuse_constant
 from tpmm_jax.reward_runs.setup import prepare
+from tpmm_jax.steps import TrainConfig
 from tpmm_jax.store import Trajectory
 from tpmm_jax.weights.loading import load_reward
 
@@ -139,10 +146,59 @@ def test_a_finished_run_stays_as_it_is(run, tmp_path):
     assert result(tmp_path / "rm") == before
 
 
+def test_it_ends_early_where_the_held_out_loss_does_not_fall(tmp_path):
+    evaluation = RewardEvaluationConfig(holdout_fraction=0.3, every=2, patience=2)
+    train = TrainConfig(learning_rate=1.0, batch_size=8, epochs=20)
+    changes = {"evaluation": evaluation, "train": train}
+    said = go(tmp_path / "rm", **changes)
+    assert "2 evaluations without a lower held-out loss" in said
+    rows = [row for row in read_metrics(tmp_path / "rm") if row["kind"] == "held_out"]
+    losses = [row["heldout/loss"] for row in rows]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 3 and rows[-1]["step"] == 2 * len(rows) - 2 < 140
+    summary = json.loads((tmp_path / "rm/iterations/001/summary.json").read_text())
+    assert summary["step"] == rows[best]["step"]
+    # What ended early is finished: the same command trains no further.
+    before = result(tmp_path / "rm")
+    assert "Bradley-Terry" not in go(tmp_path / "rm", **changes)
+    assert result(tmp_path / "rm") == before
+
+
+def test_a_step_that_is_not_finite_ends_it_and_leaves_no_best(tmp_path):
+    train = TrainConfig(learning_rate=1e30, batch_size=8, epochs=2)
+    for _ in range(2):
+        with pytest.raises(NotFinite, match=r"step 1: .* is (nan|inf), because of .*:"):
+            go(tmp_path / "rm", train=train)
+        with Trajectory(tmp_path / "rm/reward", read_only=True) as trajectory:
+            assert trajectory.steps() == [0]
+    with pytest.raises(BadInput, match=r"no trained reward model.*reward@0"):
+        load_reward(tmp_path / "rm")
+
+
 def test_another_configuration_is_refused(run):
     workdir, _ = run
     with pytest.raises(BadInput, match=r"seed: was 0, is now 1"):
         go(workdir, seed=1)
+
+
+def test_check_data_reads_and_splits_as_the_run(tmp_path, capsys):
+    path = tmp_path / "of_reward.py"
+    path.write_text("from tiny_reward import get_config\n")
+
+    def check(*options):
+        return check_data.main(["--config", str(path), *options]), capsys.readouterr()
+
+    code, out = check("--json")
+    found = json.loads(out.out)
+    pairs = {name: facts["pairs"] for name, facts in found["sets"].items()}
+    assert code == 0 and pairs == {"train": 51, "heldout": 21, "others": 6}
+    assert found["steps"] == 14 and found["sets"]["heldout"]["prompts"] == 7
+    code, out = check("--line", "1")
+    assert code == 0 and "21 pairs of 7 prompts" in out.out and ":1" in out.out
+    code, out = check("--max-length", "9")
+    assert code == 2 and "--max-length is not for a reward model's" in out.err
+    code, out = check("--set", 'data.fields={"chosen": "better"}')
+    assert code == 2 and "field 'better' is missing" in out.err
 
 
 def rows(prompts):
@@ -164,6 +220,35 @@ def test_test_pairs_whose_prompt_trains_are_said(run, tmp_path):
     shared = plan.sets.shared
     assert shared == {"heldout": 0, "same": len(plan.sets.train)}
     assert f"same: {shared['same']} of 72 pairs" in out.getvalue()
+
+
+def test_sets_are_of_any_kind_and_texts_that_train_are_counted(tmp_path):
+    texts = [" ".join(WORDS[n : n + 5]) for n in range(22)]
+    rated = [{"text": text, "rating": n} for n, text in enumerate(texts)]
+    other = {"text": "w1 w1 w1", "rating": 30}
+    files = {
+        "own": rated,
+        "rated": [other, rated[3] | {"text": f" {texts[3]} "}],
+        "told": [{"chosen": "w2 w2", "rejected": "w3 w3", "extra": 1}],
+    }
+    for name, rows in files.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = str(path)
+    data = RewardDataConfig(ratings=files.pop("own"), pairs_per_text=1)
+    files["asked"] = tiny_reward.files()[1]
+    evaluation = RewardEvaluationConfig(holdout_fraction=0.3, sets=files)
+    config = tiny_reward.get_config(
+        data=data, evaluation=evaluation, loss=RewardLossConfig(use_margins=True)
+    )
+    config.validate()
+    codec = make_codec(None, tiny_run.tokenizer(), data.reading())
+    out = io.StringIO()
+    found = sets.load_sets(config, codec, 64, tmp_path, RunConsole(out, width=80))
+    trains = any(texts[3] in (x.pair.chosen, x.pair.rejected) for x in found.train)
+    assert found.shared == {"heldout": 0, "rated": trains, "told": 0, "asked": 0}
+    assert ("rated: 1 of 1 pairs have a text" in out.getvalue()) == trains
+    assert found.tests["rated"][0].margin == 27 and len(found.tests["asked"]) == 6
 
 
 def test_rows_longer_than_the_context_are_dropped_and_all_of_them_refused():

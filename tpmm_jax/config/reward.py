@@ -34,8 +34,8 @@ class RewardEvaluationConfig:
         and the last one are evaluated too.
       patience: training ends after so many evaluations in a row without a lower
         held-out loss; None: it goes through all its steps.
-      sets: further test sets by name, of the training's domain or of others; sources
-        like those of the training pairs.
+      sets: further test sets by name, of the training's domain or of others: pairs,
+        ratings or the workdir of a run, whatever trains. Files and columns tell which.
       best_of: answers of one choice where a prompt has a chosen answer with several
         rejected ones: 4 is one chosen and three rejected, chance 1 / 4.
     """

@@ -57,6 +57,17 @@ def group_of(pair: PreferencePair) -> str:
     return digest_key((prompt, *sorted(map(str, sides))))
 
 
+def units_of(row: PairRow) -> set[str]:
+    """What of a row may not be on both sides of a split.
+
+    That is its prompt; of texts that stand alone, each of the two.
+    """
+    if row.pair is None or row.pair.prompt:
+        return {row.group}
+    sides = row.pair.chosen, row.pair.rejected
+    return {digest_key(fold(content_key(side))) for side in sides}
+
+
 def digest_key(key: Key) -> str:
     """A short digest of a content's key."""
     return hashlib.sha256(repr(key).encode()).hexdigest()[:16]

@@ -69,9 +69,19 @@ class RewardDataConfig:
         """What is read."""
         return str(getattr(self, self.kind))
 
-    def at(self, source: str) -> "RewardDataConfig":
-        """Returns the same for another source of this kind."""
-        change: dict[str, Any] = {self.kind: source}
+    def at(self, source: str, kind: Kind | None = None) -> "RewardDataConfig":
+        """Returns the same for another source.
+
+        Args:
+          kind: None: this one. Of another kind the source has the usual columns, and
+            what says nothing of that kind is left out.
+        """
+        kind = kind or self.kind
+        change: dict[str, Any] = {**dict.fromkeys(KINDS), kind: source}
+        if kind != self.kind:
+            usual = RewardDataConfig()
+            reset = ("fields", *(name for name in _ONLY if kind not in _ONLY[name]))
+            change |= {name: getattr(usual, name) for name in reset}
         return replace(self, **change)
 
     def reading(self) -> DataConfig:

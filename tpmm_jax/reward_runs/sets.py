@@ -3,16 +3,18 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tpmm_jax.config import HELD_OUT, RewardConfig
 from tpmm_jax.data.batches import collate
+from tpmm_jax.data.checks import units_of
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.reward_config import RewardDataConfig
+from tpmm_jax.data.reward_kinds import find_kind
 from tpmm_jax.data.reward_pairs import fitting, load_reward_pairs
 from tpmm_jax.data.table import Table, pair_length, round_up
 from tpmm_jax.errors import BadInput
@@ -34,7 +36,8 @@ class PairSets:
     Attributes:
       train: they train.
       tests: by name; HELD_OUT is the training pairs' own.
-      shared: test set -> how many of its pairs have a prompt that trains.
+      shared: test set -> how many of its pairs have a prompt that trains, or, without
+        prompts, a text.
     """
 
     train: list[PairRow]
@@ -70,26 +73,42 @@ def load_sets(
     data, fraction = config.data, config.evaluation.holdout_fraction
     option, path = f"data.{data.kind}", workdir / "pairs.jsonl"
     made = _written(data.source, option, path, data.timeout)
-    train, held = _load(config, data.at(made), codec, console, fraction)
+    margins = config.loss.use_margins
+    train, held = _load(config, data.at(made), codec, console, fraction, margins)
     tests = {HELD_OUT: held}
     for name, source in config.evaluation.sets.items():
         option, path = f"evaluation.sets.{name}", workdir / f"pairs-{name}.jsonl"
-        of_set = data.at(_written(source, option, path, data.timeout))
-        tests[name] = _load(config, of_set, codec, console, 0.0)[0]
+        made = _written(source, option, path, data.timeout)
+        of_set = data.at(made, find_kind(made, data))
+        # No measure reads margins.
+        tests[name] = _load(config, of_set, codec, console, 0.0, margins=False)[0]
     refuse_few(data.source, train, held)
     train = fitting(train, limit, console.warn, data.source)
     tests = {n: fitting(rows, limit, console.warn, n) for n, rows in tests.items()}
-    known = {row.group for row in train}
+    shared = _count_shared(train, tests, console)
+    return PairSets(train, tests, shared)
+
+
+def _count_shared(
+    train: Sequence[PairRow],
+    tests: Mapping[str, Sequence[PairRow]],
+    console: RunConsole,
+) -> dict[str, int]:
+    """Returns, of each test set, the pairs with a prompt or text that trains; warns."""
+    known = set[str]().union(*map(units_of, train))
     shared = {
-        name: sum(row.group in known for row in rows) for name, rows in tests.items()
+        name: sum(not known.isdisjoint(units_of(row)) for row in rows)
+        for name, rows in tests.items()
     }
     for name, count in shared.items():
         if count:
+            alone = any(x.pair is not None and not x.pair.prompt for x in tests[name])
+            what = "text" if alone else "prompt"
             console.warn(
-                f"{name}: {count:,} of {len(tests[name]):,} pairs have a prompt that "
-                "trains too; its accuracy says less of new prompts"
+                f"{name}: {count:,} of {len(tests[name]):,} pairs have a {what} that "
+                f"trains too; its accuracy says less of new {what}s"
             )
-    return PairSets(train, tests, shared)
+    return shared
 
 
 def _written(
@@ -123,6 +142,7 @@ def _load(
     codec: TextCodec,
     console: RunConsole,
     fraction: float,
+    margins: bool,
 ) -> tuple[list[PairRow], list[PairRow]]:
     """Returns the rows of a source that train, and those held out."""
     rollouts = data.kind == "rollouts"
@@ -131,7 +151,7 @@ def _load(
         codec,
         seed=config.seed,
         holdout_fraction=fraction,
-        margins=config.loss.use_margins,
+        margins=margins,
         answers=read_rollouts(data.source) if rollouts else None,
         note=console.note,
         warn=console.warn,
