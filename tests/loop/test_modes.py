@@ -26,7 +26,7 @@ from tpmm_jax.report.gather import read_run
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.samples import run_samples
 from tpmm_jax.report.watched import looked_at, not_looked_at
-from tpmm_jax.rewards import PairingConfig, ScorerConfig
+from tpmm_jax.rewards import MadpoConfig, PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
 from tpmm_jax.store.digests import write_listed_json
 
@@ -206,6 +206,12 @@ DATA = MeshConfig(data=-1, fsdp=1, tensor=1)
 EVERY_AXIS = MeshConfig(data=2, fsdp=2, tensor=2)
 
 
+def weighed(**changes: Any) -> Config:
+    """Margins travel to the loss as a column of the batch."""
+    loss, margins = LossConfig(name="madpo"), MadpoConfig(margins="tiny_run:score")
+    return tiny_run.get_config(loss=loss, madpo=margins, **changes)
+
+
 @pytest.fixture(scope="module")
 def on_mesh(
     tmp_path_factory: pytest.TempPathFactory,
@@ -215,7 +221,7 @@ def on_mesh(
     @functools.cache
     def made(mesh: MeshConfig) -> pathlib.Path:
         workdir = tmp_path_factory.mktemp("mesh") / "run"
-        start(tiny_run.get_config(iterations=1, mesh=mesh), workdir)
+        start(weighed(iterations=1, mesh=mesh), workdir)
         return workdir
 
     return made
@@ -244,7 +250,7 @@ def test_a_run_continues_on_another_mesh(
     on_mesh: Callable[[MeshConfig], pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     workdir = shutil.copytree(on_mesh(EVERY_AXIS), tmp_path / "run")
-    rows = start(tiny_run.get_config(iterations=2, mesh=DATA), workdir)
+    rows = start(weighed(iterations=2, mesh=DATA), workdir)
     assert [row["iteration"] for row in of_kind(rows, "iteration")] == [0, 1, 2]
 
 
