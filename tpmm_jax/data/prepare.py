@@ -15,6 +15,7 @@ from tpmm_jax.data.prompt_tokens import EncodedPrompt, encode_prompts
 from tpmm_jax.data.prompts import Prompt, read_prompt_set
 from tpmm_jax.data.records import PairRow
 
+AS_LABELLED = "trained on as labelled"
 # Columns that one line names.
 _NAMED = 20
 
@@ -211,20 +212,26 @@ def load_rows(
     lengths = ((len(row.chosen_ids), len(row.rejected_ids)) for row in found.rows)
     if remark := length_remark(length_counts(lengths), "tokens"):
         note(f"{source}: {remark}")
-    if remarks := remark_text(source, found.problems):
+    # What margins are used for decides what becomes of these pairs.
+    then = "used as pairing.margins says" if margins else AS_LABELLED
+    if remarks := remark_text(source, found.problems, then):
         warn(remarks)
     if text := margin_text(source, found.problems):
         note(text)
     return found.rows
 
 
-def remark_text(source: str, problems: Problems) -> str:
-    """The pairs whose ratings contradict their labels, named; "" if there are none."""
+def remark_text(source: str, problems: Problems, then: str = AS_LABELLED) -> str:
+    """The pairs whose ratings contradict their labels, named; "" if there are none.
+
+    Args:
+      then: what becomes of them.
+    """
     if not problems.remarks:
         return ""
     pairs = _few(len(problems.remarks), "pair")
     return (
-        f"{source}: ratings prefer rejected in {pairs}, trained on as labelled\n"
+        f"{source}: ratings prefer rejected in {pairs}, {then}\n"
         f"{listing(problems.remarks)}"
     )
 
