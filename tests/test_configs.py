@@ -24,7 +24,7 @@ def test_config_is_valid(
 ) -> None:
     (tmp_path / "models" / "stories260k").mkdir(parents=True)
     monkeypatch.setenv("TPMM_ASSETS", str(tmp_path))
-    kind = RewardConfig if name.startswith("reward_") else Config
+    kind = RewardConfig if name.startswith(("reward_", "umm_")) else Config
     config = load_config(ROOT / "configs" / f"{name}.py", kind=kind)
     assert isinstance(config, kind)
 

@@ -74,8 +74,11 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("documents")
     (folder / "configs").mkdir()
     for path in CONFIGS:
-        tiny = "tiny_reward" if path.stem.startswith("reward_") else "tiny_run"
-        text = f"from {tiny} import get_config  # noqa: F401\n"
+        tiny = (
+            "tiny_reward" if path.stem.startswith(("reward_", "umm_")) else "tiny_run"
+        )
+        name = "get_mixture as get_config" if path.stem == "umm_rm" else "get_config"
+        text = f"from {tiny} import {name}  # noqa: F401\n"
         (folder / "configs" / path.name).write_text(text)
     model = folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
     tiny_run.build_model(model)

@@ -7,6 +7,7 @@ import pytest
 
 from tpmm_jax.evaluation import (
     Bin,
+    accuracy_gain,
     calibration_error,
     choice_accuracy,
     fit_temperature,
@@ -87,3 +88,15 @@ def test_choices_are_pairs_of_one_prompt_and_chosen_answer():
     share, count = choice_accuracy(rewards_PN, *names)
     assert (share.mean, count) == (1.0, 1)
     assert choice_accuracy(rewards_PN, *names, size=5) is None
+
+
+def test_gains_are_paired_and_by_prompt():
+    rng = np.random.default_rng(0)
+    margin_P, before_P = rng.normal(size=(2, 60))
+    prompts = [number // 4 if number < 40 else 10 + number for number in range(60)]
+    gain = accuracy_gain(margin_P, before_P, prompts)
+    assert gain.mean == pytest.approx(np.mean(margin_P > 0) - np.mean(before_P > 0))
+    assert gain.low < gain.mean < gain.high
+    # The same pairs twice say no more of other prompts.
+    twice = accuracy_gain(*(np.tile(x, 2) for x in (margin_P, before_P)), prompts * 2)
+    np.testing.assert_allclose(twice, gain)

@@ -11,9 +11,15 @@ import numpy as np
 import tiny_run
 
 from tpmm_jax.commands import train_reward
-from tpmm_jax.config import ModelSource, RewardConfig, RewardEvaluationConfig
+from tpmm_jax.config import (
+    MergeBackConfig,
+    ModelSource,
+    RewardConfig,
+    RewardEvaluationConfig,
+)
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.models.upcycling import UpcyclingConfig
 from tpmm_jax.steps import TrainConfig
 
 build_model = tiny_run.build_model
@@ -60,8 +66,17 @@ def get_config(**changes: Any) -> RewardConfig:
     return RewardConfig(**{**fields, **changes})
 
 
-def go(workdir: pathlib.Path, **changes: Any) -> str:
+def get_mixture(**changes: Any) -> RewardConfig:
+    """The same with experts, which are merged back in a few steps."""
+    fields: dict[str, Any] = {
+        "experts": UpcyclingConfig(count=3, top_k=2),
+        "merge": MergeBackConfig(steps=3, batch_size=8, holdout=0.3),
+    }
+    return get_config(**{**fields, **changes})
+
+
+def go(workdir: pathlib.Path, make: Any = get_config, **changes: Any) -> str:
     """Runs a configuration; returns what was printed."""
     out = io.StringIO()
-    train_reward.run(get_config(**changes), workdir, RunConsole(out, width=80))
+    train_reward.run(make(**changes), workdir, RunConsole(out, width=80))
     return out.getvalue()

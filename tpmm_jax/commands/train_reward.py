@@ -14,11 +14,14 @@ from tpmm_jax.commands._line import Parser, guarded
 from tpmm_jax.commands._training import add_run_options, run_in_workdir
 from tpmm_jax.config import RewardConfig, load_config
 from tpmm_jax.errors import TpmmError
+from tpmm_jax.log.compared import show_compared
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.rewards import failure, show_rewards
+from tpmm_jax.merging import EXPERT_RULES
 from tpmm_jax.report.page import write_report
 from tpmm_jax.reward_runs.finish import finish
-from tpmm_jax.reward_runs.plan import ITERATION, KEPT
+from tpmm_jax.reward_runs.merge_back import merge_back
+from tpmm_jax.reward_runs.plan import ITERATION, KEPT, MERGED
 from tpmm_jax.reward_runs.routers import ROUTERS
 from tpmm_jax.reward_runs.setup import open_reward_run
 from tpmm_jax.reward_runs.training import is_trained, train
@@ -51,6 +54,7 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
         if disk.is_evaluated(ITERATION):
             path = disk.folder(ITERATION) / "summary.json"
             summary = read_listed_json(path)
+            merge_back(plan, disk, voice, summary["kept"])
         else:
             if not is_trained(plan, disk):
                 train(plan, disk, voice)
@@ -59,6 +63,7 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
         path = disk.folder(ITERATION) / ROUTERS
         routers = read_listed_json(path) if path.exists() else {}
         show_rewards(console, summary, routers)
+        show_compared(console, summary)
         try:
             write_report([workdir])
         except TpmmError as error:
@@ -68,9 +73,14 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
         if text := failure(summary):
             console.warn(text)
         else:
+            merged = [r for r in EXPERT_RULES if r in summary.get("compared", {})]
             lines += [
                 f"use     --set scorer.name=reward:{workdir} of tpmm train",
                 f"load    tpmm_jax.load_reward({f'{workdir}/{KEPT}@best'!r})",
+                *(
+                    f"merged  tpmm_jax.load_reward({f'{workdir}/{MERGED}/{rule}'!r})"
+                    for rule in merged
+                ),
             ]
         console.next_steps([*lines, f"curves  tensorboard --logdir {workdir}"])
 

@@ -5,6 +5,7 @@ from tpmm_jax.config.loading import load_config
 from tpmm_jax.config.reward import (
     HELD_OUT,
     REWARD_MAY_CHANGE,
+    MergeBackConfig,
     RewardConfig,
     RewardEvaluationConfig,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "REWARD_MAY_CHANGE",
     "Config",
     "EvaluationConfig",
+    "MergeBackConfig",
     "ModelSource",
     "RewardConfig",
     "RewardEvaluationConfig",

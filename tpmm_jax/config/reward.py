@@ -1,13 +1,14 @@
 """The configuration of a reward model's training, from the rooms' own."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from tpmm_jax.config.fields import check_types
 from tpmm_jax.config.schema import ModelSource
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import RewardLossConfig
+from tpmm_jax.merging import EXPERT_RULES, ExpertMergeConfig
 from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.models import NoiseConfig
 from tpmm_jax.models.upcycling import UpcyclingConfig
@@ -75,6 +76,61 @@ class RewardEvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeBackConfig:
+    """What the best model's experts are merged into at the end, where it has some.
+
+    Attributes:
+      rules: keys of merging.EXPERT_RULES; each gives a dense model, in
+        WORKDIR/merged/RULE, which is measured beside the mixture. Empty: none.
+      learning_rate, steps, batch_size, holdout: of "learned", on the run's held-out
+        pairs; see ``merging.ExpertMergeConfig``.
+    """
+
+    rules: Sequence[str] = tuple(EXPERT_RULES)
+    learning_rate: float = 0.1
+    steps: int = 100
+    batch_size: int = 32
+    holdout: float = 0.2
+
+    def of(self, rule: str, seed: int) -> ExpertMergeConfig:
+        """Returns the settings of one of the rules."""
+        return ExpertMergeConfig(
+            rule=rule,
+            learning_rate=self.learning_rate,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            holdout=self.holdout,
+            seed=seed,
+        )
+
+    def validate(self) -> None:
+        """Raises BadInput for a value out of range, or one that nothing would read."""
+        unknown = [rule for rule in self.rules if rule not in EXPERT_RULES]
+        if unknown or len(set(self.rules)) < len(self.rules):
+            raise BadInput(
+                f"merge.rules is {list(self.rules)}; use different ones of "
+                f"{', '.join(EXPERT_RULES)}, or none"
+            )
+        self.of("learned", 0).validate()
+        if "learned" not in self.rules and (changed := self.changed({"rules"})):
+            raise BadInput(
+                f"{changed} has no meaning without the rule learned; leave it unset, "
+                "or add learned to merge.rules"
+            )
+
+    def changed(self, but: Collection[str] = ()) -> str:
+        """Returns the first field that is not at its default, as "merge.x is y"."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            same = (
+                tuple(value) == f.default if f.name == "rules" else value == f.default
+            )
+            if f.name not in but and not same:
+                return f"merge.{f.name} is {value}"
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """The training of one reward model, by tpmm train_reward.
 
@@ -87,6 +143,7 @@ class RewardConfig:
         reward model, which is trained further.
       experts: routed experts that the model is given before it is trained.
       noise: of training.
+      merge: what a mixture's experts are merged into at the end.
     """
 
     seed: int = 0
@@ -99,6 +156,7 @@ class RewardConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     train: TrainConfig
     evaluation: RewardEvaluationConfig = field(default_factory=RewardEvaluationConfig)
+    merge: MergeBackConfig = field(default_factory=MergeBackConfig)
 
     def validate(self) -> None:
         """Checks types, ranges and combinations.
@@ -123,6 +181,7 @@ class RewardConfig:
         self._check_noise()
         self.train.validate()
         self.evaluation.validate()
+        self.merge.validate()
 
     @property
     def order(self) -> int:

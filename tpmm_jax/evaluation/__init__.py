@@ -12,6 +12,7 @@ from tpmm_jax.evaluation.cuts import MAX_CUT, cut_share, cut_warning
 from tpmm_jax.evaluation.diversity import distinct
 from tpmm_jax.evaluation.intervals import (
     Interval,
+    accuracy_gain,
     accuracy_interval,
     joint_intervals,
     mean_interval,
@@ -43,6 +44,7 @@ __all__ = [
     "Evaluated",
     "Interval",
     "Turn",
+    "accuracy_gain",
     "accuracy_interval",
     "best_of",
     "calibration_error",

@@ -179,6 +179,28 @@ def accuracy_interval(
     return rate_interval([np.asarray(some) for some in by_prompt.values()])
 
 
+def accuracy_gain(
+    margin_P: Float[np.ndarray, " P"],
+    before_P: Float[np.ndarray, " P"],
+    prompts: Sequence[Hashable],
+) -> Interval:
+    """Returns how much higher one accuracy is than another, paired by pair.
+
+    The interval's unit is the prompt; where the two differ nowhere it is (-inf, inf).
+
+    Args:
+      margin_P, before_P: of each pair by the one model and by the other.
+      prompts: the prompt of each pair.
+    """
+    right = [(m > 0) + 0.5 * (m == 0) for m in (margin_P, before_P)]
+    sums: dict[Hashable, float] = {}
+    for prompt, gain in zip(prompts, right[0] - right[1]):
+        sums[prompt] = sums.get(prompt, 0.0) + float(gain)
+    # Each prompt's part of the mean over pairs.
+    values_B = np.asarray(list(sums.values())) * (len(sums) / len(margin_P))
+    return mean_interval(values_B[:, None])
+
+
 def _exact(rate: float, trials: float) -> tuple[float, float]:
     won, lost, tail = rate * trials, (1 - rate) * trials, (1 - LEVEL) / 2
     low = scipy.stats.beta.ppf(tail, won, lost + 1)

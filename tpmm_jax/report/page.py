@@ -109,6 +109,8 @@ def reward_page(run: RunData) -> str:
         found=found,
         failed=failure(found.summary) if found.summary else "",
         table=reward.table(found),
+        compared=reward.compared_table(found),
+        compared_note=reward.compared_note(found),
         described=reward.facts(run, found),
         sections=reward.sections(run, found),
         examples=reward.examples(found),

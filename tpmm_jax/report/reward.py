@@ -11,14 +11,16 @@ from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter
 
 from tpmm_jax.evaluation import Bin, reliability
+from tpmm_jax.log.compared import caption, compared_columns
 from tpmm_jax.log.metrics import HELD_OUT_KIND
 from tpmm_jax.log.rewards import columns
 from tpmm_jax.log.routers import describe_routers
+from tpmm_jax.merging import EXPERT_RULES
 from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve
 from tpmm_jax.report.gather import RunData
 from tpmm_jax.report.panels import Panel, Section
-from tpmm_jax.report.routers import router_panels
+from tpmm_jax.report.routers import router_panels, weight_panels
 from tpmm_jax.store.digests import read_listed, read_listed_json
 
 KEPT = "reward"
@@ -34,11 +36,13 @@ class RewardData:
       summary: summary.json; {} of an unfinished run.
       pairs: lines of held_out.jsonl.
       routers: router.json; {} of a dense model.
+      merges: by rule, what merged-RULE.json says.
     """
 
     summary: Mapping[str, Any]
     pairs: Sequence[Mapping[str, Any]]
     routers: Mapping[str, Any] = field(default_factory=dict)
+    merges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def margins(self) -> np.ndarray:
@@ -63,12 +67,27 @@ def read_rewards(run: RunData) -> RewardData:
     pairs = [json.loads(line) for line in lines]
     path = folder / "router.json"
     routers = read_listed_json(path) if path.exists() else {}
-    return RewardData(read_listed_json(folder / "summary.json"), pairs, routers)
+    summary = read_listed_json(folder / "summary.json")
+    records = {rule: folder / f"merged-{rule}.json" for rule in EXPERT_RULES}
+    merges = {r: read_listed_json(p) for r, p in records.items() if p.exists()}
+    return RewardData(summary, pairs, routers, merges)
 
 
 def table(found: RewardData) -> list[tuple[str, list[str]]]:
     """Returns (title, a cell a set) of the measures."""
     return list(columns(found.summary["sets"]).items()) if found.summary else []
+
+
+def compared_table(found: RewardData) -> list[tuple[str, list[str]]]:
+    """Returns (title, a cell a set and model) of a mixture and what it merges into."""
+    compared = found.summary.get("compared", {})
+    return list(compared_columns(compared).items()) if compared else []
+
+
+def compared_note(found: RewardData) -> str:
+    """Returns what has to be known of that table."""
+    compared = found.summary.get("compared", {})
+    return caption(compared).replace("\n", " ") if compared else ""
 
 
 def facts(run: RunData, found: RewardData) -> list[tuple[str, str]]:
@@ -104,10 +123,17 @@ def _source(data: Mapping[str, Any]) -> str:
 def sections(run: RunData, found: RewardData) -> list[Section]:
     """Returns every section of the page that has a plot."""
     made = [Section("Training", _training(run) + _held_out(run))]
-    made.append(Section("Routed experts", router_panels(run, found.routers)))
+    made.append(Section("Routed experts", experts(run, found)))
     if found.pairs:
         made.append(Section("Held-out pairs", _pairs(found)))
     return [section for section in made if section.panels]
+
+
+def experts(run: RunData, found: RewardData) -> list[Panel]:
+    """Returns the plots of a mixture's routers, experts and merge weights."""
+    return router_panels(run, found.routers) + weight_panels(
+        found.routers, found.merges
+    )
 
 
 def _training(run: RunData) -> list[Panel]:

@@ -39,6 +39,29 @@ def _shares(found: Mapping[str, Any]) -> Panel:
     return Panel("Share of each expert", note, [], svg)
 
 
+def weight_panels(
+    found: Mapping[str, Any], merges: Mapping[str, Mapping[str, Any]]
+) -> list[Panel]:
+    """Returns the merge weights of every rule whose weights say something."""
+    made = []
+    for rule, record in merges.items():
+        if rule == "uniform":
+            continue
+        weight_LX = np.asarray(record["weights"], float)
+        svg = figures.heat(
+            weight_LX,
+            [f"layer {layer}" for layer in found["layers"]],
+            [str(expert) for expert in range(weight_LX.shape[1])],
+            full=max(2 / weight_LX.shape[1], float(weight_LX.max())),
+            xlabel="expert",
+        )
+        note = f"From {record['pairs']:,} held-out pairs."
+        if record.get("kept") == "start":
+            note += " What was learned was no better than gating, which was kept."
+        made.append(Panel(f"Merge weights, {rule}", note, [], svg))
+    return made
+
+
 def _distances(found: Mapping[str, Any]) -> Panel:
     """Distances of experts from their start and from each other, by layer."""
     start = "the dense start" if found["start"] == "dense" else "their start"

@@ -17,6 +17,13 @@ from tpmm_jax.reward_runs.measuring import (
     refuse_constant,
     rewards_of,
 )
+from tpmm_jax.reward_runs.merge_back import (
+    MIXTURE,
+    compare,
+    merge_back,
+    stored_rewards,
+    write_rewards,
+)
 from tpmm_jax.reward_runs.plan import ITERATION, RewardPlan
 from tpmm_jax.reward_runs.routers import (
     ROUTERS,
@@ -25,11 +32,18 @@ from tpmm_jax.reward_runs.routers import (
     describe,
     read_start,
 )
-from tpmm_jax.store.digests import write_listed, write_listed_json
+from tpmm_jax.store.digests import (
+    is_finished,
+    read_listed_json,
+    write_listed,
+    write_listed_json,
+)
 
 
 def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
     """Measures the best model as it is stored; returns what summary.json says.
+
+    A mixture is merged back, and measured beside its start and what it merges into.
 
     Raises:
       NotFinite, TpmmError: its rewards are not finite, or all the same.
@@ -58,8 +72,10 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
     }
     folder = disk.folder(ITERATION)
     if routers:
-        write_listed_json(folder / ROUTERS, routers, replace=True)
+        merge_back(plan, disk, voice, kept)
         summary["routers"] = as_scalars(routers)
+        summary["compared"] = compare(plan, disk, voice, rewards)
+        summary["merge_weights_from"] = HELD_OUT
     for name in plan.sets.tests:
         end = "" if name == HELD_OUT else f"-{name}"
         path = folder / f"held_out{end}.jsonl"
@@ -82,6 +98,10 @@ def _measure(
     plan: RewardPlan, disk: Disk, voice: Voice, kept: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns a stored model's rewards by set, and of a mixture router.json."""
+    path = disk.folder(ITERATION) / ROUTERS
+    known = stored_rewards(plan, disk, MIXTURE)
+    if known is not None and is_finished(path):
+        return known, read_listed_json(path)
     start = read_start(plan, disk)
     routing = None if start is None else Routing()
     params = disk.policy(kept)
@@ -91,7 +111,10 @@ def _measure(
     refuse_constant(rewards)
     if start is None or routing is None:
         return rewards, {}
-    return rewards, describe(plan.decoder.config, params, routing, start)
+    routers = describe(plan.decoder.config, params, routing, start)
+    write_listed_json(path, routers, replace=True)
+    write_rewards(disk, MIXTURE, rewards)
+    return rewards, routers
 
 
 def _lines(plan: RewardPlan, name: str, rewards_PN: np.ndarray) -> list[str]:

@@ -10,7 +10,7 @@ from tpmm_jax.config import HELD_OUT
 from tpmm_jax.errors import TpmmError
 from tpmm_jax.evaluation import choice_accuracy, measure_pairs
 from tpmm_jax.loop.safety import refuse_rewards
-from tpmm_jax.models import Adapted
+from tpmm_jax.models import Adapted, Decoder
 from tpmm_jax.reward_runs.plan import RewardPlan
 from tpmm_jax.reward_runs.routers import Routing
 from tpmm_jax.scoring import row_rewards
@@ -22,6 +22,7 @@ def rewards_of(
     advance: Callable[[int], None],
     title: str,
     routing: Routing | None = None,
+    decoder: Decoder | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the rewards [P, N] of every test set by name, float64.
 
@@ -29,6 +30,7 @@ def rewards_of(
       advance: called with the number of answers that were done.
       title: what is measured, for messages.
       routing: of a mixture: is given what its routers do with the held-out pairs.
+      decoder: the model's architecture; None: that of what is trained.
 
     Raises:
       NotFinite: a reward is not finite; names the pairs.
@@ -42,7 +44,7 @@ def rewards_of(
         ]
         size = plan.config.train.batch_size // plan.config.train.accumulation
         rewards = row_rewards(
-            plan.decoder,
+            decoder or plan.decoder,
             params,
             rows,
             batch_size=2 * size,

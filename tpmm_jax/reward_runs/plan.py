@@ -18,6 +18,8 @@ from tpmm_jax.reward_runs.sets import PairSets
 ITERATION = 1
 # The folder of its models.
 KEPT = "reward"
+# The folder of the dense models that a mixture is merged into.
+MERGED = "merged"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from jax.sharding import Mesh
 
@@ -26,6 +27,7 @@ from tpmm_jax.loop.workdir import (
     open_workdir,
     pin_config,
 )
+from tpmm_jax.merging import expert_pairs
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.experts import check_mesh
@@ -134,6 +136,9 @@ def prepare(
     check_codec(codec, config.model.source)
     limit = source.config.max_positions
     sets = load_sets(config, codec, limit, workdir, console)
+    if source.config.experts is not None and "learned" in config.merge.rules:
+        merge = config.merge.of("learned", config.seed)
+        expert_pairs(sets.tests[HELD_OUT], merge, limit, codec.pad_id)
     if started and read_listed_json(workdir / DATA).get("pairs") != sets.digest():
         raise BadInput(
             f"the pairs changed since {workdir} was started; restore the data, or "
@@ -155,6 +160,12 @@ def _check_experts(config: RewardConfig, model: ModelConfig, mesh: Mesh) -> None
     """Raises BadInput for settings of experts that the model has not, and the like."""
     check_mesh(mesh, model)
     if model.experts is not None:
+        if config.merge.rules and model.experts.shared is None:
+            raise BadInput(
+                f"{config.model.source} has no shared expert, so its experts are no "
+                "copies of one feed-forward and are not merged; leave the merge out: "
+                "merge.rules=[]"
+            )
         if config.model.lora.rank:
             raise BadInput(
                 "model.lora.rank is set, but LoRA would leave the routed experts as "
@@ -171,17 +182,26 @@ def _check_experts(config: RewardConfig, model: ModelConfig, mesh: Mesh) -> None
                 f"{name} is {value}, but the model has no experts; leave it unset, or "
                 "set experts.count"
             )
+    if changed := config.merge.changed():
+        raise BadInput(
+            f"{changed}, but the model has no experts to merge; leave it unset, or set "
+            "experts.count"
+        )
 
 
 def space_needed(plan: RewardPlan) -> int:
-    """Returns bytes: a model for each evaluation, and work checkpoints.
+    """Returns bytes: a model for each evaluation, work checkpoints, merged models.
 
     That is the most: a model is kept where the held-out loss is lower than before.
     """
     evaluations = math.ceil(plan.order.steps / plan.config.evaluation.every)
     storage = "lora" if plan.decoder.lora else "float32"
     structure = plan.decoder.abstract_trained()
-    return disk_need(structure, iterations=evaluations, storage=storage)
+    need = disk_need(structure, iterations=evaluations, storage=storage)
+    if plan.decoder.config.experts is None:
+        return need
+    dense = replace(plan.decoder.config, experts=None)
+    return need + 4 * Decoder(dense).num_params * len(plan.config.merge.rules)
 
 
 def _show_header(

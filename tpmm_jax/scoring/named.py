@@ -1,6 +1,7 @@
 """A reward model as a scorer that labels, with what scorer.options says of it."""
 
 import datetime
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from tpmm_jax.errors import BadInput, nearest
 from tpmm_jax.rewards import NamedScorer
 from tpmm_jax.scoring.reward_scorer import RewardScorer
 from tpmm_jax.store.files import read_json
+from tpmm_jax.weights.hub import REWARD as REWARD_MODELS
 from tpmm_jax.weights.hub import TRAJECTORY_STEP
 from tpmm_jax.weights.source import Model
 
@@ -36,13 +38,17 @@ def name_model(
 def trained_with_chat(origin: Mapping[str, Any]) -> bool | None:
     """Whether a model of tpmm train_reward learned texts with the chat template.
 
-    None: not known, or conversations were given.
+    WORKDIR/merged/RULE is one too. None: not known, or conversations were given.
     """
-    match = TRAJECTORY_STEP.fullmatch(str(origin.get("source", "")))
-    if match is None:
-        return None
-    config = read_json(f"{match['workdir'] or '.'}/config.json")
-    return config.get("data", {}).get("chat")
+    source = str(origin.get("source", ""))
+    if match := TRAJECTORY_STEP.fullmatch(source):
+        workdir = pathlib.Path(match["workdir"] or ".")
+    else:
+        folder = pathlib.Path(source).absolute().parent
+        workdir = folder.parent
+        if folder.name != "merged" or not (workdir / REWARD_MODELS).is_dir():
+            return None
+    return read_json(workdir / "config.json").get("data", {}).get("chat")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:

@@ -36,6 +36,11 @@ DIGESTS = "digests.jsonl"
 _TEXT = (".json", ".jsonl", ".jinja", ".txt")
 # Which phase of an iteration makes a file, for messages; else it is answers.
 _SAMPLING = "sampling and scoring"
+# What the files begin with that the evaluation makes.
+_EVALUATED = (
+    *("evaluation", "judgements", "summary", "held_out"),
+    *("router", "merged-", "rewards-"),
+)
 MADE_BY = {
     "pairs.jsonl": "labelling",
     "merge_progress.json": "merging the reference",
@@ -45,6 +50,7 @@ MADE_BY = {
     "held_out.npz": "the evaluation",
     "judgements.jsonl": "judging",
     "summary.json": "the evaluation",
+    "router.json": "the evaluation",
     "metrics.jsonl": "the next start, from the run's metrics.jsonl,",
     DIGESTS: "each phase",
 }
@@ -172,7 +178,9 @@ def advice(path: pathlib.Path) -> str:
     """Returns the end of a message about a damaged file: what to do."""
     folder, restore = path.parent, "restore the file from a copy"
     if folder.parent.name == "iterations" and folder.name.isdigit():
-        workdir, phase = folder.parents[1], MADE_BY.get(path.name, _SAMPLING)
+        merged = path.name.startswith(("merged-", "rewards-"))
+        usual = "the evaluation" if merged else _SAMPLING
+        workdir, phase = folder.parents[1], MADE_BY.get(path.name, usual)
         again = f"{phase} of iteration {int(folder.name)} makes it again"
     elif folder.name == "model":
         workdir, again = folder.parent, "the next start takes it from the source again"
@@ -237,7 +245,7 @@ def _give_up(path: pathlib.Path) -> str:
     if folder.parent.name != "iterations" or not folder.name.isdigit():
         return "begin with an empty folder"
     command, number = f"tpmm repair {folder.parents[1]}", int(folder.name)
-    if path.name.startswith(("evaluation", "judgements", "summary", "held_out")):
+    if path.name.startswith(_EVALUATED):
         return f"evaluate again from there on: `{command} --evaluate {number}`"
     return f"train again from there on: `{command} --give-up {max(number, 1)}`"
 

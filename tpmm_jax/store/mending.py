@@ -15,7 +15,7 @@ ASIDE = "damaged"
 # Files that the evaluation of a policy writes.
 OF_EVALUATION = (
     "evaluation*.jsonl", "judgements.jsonl", "log_probs.npz", "held_out.npz",
-    "summary.json", "router.json",
+    "summary.json", "router.json", "merged-*.json", "rewards-*.npz",
 )  # fmt: skip
 
 
@@ -153,4 +153,7 @@ def give_up_evaluations(workdir: pathlib.Path, first: int, stamp: str) -> list[i
                 unlist(path)
                 if path.exists():
                     set_aside(workdir, path, stamp)
+    # What a reward run merged at its evaluation.
+    if found and all((workdir / name).is_dir() for name in ("reward", "merged")):
+        set_aside(workdir, workdir / "merged", stamp)
     return found
