@@ -1,8 +1,8 @@
 """Products of rows with the matrices of their groups: x_i W_{group of i}.
 
 Rows are sorted by group first. Accelerators take ``jax.lax.ragged_dot``. On a CPU that
-multiplies every row with every matrix; there each group begins at a multiple of BLOCK
-rows instead, and a loop walks the blocks that hold rows.
+multiplies every row with every matrix; there each group begins at a multiple of some
+rows instead, a block, and a loop walks the blocks that hold rows.
 """
 
 import functools
@@ -13,8 +13,11 @@ import jax.numpy as jnp
 
 from tpmm_jax.models.layers import einsum
 
-# Rows of a block on a CPU.
-BLOCK = 32
+# Rows of a block on a CPU, at most: of 16 to 256 the fastest, or within 3 % of it, at
+# widths 64 and 576, to train and to score (benchmarks/umm/cost.py blocks).
+BLOCK = 64
+# At least: where a token is decoded, groups are small.
+_SMALLEST = 8
 
 
 class Groups(NamedTuple):
@@ -38,7 +41,7 @@ def sort_rows(group_A: jax.Array, count: int, *, blocks: bool) -> tuple[Groups, 
 
     Args:
       group_A: of each row, int32; outside of [0, count): in no group.
-      blocks: whether groups begin at multiples of BLOCK.
+      blocks: whether groups begin at multiples of a block.
     """
     rows = group_A.shape[0]
     group_A = jnp.where((group_A >= 0) & (group_A < count), group_A, count)
@@ -48,11 +51,12 @@ def sort_rows(group_A: jax.Array, count: int, *, blocks: bool) -> tuple[Groups, 
     places, start_X = rows, first_X
     owner_R, used = None, jnp.int32(0)
     if blocks:
-        block_X = -(-size_X // BLOCK)
+        block = _block_rows(rows, count)
+        block_X = -(-size_X // block)
         end_X = jnp.cumsum(block_X)
-        start_X = (end_X - block_X) * BLOCK
-        number = -(-rows // BLOCK) + min(count, rows)
-        places = number * BLOCK
+        start_X = (end_X - block_X) * block
+        number = -(-rows // block) + min(count, rows)
+        places = number * block
         owner_R = jnp.searchsorted(end_X, jnp.arange(number), side="right")
         owner_R = jnp.minimum(owner_R, count - 1).astype(jnp.int32)
         used = end_X[-1].astype(jnp.int32)
@@ -63,6 +67,14 @@ def sort_rows(group_A: jax.Array, count: int, *, blocks: bool) -> tuple[Groups, 
     place_A = jnp.where(sorted_A < count, place_A, places).astype(jnp.int32)
     place_A = jnp.zeros_like(place_A).at[order_A].set(place_A, unique_indices=True)
     return Groups(place_A, size_X, owner_R, used), places
+
+
+def _block_rows(rows: int, count: int) -> int:
+    """Returns the rows of a block: no more than a group's even share needs."""
+    block = _SMALLEST
+    while block < BLOCK and block * count < rows:
+        block *= 2
+    return block
 
 
 def grouped_dot(x: jax.Array, w_XIO: jax.Array, groups: Groups, dtype: Any) -> Any:
@@ -92,11 +104,13 @@ def grouped_dot(x: jax.Array, w_XIO: jax.Array, groups: Groups, dtype: Any) -> A
 def _block_dot(
     x: jax.Array, w_XIO: jax.Array, owner_R: jax.Array, blocks: jax.Array
 ) -> jax.Array:
+    block = x.shape[0] // owner_R.shape[0]
+
     def one(i: jax.Array, out: jax.Array) -> jax.Array:
         w = jax.lax.dynamic_index_in_dim(w_XIO, owner_R[i], keepdims=False)
-        rows = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK)
+        rows = jax.lax.dynamic_slice_in_dim(x, i * block, block)
         product = einsum("AI,IO->AO", rows, w, dtype=x.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(out, product, i * BLOCK, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(out, product, i * block, axis=0)
 
     start = jnp.zeros((x.shape[0], w_XIO.shape[2]), jnp.float32)
     return jax.lax.fori_loop(0, blocks, one, start)
@@ -108,12 +122,12 @@ def _forward(x: jax.Array, w_XIO: jax.Array, owner_R: Any, blocks: Any) -> Any:
 
 def _backward(kept: Any, out: jax.Array) -> Any:
     x, w_XIO, owner_R, blocks = kept
-    out = out.astype(x.dtype)
+    out, block = out.astype(x.dtype), x.shape[0] // owner_R.shape[0]
     x_grad = _block_dot(out, jnp.swapaxes(w_XIO, 1, 2), owner_R, blocks)
 
     def one(i: jax.Array, grad_XIO: jax.Array) -> jax.Array:
         rows, gradient = (
-            jax.lax.dynamic_slice_in_dim(y, i * BLOCK, BLOCK) for y in (x, out)
+            jax.lax.dynamic_slice_in_dim(y, i * block, block) for y in (x, out)
         )
         product = einsum("AI,AO->IO", rows, gradient, dtype=x.dtype)
         return grad_XIO.at[owner_R[i]].add(product)
