@@ -24,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from measure import measured, pool
 
 from tpmm_jax.evaluation import (
+    Interval,
     best_of,
     calibration_error,
     curve_sizes,
@@ -223,12 +224,12 @@ def curves(found: Found, gold_BN: np.ndarray) -> dict[str, dict[str, Any]]:
         turn = find_turn(gold_BS, sizes)
         hacked[arm] = {
             "sizes": sizes,
-            "gold": [mean_interval(column[:, None]) for column in gold_BS.T],
+            "gain": [_gain(gold_BS, s) for s in range(len(sizes))],
             "row": {
                 "seeds": list(golds),
                 "gold": {n: float(gold_BS[:, sizes.index(n)].mean())
                          for n in (1, 4, 16, BEST_OF)},
-                "gain": mean_interval((gold_BS[:, -1] - gold_BS[:, 0])[:, None]),
+                "gain": _gain(gold_BS, -1),
                 "best": [turn.best, turn.earliest, turn.latest],
                 "fall": turn.fall,
                 "down": turn.down,
@@ -241,6 +242,12 @@ def curves(found: Found, gold_BN: np.ndarray) -> dict[str, dict[str, Any]]:
             },
         }  # fmt: skip
     return hacked
+
+
+def _gain(gold_BS: np.ndarray, s: int) -> Interval:
+    """Returns gold above that of n = 1, paired by prompt."""
+    gain_B = gold_BS[:, s] - gold_BS[:, 0]
+    return mean_interval(gain_B[:, None]) if gain_B.any() else Interval(0.0, 0.0, 0.0)
 
 
 def within(proxy_BN: np.ndarray, gold_BN: np.ndarray) -> float:
@@ -372,14 +379,14 @@ def draw_hacking(axes: Axes, hacked: Mapping[str, Mapping[str, Any]]) -> None:
     for index, arm in enumerate(a for a in DRAWN if a in hacked):
         curve = hacked[arm]
         x = [kl_bound(n) for n in curve["sizes"]]
-        y, low, high = zip(*curve["gold"])
+        y, low, high = zip(*curve["gain"])
         band = arm in (BASELINE, LEARNED)
         draw_curve(
             axes, Curve(arm, x, y, low if band else (), high if band else ()), index
         )
         axes.lines[-1].set_label(arm)
     axes.set_xlabel("KL of best of n, at most (nats per response)")
-    axes.set_ylabel("gold")
+    axes.set_ylabel("gold over n = 1")
 
 
 def draw_loops(axes: Axes, looped: Mapping[str, Any]) -> None:

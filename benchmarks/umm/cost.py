@@ -1,7 +1,7 @@
 """What a mixture costs: FLOPs counted by hand and by compilers, seconds, block sizes.
 
     python benchmarks/umm/cost.py flops [--tpu v5e:2x2]   # a minute
-    python benchmarks/umm/cost.py seconds                 # five minutes of one core
+    python benchmarks/umm/cost.py seconds                 # three minutes of one core
     python benchmarks/umm/cost.py blocks                  # five minutes of one core
 
 flops    of scoring, one layer: a compiler counts the body of a loop once, and layers
@@ -182,7 +182,7 @@ def seconds(args: argparse.Namespace) -> None:
     for size in SIZES:
         calls = scorings(size)
         print(f"{size}: {ROWS} rows of {TOKENS} tokens, all layers, one core")
-        show(in_turns(calls), "dense")
+        show(in_turns(calls, ROUNDS if SIZES[size][1] < 256 else 3), "dense")
 
 
 def scorings(size: str) -> dict[str, Callable[[], Any]]:
@@ -251,15 +251,17 @@ def experts_call(D: int, F: int, tokens: int, train: bool) -> Callable[[], Any]:
     gates, ids = jax.lax.top_k(chances, TOP_K)
     routing = Routing(ids, gates / gates.sum(axis=-1, keepdims=True))
 
-    def run(x: Any, *w: Any) -> Any:
+    # An argument, or the sort would be done by the compiler.
+    def run(x: Any, routing: Any, *w: Any) -> Any:
         out = _local(
             x, routing, *w, count=EXPERTS, activation=jax.nn.silu,
             dtype=jnp.float32, blocks=True,
         )  # fmt: skip
         return jnp.sum(out**2) if train else out
 
-    made = jax.grad(run, argnums=(0, 1, 2, 3)) if train else run
-    return functools.partial(jax.jit(made).lower(x, *w).compile(), x, *w)
+    made = jax.grad(run, argnums=(0, 2, 3, 4)) if train else run
+    program = jax.jit(made).lower(x, routing, *w).compile()
+    return functools.partial(program, x, routing, *w)
 
 
 PARTS = {"flops": flops, "seconds": seconds, "blocks": blocks}
