@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tpmm_jax.config import Config, set_field
+from tpmm_jax.config import Config, EvaluationConfig, set_field
 from tpmm_jax.errors import BadInput
 from tpmm_jax.rewards import (
     Combination,
@@ -14,8 +14,11 @@ from tpmm_jax.rewards import (
     Raters,
     Scale,
     ScorerConfig,
+    load_raters,
     load_scorer,
     rate,
+    read_name,
+    whole_field,
     with_scale,
 )
 
@@ -149,6 +152,27 @@ def test_digests_are_of_each_model_among_the_members():
     assert Raters(alone).digests() == {"scorer.name": "1"}
 
 
+def test_further_scorers_may_be_lists_whose_mean_is_taken():
+    names = read_name(f'["{LENGTH}", "{VOWELS}"]', "--also")
+    raters = load_raters(ScorerConfig(), {"both": names, "one": LENGTH}, {})
+    found = raters.scorers["both"](PROMPTS, RESPONSES)
+    np.testing.assert_allclose(found, (SAID[0] + SAID[1]) / 2)
+    assert raters.scorers["both"].name == f"both (mean of {LENGTH}, {VOWELS})"
+    with pytest.raises(BadInput, match=r"evaluation.scorers.both\[1\] = 'nowhere:x'"):
+        load_raters(ScorerConfig(), {"both": [LENGTH, "nowhere:x"]}, {})
+    evaluation = EvaluationConfig(scorers={"both": (LENGTH, LENGTH)})
+    with pytest.raises(BadInput, match=r"evaluation.scorers.both is .* each of them"):
+        evaluation.validate()
+    assert whole_field("evaluation.scorers.both[1]") == "evaluation.scorers.both"
+
+
+@pytest.mark.parametrize("text", ["[", "[1]", "[]", '["a:b", "a:b"]'])
+def test_a_list_that_is_none_is_refused(text):
+    with pytest.raises(BadInput, match="--proxy"):
+        read_name(text, "--proxy")
+    assert read_name("a:b", "--proxy") == "a:b"
+
+
 TWO = {"name": (LENGTH, VOWELS)}
 
 
@@ -159,7 +183,7 @@ TWO = {"name": (LENGTH, VOWELS)}
         ({"name": (LENGTH, LENGTH)}, "each of them once"),
         ({"name": LENGTH, "weights": (1.0,)}, "use a list of scorers"),
         ({**TWO, "weights": (1.0,)}, "one weight each"),
-        ({**TWO, "weights": (1.0, 0.0)}, "other than 0"),
+        ({**TWO, "weights": (1.0, 0.0)}, "of the weight 0"),
         ({"name": LENGTH, "ensemble": "weights"}, "two or more reward models"),
         ({**TWO, "ensemble": "weights", "weights": (1.0, 1.0)}, "sum to 2"),
         ({**TWO, "ensemble": "weights", "weights": (2.0, -1.0)}, "above 0"),

@@ -53,8 +53,12 @@ def test_predictions_are_averaged_and_spread(names):
     )
     wanted = {f"scorer.name[{k}]": x.digest for k, x in enumerate((one, two))}
     assert raters.digests() == wanted
-    with pytest.raises(BadInput, match=r"rm .* is one of the models that label"):
-        load_raters(config, {"rm": names[1]}, {})
+    with pytest.raises(BadInput, match=r"rm .* contains one of the models that label"):
+        load_raters(config, {"rm": ["tiny_run:score", names[1]]}, {})
+    further = load_raters(ScorerConfig(), {"rms": names}, {})
+    assert set(further.digests()) == {f"evaluation.scorers.rms[{k}]" for k in (0, 1)}
+    with pytest.raises(BadInput, match="64 positions"):
+        check_context(further, PROMPTS, 63)
     with pytest.raises(BadInput, match="64 positions"):
         check_context(raters, PROMPTS, 63)
 

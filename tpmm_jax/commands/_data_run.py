@@ -21,7 +21,7 @@ from tpmm_jax.loop.prompt_functions import prompt_file
 from tpmm_jax.loop.prompts import plan_schedule, prompt_sources
 from tpmm_jax.loop.setup import check_steps, run_lengths
 from tpmm_jax.loop.theta_0 import check_codec
-from tpmm_jax.rewards import NamedScorer, ScorerConfig
+from tpmm_jax.rewards import NamedScorer, ScorerConfig, read_name
 from tpmm_jax.scoring import load_scorer
 from tpmm_jax.weights.loading import resolve, start_reward
 from tpmm_jax.weights.tokenizer import read_tokenizer
@@ -91,7 +91,8 @@ def find_scorer(
     scorer = ScorerConfig() if config is None else config.scorer
     timeout = timeout_of(args, scorer.timeout)
     if args.scorer is not None:
-        scorer = ScorerConfig(name=args.scorer, timeout=timeout)
+        name = read_name(args.scorer, "--scorer")
+        scorer = ScorerConfig(name=name, timeout=timeout)
         return load_scorer(scorer, "--timeout", "--scorer")
     if scorer.name is None:
         return None

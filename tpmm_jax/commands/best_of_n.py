@@ -45,7 +45,7 @@ from tpmm_jax.loop.pools import check_folder, draw_pools, measure_pools
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.report.curves import write_curves
-from tpmm_jax.rewards import SCORER, SCORERS, Raters, ScorerConfig
+from tpmm_jax.rewards import SCORER, SCORERS, Raters, ScorerConfig, read_name
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.scoring import load_raters
 from tpmm_jax.stopping import TIMEOUT
@@ -156,10 +156,10 @@ def read_raters(args: argparse.Namespace, proxies: Mapping[str, str]) -> Raters:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     timeout = timeout_of(args, TIMEOUT)
-    gold = ScorerConfig(name=args.gold, timeout=timeout)
+    gold = ScorerConfig(name=read_name(args.gold, "--gold"), timeout=timeout)
     return load_raters(
         gold,
-        proxies,
+        {label: read_name(name, "--proxy") for label, name in proxies.items()},
         {},
         scorer_field="--gold",
         scorers_field="--proxy",

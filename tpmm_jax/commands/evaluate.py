@@ -47,7 +47,7 @@ from tpmm_jax.loop.compare import Candidate, Settings, compare
 from tpmm_jax.loop.judging import unread_warning
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.mesh import MeshConfig, make_mesh
-from tpmm_jax.rewards import Raters, ScorerConfig
+from tpmm_jax.rewards import Raters, ScorerConfig, read_name
 from tpmm_jax.scoring import JudgeConfig, load_raters
 from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import write_json
@@ -151,8 +151,13 @@ def read_raters(args: argparse.Namespace) -> Raters:
         )
     timeout = timeout_of(args, TIMEOUT)
     return load_raters(
-        ScorerConfig(name=args.scorer, timeout=timeout),
-        parse_labels(args.also, "--also"),
+        ScorerConfig(
+            name=args.scorer and read_name(args.scorer, "--scorer"), timeout=timeout
+        ),
+        {
+            label: read_name(name, f"--also {label}")
+            for label, name in parse_labels(args.also, "--also").items()
+        },
         parse_labels(args.judge, "--judge"),
         scorer_field="--scorer",
         scorers_field="--also",

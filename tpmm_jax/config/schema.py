@@ -22,6 +22,7 @@ from tpmm_jax.rewards import (
     PairingConfig,
     ScorerConfig,
     check_label,
+    check_names,
 )
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.scoring import JUDGE, JudgeConfig
@@ -97,8 +98,8 @@ class EvaluationConfig:
       samples_per_prompt: drawn with rollout's temperature, top_p and top_k.
       sets: further prompts by name, out of the training's domain; sources like
         data.prompts.
-      scorers: further scorers by label, "module:function" or "reward:SOURCE",
-        independent of the one that labels.
+      scorers: further scorers by label, "module:function" or "reward:SOURCE", or a
+        list of these, whose mean is taken; independent of the one that labels.
       judges: by label, "module:function", see rewards.Judge, or "judge:SOURCE", a
         model.
       timeout: seconds that one call of those may take, for one batch; None: for ever.
@@ -112,7 +113,7 @@ class EvaluationConfig:
     num_prompts: int = 64
     samples_per_prompt: int = 1
     sets: Mapping[str, str] = field(default_factory=dict)
-    scorers: Mapping[str, str] = field(default_factory=dict)
+    scorers: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = TIMEOUT
     random: Sequence[str] = ()
@@ -129,6 +130,8 @@ class EvaluationConfig:
         for what in ("sets", "scorers", "judges"):
             for label in getattr(self, what):
                 check_label(label, f"evaluation.{what}")
+        for label, name in self.scorers.items():
+            check_names(name, f"evaluation.scorers.{label}")
         for label in self.random:
             if label not in {*self.scorers, *self.judges}:
                 raise BadInput(

@@ -17,9 +17,8 @@ from tpmm_jax.rewards import (
     SCORER,
     SCORERS,
     Raters,
-    ScorerConfig,
     import_object,
-    member_field,
+    member_fields,
 )
 
 NO_RATERS = Raters()
@@ -28,23 +27,17 @@ NO_RATERS = Raters()
 def rater_fields(config: Config) -> dict[str, str]:
     """Returns {field: the name} of scorers, judges and the margins' source.
 
-    Several scorers that label as one have fields of their own, "scorer.name[0]" ...
+    Several scorers that count as one have fields of their own, "scorer.name[0]" ...
     """
-    found = _labelling_fields(config.scorer)
-    found |= {SCORERS + k: v for k, v in sorted(config.evaluation.scorers.items())}
+    scorer = config.scorer
+    names = (scorer.title,) if scorer.ensemble == "weights" else scorer.names
+    found = member_fields(SCORER, names)
+    for label, name in sorted(config.evaluation.scorers.items()):
+        names = (name,) if isinstance(name, str) else tuple(name)
+        found |= member_fields(SCORERS + label, names)
     if (source := config.madpo.margins) not in (None, COLUMN):
         found[MARGINS] = source
     return found | {JUDGES + k: v for k, v in sorted(config.evaluation.judges.items())}
-
-
-def _labelling_fields(scorer: ScorerConfig) -> dict[str, str]:
-    """Returns {field: the name} of what labels: one scorer, or several."""
-    names = scorer.names
-    if scorer.ensemble == "weights":
-        return {SCORER: scorer.title}
-    if len(names) > 1:
-        return {member_field(k): name for k, name in enumerate(names)}
-    return {SCORER: names[0]} if names else {}
 
 
 def user_functions(config: Config) -> dict[str, str]:

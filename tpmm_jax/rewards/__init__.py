@@ -21,7 +21,7 @@ from tpmm_jax.rewards.raters import (
     check_label,
     find_judge_function,
     load_raters,
-    member_field,
+    member_fields,
     whole_field,
 )
 from tpmm_jax.rewards.scorer import (
@@ -36,6 +36,8 @@ from tpmm_jax.rewards.scorer import (
 from tpmm_jax.rewards.scorer_config import (
     SCALE,
     ScorerConfig,
+    check_names,
+    read_name,
     says,
     stored_scorer,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "ScorerConfig",
     "Verdicts",
     "check_label",
+    "check_names",
     "find_function",
     "find_judge_function",
     "import_object",
@@ -75,8 +78,9 @@ __all__ = [
     "load_raters",
     "load_scorer",
     "make_pairs",
-    "member_field",
+    "member_fields",
     "rate",
+    "read_name",
     "says",
     "stored_scorer",
     "whole_field",

@@ -129,8 +129,8 @@ class Combination:
                 raise BadInput(
                     f"scorer {member.name} gives each of theta_0's {len(said_N):,} "
                     f"answers to the evaluation prompts the reward {said_N[0]:.6g}, so "
-                    "scorer.normalise and scorer.clip have no scale; leave them unset, "
-                    "or use a finer scorer"
+                    "scorer.normalise and scorer.clip have no scale; use a finer "
+                    "scorer, or leave them unset (in another --workdir, if it began)"
                 )
         centre, scale = said_KN.mean(axis=1), said_KN.std(axis=1)
         return Scale(tuple(centre.tolist()), tuple(scale.tolist()), said_KN.shape[1])

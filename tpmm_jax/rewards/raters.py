@@ -1,7 +1,7 @@
 """All that rates answers: the scorer that labels, further scorers, judges."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -26,8 +26,10 @@ from tpmm_jax.stopping import TIMEOUT
 # further scorers and of judges.
 SCORER, SCORERS, JUDGES = "scorer.name", "evaluation.scorers.", "evaluation.judges."
 T = TypeVar("T", NamedScorer, NamedJudge)
+M = TypeVar("M")
 # Makes a judge of (its name, the field that names it, limits).
 FindJudge = Callable[[str, str, Limits], NamedJudge]
+_MEMBER = re.compile(r"\[\d+\]$")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -57,13 +59,13 @@ class Raters:
 
         Of several scorers in one the fields are "scorer.name[0]" and so on.
         """
-        named: dict[str, NamedScorer | NamedJudge | None] = {}
-        if self.scorer is not None and len(self.scorer.parts) > 1:
-            parts = enumerate(self.scorer.parts)
-            named = {member_field(k): one for k, one in parts}
-        elif self.scorer is not None:
-            named = {SCORER: self.scorer.parts[0]}
-        named |= {SCORERS + label: one for label, one in self.scorers.items()}
+        whole = {} if self.scorer is None else {SCORER: self.scorer}
+        whole |= {SCORERS + label: one for label, one in self.scorers.items()}
+        named: dict[str, NamedScorer | NamedJudge | None] = {
+            name: part
+            for field_name, one in whole.items()
+            for name, part in member_fields(field_name, one.parts).items()
+        }
         named |= {JUDGES + label: one for label, one in self.judges.items()}
         named[MARGINS] = self.margins
         return {k: one.digest for k, one in named.items() if one and one.digest}
@@ -114,14 +116,20 @@ class Raters:
         return said | {JUDGES + k: one.probe(prompt) for k, one in self.judges.items()}
 
 
-def member_field(k: int) -> str:
-    """Returns the field of one of several scorers."""
-    return f"{SCORER}[{k}]"
+def member_fields(field_name: str, members: Sequence[M]) -> dict[str, M]:
+    """Returns {field: member}; one that is alone has the field itself.
+
+    >>> member_fields("scorer.name", ["a:b", "c:d"])
+    {'scorer.name[0]': 'a:b', 'scorer.name[1]': 'c:d'}
+    """
+    if len(members) == 1:
+        return {field_name: members[0]}
+    return {f"{field_name}[{k}]": one for k, one in enumerate(members)}
 
 
 def whole_field(field_name: str) -> str:
     """Returns the field of a rater; of one of several scorers that of all of them."""
-    return SCORER if field_name.startswith(f"{SCORER}[") else field_name
+    return _MEMBER.sub("", field_name)
 
 
 def find_judge_function(name: str, field_name: str, limits: Limits) -> NamedJudge:
@@ -132,7 +140,7 @@ def find_judge_function(name: str, field_name: str, limits: Limits) -> NamedJudg
 
 def load_raters(
     scorer: ScorerConfig,
-    scorers: Mapping[str, str],
+    scorers: Mapping[str, str | Sequence[str]],
     judges: Mapping[str, str],
     *,
     scorer_field: str = SCORER,
@@ -147,6 +155,7 @@ def load_raters(
     """Returns the raters that names give.
 
     Args:
+      scorers: further ones by label; a list of names is their mean.
       timeout: seconds that a call of a further scorer or a judge may take.
       timeout_option: what sets the time-outs; None: the fields of a config.
       find, find_judge: make a scorer, or a judge, of a name; by default names are
@@ -159,14 +168,17 @@ def load_raters(
     own = timeout_option or "scorer.timeout"
     option = timeout_option or "evaluation.timeout"
     limits = Limits(timeout, option, scorer.retries)
+
+    def further(label: str, name: str | Sequence[str]) -> NamedScorer:
+        config = ScorerConfig(name=name, timeout=timeout, retries=scorer.retries)
+        place = f"{scorers_field}.{label}"
+        return _labelled(label, load_scorer(config, option, place, find=find))
+
     return Raters(
         None
         if scorer.name is None
         else load_scorer(scorer, own, scorer_field, find=find, average=average),
-        {
-            label: _labelled(label, find(name, f"{scorers_field}.{label}", {}, limits))
-            for label, name in sorted(scorers.items())
-        },
+        {label: further(label, name) for label, name in sorted(scorers.items())},
         {
             label: _labelled(label, find_judge(n, f"{judges_field}.{label}", limits))
             for label, n in sorted(judges.items())

@@ -1,6 +1,6 @@
 """Which scorer labels the rollouts: one, or several that count as one."""
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -116,20 +116,21 @@ class ScorerConfig:
             raise BadInput(f"scorer.retries is {self.retries}; use 0 or more")
         self._check_names()
         self._check_weights()
-        if not 0 <= self.length_penalty < math.inf:
+        if self.length_penalty < 0:
             raise BadInput(
                 f"scorer.length_penalty is {self.length_penalty}; use 0 or more: it "
                 "is taken off the reward for every token"
             )
-        if self.clip is not None and not 0 < self.clip < math.inf:
+        if self.clip is not None and self.clip <= 0:
             raise BadInput(
                 f"scorer.clip is {self.clip}; use a number of standard deviations "
                 "above 0 (5 is usual), or none"
             )
 
     def _check_names(self) -> None:
-        names = self.names
-        if self.name is None:
+        if self.name is not None:
+            check_names(self.name, "scorer.name")
+        else:
             for f in fields(self):
                 free = f.name in (*_MANNER, "name", "options")
                 if not free and getattr(self, f.name) != f.default:
@@ -137,11 +138,6 @@ class ScorerConfig:
                         f"scorer.{f.name} is {getattr(self, f.name)!r} without "
                         "scorer.name: no scorer would read it; leave it unset"
                     )
-        elif not names or len(set(names)) != len(names):
-            raise BadInput(
-                f"scorer.name is {list(names)}; use one or more scorers, each of them "
-                "once (scorer.weights says how much each counts)"
-            )
 
     def _check_weights(self) -> None:
         listed = self.name is not None and not isinstance(self.name, str)
@@ -159,10 +155,10 @@ class ScorerConfig:
                 f"{shown} for scorer.name {self.name!r}; use a list of scorers and one "
                 "weight each"
             )
-        if not all(math.isfinite(w) and w != 0 for w in self.weights):
+        if 0 in self.weights:
             raise BadInput(
-                f"{shown}; use finite numbers other than 0: a scorer of the weight 0 "
-                "would be asked for nothing"
+                f"{shown}; a scorer of the weight 0 would be asked for nothing: leave "
+                "it out"
             )
         total = sum(self.weights)
         if averaged and not (min(self.weights) > 0 and abs(total - 1) < 1e-6):
@@ -170,6 +166,35 @@ class ScorerConfig:
                 f"{shown}, which sum to {total:g}; models are averaged with weights "
                 "above 0 that sum to 1"
             )
+
+
+def check_names(name: str | Sequence[str], field_name: str) -> None:
+    """Raises BadInput for a list of scorers that is empty, or names one twice."""
+    if not isinstance(name, str) and (not name or len(set(name)) != len(name)):
+        raise BadInput(
+            f"{field_name} is {list(name)}; use one or more scorers, each of them once"
+        )
+
+
+def read_name(text: str, field_name: str) -> str | Sequence[str]:
+    """Returns the scorer, or the list of scorers, that an option's text names.
+
+    >>> read_name('["a:b", "reward:runs/rm"]', "--scorer")
+    ('a:b', 'reward:runs/rm')
+    """
+    if not text.startswith("["):
+        return text
+    try:
+        names = json.loads(text)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("not a list of texts")
+    except ValueError as error:
+        raise BadInput(
+            f"{field_name} {text}: {error}; wanted a scorer, or a JSON list of "
+            """scorers such as '["my_scores:a", "reward:runs/rm"]'"""
+        ) from None
+    check_names(names, field_name)
+    return tuple(names)
 
 
 def stored_scorer(section: Mapping[str, Any] | None) -> ScorerConfig:

@@ -73,7 +73,7 @@ def load_scorer(
 
 def load_raters(
     scorer: ScorerConfig,
-    scorers: Mapping[str, str],
+    scorers: Mapping[str, str | Sequence[str]],
     judges: Mapping[str, str],
     *,
     scorer_field: str = SCORER,
@@ -122,6 +122,8 @@ def load_raters(
     )
     if raters.scorer is not None:
         _refuse_twice(raters.scorer, scorer_field)
+    for label, one in raters.scorers.items():
+        _refuse_twice(one, f"{scorers_field}.{label}")
     _refuse_same(raters)
     return raters
 
@@ -131,12 +133,16 @@ def _refuse_same(raters: Raters) -> None:
     labels = [] if raters.scorer is None else raters.scorer.models
     several = "one of the models that label"
     which = several if len(labels) > 1 else "the model that labels"
-    independent: list[NamedScorer | NamedJudge] = [*raters.scorers.values()]
-    independent += raters.judges.values()
-    for further in independent:
-        if further.digest in labels:
+    independent = {
+        one.name: ("contains" if one.members else "is", one.models)
+        for one in raters.scorers.values()
+    }
+    judges = raters.judges.values()
+    independent |= {one.name: ("is", [one.digest]) for one in judges if one.digest}
+    for name, (verb, models) in independent.items():
+        if set(models) & set(labels):
             raise BadInput(
-                f"{further.name} is {which}; what it says of a policy "
+                f"{name} {verb} {which}; what it says of a policy "
                 "that was trained on its labels shows no exploited scorer. Leave it "
                 "out, or name an independent one"
             )
