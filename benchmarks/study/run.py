@@ -242,7 +242,9 @@ def share(config: Config, grid: Grid, cell: Cell, workdir: pathlib.Path) -> None
         if other == cell or share_key(grid.load(other)) != key:
             continue
         for name, complete in SHARED.items():
-            if (donor / complete).exists() and not (folder / name).exists():
+            # An offline run has no rollouts.
+            given = (donor / complete).exists() and (donor / name).exists()
+            if given and not (folder / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 if name.startswith("iterations/"):
                     write_listed(folder / name, read_listed(donor / name))
