@@ -17,6 +17,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+from collections.abc import Iterator
 
 import pytest
 from few_pages import empty_plots, few_pages  # noqa: F401
@@ -66,8 +67,9 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     """A folder in which the documents' names stand for something tiny."""
+    path = list(sys.path)
     sys.path[:0] = [str(ROOT / "tests" / name) for name in ("loop", "reward_runs")]
     import tiny_run
 
@@ -98,7 +100,12 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     )
     (folder / "my_scorer.py").write_text("from tiny_run import score  # noqa: F401\n")
     (folder / "my_gold.py").write_text("from tiny_run import score  # noqa: F401\n")
-    return folder
+    yield folder
+    # Configs of these names are others to the tests that follow.
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
 
 
 def run(line: str) -> None:

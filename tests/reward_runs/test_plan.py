@@ -8,7 +8,7 @@ import tiny_reward
 
 from tpmm_jax.config import load_config
 from tpmm_jax.errors import BadInput
-from tpmm_jax.reward_runs.plan import RewardPlan
+from tpmm_jax.reward_runs.plan import RewardPlan, order_seed
 
 
 def places(config):
@@ -31,6 +31,6 @@ def test_a_negative_order_is_refused(tmp_path):
     path = tmp_path / "reward_ordered.py"
     path.write_text("from tiny_reward import get_config  # noqa\n")
     config = load_config(path, ["order_seed=3"], kind=type(tiny_reward.get_config()))
-    assert config.order == 3
+    assert order_seed(config) == 3
     with pytest.raises(BadInput, match="order_seed is -1; use 0 or more"):
         replace(config, order_seed=-1).validate()

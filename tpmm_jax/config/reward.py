@@ -183,11 +183,6 @@ class RewardConfig:
         self.evaluation.validate()
         self.merge.validate()
 
-    @property
-    def order(self) -> int:
-        """The seed of the order in which the pairs train."""
-        return self.seed if self.order_seed is None else self.order_seed
-
     def _check_noise(self) -> None:
         for name, most in (("dropout", 1.0), ("jitter", 1.0)):
             value = getattr(self.noise, name)

@@ -50,7 +50,7 @@ class RewardPlan:
             len(self.sets.train),
             train.batch_size,
             train.epochs,
-            self.config.order,
+            order_seed(self.config),
             ITERATION,
         )
 
@@ -61,8 +61,13 @@ class RewardPlan:
 
     @property
     def dropout_key(self) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(self.config.order), ITERATION)
+        key = jax.random.fold_in(jax.random.key(order_seed(self.config)), ITERATION)
         return jax.random.fold_in(key, DROPOUT)
+
+
+def order_seed(config: RewardConfig) -> int:
+    """Returns the seed of the order in which the pairs train."""
+    return config.seed if config.order_seed is None else config.order_seed
 
 
 @dataclass(frozen=True)
