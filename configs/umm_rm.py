@@ -15,6 +15,19 @@ what the mixture adds to it:
     tpmm train_reward --config configs/reward_stories260k.py --workdir runs/rm
     tpmm train_reward --config configs/umm_rm.py --workdir runs/umm_rm \\
         --set model.source=runs/rm
+
+Measured with this seed, percent of pairs [95 % interval over prompts]:
+
+                    179 held-out pairs    295 pairs elsewhere
+    start           44.7 [35.3, 54.5]     41.0 [34.0, 48.4]
+    mixture         90.5 [83.8, 94.6]     61.7 [55.0, 68.0]
+    merged uniform  91.6 [84.9, 95.5]     61.0 [54.3, 67.4]
+    merged gating   91.6 [84.9, 95.5]     61.4 [54.6, 67.7]
+    merged learned  as gating: what was learned was no better on pairs held out from it
+
+The dense run of reward_stories260k.py states 93 % [87, 96] and 65 % [58, 71]: nothing
+here is above it. This run took 6 minutes of CPU time, and 19 minutes by the clock on
+two cores at a load of 8 to 10, with a stop and a continuation while it merged.
 """
 
 from reward_stories260k import model_directory

@@ -74,15 +74,15 @@ def _percent(row: Mapping[str, Any], name: str, form: str) -> str:
 def caption(compared: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns what has to be known of the table."""
     lines = [
-        "start: the model that training began with, dense if it was upcycled",
-        "in the run; gains over it are in points, paired by pair",
+        "start: what training began with; dense, if it was upcycled in the run.",
+        "Gains over it are in points, paired by pair.",
     ]
     rules = " and ".join(rule for rule in _FROM_PAIRS if rule in compared)
     if rules:
         lines += [
-            f"the weights of {rules} come from the held-out pairs, whose figures",
-            "flatter these models; the further sets are the comparison",
+            f"The weights of {rules} come from the held-out pairs, whose",
+            "figures flatter these models: the further sets are the comparison.",
         ]
         if len(next(iter(compared.values()))) == 1:
-            lines.append("(there is none: name one in evaluation.sets)")
+            lines.append("There is none: name one in evaluation.sets.")
     return "\n".join(lines)
