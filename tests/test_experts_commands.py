@@ -85,6 +85,8 @@ def test_a_mixture_is_merged_by_learned_weights(capsys, folder, tmp_path):
     learning = content["learning"]
     kept = learning["start" if learning["kept"] == "start" else "learned"]
     assert content["weights"] == kept
+    said_so = "no better than that start" in card(out)
+    assert said_so == (learning["kept"] == "start")
     dense, rm = tpmm.load_reward(out), tpmm.load_reward(folder / "rm")
     assert dense.config == rm.config
     # One more model card, of the directory as it is.

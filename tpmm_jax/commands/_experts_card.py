@@ -81,6 +81,9 @@ def _text(content: Mapping[str, Any]) -> str:
         f"{experts['count']} routed experts, {experts['top_k']} for a token"
     )
     reconstruction = "This is our reconstruction of UMM-RM (arXiv 2512.00724)."
+    kept = ""
+    if content.get("learning", {}).get("kept") == "start":
+        kept = " On held-out pairs they were no better than that start, which was kept."
     if "rule" not in content:
         noise = experts["noise"]
         copies = (
@@ -96,7 +99,8 @@ def _text(content: Mapping[str, Any]) -> str:
             "A mixture of experts merged back into a dense model. The mixture is "
             f"{named}; the feed-forwards of its layers {layers} were mixtures {mixed}. "
             f"Their weighted sums in float32 are this model's, by the rule "
-            f"`{code(content['rule'])}`: {RULES[content['rule']]}. {reconstruction}",
+            f"`{code(content['rule'])}`: {RULES[content['rule']]}.{kept} "
+            f"{reconstruction}",
             "",
             "| layer | weights of the routed experts |",
             "|---|---|",
