@@ -13,17 +13,11 @@ import os
 import pathlib
 import sys
 
-from tpmm_jax.config import (
-    Config,
-    EvaluationConfig,
-    ModelSource,
-    RolloutConfig,
-    ScorerConfig,
-)
+from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.models import LoraConfig
-from tpmm_jax.rewards import PairingConfig
+from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "configs"))
