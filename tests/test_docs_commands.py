@@ -69,7 +69,7 @@ def commands(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     """A folder in which the documents' names stand for something tiny."""
-    path = list(sys.path)
+    before = list(sys.path)
     sys.path[:0] = [str(ROOT / "tests" / name) for name in ("loop", "reward_runs")]
     import tiny_run
 
@@ -102,7 +102,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     (folder / "my_gold.py").write_text("from tiny_run import score  # noqa: F401\n")
     yield folder
     # Configs of these names are others to the tests that follow.
-    sys.path[:] = path
+    sys.path[:] = before
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
