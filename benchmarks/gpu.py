@@ -13,6 +13,9 @@ one of 5 M, to try the script itself on a CPU.
     trl        the same step by TRL's DPOTrainer (bfloat16 autocast, sdpa, fused Adam)
     generate   64 prompts of 128 tokens, 256 new ones each, bfloat16
     hf         the same by transformers' generate (sdpa, dynamic cache)
+    experts    a Mixtral of 4 layers, 2 of 8 experts active: log-probs of 16 rows of 512
+               tokens in bfloat16, against float32 and transformers'; a DPO step; both
+               again of a dense model with as many active weights
 
 Steps and sampling are timed after two of them, by the median of what follows; both
 sides recompute layers in the backward pass, or neither ("remat").
@@ -45,6 +48,15 @@ SHAPES = {
         "vocab_size": 4096, "width": 256, "mlp_width": 1024, "num_layers": 4,
         "num_heads": 4, "num_kv_heads": 1,
     },
+}  # fmt: skip
+# A Mixtral of few layers, and the dense model of the same active weights.
+EXPERTS, ACTIVE = 8, 2
+MIXTURES = {
+    "1b": {
+        "vocab_size": 32_000, "width": 2048, "mlp_width": 4096, "num_layers": 4,
+        "num_heads": 16, "num_kv_heads": 8,
+    },
+    "small": SHAPES["small"],
 }  # fmt: skip
 PAIRS, PROMPT, COMPLETION = 8, 512, 512
 ROWS, ROW_PROMPT, NEW = 64, 128, 256
@@ -153,12 +165,16 @@ def bfloat16(name: str) -> dict[str, Any]:
         errors |= _hf_errors(folder, tokens, want)
     return jax_report(
         part="bfloat16",
-        **{
-            f"{k}_rms": float(f"{np.sqrt((v**2).mean()):.2e}")
-            for k, v in errors.items()
-        },
+        **rms(errors),
         **{f"{k}_max": float(f"{np.abs(v).max():.2e}") for k, v in errors.items()},
     )
+
+
+def rms(errors: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns the root of the mean square of each."""
+    return {
+        f"{k}_rms": float(f"{np.sqrt((v**2).mean()):.2e}") for k, v in errors.items()
+    }
 
 
 def _hf_errors(folder: str, tokens: np.ndarray, want: np.ndarray) -> dict[str, Any]:
@@ -180,16 +196,25 @@ def _hf_errors(folder: str, tokens: np.ndarray, want: np.ndarray) -> dict[str, A
 
 def step(name: str, remat: bool) -> dict[str, Any]:
     """Our DPO step."""
+    seconds, first, loss = time_step(decoder(name, "bfloat16", remat))
+    return jax_report(
+        part="step",
+        remat=remat,
+        loss=loss,
+        first_s=round(first, 1),
+        **_rates(name, seconds),
+    )
+
+
+def time_step(model: Any) -> tuple[float, float, float]:
+    """Returns the median of a DPO step's seconds, those of the first, and the loss."""
     import jax
     import jax.numpy as jnp
 
     from tpmm_jax.losses import LossConfig
     from tpmm_jax.steps import TrainConfig, init_state, preference_step
 
-    model, train = (
-        decoder(name, "bfloat16", remat),
-        TrainConfig(learning_rate=1e-6, batch_size=PAIRS),
-    )
+    train = TrainConfig(learning_rate=1e-6, batch_size=PAIRS)
     take_step = preference_step(model, LossConfig(), train)
     state = init_state(jax.jit(model.init)(jax.random.key(0)), train)
     rng, shape = np.random.default_rng(0), (PAIRS, 2, PROMPT + COMPLETION)
@@ -209,14 +234,7 @@ def step(name: str, remat: bool) -> dict[str, Any]:
         state, metrics = take_step(state, batch, jnp.float32(1e-6))
         loss = float(metrics["loss"])
 
-    seconds, first = timed(act)
-    return jax_report(
-        part="step",
-        remat=remat,
-        loss=loss,
-        first_s=round(first, 1),
-        **_rates(name, seconds),
-    )
+    return *timed(act), loss
 
 
 def _rates(name: str, seconds: float) -> dict[str, float]:
@@ -353,6 +371,66 @@ def hf(name: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def experts(name: str, routed: bool) -> dict[str, Any]:
+    """Our Mixtral, or the dense model of the same active weights."""
+    import jax
+
+    import tpmm_jax as tpmm
+    from tpmm_jax.models import Decoder, ExpertsConfig
+    from tpmm_jax.models.families import make_config
+    from tpmm_jax.weights.saving import save
+    from tpmm_jax.weights.source import Model
+
+    shape: dict[str, Any] = dict(MIXTURES[name])
+    if routed:
+        shape["experts"] = ExpertsConfig(count=EXPERTS, top_k=ACTIVE)
+    else:
+        shape["mlp_width"] *= ACTIVE
+    config = make_config(
+        "mixtral" if routed else "llama", **shape, max_positions=2048, norm_eps=1e-5,
+        tie_embeddings=True, bos_id=2, eos_ids=(1,), pad_id=0,
+    )  # fmt: skip
+    exact = Decoder(config, "float32", True)
+    params = jax.jit(exact.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(4, config.vocab_size, (ROWS // 4, 512)).astype(np.int32)
+    mask = np.ones_like(tokens)
+    want = np.asarray(tpmm.log_probs(Model(exact, params), tokens, mask))
+    half = Model(Decoder(config, "bfloat16", True), params)
+    errors = {"ours": np.asarray(tpmm.log_probs(half, tokens, mask)) - want}
+    passes, _ = timed(lambda: np.asarray(tpmm.log_probs(half, tokens, mask)))
+    seconds = {"ours_s": passes, "step_s": time_step(half.decoder)[0]}
+    if routed:
+        with tempfile.TemporaryDirectory() as folder:
+            save(Model(exact, params), folder)
+            errors |= _hf_errors(folder, tokens, want)
+            seconds["hf_s"] = _hf_seconds(folder, tokens)
+    return jax_report(
+        part="experts",
+        routed=routed,
+        **{k: round(v, 4) for k, v in seconds.items()},
+        **rms(errors),
+    )
+
+
+def _hf_seconds(folder: str, tokens: np.ndarray) -> float:
+    """Returns the median of the seconds of transformers' log-probs in bfloat16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ids = torch.from_numpy(tokens).long().to(device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = model.to(device)
+
+    def act() -> None:
+        with torch.no_grad():
+            logp = torch.log_softmax(model(ids).logits[:, :-1].float(), -1)
+            logp.gather(-1, ids[:, 1:, None])[..., 0].cpu().numpy()
+
+    return timed(act)[0]
+
+
 PARTS: dict[str, list[Callable[[str], dict[str, Any]]]] = {
     "parity": [parity],
     "bfloat16": [bfloat16],
@@ -360,6 +438,7 @@ PARTS: dict[str, list[Callable[[str], dict[str, Any]]]] = {
     "trl": [lambda name: trl(name, True), lambda name: trl(name, False)],
     "generate": [generate],
     "hf": [hf],
+    "experts": [lambda name: experts(name, True), lambda name: experts(name, False)],
 }
 
 

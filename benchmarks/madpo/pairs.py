@@ -27,11 +27,11 @@ TRAIN, REWARD = 480, 1400
 POOL = 8
 
 
-def write_pairs(workdir: pathlib.Path, tier: str, seed: int) -> pathlib.Path:
-    """Returns the file of a tier's pairs; makes what is missing of it."""
+def write_pairs(workdir: pathlib.Path, tier: str, seed: int) -> None:
+    """Writes the file of a tier's pairs, if it is not there."""
     path = workdir / "data" / f"{tier}-{seed}.jsonl"
     if path.exists():
-        return path
+        return
     order = np.random.default_rng([seed, 0]).permutation(len(madpo_study.pool()))
     prompts = [madpo_study.pool()[i] for i in order]
     if len(prompts) < TRAIN + REWARD:
@@ -54,7 +54,6 @@ def write_pairs(workdir: pathlib.Path, tier: str, seed: int) -> pathlib.Path:
     }
     write_json(path.with_suffix(".json"), facts)
     write_text(path, lines(train))
-    return path
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> str:

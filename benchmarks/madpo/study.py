@@ -9,6 +9,7 @@ WORKDIR/study/results.md, results.json and two figures. Needs the demo extra.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -20,12 +21,11 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path += [str(HERE.parent / "study"), str(HERE)]
-from analyse import write_results  # noqa: E402
 from grid import Cell, Grid  # noqa: E402
-from run import cores, run_cells  # noqa: E402
+from pairs import TIERS, write_pairs  # noqa: E402
+from run import cores, exit_code, run_study, run_tasks  # noqa: E402
 
 from tpmm_jax.config import Config, load_config  # noqa: E402
-from tpmm_jax.errors import Stopped, TpmmError  # noqa: E402
 from tpmm_jax.log.console import RunConsole  # noqa: E402
 
 COLUMN = {"madpo.margins": "column"}
@@ -110,41 +110,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--jobs", type=int, default=len(cores()))
     args, console = parser.parse_args(argv), RunConsole()
-    workdir, data = args.workdir.resolve(), args.workdir.resolve() / "data"
-    try:
-        from pairs import TIERS, write_pairs
-
-        for seed in TUNING_SEEDS:
-            write_pairs(workdir, TUNED_ON, seed)
-        tune = grid_of(tuning_lines(), [TUNED_ON], TUNING_SEEDS, data)
-        failed = run_part(tune, workdir / "tune", args.jobs, console)
-        for tier in TIERS:
-            for seed in SEEDS:
-                write_pairs(workdir, tier, seed)
-        lines = chosen_lines(workdir / "tune" / "results.json")
-        (workdir / "chosen.json").write_text(json.dumps(lines, indent=1) + "\n")
-        study = grid_of(lines, TIERS, SEEDS, data)
-        failed |= run_part(study, workdir / "study", args.jobs, console)
-    except Stopped as error:
-        console.note(f"{error}; the same command continues the study")
-        return error.exit_code
-    except TpmmError as error:
-        console.error(str(error))
-        return error.exit_code
-    for name, message in failed.items():
-        console.error(f"{name}: {message}")
-    return 1 if failed else 0
+    return exit_code(lambda: run(args.workdir.resolve(), args.jobs, console), console)
 
 
-def run_part(
-    grid: Grid, workdir: pathlib.Path, jobs: int, console: RunConsole
-) -> dict[str, str]:
-    """Runs the cells of a grid, writes its tables; returns what failed."""
-    cells = grid.cells()
-    failed = run_cells(grid, cells, workdir, jobs, console)
-    for path in write_results(grid, cells, workdir):
-        console.note(f"wrote {path}")
-    return failed
+def run(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
+    """Draws, tunes and compares; returns what failed: name -> message."""
+    data = workdir / "data"
+    draw(workdir, [(TUNED_ON, seed) for seed in TUNING_SEEDS], jobs, console)
+    tune = grid_of(tuning_lines(), [TUNED_ON], TUNING_SEEDS, data)
+    failed = run_study(tune, workdir / "tune", jobs, console)
+    draw(workdir, [(tier, seed) for seed in SEEDS for tier in TIERS], jobs, console)
+    lines = chosen_lines(workdir / "tune" / "results.json")
+    (workdir / "chosen.json").write_text(json.dumps(lines, indent=1) + "\n")
+    study = grid_of(lines, TIERS, SEEDS, data)
+    return failed | run_study(study, workdir / "study", jobs, console)
+
+
+def draw(
+    workdir: pathlib.Path,
+    wanted: Sequence[tuple[str, int]],
+    jobs: int,
+    console: RunConsole,
+) -> None:
+    """Writes the pairs of these tiers and seeds, and their margins."""
+    tasks = {
+        f"{tier}-{seed}": functools.partial(write_pairs, workdir, tier, seed)
+        for tier, seed in wanted
+    }
+    files = [workdir / "data" / f"{name}.jsonl" for name in tasks]
+    amount = len(files), "sets of pairs"
+    run_tasks(tasks, jobs, console, amount, lambda: sum(x.exists() for x in files))
 
 
 if __name__ == "__main__":

@@ -53,14 +53,18 @@ SHARED = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     args, console = parse_args(argv), RunConsole()
-    try:
+
+    def work() -> dict[str, str]:
         grid = read_grid(args.grid)
-        cells = grid.cells()
-        for cell in cells:
-            grid.load(cell)  # all of them are valid before the first one starts
-        failed = run_cells(grid, cells, args.workdir, args.jobs, console)
-        for path in write_results(grid, cells, args.workdir):
-            console.note(f"wrote {path}")
+        return run_study(grid, args.workdir, args.jobs, console)
+
+    return exit_code(work, console)
+
+
+def exit_code(work: Callable[[], Mapping[str, str]], console: RunConsole) -> int:
+    """Returns the exit code of a study, of which ``work`` returns what failed."""
+    try:
+        failed = work()
     except Stopped as error:
         console.note(f"{error}; the same command continues the study")
         return error.exit_code
@@ -70,6 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, message in failed.items():
         console.error(f"{name}: {message}")
     return 1 if failed else 0
+
+
+def run_study(
+    grid: Grid, workdir: pathlib.Path, jobs: int, console: RunConsole
+) -> dict[str, str]:
+    """Runs a grid's cells and writes its tables; returns what failed: name -> message.
+
+    Raises:
+      Stopped: by Ctrl-C or SIGTERM.
+    """
+    cells = grid.cells()
+    failed = run_cells(grid, cells, workdir, jobs, console)
+    for path in write_results(grid, cells, workdir):
+        console.note(f"wrote {path}")
+    return failed
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -38,10 +38,10 @@ from arms import (
     source,
 )
 from grid import Cell, Grid
-from run import cores, run_cells, run_tasks
+from run import cores, exit_code, run_cells, run_tasks
 
 from tpmm_jax.config import Config, load_config
-from tpmm_jax.errors import BadInput, Stopped, TpmmError
+from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 
 # Reward models that DPO is run against.
@@ -75,10 +75,7 @@ def train(args: argparse.Namespace, console: RunConsole) -> dict[str, str]:
         return failed
     runs = chosen(backbone.runs, args.arms)
     grid = run_grid(args.workdir, backbone, runs, args.seeds)
-    cells = grid.cells()
-    for cell in cells:
-        grid.load(cell)  # all of them are valid before the first one starts
-    return run_cells(grid, cells, args.workdir, args.jobs, console)
+    return run_cells(grid, grid.cells(), args.workdir, args.jobs, console)
 
 
 def explore(args: argparse.Namespace, console: RunConsole) -> dict[str, str]:
@@ -211,17 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.workdir.mkdir(parents=True, exist_ok=True)
     args.seeds = args.seeds or list(BACKBONES[args.backbone].seeds)
     os.environ["TPMM_UMM"] = str(args.workdir)
-    try:
-        failed = PARTS[args.part](args, console)
-    except Stopped as error:
-        console.note(f"{error}; the same command continues the study")
-        return error.exit_code
-    except TpmmError as error:
-        console.error(str(error))
-        return error.exit_code
-    for name, message in failed.items():
-        console.error(f"{name}: {message}")
-    return 1 if failed else 0
+    return exit_code(lambda: PARTS[args.part](args, console), console)
 
 
 if __name__ == "__main__":
