@@ -116,10 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
     """Draws, tunes and compares; returns what failed: name -> message."""
     data = workdir / "data"
-    draw(workdir, [(TUNED_ON, seed) for seed in TUNING_SEEDS], jobs, console)
+    wanted = [(TUNED_ON, seed) for seed in TUNING_SEEDS]
+    wanted += [(tier, seed) for seed in SEEDS for tier in TIERS]
+    draw(workdir, wanted, jobs, console)
     tune = grid_of(tuning_lines(), [TUNED_ON], TUNING_SEEDS, data)
     failed = run_study(tune, workdir / "tune", jobs, console)
-    draw(workdir, [(tier, seed) for seed in SEEDS for tier in TIERS], jobs, console)
     lines = chosen_lines(workdir / "tune" / "results.json")
     (workdir / "chosen.json").write_text(json.dumps(lines, indent=1) + "\n")
     study = grid_of(lines, TIERS, SEEDS, data)
