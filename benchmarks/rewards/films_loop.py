@@ -34,15 +34,15 @@ def get_config() -> Config:
         ),
         data=DataConfig(prompts=str(prompts), max_prompt_length=32),
         rollout=RolloutConfig(
-            prompts_per_iteration=128,
+            prompts_per_iteration=184,
             samples_per_prompt=4,
             max_new_tokens=24,
             batch_size=32,
         ),
         scorer=ScorerConfig(name="reward:RUN"),
-        pairing=PairingConfig(holdout_fraction=0.25),
+        pairing=PairingConfig(holdout_fraction=0.1),
         reference=ReferenceConfig(rule="learned", steps=10, batch_size=8),
-        train=TrainConfig(learning_rate=2e-4, batch_size=8, epochs=1),
+        train=TrainConfig(learning_rate=5e-4, batch_size=8, epochs=3),
         evaluation=EvaluationConfig(
             num_prompts=128, scorers={"vader": "tpmm_jax.rewards.vader:sentiment"}
         ),

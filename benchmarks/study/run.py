@@ -179,8 +179,9 @@ def run_tasks(
                     if (message := task.result()) is not None:
                         failed[running[task]] = message
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(getattr(pool, "_processes", {}).values()):
+            processes = list(getattr(pool, "_processes", {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)  # forgets them
+            for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
             if isinstance(error, KeyboardInterrupt):

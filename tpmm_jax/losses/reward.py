@@ -84,7 +84,9 @@ def bradley_terry(
     return loss_B
 
 
-def load_balance(aux: Aux, weight_B: jax.Array, experts: ExpertsConfig) -> jax.Array:
+def load_balance(
+    share_LX: jax.Array, probability_LX: jax.Array, experts: ExpertsConfig
+) -> jax.Array:
     """Returns X sum_i f_i P_i, mean over the layers that have experts.
 
     f_i is expert i's share of all assignments, P_i its mean probability, both over the
@@ -92,18 +94,12 @@ def load_balance(aux: Aux, weight_B: jax.Array, experts: ExpertsConfig) -> jax.A
     nor the mesh change it. 1 where all experts are used alike; gradients reach P alone.
 
     Args:
-      aux: see ``experts.route``; the sums of each row, [L, B, ...].
-      weight_B: 0 for rows that only fill the batch.
+      share_LX, probability_LX: sums over the batch; see ``experts.route``. Layers
+        without experts have zeros.
 
     Source: Switch (2101.03961) eq. 4, for k assignments a token.
     """
-    real_B = (weight_B > 0).astype(jnp.float32)
-    share_LX, probability_LX = (
-        jnp.einsum("B,LBX->LX", real_B, aux[name])
-        for name in ("share_BX", "probability_BX")
-    )
     tokens_L1 = jnp.sum(share_LX, axis=1, keepdims=True)
-    # Layers without experts report zeros.
     scale_L1 = jnp.where(tokens_L1 > 0, 1 / jnp.maximum(tokens_L1, 1.0), 0.0)
     product_L = jnp.sum(share_LX * probability_LX * scale_L1**2, axis=1)
     layers = len(experts.places(share_LX.shape[0]))
@@ -173,18 +169,16 @@ def _experts_loss(
     ) -> tuple[jax.Array, tuple[Metrics, tuple[()]]]:
         rewards_BN, aux = scores
         value, metrics = _of_rewards(rewards_BN, batch, total_weight, config)
-        aux = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), aux)
-        weight_B = batch["weight_B"]
-        balance = load_balance(aux, weight_B, experts)
+        real_B = (batch["weight_B"] > 0).astype(jnp.float32)
+        sums = {
+            name: jnp.einsum("B,BL...->L...", real_B, x) for name, x in aux.items()
+        }
+        share_LX = sums["share_BX"]
+        balance = load_balance(share_LX, sums["probability_BX"], experts)
         weight = LOAD_BALANCE if config.load_balance is None else config.load_balance
-        real_B = (weight_B > 0).astype(jnp.float32)
-        share_LX = jnp.einsum("B,LBX->LX", real_B, aux["share_BX"])
         places = jnp.asarray(experts.places(share_LX.shape[0]))
         tokens = jnp.maximum(jnp.sum(share_LX[places]), 1.0)
-        z, entropy = (
-            jnp.einsum("B,LB->", real_B, aux[name]) / tokens
-            for name in ("z_B", "entropy_B")
-        )
+        z, entropy = (jnp.sum(sums[name]) / tokens for name in ("z_B", "entropy_B"))
         value = value + weight * balance + (config.z_loss or 0.0) * z
         share_LX = share_LX[places] * (len(places) / tokens)
         metrics |= {
