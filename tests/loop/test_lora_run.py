@@ -29,6 +29,7 @@ from tpmm_jax.weights.saving import save, whole_directory
 from tpmm_jax.weights.source import Model
 
 HERE = pathlib.Path(__file__).parent
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 LORA = LoraConfig(rank=2, alpha=8.0, dropout=0.1)
 
 
@@ -71,27 +72,38 @@ def test_a_crash_in_training_changes_no_byte(finished, tmp_path, writes):
     assert digests(tmp_path / "run") == digests(finished)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seen", ["work/2", "iterations/002/reference.json"])
-def test_sigkill(finished, tmp_path, seen):
-    script = tmp_path / "lora_run.py"
+def command_of(folder: pathlib.Path) -> list[str]:
+    """Returns the command that makes the run in ``folder``/run."""
+    script = folder / "lora_run.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(HERE)!r})\n"
         "from test_lora_run import get_config\n"
     )
-    workdir = tmp_path / "run"
     command = [sys.executable, "-m", "tpmm_jax.train", "--config", str(script)]
-    command += ["--workdir", str(workdir)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, **quiet)
+    return [*command, "--workdir", str(folder / "run")]
+
+
+@pytest.fixture(scope="module")
+def finished_by_command(tmp_path_factory) -> pathlib.Path:
+    """A command sees one device; here are eight, one in use: last bits differ."""
+    folder = tmp_path_factory.mktemp("by_command")
+    subprocess.run(command_of(folder), check=True, **QUIET)
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen", ["work/2", "iterations/002/reference.json"])
+def test_sigkill(finished_by_command, tmp_path, seen):
+    workdir, command = tmp_path / "run", command_of(tmp_path)
+    process = subprocess.Popen(command, **QUIET)
     while not (workdir / seen).exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(command, check=True, **quiet)
-    assert content(workdir) == content(finished)
-    assert digests(workdir) == digests(finished)
+    subprocess.run(command, check=True, **QUIET)
+    assert content(workdir) == content(finished_by_command)
+    assert digests(workdir) == digests(finished_by_command)
 
 
 def test_the_policies_moved_and_the_base_did_not(finished):
