@@ -126,7 +126,8 @@ def difference(values: Sequence[float]) -> str:
 def style(index: int) -> dict[str, Any]:
     """Colour and dashes of the index-th line."""
     colours = len(COLOURS)
-    return {"color": COLOURS[index % colours], "linestyle": DASHES[index // colours]}
+    dash = DASHES[index // colours % len(DASHES)]
+    return {"color": COLOURS[index % colours], "linestyle": dash}
 
 
 def canvas(panels: int, height: float) -> tuple[Figure, list[Any]]:
