@@ -79,7 +79,7 @@ def _good(folder, kind, count):
 
 
 @pytest.mark.parametrize(
-    "share", [200, pytest.param(1000, marks=pytest.mark.slow)], ids=str
+    "share", [50, pytest.param(1000, marks=pytest.mark.slow)], ids=str
 )
 def test_no_false_alarm_on_good_rows(tmp_path, run, share):
     sizes = {"text": 4 * share, "implicit": 3 * share, "turns": 3 * share}

@@ -5,7 +5,7 @@ import pytest
 import trl_replay
 
 # Each compiles a step of its own; their values and gradients are losses/'s too.
-SLOW = ("f32_hinge", "f32_ipo")
+SLOW = ("f32_hinge", "f32_ipo", "f32_sigmoid_sft")
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,10 @@ def content(workdir: pathlib.Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize(
+    "share",
+    [0.1, 0.6, 0.95, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.3, 0.8))],
+)
 def test_a_crash_inside_the_last_evaluation(
     workdir: pathlib.Path,
     tmp_path: pathlib.Path,

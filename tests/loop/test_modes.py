@@ -54,8 +54,9 @@ EXPECTED = {
 }
 
 
-# In the runs of docs/, README.md and every other test of a run.
-SEEN = ("learned", "previous", "uniform")
+# In the runs of docs/, README.md and every other test of a run; and what differs from
+# these in the choice of checkpoints alone, which merging/ tests.
+SEEN = ("learned", "previous", "uniform", "best", "greedy_soup")
 
 
 @pytest.mark.parametrize(

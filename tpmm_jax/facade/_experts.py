@@ -1,12 +1,11 @@
 """Dense reward models as mixtures of experts."""
 
-from dataclasses import asdict, replace
-
-import jax
+from dataclasses import replace
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.models.upcycling import ALL, UpcyclingConfig, upcycle_params
-from tpmm_jax.weights.source import Model
+from tpmm_jax.models.upcycling import ALL, UpcyclingConfig
+from tpmm_jax.weights.loading import upcycled
+from tpmm_jax.weights.source import Model, Source
 
 
 def upcycle(
@@ -51,11 +50,9 @@ def upcycle(
     if experts == 0:
         raise BadInput("experts is 0; use at least 2 (4 is usual)")
     config.validate(lambda field: "experts" if field == "count" else field)
-    made = config.of(rm.config, str(rm.origin.get("source", "the model")))
-    decoder = replace(rm.decoder, config=made)
-    params = upcycle_params(rm.params, made, noise, jax.random.key(seed))
-    where = jax.tree.map(lambda x: x.sharding, decoder.abstract_params())
-    if decoder.mesh is not None:
-        params = jax.device_put(params, where)
-    origin = rm.origin | {"experts": asdict(config), "experts_seed": seed}
-    return replace(rm, decoder=decoder, params=params, origin=origin)
+    dense = Source(
+        rm.config, rm.tokenizer, rm.origin, lambda *_: rm.params, None, rm.generation
+    )
+    made = upcycled(dense, config, seed)
+    decoder = replace(rm.decoder, config=made.config)
+    return made.model(decoder, made.read(decoder, "float32"))

@@ -170,9 +170,7 @@ def _experts_loss(
         rewards_BN, aux = scores
         value, metrics = _of_rewards(rewards_BN, batch, total_weight, config)
         real_B = (batch["weight_B"] > 0).astype(jnp.float32)
-        sums = {
-            name: jnp.einsum("B,BL...->L...", real_B, x) for name, x in aux.items()
-        }
+        sums = {name: jnp.einsum("B,BL...->L...", real_B, x) for name, x in aux.items()}
         share_LX = sums["share_BX"]
         balance = load_balance(share_LX, sums["probability_BX"], experts)
         weight = LOAD_BALANCE if config.load_balance is None else config.load_balance

@@ -390,14 +390,14 @@ def upcycled(found: Source, upcycling: UpcyclingConfig, seed: int) -> Source:
     Raises:
       BadInput: it cannot be upcycled.
     """
-    config = upcycling.of(found.config, found.origin["source"])
+    config = upcycling.of(found.config, found.origin.get("source", "the model"))
 
     def read(decoder: Decoder, dtype: str) -> Params:
         params = found.read(replace(decoder, config=found.config), dtype)
         key = jax.random.key(seed)
         made = upcycle_params(params, config, upcycling.noise, key)
-        where = jax.tree.map(lambda x: x.sharding, decoder.abstract_params(dtype))
-        return jax.device_put(made, where)
+        like = decoder.abstract_params(dtype)
+        return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), made, like)
 
     origin = found.origin | {"experts": asdict(upcycling), "experts_seed": seed}
     return Source(config, found.tokenizer, origin, read, generation=found.generation)
