@@ -184,6 +184,8 @@ def run_tasks(
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
+            for process in processes:
+                process.join()  # it saves first
             if isinstance(error, KeyboardInterrupt):
                 raise Stopped("stopped") from None
             raise
@@ -231,8 +233,9 @@ def run_cell(grid: Grid, cell: Cell, workdir: pathlib.Path) -> str | None:
             else:
                 share(config, grid, cell, workdir)
                 train.run(config, folder, console)
-        except Stopped:
-            raise
+        except Stopped as error:
+            log.flush()
+            os._exit(error.exit_code)  # this process takes no further cell
         except TpmmError as error:
             # A diverged cell is a result too; the others go on.
             console.error(str(error))
