@@ -3,10 +3,12 @@
     stored = A, B of each adapted matrix,    restored = W + s A B
 
 The base is never copied. Each step pins it by the fingerprint of every leaf; it is
-read from its source whenever a policy is wanted, and compared.
+read from its source whenever a policy is wanted, and compared. A reward model's head is
+stored whole in each step, and the one under it, which may be drawn, counts for nothing:
+another device or version of jax draws other last bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import LoraConfig
-from tpmm_jax.models.lora import merge_adapters
+from tpmm_jax.models.lora import WHOLE, merge_adapters
 from tpmm_jax.store import manager, trees
 from tpmm_jax.store.fingerprint import changed_leaf, digest, fingerprint, layout
 
@@ -54,7 +56,7 @@ class Base:
         flat = trees.flatten_params(params)
         came = f"base {self.name}"
         trees.check_same(flat, pinned["layout"], came=came, against="step 0")
-        if changed := changed_leaf(flat, pinned["fingerprints"]):
+        if changed := changed_leaf(flat, _fixed(pinned["fingerprints"])):
             name, now = changed
             raise BadInput(
                 f"leaf {name} of the base {self.name} has changed since the run began "
@@ -67,7 +69,12 @@ class Base:
 def pin(params: Params) -> dict[str, Any]:
     """Returns what tells these weights from all others, as JSON."""
     flat = trees.flatten_params(params)
-    return {"fingerprints": fingerprint(flat), "layout": layout(flat)}
+    return {"fingerprints": fingerprint(_fixed(flat)), "layout": layout(flat)}
+
+
+def _fixed(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is not replaced by what a step stores whole."""
+    return {name: x for name, x in flat.items() if name not in WHOLE}
 
 
 def describe(config: LoraConfig) -> dict[str, Any]:
