@@ -178,20 +178,29 @@ def rms(errors: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def _hf_errors(folder: str, tokens: np.ndarray, want: np.ndarray) -> dict[str, Any]:
+    found = {}
+    for title, dtype in (("hf_float32", "float32"), ("hf", "bfloat16")):
+        log_probs = _hf_log_probs(folder, dtype)
+        rows = [log_probs(two) for two in np.split(tokens, len(tokens) // 2)]
+        found[title] = np.concatenate(rows) - want
+    return found
+
+
+def _hf_log_probs(folder: str, dtype: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what gives log p of every next token by transformers' model."""
     import torch
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    ids, found = torch.from_numpy(tokens).long().to(device), {}
-    for title, dtype in (("hf_float32", torch.float32), ("hf", torch.bfloat16)):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-        rows = []
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+
+    def log_probs(tokens: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(tokens).long().to(device)
         with torch.no_grad():
-            for row in ids.split(2):
-                logp = torch.log_softmax(model(row).logits[:, :-1].float(), -1)
-                rows.append(logp.gather(-1, row[:, 1:, None])[..., 0].cpu().numpy())
-        found[title] = np.concatenate(rows) - want
-    return found
+            logp = torch.log_softmax(model(ids).logits[:, :-1].float(), -1)
+            return logp.gather(-1, ids[:, 1:, None])[..., 0].cpu().numpy()
+
+    return log_probs
 
 
 def step(name: str, remat: bool) -> dict[str, Any]:
@@ -404,31 +413,14 @@ def experts(name: str, routed: bool) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             save(Model(exact, params), folder)
             errors |= _hf_errors(folder, tokens, want)
-            seconds["hf_s"] = _hf_seconds(folder, tokens)
+            theirs = _hf_log_probs(folder, "bfloat16")
+            seconds["hf_s"] = timed(lambda: theirs(tokens))[0]
     return jax_report(
         part="experts",
         routed=routed,
         **{k: round(v, 4) for k, v in seconds.items()},
         **rms(errors),
     )
-
-
-def _hf_seconds(folder: str, tokens: np.ndarray) -> float:
-    """Returns the median of the seconds of transformers' log-probs in bfloat16."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    ids = torch.from_numpy(tokens).long().to(device)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model = model.to(device)
-
-    def act() -> None:
-        with torch.no_grad():
-            logp = torch.log_softmax(model(ids).logits[:, :-1].float(), -1)
-            logp.gather(-1, ids[:, 1:, None])[..., 0].cpu().numpy()
-
-    return timed(act)[0]
 
 
 PARTS: dict[str, list[Callable[[str], dict[str, Any]]]] = {

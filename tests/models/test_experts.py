@@ -154,6 +154,20 @@ def test_accumulation_changes_no_gradient(noisy, rows):
     assert 0 < metrics["router/entropy"] <= np.log(4) + 1e-6
 
 
+def test_rows_that_fill_the_batch_count_for_nothing(noisy, rows):
+    """The last pair of the batch has weight 0: its tokens change no metric."""
+    loss = reward_loss(noisy.decoder, RewardLossConfig(load_balance=1.0, z_loss=0.1))
+    batch = batch_of(rows)
+    tokens = batch["tokens_BNT"]
+    other = batch | {"tokens_BNT": jnp.concatenate([tokens[:-1], tokens[:1]])}
+    found = [
+        coupled_gradients(loss, noisy.params, x, (), 1, None)[2] for x in (batch, other)
+    ]
+    assert not jnp.array_equal(tokens[-1], tokens[0])
+    for name, value in found[0].items():
+        assert float(found[1][name]) == pytest.approx(float(value), rel=1e-6), name
+
+
 def test_the_load_balance_is_switchs():
     """1 where experts are used alike; X where one takes all."""
     even = np.full((2, 4), 10.0, np.float32)

@@ -51,7 +51,11 @@ def upcycle(
         raise BadInput("experts is 0; use at least 2 (4 is usual)")
     config.validate(lambda field: "experts" if field == "count" else field)
     dense = Source(
-        rm.config, rm.tokenizer, rm.origin, lambda *_: rm.params, None, rm.generation
+        rm.config,
+        rm.tokenizer,
+        rm.origin,
+        lambda *_: rm.params,
+        generation=rm.generation,
     )
     made = upcycled(dense, config, seed)
     decoder = replace(rm.decoder, config=made.config)
