@@ -23,7 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path += [str(HERE.parent / "study"), str(HERE)]
 from grid import Cell, Grid  # noqa: E402
 from pairs import TIERS, write_pairs  # noqa: E402
-from run import cores, exit_code, run_study, run_tasks  # noqa: E402
+from run import add_jobs, exit_code, run_study, run_tasks  # noqa: E402
 
 from tpmm_jax.config import Config, load_config  # noqa: E402
 from tpmm_jax.log.console import RunConsole  # noqa: E402
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     parser = argparse.ArgumentParser(description="Runs the MADPO study.")
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--jobs", type=int, default=len(cores()))
+    add_jobs(parser)
     args, console = parser.parse_args(argv), RunConsole()
     return exit_code(lambda: run(args.workdir.resolve(), args.jobs, console), console)
 

@@ -97,14 +97,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("grid", type=pathlib.Path, help="a grid file (.toml)")
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    add_jobs(parser)
+    return parser.parse_args(argv)
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Adds --jobs, the number of processes."""
+
+    def positive(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r}: wanted a number, at least 1")
+        return int(text)
+
     parser.add_argument(
-        "--jobs", type=int, default=len(cores()),
+        "--jobs", type=positive, default=len(cores()),
         help="processes, one core each (default: all cores, %(default)s)",
     )  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.jobs < 1:
-        parser.error(f"--jobs {args.jobs}: wanted at least 1")
-    return args
 
 
 def run_cells(

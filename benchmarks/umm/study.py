@@ -38,7 +38,7 @@ from arms import (
     source,
 )
 from grid import Cell, Grid
-from run import cores, exit_code, run_cells, run_tasks
+from run import add_jobs, exit_code, run_cells, run_tasks
 
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.errors import BadInput
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--backbone", choices=BACKBONES, default="films")
     add("--seeds", type=int, nargs="+", help="some of the registered ones")
     add("--arms", nargs="+", help="some of the runs of train or explore")
-    add("--jobs", type=int, default=len(cores()))
+    add_jobs(parser)
     args, console = parser.parse_args(argv), RunConsole()
     args.workdir = args.workdir.resolve()
     args.workdir.mkdir(parents=True, exist_ok=True)
