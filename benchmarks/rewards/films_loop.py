@@ -5,7 +5,7 @@
 
 RUN is a workdir of films.py. SmolLM2-135M-Instruct continues the first words of film
 snippets that neither train nor test the reward model; VADER, which has seen no rating,
-is what the watch compares it with. Needs the demo extra.
+is what the watch compares it with. Result: docs/results.md. Needs the demo extra.
 """
 
 import os
