@@ -51,7 +51,7 @@ def held_out(model: Decoder, config: ReferenceConfig) -> HeldOut:
 def one(count: int) -> None:
     """Measures one K in this process; prints a JSON line."""
     model = decoder()
-    config = ReferenceConfig(granularity="layer", steps=3, batch_size=PAIRS)
+    config = ReferenceConfig(fit="adam", granularity="layer", steps=3, batch_size=PAIRS)
     names = group_names(model.abstract_params(), "layer")
     pairs = held_out(model, config)
 

@@ -49,7 +49,7 @@ def get_config(mesh: MeshConfig = GPU_NODE) -> Config:
             batch_size=256,
         ),
         scorer=ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"),
-        reference=ReferenceConfig(rule="learned", granularity="layer"),
+        reference=ReferenceConfig(rule="learned"),
         train=TrainConfig(learning_rate=5e-7, batch_size=64, accumulation=1, epochs=1),
         evaluation=EvaluationConfig(num_prompts=512),
     )

@@ -28,6 +28,6 @@ def get_config() -> Config:
             pairs="pairs.jsonl", max_prompt_length=512, max_completion_length=256
         ),
         pairing=PairingConfig(holdout_fraction=0.25),
-        reference=ReferenceConfig(rule="learned", steps=20, batch_size=8),
+        reference=ReferenceConfig(rule="learned"),
         train=TrainConfig(learning_rate=2e-5, batch_size=8, epochs=1),
     )

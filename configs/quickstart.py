@@ -40,7 +40,7 @@ def get_config() -> Config:
         ),
         scorer=ScorerConfig(name="tpmm_jax.demo.toy:reward"),
         pairing=PairingConfig(flip_probability=0.2),
-        reference=ReferenceConfig(rule="learned", steps=40, batch_size=64),
+        reference=ReferenceConfig(rule="learned"),
         train=TrainConfig(batch_size=16, learning_rate=5e-4, epochs=3),
         # As many samples per prompt as in a rollout: one compiled sampler serves both.
         evaluation=EvaluationConfig(

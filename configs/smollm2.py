@@ -67,7 +67,7 @@ def get_config() -> Config:
         ),
         scorer=ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"),
         pairing=PairingConfig(holdout_fraction=0.25),
-        reference=ReferenceConfig(rule="learned", steps=10, batch_size=8),
+        reference=ReferenceConfig(rule="learned"),
         train=TrainConfig(learning_rate=5e-5, batch_size=8, epochs=2),
         evaluation=EvaluationConfig(num_prompts=128),
     )

@@ -107,8 +107,8 @@ def test_constants_of_another_rule_are_refused(field, rule):
 def test_one_config_compares_all_rules(rule):
     """What was set for "learned" may stay when only the rule is changed."""
     config = ReferenceConfig(
-        granularity="layer", objective="fixed", beta=0.3, kl_weight=0.1, steps=7,
-        learning_rate=0.3, batch_size=5, start="carried", length_normalized=True,
-        earlier_holdouts=True,
+        fit="adam", granularity="layer", objective="fixed", beta=0.3, kl_weight=0.1,
+        steps=7, learning_rate=0.3, batch_size=5, start="carried",
+        length_normalized=True, holdout_window=3,
     )  # fmt: skip
     dataclasses.replace(config, rule=rule).validate(tuple(RULES))

@@ -15,7 +15,7 @@ from tpmm_jax.commands._learning import score, split_rows
 from tpmm_jax.commands._merges import expand
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.merging import Deltas, group_names
-from tpmm_jax.merging.learned import fitted_scale
+from tpmm_jax.merging.scale import fitted_scale
 from tpmm_jax.store import tree_digest
 
 

@@ -40,7 +40,7 @@ def get_config() -> Config:
         ),
         scorer=ScorerConfig(name="reward:RUN"),
         pairing=PairingConfig(holdout_fraction=0.1),
-        reference=ReferenceConfig(rule="learned", steps=10, batch_size=8),
+        reference=ReferenceConfig(rule="learned", fit="adam", steps=10, batch_size=8),
         train=TrainConfig(learning_rate=5e-4, batch_size=8, epochs=3),
         evaluation=EvaluationConfig(
             num_prompts=128, scorers={"vader": "tpmm_jax.rewards.vader:sentiment"}

@@ -118,7 +118,6 @@ def test_a_small_quickstart_runs_continues_and_says_that_it_is_done(tmp_path):
     overrides = [
         "iterations=2",
         "rollout.prompts_per_iteration=32",
-        "reference.steps=2",
         "evaluation.num_prompts=8",
         "train.epochs=1",
     ]

@@ -68,7 +68,7 @@ SEEN = ("learned", "previous", "uniform", "best", "greedy_soup")
     ],
 )
 def test_rules(tmp_path: pathlib.Path, rule: str) -> None:
-    reference = ReferenceConfig(rule=rule, steps=3, batch_size=8)
+    reference = ReferenceConfig(rule=rule, fit="adam", steps=3, batch_size=8)
     rows = start(tiny_run.get_config(iterations=3, reference=reference), tmp_path)
     weights = np.asarray(record(tmp_path, 3)["weights"])
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-12)
@@ -80,10 +80,10 @@ def test_rules(tmp_path: pathlib.Path, rule: str) -> None:
 
 
 def test_layer_granularity(tmp_path: pathlib.Path) -> None:
-    reference = ReferenceConfig(granularity="layer", steps=4, batch_size=8)
+    reference = ReferenceConfig(fit="adam", granularity="layer", steps=4, batch_size=8)
     config = tiny_run.get_config(
         reference=dataclasses.replace(
-            reference, start="carried", earlier_holdouts=True, kl_weight=0.01
+            reference, start="carried", holdout_window=2, kl_weight=0.01
         )
     )
     start(config, tmp_path)

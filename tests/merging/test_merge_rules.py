@@ -27,10 +27,10 @@ from tpmm_jax.merging.learned import (
     gradient_fn,
     learn,
     logits_gradient,
-    objective,
     softmax,
     start_logits,
 )
+from tpmm_jax.merging.scale import objective
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
 
@@ -81,7 +81,7 @@ class Stub:
 def context(rule, values, loss):
     stub = Stub(values, lambda params: loss(params["theta"]))
     made = MergeContext(ReferenceConfig(rule=rule), len(values), ["model"])
-    made.deltas = made.held_out = stub
+    made.deltas, made.held_out = (lambda: stub), stub
     return made
 
 
@@ -219,7 +219,9 @@ def held_out_table(M=11, T=8):
 
 
 def held_out(**changes):
-    config = ReferenceConfig(**{"steps": 12, "batch_size": 64, **changes})
+    config = ReferenceConfig(
+        **{"fit": "adam", "steps": 12, "batch_size": 64, **changes}
+    )
     return HeldOut(DECODER, config, held_out_table(), 4, 7)
 
 
@@ -382,7 +384,8 @@ def test_a_strong_prior_keeps_the_weights_uniform(tmp_path):
 def test_learned_is_a_rule(tmp_path):
     config = held_out().config
     with open_deltas(tmp_path) as deltas:
-        made = MergeContext(config, K, deltas.names, deltas, held_out())
+        made = MergeContext(config, K, deltas.names)
+        made.deltas, made.held_out = (lambda: deltas), held_out()
         found = choose(made)
     np.testing.assert_allclose(found.sum(-1), 1.0, rtol=1e-12)
     np.testing.assert_array_equal(

@@ -20,7 +20,8 @@ from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.log_probs import batched_log_probs
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig, one_hot
-from tpmm_jax.merging.learned import fitted_scale, learn, softmax
+from tpmm_jax.merging.learned import learn, softmax
+from tpmm_jax.merging.scale import fitted_scale
 from tpmm_jax.models import Decoder
 
 MICRO_BATCH = 8

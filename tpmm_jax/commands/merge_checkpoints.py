@@ -176,7 +176,7 @@ def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     """Returns the "learned" rule's constants, validated."""
     named = ("granularity", "objective", "steps", "beta", "learning_rate", "batch_size")
     changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
-    config = ReferenceConfig(rule="learned", **changes)
+    config = ReferenceConfig(rule="learned", fit="adam", **changes)
     config.validate(tuple(RULES))
 
     def check_holdout() -> None:

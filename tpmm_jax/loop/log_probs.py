@@ -57,10 +57,22 @@ def answer_log_probs(
 ) -> np.ndarray:
     """Returns log p(answer | prompt), nats, of every sample of every prompt, [B, R]."""
     both = [(row.prompt_ids, ids) for row in answers for ids in row.response_ids]
+    logp_S = sequence_log_probs(runner, voice, params, both, title)
+    return logp_S.reshape(len(answers), -1)
+
+
+def sequence_log_probs(
+    runner: PolicyRunner,
+    voice: Voice,
+    params: Params,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    title: str,
+) -> np.ndarray:
+    """Returns log p(answer | prompt), nats, of (prompt, answer) ids, float64 [S]."""
     size, out = 2 * runner.micro_batch, []
-    with voice.phase(title, len(both), "answers") as advance:
-        for first in range(0, len(both), size):
-            some = both[first : first + size]
+    with voice.phase(title, len(sequences), "answers") as advance:
+        for first in range(0, len(sequences), size):
+            some = sequences[first : first + size]
             arrays = _answer_arrays(some, size, runner.pair_length, runner.codec.pad_id)
             tokens_BT, mask_BT, of_answer_BT = arrays
             logp_BT = token_log_probs_step(
@@ -71,7 +83,7 @@ def answer_log_probs(
             logp_B = (np.asarray(logp_BT, np.float64) * of_answer_BT[:, 1:]).sum(axis=1)
             out.append(logp_B[: len(some)])
             advance(len(some))
-    return np.concatenate(out).reshape(len(answers), -1)
+    return np.concatenate(out)
 
 
 def _answer_arrays(

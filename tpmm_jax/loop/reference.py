@@ -6,7 +6,9 @@ never of paths. Then the reference leaves memory.
 """
 
 import contextlib
+import functools
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,8 +18,9 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.cache import read_cache, write_cache
+from tpmm_jax.loop.held_out import HeldOutPairs, held_out_pairs
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
-from tpmm_jax.loop.rollouts import IterationPairs, read_pairs
+from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.safety import refuse_log_probs, refuse_weights
 from tpmm_jax.loop.voice import Voice
@@ -96,16 +99,18 @@ def merged_reference(
     """Returns the reference's parameters and their digest; records reference.json."""
     path = disk.folder(iteration) / "reference.json"
     known = read_listed_json(path) if is_finished(path) else None
-    with _open_deltas(plan, disk, iteration, known) as deltas:
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def deltas() -> Deltas:
+            scratch, names = disk.workdir / "scratch" / "deltas", _groups(plan)
+            return stack.enter_context(Deltas(scratch, disk.policy, iteration, names))
+
         record = known or _choose(plan, disk, voice, iteration, deltas)
         weights_GK = np.asarray(record["weights"], np.float64)
         # One-hot weights give that checkpoint, bit for bit.
         hot = one_hot_index(weights_GK)
-        if hot is not None:
-            params = disk.policy(hot)
-        else:
-            assert deltas is not None
-            params = deltas.merge(weights_GK)
+        params = deltas().merge(weights_GK) if hot is None else disk.policy(hot)
     refuse_weights(params, f"the reference of iteration {iteration}")
     digest = tree_digest(params)
     if record.get("digest", digest) != digest:
@@ -126,29 +131,20 @@ def merged_reference(
     return params, digest
 
 
-def _open_deltas(
-    plan: Plan, disk: Disk, count: int, known: dict[str, Any] | None
-) -> contextlib.AbstractContextManager[Deltas | None]:
-    """Returns the checkpoints as deltas, where weights are to be chosen or merged."""
-    config = plan.config.reference
-    hot = None if known is None else one_hot_index(np.asarray(known["weights"]))
-    merges = config.uses_holdout or config.rule in ("uniform", "ema")
-    if count == 1 or not merges or hot is not None:
-        return contextlib.nullcontext()
-    return Deltas(
-        disk.workdir / "scratch" / "deltas", disk.policy, count, _groups(plan)
-    )
-
-
 def _groups(plan: Plan) -> list[str]:
     """Returns the names of the weights' groups; one, unless layers are weighted."""
     config = plan.config.reference
-    granularity = config.granularity if config.rule == "learned" else "model"
+    through = config.rule == "learned" and not config.on_margins
+    granularity = config.granularity if through else "model"
     return group_names(plan.decoder.abstract_params("float32"), granularity)
 
 
 def _choose(
-    plan: Plan, disk: Disk, voice: Voice, iteration: int, deltas: Deltas | None
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    iteration: int,
+    deltas: Callable[[], Deltas],
 ) -> dict[str, Any]:
     """Returns the record of the rule's decision, without the merge's digest."""
     config, saved = plan.config.reference, disk.folder(iteration) / PROGRESS
@@ -157,12 +153,17 @@ def _choose(
         config, iteration, _groups(plan), deltas=deltas, progress=progress
     )
     disk.rewind("merge", iteration, progress["step"] if progress else 0)
-    if deltas is None or not config.uses_holdout:
+    if iteration == 1 or not config.uses_holdout:
         weights_GK = choose(context)
     else:
-        context.held_out = _held_out(plan, disk, voice, iteration)
+        pairs = _held_out(plan, disk, voice, iteration)
+        context.held_out = _runnable(plan, pairs, iteration)
+        if len(pairs.logps) > 1:
+            normalized = config.length_normalized
+            context.margins = pairs.margins(length_normalized=normalized)
         context.carried = _carried_logits(disk, iteration)
         weights_GK = _choose_by_holdout(disk, voice, iteration, context)
+        _say(voice, iteration, context.report)
     return {
         "rule": config.rule,
         "groups": context.names,
@@ -176,7 +177,8 @@ def _choose_by_holdout(
 ) -> np.ndarray:
     """Returns weights; logs the steps of learning, and saves some of them."""
     rule, saved = context.config.rule, disk.folder(iteration) / PROGRESS
-    total = context.config.steps if rule == "learned" else 1
+    stepwise = rule == "learned" and not context.config.on_margins
+    total = context.config.steps if stepwise else 1
     title = f"iteration {iteration}: {rule} reference"
     with voice.console.phase(title, total, "steps") as bar:
         bar.advance(context.progress["step"] if context.progress else 0)
@@ -191,9 +193,23 @@ def _choose_by_holdout(
 
         context.on_step = on_step
         weights_GK = choose(context)
-        if rule != "learned":
+        if not stepwise:
             bar.advance(1)
     return weights_GK
+
+
+def _say(voice: Voice, iteration: int, report: Mapping[str, Any]) -> None:
+    """Says which checkpoints a fit on margins left out, and whether it learned."""
+    for k, why in report.get("left_out", {}).items():
+        voice.console.warn(
+            f"iteration {iteration}: theta_{k} is left out of the reference: {why}"
+        )
+    kept = len(report.get("accuracies", ())) - len(report.get("left_out", ()))
+    if kept > 1 and not report["learned"]:
+        voice.console.note(
+            f"iteration {iteration}: the held-out pairs did not tell the checkpoints "
+            "apart; uniform weights are used"
+        )
 
 
 def _carried_logits(disk: Disk, iteration: int) -> np.ndarray | None:
@@ -202,27 +218,38 @@ def _carried_logits(disk: Disk, iteration: int) -> np.ndarray | None:
     return None if logits is None else np.asarray(logits, np.float32)
 
 
-def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOut:
-    """Returns the held-out pairs with their log-probs under theta_0."""
-    config, runner = plan.config.reference, plan.runner
-    first = 1 if config.earlier_holdouts else iteration
-    iterations = range(first, iteration + 1)
-    rows = [row for t in iterations for row in read_pairs(disk, t).held_out]
-    if not rows:
+def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOutPairs:
+    """Returns the held-out pairs so far, with log-probs of the policies that are read.
+
+    Raises:
+      BadInput: there is none.
+    """
+    config = plan.config.reference
+    first = max(1, iteration + 1 - (config.holdout_window or iteration))
+    # Through the network, D is taken of merged models, against theta_0 alone.
+    alone = config.rule == "learned" and not config.on_margins
+    policies = range(1 if alone else iteration)
+    pairs = held_out_pairs(
+        plan, disk, voice, iteration, range(first, iteration + 1), policies
+    )
+    if not pairs.rows:
         raise BadInput(
             f"iteration {iteration} has no held-out pair to weight checkpoints with; "
             "raise pairing.holdout_fraction or rollout.prompts_per_iteration, in a "
             "new --workdir"
         )
-    table, title = pair_table(runner, rows), f"iteration {iteration}: anchor log-probs"
-    anchor_PN = table_log_probs(runner, voice, disk.policy(0), table, title)
-    refuse_log_probs(anchor_PN, rows, title)
-    table["reference_BN"] = anchor_PN
+    return pairs
+
+
+def _runnable(plan: Plan, pairs: HeldOutPairs, iteration: int) -> HeldOut:
+    """Returns the pairs as merged models are run on them."""
+    runner, table = plan.runner, pair_table(plan.runner, pairs.rows)
+    table["reference_BN"] = pairs.logps[0]
     return HeldOut(
         runner.decoder,
-        config,
+        plan.config.reference,
         table,
-        min(runner.micro_batch, len(rows)),
+        min(runner.micro_batch, len(pairs.rows)),
         plan.config.seed * 1009 + iteration,
     )
 

@@ -38,6 +38,9 @@ ADDED: Mapping[str, Any] = {
     "pairing.margins": "keep",
     "madpo.margins": None,
     "madpo.calibrate": True,
+    "reference.anchor_share": None,
+    "reference.holdout_window": 1,
+    "reference.fit": "adam",
     "judge.template": None,
     "judge.template_file": None,
     "judge.first": ["A"],
@@ -50,6 +53,8 @@ ADDED: Mapping[str, Any] = {
     "judge.revision": None,
     "judge.base": None,
 }
+# Fields that are gone -> the value of a run that goes on without.
+GONE: Mapping[str, Any] = {"reference.earlier_holdouts": False}
 
 
 @contextlib.contextmanager
@@ -151,6 +156,7 @@ def check_unchanged(
     before = flatten(read_json(workdir / CONFIG))
     # A run that began without a field had its behaviour of then.
     before = {**added, **before}
+    before = {k: v for k, v in before.items() if k not in GONE or v != GONE[k]}
     changed = changes(before, flatten(config), may_change)
     if changed:
         raise BadInput(

@@ -17,6 +17,7 @@ from tpmm_jax.merging.experts import (
     pair_margins,
 )
 from tpmm_jax.merging.learned import HeldOut
+from tpmm_jax.merging.margins import Margins
 from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
 from tpmm_jax.merging.rules import RULES, MergeContext, choose
 from tpmm_jax.merging.trees import (
@@ -38,6 +39,7 @@ __all__ = [
     "ExpertPairs",
     "ExpertsContext",
     "HeldOut",
+    "Margins",
     "MergeContext",
     "ReferenceConfig",
     "choose",

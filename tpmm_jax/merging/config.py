@@ -7,12 +7,26 @@ from tpmm_jax.errors import BadInput
 
 # The rule of runs whose loss has no reference: nothing is merged or computed.
 NO_REFERENCE = "none"
+# Of ``learned`` with its weights fitted on margins: those of theta_0 are not learned.
+LEARNED_ANCHOR_SHARE = 0.5
 # Constants of one rule.
 ONE_RULES = {
     "ema_mu": "ema",
     "trust_region_alpha": "trust_region",
     "trust_region_tau": "trust_region",
 }
+# Rules whose reference has no weights to share out.
+FIXED_RULES = ("sft", "trust_region", NO_REFERENCE)
+# Fields that only a fit through the network reads.
+THROUGH_NETWORK = (
+    "granularity",
+    "objective",
+    "kl_weight",
+    "learning_rate",
+    "steps",
+    "batch_size",
+    "start",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +39,35 @@ class ReferenceConfig:
 
     Attributes:
       rule: a key of RULES, or in a run whose loss has no reference, "none".
+      anchor_share: theta_0's weight, 0 to below 1; the others share the rest as the
+        rule has it. None: as the rule has it, but 0.5 where "learned" is fitted on
+        margins, which say nothing of theta_0's own weight.
       ema_mu: "ema": theta_ema <- (1 - mu) theta_ema + mu theta_t.
       trust_region_alpha, trust_region_tau: "trust_region": theta_ref <-
         (1 - alpha) theta_ref + alpha theta every tau optimizer steps.
-      granularity: "learned": one weight per checkpoint, or per checkpoint and layer.
-      objective: of held-out pairs, for "learned", "best" and "greedy_soup":
-        "calibrated" fits a scale exp(s) of D as well; "fixed" uses ``beta``.
-      beta: scale of D under "fixed", and where exp(s) starts under "calibrated".
-      kl_weight: lambda of KL(softmax(a) || uniform), of "learned".
-      learning_rate, steps, batch_size: Adam on the fusion logits; pairs per step.
-      start: logits at 0, or "carried" over from the last iteration, with their
-        mean for the newcomer.
+      holdout_window: use the held-out pairs of the last so many iterations; None: all.
       length_normalized: D of mean token log-probs instead of sums.
-      earlier_holdouts: learn on the held-out pairs of earlier iterations too.
+      fit: how "learned" finds its weights. "margins": by logistic regression on each
+        checkpoint's own D, and only where that predicts held-out labels better than
+        equal weights do. "adam": through the network, a step a minibatch.
+      granularity: "adam": one weight per checkpoint, or per checkpoint and layer.
+      objective: of held-out pairs, for "adam", "best" and "greedy_soup":
+        "calibrated" fits a scale exp(s) of D as well; "fixed" uses ``beta``.
+      beta: scale of D under "fixed", and where exp(s) starts under "adam".
+      kl_weight: "adam": lambda of KL(softmax(a) || uniform).
+      learning_rate, steps, batch_size: "adam": on the fusion logits; pairs per step.
+      start: "adam": logits at 0, or "carried" over from the last iteration, with their
+        mean for the newcomer.
     """
 
     rule: str = "learned"
+    anchor_share: float | None = None
     ema_mu: float = 0.5
     trust_region_alpha: float = 0.6
     trust_region_tau: int = 512
+    holdout_window: int | None = None
+    length_normalized: bool = False
+    fit: Literal["margins", "adam"] = "margins"
     granularity: Literal["model", "layer"] = "model"
     objective: Literal["calibrated", "fixed"] = "calibrated"
     beta: float = 0.1
@@ -52,8 +76,6 @@ class ReferenceConfig:
     steps: int = 100
     batch_size: int = 64
     start: Literal["zeros", "carried"] = "zeros"
-    length_normalized: bool = False
-    earlier_holdouts: bool = False
 
     def validate(self, rules: tuple[str, ...]) -> None:
         """Raises BadInput for a value that its rule cannot use."""
@@ -68,6 +90,14 @@ class ReferenceConfig:
                 "above 0 and at most 1",
             ),
             "trust_region_tau": (self.trust_region_tau >= 1, "at least 1"),
+            "anchor_share": (
+                self.anchor_share is None or 0 <= self.anchor_share < 1,
+                "0 to below 1 (at 1 it is rule sft), or none",
+            ),
+            "holdout_window": (
+                self.holdout_window is None or self.holdout_window >= 1,
+                "at least 1, or none",
+            ),
             "beta": (self.beta > 0, "positive"),
             "kl_weight": (self.kl_weight >= 0, "0 or more"),
             "learning_rate": (self.learning_rate > 0, "positive"),
@@ -86,6 +116,29 @@ class ReferenceConfig:
                     f"reference.{f.name} has no meaning for rule {self.rule!r}, only "
                     f"for {owner!r}; leave it at {f.default}"
                 )
+            unread = self.rule == "learned" and f.name in THROUGH_NETWORK
+            if unread and self.on_margins and getattr(self, f.name) != f.default:
+                raise BadInput(
+                    f"reference.{f.name} has no meaning for reference.fit=margins; "
+                    f"leave it at {f.default}, or set reference.fit=adam"
+                )
+        if self.rule in FIXED_RULES and self.anchor_share is not None:
+            raise BadInput(
+                f"reference.anchor_share is {self.anchor_share}, but rule "
+                f"{self.rule!r} has no weights to share out; leave it unset"
+            )
+
+    @property
+    def on_margins(self) -> bool:
+        """Whether "learned" is fitted on margins alone."""
+        return self.rule == "learned" and self.fit == "margins"
+
+    @property
+    def theta_0_weight(self) -> float | None:
+        """theta_0's weight; None: as the rule has it."""
+        if self.anchor_share is None and self.on_margins:
+            return LEARNED_ANCHOR_SHARE
+        return self.anchor_share
 
     @property
     def uses_holdout(self) -> bool:

@@ -24,11 +24,10 @@ from tpmm_jax.data.table import Table, take
 from tpmm_jax.losses import Batch, Metrics, gradients, pair_log_probs
 from tpmm_jax.merging.config import ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
+from tpmm_jax.merging.scale import objective
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 
-# Of D; pairs that are all right have no best scale.
-MAX_SCALE = 1.0e4
 OnStep = Callable[[dict[str, Any], dict[str, float]], None]
 
 
@@ -69,30 +68,6 @@ class HeldOut:
     def loss(self, params: Params) -> float:
         """Returns the held-out loss under the objective (without its KL term)."""
         return objective(self.margins(params), self.config)
-
-
-def objective(margins: np.ndarray, config: ReferenceConfig) -> float:
-    """Returns mean[-log sigma(c D)]: c = beta if fixed, else the best c >= 0."""
-    scale = config.beta if config.objective == "fixed" else fitted_scale(margins)
-    return float(np.mean(np.logaddexp(0, -scale * margins)))
-
-
-def fitted_scale(margins: np.ndarray) -> float:
-    """Returns the c >= 0 with the least mean -log sigma(c D), at most 1e4."""
-    low, high = 0.0, MAX_SCALE
-
-    def slope(c: float) -> float:
-        return float(-np.mean(margins * np.exp(-np.logaddexp(0, c * margins))))
-
-    if slope(low) >= 0:
-        return low
-    if slope(high) < 0:
-        return high
-    # Halved until the floats between them are used up.
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return low
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length_normalized"))

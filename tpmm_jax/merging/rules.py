@@ -13,7 +13,9 @@ import numpy as np
 from tpmm_jax.merging.config import ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.merging.learned import HeldOut, OnStep, learn, softmax
-from tpmm_jax.merging.trees import one_hot
+from tpmm_jax.merging.margins import Margins, fit_weights
+from tpmm_jax.merging.scale import objective
+from tpmm_jax.merging.trees import one_hot, one_hot_index
 
 
 @dataclass
@@ -22,7 +24,9 @@ class MergeContext:
 
     Attributes:
       names: groups of weights; one unless "learned" works layer by layer.
-      deltas, held_out: the trajectory and the pairs, for rules that use them.
+      margins: of each checkpoint alone on held-out pairs, for rules that read them.
+      deltas, held_out: the trajectory, opened when it is asked for, and the pairs, for
+        rules that run merged models.
       carried: the last iteration's fusion logits [G, K - 1].
       progress, on_step: of an unfinished ``learn``.
       report: what the rule wants recorded beside the weights.
@@ -31,7 +35,8 @@ class MergeContext:
     config: ReferenceConfig
     count: int
     names: list[str]
-    deltas: Deltas | None = None
+    margins: Margins | None = None
+    deltas: Callable[[], Deltas] | None = None
     held_out: HeldOut | None = None
     carried: np.ndarray | None = None
     progress: dict[str, Any] | None = None
@@ -44,8 +49,11 @@ class MergeContext:
 
     def held_out_loss(self, weights_GK: np.ndarray) -> float:
         """Returns the held-out loss of the merged model."""
+        hot = one_hot_index(weights_GK)
+        if hot is not None and self.margins is not None:
+            return objective(self.margins.of(hot), self.config)
         assert self.deltas is not None and self.held_out is not None
-        return self.held_out.loss(self.deltas.merge(weights_GK))
+        return self.held_out.loss(self.deltas().merge(weights_GK))
 
 
 Rule = Callable[[MergeContext], np.ndarray]
@@ -128,16 +136,22 @@ def greedy_soup(context: MergeContext) -> np.ndarray:
 
 
 def learned(context: MergeContext) -> np.ndarray:
-    """softmax of fusion logits trained on held-out pairs (our reconstruction).
+    """Weights learned on held-out pairs (our reconstruction).
 
-    The logits come from ``learn``, which needs models and pairs; the weights follow:
+    From margins, of checkpoints 1 to K - 1 alone: theta_0's is reference.anchor_share.
+    Or softmax of fusion logits trained through the network, of all.
 
     >>> softmax(np.log([[1.0, 3.0]]))
     array([[0.25, 0.75]])
     """
+    if context.config.on_margins:
+        assert context.margins is not None
+        fit = fit_weights(context.margins)
+        context.report.update(fit.record())
+        return np.concatenate([[0.0], fit.weights_K])[None]
     assert context.deltas is not None and context.held_out is not None
     logits_GK, scale = learn(
-        context.deltas,
+        context.deltas(),
         context.held_out,
         carried=context.carried,
         progress=context.progress,
@@ -168,4 +182,22 @@ def choose(context: MergeContext) -> np.ndarray:
     """
     if context.count == 1:
         return context.one_hot(0)
-    return RULES[context.config.rule](context)
+    weights_GK = RULES[context.config.rule](context)
+    share = context.config.theta_0_weight
+    return weights_GK if share is None else anchored(weights_GK, share)
+
+
+def anchored(weights_GK: np.ndarray, share: float) -> np.ndarray:
+    """Returns the weights with theta_0's at ``share``; the others keep their ratios.
+
+    Where all is theta_0's there is nothing to share out.
+
+    >>> anchored(np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]), 0.5)
+    array([[0.5  , 0.125, 0.375],
+           [1.   , 0.   , 0.   ]])
+    """
+    rest_GK = weights_GK[:, 1:]
+    total_G1 = rest_GK.sum(axis=1, keepdims=True)
+    shared_GK = (1 - share) * rest_GK / np.where(total_G1 > 0, total_G1, 1)
+    found_GK = np.concatenate([np.full_like(total_G1, share), shared_GK], axis=1)
+    return np.where(total_G1 > 0, found_GK, weights_GK)

@@ -44,6 +44,7 @@ _EVALUATED = (
 MADE_BY = {
     "pairs.jsonl": "labelling",
     "merge_progress.json": "merging the reference",
+    "held_out_logps.npz": "merging the reference",
     "reference.json": "merging the reference",
     "reference_logps.npz": "computing the reference's log-probs",
     "log_probs.npz": "the evaluation",
@@ -130,10 +131,11 @@ def is_finished(path: pathlib.Path) -> bool:
 def lost_files(folder: pathlib.Path) -> list[str]:
     """Returns the names of listed files that are not there, in order.
 
-    The reference's log-probs are not among them: after the training nobody reads them.
+    Log-probs that the merge and the training read are not among them: they are computed
+    again where they are read again.
     """
     names = sorted(x for x in listing(folder) if not (folder / x).exists())
-    return [name for name in names if name != "reference_logps.npz"]
+    return [x for x in names if x not in ("reference_logps.npz", "held_out_logps.npz")]
 
 
 def read_listed(path: pathlib.Path) -> bytes:
