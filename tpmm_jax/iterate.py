@@ -38,8 +38,7 @@ def iterate(run: Run) -> None:
             # Killed after theta_t was stored: its training state is of no more use.
             disk.work.clear()
         evaluate(plan, disk, voice, iteration, pairs)
-        seconds = {"seconds": time.monotonic() - started}
-        disk.log.log_timing("iteration", iteration=iteration, step=None, values=seconds)
+        disk.log_seconds("iteration", iteration, time.monotonic() - started)
         show(run)
     if first > last:
         # A kill may have come between the last row and its pictures.

@@ -15,12 +15,15 @@ from tpmm_jax.merging import (
     RULES,
     Deltas,
     HeldOut,
+    Margins,
     MergeContext,
     ReferenceConfig,
     choose,
     group_names,
     one_hot_index,
 )
+from tpmm_jax.merging.config import MAX_EVALUATIONS
+from tpmm_jax.merging.exact import Problem, fit_exact
 from tpmm_jax.merging.learned import (
     _fitted,
     _roomy,
@@ -60,6 +63,18 @@ def test_ema_is_its_recursion(mu, K):
     np.testing.assert_allclose(found @ thetas, average[None], rtol=1e-12)
     np.testing.assert_allclose(found.sum(), 1.0, rtol=1e-12)
     assert mu < 1 or one_hot_index(found) == K - 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_an_anchor_share_is_theta_0s_weight(share):
+    found = weights("ema", 4, anchor_share=share)
+    plain = weights("ema", 4)
+    np.testing.assert_allclose(found[0, 0], share)
+    np.testing.assert_allclose(found.sum(), 1.0, rtol=1e-12)
+    ratio = found[0, 1:] / plain[0, 1:]
+    np.testing.assert_allclose(ratio, np.full(3, ratio[0]))
+    np.testing.assert_array_equal(weights("previous", 3, anchor_share=0.0), [[0, 0, 1]])
+    np.testing.assert_array_equal(weights("previous", 1, anchor_share=0.3), [[1.0]])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -381,6 +396,81 @@ def test_a_strong_prior_keeps_the_weights_uniform(tmp_path):
     np.testing.assert_allclose(softmax(logits), np.full((1, K), 1 / K), atol=0.02)
 
 
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+def test_exact_goes_on_from_margins(tmp_path, granularity):
+    """Lower than it began, w_0 as set; resumed after any evaluation, the same."""
+    held, saved = held_out(fit="exact", granularity=granularity), []
+    share_K = np.asarray([0.9, 0.1])
+    with open_deltas(tmp_path, granularity) as deltas:
+        problem = Problem(deltas, held, [1, 2], share_K, 0.25)
+        start_GK = problem.weights(problem.start())
+        found_GK, report = fit_exact(
+            problem,
+            progress=None,
+            on_step=lambda progress, row: saved.append(json.dumps(progress)),
+        )
+        before, after = (held.loss(deltas.merge(w)) for w in (start_GK, found_GK))
+        for at in (0, len(saved) - 2):
+            rest = []
+            again_GK, _ = fit_exact(
+                problem,
+                progress=json.loads(saved[at]),
+                on_step=lambda progress, row, rest=rest: rest.append(
+                    json.dumps(progress)
+                ),
+            )
+            np.testing.assert_array_equal(again_GK, found_GK)
+            assert rest == saved[at + 1 :]
+    np.testing.assert_allclose(start_GK[0], [0.25, 0.675, 0.075])
+    np.testing.assert_array_equal(found_GK[:, 0], np.full(len(deltas.names), 0.25))
+    np.testing.assert_allclose(found_GK.sum(axis=1), 1.0, rtol=1e-12)
+    assert after < before and report["exact_loss"] < report["start_loss"]
+    assert report["evaluations"] == len(saved) <= MAX_EVALUATIONS
+    np.testing.assert_allclose(report["start_loss"], before, rtol=1e-5)
+    # Layers may differ, but not without a reason.
+    assert (np.ptp(found_GK[:, 1]) > 0) == (granularity == "layer")
+
+
+def test_the_exact_gradient_by_differences(tmp_path):
+    held = held_out(fit="exact", granularity="layer")
+    with open_deltas(tmp_path, "layer") as deltas:
+        problem = Problem(deltas, held, [1, 2], np.asarray([0.6, 0.4]), 0.25)
+        x = problem.start()
+        x += np.random.default_rng(0).normal(0, 0.3, len(x))
+        _, gradient = problem.evaluate(x)
+        for i in range(len(x)):
+            step = np.zeros(len(x))
+            step[i] = 0.05
+            high, low = (problem.evaluate(x + s * step)[0] for s in (1, -1))
+            wanted = (high - low) / 0.1
+            np.testing.assert_allclose(gradient[i], wanted, rtol=0.02, atol=2e-5)
+
+
+def test_a_checkpoint_that_was_left_out_stays_out(tmp_path):
+    with open_deltas(tmp_path) as deltas:
+        problem = Problem(deltas, held_out(fit="exact"), [2], np.ones(1), 0.5)
+        found_GK, _ = fit_exact(problem, progress=None, on_step=lambda *_: None)
+    np.testing.assert_array_equal(found_GK, [[0.5, 0.0, 0.5]])
+
+
+def test_exact_is_only_begun_where_margins_tell_checkpoints_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    D_PK = rng.normal(size=(120, K - 1))
+    config = held_out(fit="exact", anchor_share=0.25).config
+    for learned, sign_P in ((False, rng.choice([-1, 1], 120)), (True, D_PK[:, 1])):
+        shown = D_PK * np.sign(sign_P)[:, None]
+        with open_deltas(tmp_path) as deltas:
+            made = MergeContext(config, K, deltas.names)
+            made.margins = Margins(shown, np.arange(120).tolist(), np.zeros(K - 1))
+            made.deltas, made.held_out = (lambda d=deltas: d), held_out(fit="exact")
+            found_GK = choose(made)
+        assert made.report["learned"] == learned
+        assert ("exact_loss" in made.report) == learned
+        np.testing.assert_allclose(found_GK[0, 0], 0.25)
+        if not learned:
+            np.testing.assert_allclose(found_GK, [[0.25, 0.375, 0.375]])
+
+
 def test_learned_is_a_rule(tmp_path):
     config = held_out().config
     with open_deltas(tmp_path) as deltas:
@@ -399,6 +489,7 @@ def test_learned_is_a_rule(tmp_path):
     [
         ("rule", "unifrom"), ("ema_mu", 0.0), ("ema_mu", 1.5),
         ("trust_region_alpha", 0.0), ("trust_region_tau", 0), ("beta", 0.0),
+        ("anchor_share", 1.0), ("anchor_share", -0.1), ("holdout_window", 0),
         ("kl_weight", -1.0), ("learning_rate", 0.0), ("steps", 0), ("batch_size", 0),
     ],
 )  # fmt: skip
@@ -406,6 +497,26 @@ def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(BadInput, match=f"reference.{field}"):
         ReferenceConfig(**{field: value}).validate(tuple(RULES))
     ReferenceConfig().validate(tuple(RULES))
+
+
+@pytest.mark.parametrize("fit, field, value, reads", [
+    ("margins", "granularity", "layer", "exact"),
+    ("margins", "objective", "fixed", "exact"),
+    ("margins", "beta", 0.3, "exact"),
+    ("margins", "steps", 7, "adam"),
+    ("exact", "kl_weight", 0.1, "adam"),
+])  # fmt: skip
+def test_what_a_fit_does_not_read_is_refused(fit, field, value, reads):
+    config = ReferenceConfig(fit=fit, **{field: value})
+    with pytest.raises(BadInput, match=f"fit={fit}.*fit={reads}"):
+        config.validate(tuple(RULES))
+    ReferenceConfig(fit=reads, **{field: value}).validate(tuple(RULES))
+
+
+@pytest.mark.parametrize("rule", ["sft", "trust_region"])
+def test_an_anchor_share_needs_weights(rule):
+    with pytest.raises(BadInput, match=r"reference\.anchor_share is 0\.5, but rule"):
+        ReferenceConfig(rule=rule, anchor_share=0.5).validate(tuple(RULES))
 
 
 def test_which_rules_look_at_held_out_pairs():

@@ -46,8 +46,12 @@ from tpmm_jax.store.files import append_lines, storage_errors, sync, write_file
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 _RESERVED = ("kind", "iteration", "step", "time")
-# Kinds of rows, in the order in which an iteration writes them.
-KINDS = ("pairs", "merge", "reference", "train", "evaluation", "iteration")
+# Kinds of rows, in the order in which an iteration writes them; some are of
+# timing.jsonl alone.
+KINDS = (
+    *("rollout", "score", "pairs", "merge", "reference", "save", "train"),
+    *("evaluation", "iteration"),
+)
 # Of a reward model's training, between the rows of its steps.
 HELD_OUT_KIND = "held_out"
 

@@ -4,6 +4,7 @@ Nothing here knows of a run: the loop and ``python -m tpmm_jax.evaluate`` share 
 """
 
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,12 +73,16 @@ def sample_answers(
     key: jax.Array,
     num_samples: int,
     title: str,
+    rated: Callable[[float], None] = lambda seconds: None,
 ) -> list[Rollout]:
     """Returns rated answers to each prompt.
 
     They are appended to ``path`` a batch at a time; those that are there already are
     read, up to the last whole batch, and not sampled again. Without a path nothing is
     written.
+
+    Args:
+      rated: called with the seconds that the raters took for a batch.
     """
     total, size = len(prompts.ids), runner.batch_size
     answers = resume_records(
@@ -101,7 +106,9 @@ def sample_answers(
             pad_id=runner.codec.pad_id,
         )
         for places, completions in batches:
+            started = time.monotonic()
             batch = _rate(runner.codec, prompts, raters, places, completions)
+            rated(time.monotonic() - started)
             append_records(path, batch, len(answers))
             answers += batch
             advance(len(batch), **_mean_reward(answers))

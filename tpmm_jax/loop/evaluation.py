@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.data.records import Judgement, PairRow, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_CUT, Evaluated, cut_warning, watch
@@ -20,10 +21,12 @@ from tpmm_jax.log.metrics import read_metrics
 from tpmm_jax.loop.answers import LazyParams, sample_answers
 from tpmm_jax.loop.cached_log_probs import (
     POLICY,
+    REFERENCE,
     THETA_0,
     cached_log_probs,
     compared_models,
 )
+from tpmm_jax.loop.held_out import held_out_pairs
 from tpmm_jax.loop.judging import (
     Contest,
     judge_contests,
@@ -49,7 +52,7 @@ from tpmm_jax.store.digests import (
 )
 from tpmm_jax.store.records import read_records
 
-SUMMARY = "summary.json"
+SUMMARY, RECORD = "summary.json", "reference.json"
 # 1 in the rows of iterations whose pairs an earlier version of the scorer labelled.
 EARLIER_LABELS = "labels/earlier_scorer"
 
@@ -88,10 +91,7 @@ def summarise(
             values |= _training_summary(plan, disk, iteration, len(pairs.train))
         if 0 < iteration <= earlier_labels(disk.workdir):
             values[EARLIER_LABELS] = 1
-        seconds = {"seconds": time.monotonic() - started}
-        disk.log.log_timing(
-            "evaluation", iteration=iteration, step=None, values=seconds
-        )
+        disk.log_seconds("evaluation", iteration, time.monotonic() - started)
         plainly = {name: plain(name, value) for name, value in values.items()}
         write_listed_json(path, plainly)
     return values
@@ -109,6 +109,7 @@ def _evaluation(
     values: dict[str, Any] = {}
     if held_out:
         values |= _held_out_summary(plan, disk, t, held_out, logps)
+        values |= _surrogate(plan, disk, voice, t, logps)
     contests = [_contest(plan, disk, t, name, answers[name], logps) for name in answers]
     judged = disk.folder(t) / "judgements.jsonl"
     judgements = judge_contests(
@@ -193,6 +194,23 @@ def _held_out_summary(
     arrays = {name: logps[f"held_out.{name}"].astype(np.float32) for name in names}
     write_npz(disk.folder(t) / "held_out.npz", arrays)
     return preference_accuracy(held_out, arrays["policy_MN"], arrays["theta_0_MN"])
+
+
+def _surrogate(
+    plan: Plan, disk: Disk, voice: Voice, t: int, logps: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """How far the merge's D is the weighted sum that its weights were fitted on."""
+    if t < 2 or not plan.config.reference.on_margins:
+        return {}
+    pairs = held_out_pairs(plan, disk, voice, t, [t], range(t))
+    margin_PK = pairs.margins(length_normalized=False).margin_PK
+    weights_GK = np.asarray(read_listed_json(disk.folder(t) / RECORD)["weights"])
+    exact, base = (logps[f"held_out.{model}_MN"] for model in (REFERENCE, THETA_0))
+    exact_P = (exact - base)[:, CHOSEN] - (exact - base)[:, REJECTED]
+    sum_P = margin_PK @ weights_GK[0, 1:]
+    if len(sum_P) < 2 or not (np.ptp(sum_P) > 0 and np.ptp(exact_P) > 0):
+        return {}
+    return {"merge/surrogate": float(np.corrcoef(sum_P, exact_P)[0, 1])}
 
 
 def _contest(
@@ -299,9 +317,7 @@ def _away_from_reference(
     if plan.config.loss.reference_free:
         return list(rows)
     config = plan.config.reference
-    weights_GK = np.asarray(
-        read_listed_json(disk.folder(t) / "reference.json")["weights"]
-    )
+    weights_GK = np.asarray(read_listed_json(disk.folder(t) / RECORD)["weights"])
     resets = config.rule == "trust_region" and config.trust_region_alpha == 1
     every = config.trust_region_tau if resets else None
     return [r for r in rows if not policy_is_reference(weights_GK, r["step"], every)]

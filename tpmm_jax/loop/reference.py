@@ -72,12 +72,14 @@ def reference_log_probs(
             return found["logps_MN"]
     title = f"iteration {iteration}: reference log-probs"
     ld_alpha = plan.config.loss.ld_alpha
-    params, digest = merged_reference(plan, disk, voice, iteration)
-    table = pair_table(plan.runner, pairs.train)
-    logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
-    refuse_log_probs(logps_PN, pairs.train, title)
-    self_check(plan, params, table, logps_PN)
-    write_cache(cache, cache_key(plan, pairs, digest), {"logps_MN": logps_PN})
+    with disk.timed("merge", iteration):
+        params, digest = merged_reference(plan, disk, voice, iteration)
+    with disk.timed("reference", iteration):
+        table = pair_table(plan.runner, pairs.train)
+        logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
+        refuse_log_probs(logps_PN, pairs.train, title)
+        self_check(plan, params, table, logps_PN)
+        write_cache(cache, cache_key(plan, pairs, digest), {"logps_MN": logps_PN})
     return logps_PN
 
 
@@ -134,8 +136,7 @@ def merged_reference(
 def _groups(plan: Plan) -> list[str]:
     """Returns the names of the weights' groups; one, unless layers are weighted."""
     config = plan.config.reference
-    through = config.rule == "learned" and not config.on_margins
-    granularity = config.granularity if through else "model"
+    granularity = "layer" if config.layerwise else "model"
     return group_names(plan.decoder.abstract_params("float32"), granularity)
 
 
@@ -177,23 +178,23 @@ def _choose_by_holdout(
 ) -> np.ndarray:
     """Returns weights; logs the steps of learning, and saves some of them."""
     rule, saved = context.config.rule, disk.folder(iteration) / PROGRESS
-    stepwise = rule == "learned" and not context.config.on_margins
-    total = context.config.steps if stepwise else 1
+    total = context.config.evaluations
     title = f"iteration {iteration}: {rule} reference"
-    with voice.console.phase(title, total, "steps") as bar:
+    with voice.console.phase(title, total or 1, "steps") as bar:
         bar.advance(context.progress["step"] if context.progress else 0)
 
         def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
             step = progress["step"]
             disk.log.log("merge", iteration=iteration, step=step - 1, values=row)
             bar.advance(1, loss=f"{row['loss']:.4f}")
-            if step % 10 == 0 or voice.stop.raised:
+            often = context.config.fit == "exact" or step % 10 == 0
+            if often or voice.stop.raised:
                 write_listed_json(saved, progress, replace=True)
             voice.stop.check()
 
         context.on_step = on_step
         weights_GK = choose(context)
-        if not stepwise:
+        if not total:
             bar.advance(1)
     return weights_GK
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -83,7 +84,8 @@ def read_pairs(disk: Disk, iteration: int) -> IterationPairs:
 def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollout]:
     """Samples from theta_{t-1} on the iteration's prompts, and scores."""
     assert plan.schedule is not None
-    return sample_answers(
+    started, rating = time.monotonic(), [0.0]
+    answers = sample_answers(
         plan.runner,
         voice,
         disk.folder(iteration) / "rollouts.jsonl",
@@ -94,7 +96,12 @@ def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollo
         key=plan.key(iteration, ROLLOUT),
         num_samples=plan.config.rollout.samples_per_prompt,
         title=f"iteration {iteration}: sample and score",
+        rated=rating.append,
     )
+    whole, rated = time.monotonic() - started, sum(rating)
+    disk.log_seconds("rollout", iteration, whole - rated)
+    disk.log_seconds("score", iteration, rated)
+    return answers
 
 
 def _label_rollouts(

@@ -3,8 +3,10 @@
 A phase takes those of the three that it touches.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +136,18 @@ class Disk:
         if lora is None:
             return None if key is None else Frozen({}, key)
         return Frozen(self.trajectory.restore_base(), key)
+
+    @contextlib.contextmanager
+    def timed(self, kind: str, iteration: int) -> Iterator[None]:
+        """Logs the seconds of a phase that comes to its end."""
+        started = time.monotonic()
+        yield
+        self.log_seconds(kind, iteration, time.monotonic() - started)
+
+    def log_seconds(self, kind: str, iteration: int, seconds: float) -> None:
+        """Writes a row of timing.jsonl."""
+        values = {"seconds": seconds}
+        self.log.log_timing(kind, iteration=iteration, step=None, values=values)
 
     def rewind(self, kind: str, iteration: int, step: int = 0) -> None:
         """Drops an iteration's metric rows from (kind, step) on: they come again.

@@ -217,7 +217,8 @@ def _finish(task: Task, params: Params) -> None:
     disk.log.flush()
     refuse_weights(params, f"theta_{iteration}")
     meta = {"iteration": iteration, "rule": task.plan.config.reference.rule}
-    disk.trajectory.append(iteration, params, meta)
+    with disk.timed("save", iteration):
+        disk.trajectory.append(iteration, params, meta)
     disk.work.clear()
     (disk.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
 

@@ -7,8 +7,10 @@ from tpmm_jax.errors import BadInput
 
 # The rule of runs whose loss has no reference: nothing is merged or computed.
 NO_REFERENCE = "none"
-# Of ``learned`` with its weights fitted on margins: those of theta_0 are not learned.
+# Of ``learned`` where margins say nothing of theta_0's own weight.
 LEARNED_ANCHOR_SHARE = 0.5
+# Merges and passes that fit "exact" may take; of a step's halvings each is one.
+MAX_EVALUATIONS = 15
 # Constants of one rule.
 ONE_RULES = {
     "ema_mu": "ema",
@@ -17,16 +19,13 @@ ONE_RULES = {
 }
 # Rules whose reference has no weights to share out.
 FIXED_RULES = ("sft", "trust_region", NO_REFERENCE)
-# Fields that only a fit through the network reads.
-THROUGH_NETWORK = (
-    "granularity",
-    "objective",
-    "kl_weight",
-    "learning_rate",
-    "steps",
-    "batch_size",
-    "start",
-)
+# Fields of "learned" that not every fit reads.
+OF_ADAM = ("kl_weight", "learning_rate", "steps", "batch_size", "start")
+UNREAD = {
+    "margins": ("granularity", "objective", "beta", *OF_ADAM),
+    "exact": OF_ADAM,
+    "adam": (),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,8 @@ class ReferenceConfig:
     Attributes:
       rule: a key of RULES, or in a run whose loss has no reference, "none".
       anchor_share: theta_0's weight, 0 to below 1; the others share the rest as the
-        rule has it. None: as the rule has it, but 0.5 where "learned" is fitted on
-        margins, which say nothing of theta_0's own weight.
+        rule has it. None: as the rule has it, but 0.5 under "learned", of whose fits
+        only "adam" has a weight for theta_0.
       ema_mu: "ema": theta_ema <- (1 - mu) theta_ema + mu theta_t.
       trust_region_alpha, trust_region_tau: "trust_region": theta_ref <-
         (1 - alpha) theta_ref + alpha theta every tau optimizer steps.
@@ -49,9 +48,11 @@ class ReferenceConfig:
       length_normalized: D of mean token log-probs instead of sums.
       fit: how "learned" finds its weights. "margins": by logistic regression on each
         checkpoint's own D, and only where that predicts held-out labels better than
-        equal weights do. "adam": through the network, a step a minibatch.
-      granularity: "adam": one weight per checkpoint, or per checkpoint and layer.
-      objective: of held-out pairs, for "adam", "best" and "greedy_soup":
+        equal weights do. "exact": goes on from there through the network, by L-BFGS.
+        "adam": through the network from the start, a step a minibatch.
+      granularity: "exact", "adam": one weight per checkpoint, or per checkpoint and
+        layer.
+      objective: of held-out pairs, for "exact", "adam", "best" and "greedy_soup":
         "calibrated" fits a scale exp(s) of D as well; "fixed" uses ``beta``.
       beta: scale of D under "fixed", and where exp(s) starts under "adam".
       kl_weight: "adam": lambda of KL(softmax(a) || uniform).
@@ -67,7 +68,7 @@ class ReferenceConfig:
     trust_region_tau: int = 512
     holdout_window: int | None = None
     length_normalized: bool = False
-    fit: Literal["margins", "adam"] = "margins"
+    fit: Literal["margins", "exact", "adam"] = "margins"
     granularity: Literal["model", "layer"] = "model"
     objective: Literal["calibrated", "fixed"] = "calibrated"
     beta: float = 0.1
@@ -116,11 +117,12 @@ class ReferenceConfig:
                     f"reference.{f.name} has no meaning for rule {self.rule!r}, only "
                     f"for {owner!r}; leave it at {f.default}"
                 )
-            unread = self.rule == "learned" and f.name in THROUGH_NETWORK
-            if unread and self.on_margins and getattr(self, f.name) != f.default:
+            unread = self.rule == "learned" and f.name in UNREAD[self.fit]
+            if unread and getattr(self, f.name) != f.default:
+                reads = next(fit for fit in UNREAD if f.name not in UNREAD[fit])
                 raise BadInput(
-                    f"reference.{f.name} has no meaning for reference.fit=margins; "
-                    f"leave it at {f.default}, or set reference.fit=adam"
+                    f"reference.{f.name} has no meaning for reference.fit={self.fit}; "
+                    f"leave it at {f.default}, or set reference.fit={reads}"
                 )
         if self.rule in FIXED_RULES and self.anchor_share is not None:
             raise BadInput(
@@ -130,8 +132,19 @@ class ReferenceConfig:
 
     @property
     def on_margins(self) -> bool:
-        """Whether "learned" is fitted on margins alone."""
-        return self.rule == "learned" and self.fit == "margins"
+        """Whether the margins of each checkpoint alone decide, or begin."""
+        return self.rule == "learned" and self.fit != "adam"
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether each layer has weights of its own."""
+        return self.rule == "learned" and self.granularity == "layer"
+
+    @property
+    def evaluations(self) -> int:
+        """Steps through the network that a choice takes at most; 0: none."""
+        fits = {"margins": 0, "exact": MAX_EVALUATIONS, "adam": self.steps}
+        return fits[self.fit] if self.rule == "learned" else 0
 
     @property
     def theta_0_weight(self) -> float | None:

@@ -101,6 +101,8 @@ class Deltas:
             total = self.leaf(0, path)
             total = add_leaf(total, total, scales[:, 0])
             for k in range(1, self.count):
+                if not scales[:, k].any():
+                    continue
                 total = add_leaf(total, self.leaf(k, path), scales[:, k])
                 # Without the wait, K leaves could be on their way at once.
                 total.block_until_ready()

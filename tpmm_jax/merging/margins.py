@@ -31,6 +31,8 @@ FOLDS = 5
 MAX_C = 100.0
 # How far from optimal a solution may be, see ``residual``, and steps towards it.
 TOLERANCE, MAX_STEPS = 1e-7, 500
+# Pairs and checkpoints that a compiled solver has room for.
+LEAST_ROOM = 512, 8
 # A checkpoint is left out whose mean D is this many standard errors below 0, and whose
 # accuracy's interval lies below the second number; or whose answers are, per token,
 # this many nats less probable than under the median checkpoint.
@@ -224,14 +226,16 @@ def solve(
     minimise  sum_p weight_p log(1 + exp(-D_p c)) + tau / 2 |c - mean(c)|^2
     over      0 <= c_k <= MAX_C,   c_k = MAX_C sin(a_k)^2,   a by optax.lbfgs
 
-    In float64, on a CPU where jax has one. Arrays are filled up to powers of two, so
-    that one more checkpoint or pair seldom compiles anew.
+    In float64, on a CPU where jax has one. Arrays are filled up to powers of two, at
+    least LEAST_ROOM, so that one more checkpoint or pair seldom compiles anew.
 
     Raises:
       TpmmError: a residual above 1e-6.
     """
     P, K = D_PK.shape
-    room_P, room_K = _power_of_two(P), max(8, _power_of_two(K))
+    room_P, room_K = (
+        2 ** (max(n, m) - 1).bit_length() for n, m in zip((P, K), LEAST_ROOM)
+    )
     filled_PK = np.zeros((room_P, room_K), np.float32)
     filled_PK[:P, :K] = D_PK
     filled_RP = np.pad(weight_RP, ((0, 0), (0, room_P - P)))
@@ -244,10 +248,6 @@ def solve(
             f"{np.max(residual_R):.1e}); set reference.fit=exact, or another rule"
         )
     return c_RK[:, :K], residual_R
-
-
-def _power_of_two(size: int) -> int:
-    return 2 ** (size - 1).bit_length()
 
 
 def _cpu() -> jax.Device | None:

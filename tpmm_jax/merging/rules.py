@@ -12,6 +12,7 @@ import numpy as np
 
 from tpmm_jax.merging.config import ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
+from tpmm_jax.merging.exact import Problem, fit_exact
 from tpmm_jax.merging.learned import HeldOut, OnStep, learn, softmax
 from tpmm_jax.merging.margins import Margins, fit_weights
 from tpmm_jax.merging.scale import objective
@@ -145,10 +146,7 @@ def learned(context: MergeContext) -> np.ndarray:
     array([[0.25, 0.75]])
     """
     if context.config.on_margins:
-        assert context.margins is not None
-        fit = fit_weights(context.margins)
-        context.report.update(fit.record())
-        return np.concatenate([[0.0], fit.weights_K])[None]
+        return _on_margins(context)
     assert context.deltas is not None and context.held_out is not None
     logits_GK, scale = learn(
         context.deltas(),
@@ -159,6 +157,31 @@ def learned(context: MergeContext) -> np.ndarray:
     )
     context.report.update(logits=logits_GK.tolist(), scale=scale)
     return softmax(logits_GK)
+
+
+def _on_margins(context: MergeContext) -> np.ndarray:
+    """Weights from margins; under "exact", from there on through the network.
+
+    Where the pairs did not tell the checkpoints apart there is nothing to go on with.
+    """
+    assert context.margins is not None
+    fit = fit_weights(context.margins)
+    context.report.update(fit.record())
+    weights_K = np.concatenate([[0.0], fit.weights_K])
+    if context.config.fit != "exact" or not fit.learned:
+        return np.tile(weights_K, (len(context.names), 1))
+    assert context.deltas is not None and context.held_out is not None
+    anchor = context.config.theta_0_weight
+    assert anchor is not None
+    kept = [k for k in range(1, context.count) if k not in fit.left_out]
+    share_K = fit.weights_K[[k - 1 for k in kept]]
+    weights_GK, report = fit_exact(
+        Problem(context.deltas(), context.held_out, kept, share_K, anchor),
+        progress=context.progress,
+        on_step=context.on_step,
+    )
+    context.report.update(report)
+    return weights_GK
 
 
 RULES: dict[str, Rule] = {

@@ -31,12 +31,13 @@ from tpmm_jax.log.progress import clock_text
 
 # Of series, in the light; a page in the dark has others.
 COLOURS = (
-    "#0072b2", "#d55e00", "#008a64", "#b0518a", "#3d99cf", "#b57f00", "#4a4f57"
+    "#0072b2", "#d55e00", "#008a64", "#b0518a", "#3d99cf", "#b57f00", "#4a4f57",
+    "#6d5bd0",
 )  # fmt: skip
 SERIES = len(COLOURS)
 # Of the legend's strokes too: distinguishable without colour.
-DASHES = ("", "6 3", "2 2.5", "9 3 2 3", "4 2", "1 2", "8 2 2 2 2 2")
-_MARKERS = "os^Dv<>"
+DASHES = ("", "6 3", "2 2.5", "9 3 2 3", "4 2", "1 2", "8 2 2 2 2 2", "12 3")
+_MARKERS = "os^Dv<>P"
 _WIDTH, _HEIGHT = 360.0, 220.0  # CSS pixels: about a phone's column
 _FONT = 11.5
 _FEW = 15  # points of a curve that get an error bar each; more get a band
@@ -92,6 +93,7 @@ def by_iteration(
     share: bool = False,
     percent: bool = False,
     log: bool = False,
+    zero: bool = False,
     xlabel: str = "iteration",
 ) -> Markup:
     """Draws curves over iterations, with their intervals.
@@ -100,10 +102,13 @@ def by_iteration(
       share: y is a share; a dashed line marks the half.
       percent: y is a share.
       log: a logarithmic y axis, if the curves need more than a decade of it.
+      zero: a dashed line marks 0.
     """
     with plot() as (figure, axes):
         draw_curves(axes, curves)
         axes.set_xlabel(xlabel)
+        if zero:
+            axes.axhline(0.0, **guide())
         if share:
             axes.axhline(0.5, **guide())
         if share or percent:

@@ -201,7 +201,7 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
     found = []
     for run in runs:
         of = f", {run.label}" if len(runs) > 1 else ""
-        found += _weights(run, of) + _layer_weights(run, of)
+        found += _weights(run, of) + _layer_weights(run, of) + _evidence(run, of)
     found += family(
         runs,
         "Signal-to-rounding of the merge",
@@ -244,6 +244,53 @@ def _layer_weights(run: RunData, of: str) -> list[Panel]:
     columns = [theta(k) for k in range(weights.shape[1])]
     title = f"Merge weights by layer, iteration {last}{of}"
     return [Panel(title, "", [], figures.heat(weights, names, columns))]
+
+
+def _evidence(run: RunData, of: str) -> list[Panel]:
+    """What held-out pairs said of the weights, where they were fitted on margins."""
+    fitted = {
+        t: record
+        for t, record in sorted(run.references.items())
+        if len(record.get("accuracies", ())) > 1
+    }
+    if not fitted:
+        return []
+    gain, error = (
+        [float(record[name]) for record in fitted.values()]
+        for name in ("gain", "gain_error")
+    )
+    gains = Curve(
+        "",
+        list(fitted),
+        gain,
+        [g - e for g, e in zip(gain, error)],
+        [g + e for g, e in zip(gain, error)],
+    )
+    equal = [str(t) for t, record in fitted.items() if not record["learned"]]
+    note = (
+        "Held-out loss that the fitted weights save over equal ones, nats per pair, on "
+        "prompts that they were not fitted on. Bars: one standard error. "
+    )
+    note += (
+        f"Equal weights were used in iteration {', '.join(equal)}: there the pairs did "
+        "not tell the checkpoints apart."
+        if equal
+        else "The fitted weights were used in all of them."
+    )
+    title = f"Gain of the fitted weights{of}"
+    found = [Panel(title, note, [], figures.by_iteration([gains], zero=True))]
+    last, record = list(fitted.items())[-1]
+    y, low, high = zip(*record["accuracies"])
+    alone = Curve("", list(range(1, len(y) + 1)), y, low, high)
+    note = (
+        f"Share of the held-out pairs so far that θₖ alone against {theta(0)} orders "
+        "as they are labelled. Bars: 95\u00a0% intervals."
+    )
+    for k in record["left_out"]:
+        note += f" {theta(int(k))} is left out of the reference."
+    svg = figures.by_iteration([alone], share=True, xlabel="checkpoint")
+    title = f"Held-out accuracy of each checkpoint, iteration {last}{of}"
+    return [*found, Panel(title, note, [], svg)]
 
 
 def held_out(runs: Sequence[RunData]) -> list[Panel]:
@@ -348,8 +395,8 @@ def time(run: RunData) -> list[Panel]:
     order = sorted(seconds)
     parts_of = {n: np.array([seconds[t].get(n, 0.0) for t in order]) for n in names}
     note = (
-        "The rest: sampling, scoring, the reference. For an iteration that was "
-        "continued, only its last session counts."
+        "Save: of the policy. For an iteration that was continued, only its last "
+        "session counts."
     )
     svg = figures.stacked([str(t) for t in order], parts_of)
     return [Panel("Time by phase", note, names, svg, filled=True)]
