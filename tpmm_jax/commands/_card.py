@@ -21,7 +21,8 @@ from tpmm_jax.rewards import stored_scorer
 from tpmm_jax.scoring import JUDGE, REWARD
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
 from tpmm_jax.store.digests import read_listed_json
-from tpmm_jax.weights.hub import TRAJECTORY_STEP
+from tpmm_jax.weights.hub import POLICY, TRAJECTORY_STEP
+from tpmm_jax.weights.kept import committed_steps
 
 # Heading and key of a row of kind "iteration"; an interval is KEY/low, KEY/high, but
 # that of a mean stands beside it.
@@ -74,7 +75,11 @@ The tokenizer has a chat template.
 ## How it was made
 
 {% if run -%}
-Policy {{ run.step }} of a run of {{ [run.step, run.config.iterations] | max }}
+{% if run.mean -%}
+The mean of the policies 0 to {{ run.step }}, weights of equal share, of a run of
+{%- else -%}
+Policy {{ run.step }} of a run of
+{%- endif %} {{ [run.step, run.config.iterations] | max }}
 iterations of preference optimisation ({{ run.loss }} loss) from {{ run.first }}.
 In each iteration {% if run.scorer and not run.offline -%}
 the policy answered prompts, `{{ run.scorer | code }}` labelled pairs of answers,
@@ -100,6 +105,11 @@ reconstruction: the paper's is not public.
 {% endif %}
 ## Evaluation
 
+{% if run.mean -%}
+The rows are those of the single policies. What the run measured of the mean stands
+below, under ship/.
+
+{% endif -%}
 {% if run.table -%}
 | {{ run.headings | join(" | ") }} |
 |{% for _ in run.headings %}---|{% endfor %}
@@ -187,16 +197,18 @@ Converted from {{ source | cell }}
 
 
 def run_facts(source: str) -> dict[str, Any] | None:
-    """Returns what is known of "workdir/trajectory@N", or None for other models.
+    """Returns what is known of a run's policy by its name, or None for other models.
 
     TEMPLATE names it "run"; "first_hub" is the hub id that the run began with.
 
     Keys and files that the run does not have (it is older, or offline) are left out.
     """
-    match = TRAJECTORY_STEP.fullmatch(source)
+    named = POLICY.fullmatch(source)
+    match = named or TRAJECTORY_STEP.fullmatch(source)
     if match is None:
         return None
-    workdir, step = pathlib.Path(match["workdir"] or "."), int(match["step"])
+    workdir = pathlib.Path(match["workdir"] or ".")
+    step = committed_steps(workdir)[-1] if named else int(match["step"])
     config = run_config(workdir)
     with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
         meta = trajectory.meta(0)
@@ -215,6 +227,7 @@ def run_facts(source: str) -> dict[str, Any] | None:
     losses = [loss] if isinstance(loss, str) else loss  # or a sum of them
     return {
         "step": step,
+        "mean": named is not None,
         "config": config,
         "config_text": json.dumps(without_paths(config), indent=2, sort_keys=True),
         "loss": " + ".join(title_of(name, mean) for name in losses),
@@ -357,6 +370,9 @@ def merge_facts(directory: pathlib.Path) -> dict[str, Any] | None:
 
 def local_name(source: str) -> str:
     """Returns a hub id as it is, and of a path its last parts."""
+    if match := POLICY.fullmatch(source):
+        workdir = pathlib.Path(match["workdir"] or ".").absolute().name
+        return f"{workdir}/policy@{match['name']}"
     if match := TRAJECTORY_STEP.fullmatch(source):
         workdir = pathlib.Path(match["workdir"] or ".").absolute().name
         return f"{workdir}/{match['kept']}@{match['step']}"

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
+
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, LoraConfig
-from tpmm_jax.models.lora import abstract_adapters
+from tpmm_jax.models.lora import abstract_adapters, placed, put, scaling
 from tpmm_jax.store import Base, Trajectory, read_json
+from tpmm_jax.store.files import sha256
 from tpmm_jax.weights.architecture import architecture_differences
-from tpmm_jax.weights.hub import TRAJECTORY_STEP, is_hub_id
+from tpmm_jax.weights.hub import POLICY, TRAJECTORY, TRAJECTORY_STEP, is_hub_id
 from tpmm_jax.weights.kept import run_workdir
 from tpmm_jax.weights.loading import (
     adapters_base,
@@ -54,17 +57,19 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
       BadInput: not a step of a LoRA run, or a base that PEFT cannot find or that has
         other weights.
     """
-    match = TRAJECTORY_STEP.fullmatch(source.origin["source"])
+    mean = POLICY.fullmatch(source.origin["source"])
+    match = mean or TRAJECTORY_STEP.fullmatch(source.origin["source"])
     workdir = pathlib.Path(match["workdir"] or ".") if match else pathlib.Path()
-    if match is None or not _holds_adapters(workdir / match["kept"]):
+    kept = TRAJECTORY if mean or match is None else match["kept"]
+    if match is None or not _holds_adapters(workdir / kept):
         raise BadInput(
             f"--peft: {model} is not a step of a run with model.lora.rank, so there is "
             "no adapter; export without --peft"
         )
-    step, decoder = int(match["step"]), Decoder(source.config)
-    with Trajectory(workdir / match["kept"], read_only=True) as trajectory:
+    decoder = Decoder(source.config)
+    with Trajectory(workdir / kept, read_only=True) as trajectory:
         record = trajectory.meta(0)["base"]
-        *place, seed = adapters_place(workdir, match["kept"])
+        *place, seed = adapters_place(workdir, kept)
         name, revision = _base_for_peft(workdir, record, place, base)
         trajectory.base = (
             adapters_base(workdir, decoder)
@@ -74,10 +79,36 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
         if trajectory.base is not None:
             _check_config(_find(name, revision, seed), name, source)
             trajectory.restore_base()
-        lora = replace(trajectory.lora_of(step), dropout=_dropout(workdir))
+        steps = trajectory.steps() if mean else [int(match["step"])]
+        lora = replace(trajectory.lora_of(steps[-1]), dropout=_dropout(workdir))
         target = abstract_adapters(decoder.abstract_params(), lora)
-        adapters = trajectory.restore_adapters(step, target)
-        return StoredAdapter(lora, adapters, name, revision, trajectory.digest(step))
+        several = [trajectory.restore_adapters(step, target) for step in steps]
+        digests = [trajectory.digest(step) for step in steps]
+    adapters, digest = several[0], digests[0]
+    if mean:
+        adapters, lora = mean_adapters(several, lora)
+        digest = sha256(digests)
+    return StoredAdapter(lora, adapters, name, revision, digest)
+
+
+def mean_adapters(
+    policies: Sequence[Params], lora: LoraConfig
+) -> tuple[Params, LoraConfig]:
+    """Returns adapters whose product is the mean of the policies' products, exactly.
+
+    Their ranks stand side by side; a policy whose product is zero has none.
+    """
+    kept = [p for p in policies if any(jnp.any(pair["b"]) for _, pair in placed(p))]
+    kept = kept or list(policies[:1])
+    mean: Params = {}
+    for number, (target, first) in enumerate(placed(kept[0])):
+        pairs = [first, *(list(placed(p))[number][1] for p in kept[1:])]
+        a = jnp.concatenate([pair["a"] for pair in pairs], axis=-1)
+        b = jnp.concatenate([pair["b"] for pair in pairs], axis=1) / len(policies)
+        put(mean, target.path, {"a": a, "b": b})
+    rank = len(kept) * lora.rank
+    alpha = scaling(lora) * rank
+    return mean, replace(lora, rank=rank, alpha=alpha, rslora=False)
 
 
 def _holds_adapters(folder: pathlib.Path) -> bool:

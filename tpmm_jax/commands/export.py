@@ -34,7 +34,7 @@ from tpmm_jax.log.versions import versions
 from tpmm_jax.merging import signal_text, signal_to_rounding
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.store import tree_digest
-from tpmm_jax.weights.hub import is_hub_id
+from tpmm_jax.weights.hub import REWARD, TRAJECTORY, is_hub_id
 from tpmm_jax.weights.loading import check_dtype, resolve_any
 from tpmm_jax.weights.saving import check_output, save
 from tpmm_jax.weights.source import Model, Source
@@ -46,12 +46,13 @@ source has it, and a model card (README.md) that says how it was made: the run's
 configuration, rule and weights of every reference, the evaluation with intervals,
 digests and versions.
 
-MODEL is a step of a run (runs/x/trajectory@4), a run's workdir (its newest policy), or
-any other model that tpmm sample takes. A reward model is runs/rm/reward@best, the
-workdir of tpmm train_reward, or what tpmm.load_reward takes; it is written as a
-*ForSequenceClassification with one label. Of a run with model.lora.rank the weights
-have the adapter added; --peft writes the adapter alone, as a directory that PEFT loads,
-a reward model's with its head.
+MODEL is a step of a run (runs/x/trajectory@4), the mean of its policies
+(runs/x/policy@mean), a run's workdir (the policy that it ships: the newest, unless the
+config's ship says otherwise), or any other model that tpmm sample takes. A reward model
+is runs/rm/reward@best, the workdir of tpmm train_reward, or what tpmm.load_reward
+takes; it is written as a *ForSequenceClassification with one label. Of a run with
+model.lora.rank the weights have the adapter added; --peft writes the adapter alone, as
+a directory that PEFT loads, a reward model's with its head.
 """
 EPILOG = """\
 examples:
@@ -118,8 +119,9 @@ def read_model(
         digest = tree_digest(params)
         bar.advance(1)
     if dtype != "float32" and facts is not None and facts["step"] > 0:
-        workdir = source.origin["source"].rpartition("@")[0]
-        (start,) = resolve_any([f"{workdir}@0"])
+        folder = source.origin["source"].rpartition("/")[0] or "."
+        kept = REWARD if source.config.output == "reward" else TRAJECTORY
+        (start,) = resolve_any([f"{folder}/{kept}@0"])
         base = start.read(decoder, "float32")
         ratio = signal_to_rounding(params, base, dtype)
         del base

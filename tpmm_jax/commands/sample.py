@@ -45,9 +45,11 @@ DESCRIPTION = """\
 Talk to a model, continue one prompt, or answer a file of prompts.
 
 MODEL is a Hugging Face directory, a .gguf file, a PEFT directory of LoRA, a hub id
-(org/name), a step of a run (runs/x/trajectory@2), or a run's workdir (runs/x): its
-newest policy. With neither --prompt nor --prompts, lines are read from standard input:
-on a terminal they are a conversation; piped in, each line is a prompt.
+(org/name), a step of a run (runs/x/trajectory@2), the mean of its policies
+(runs/x/policy@mean), or a run's workdir (runs/x): the policy that it ships, the newest
+unless its config says otherwise. With neither --prompt nor --prompts, lines are read
+from standard input: on a terminal they are a conversation; piped in, each line is a
+prompt.
 
 The chat template is used where the model has one; --no-chat uses texts as they are.
 """

@@ -33,7 +33,7 @@ from tpmm_jax.stopping import TIMEOUT
 RESERVED_SETS = (
     "evaluation", "reward", "rewards", "length", "kl", "distinct", "win", "heldout",
     "score", "judge", "watch", "merge", "pairs", "rollout", "reference", "labels",
-    "margins", "madpo",
+    "margins", "madpo", "ship", "ship-last", "ship-mean",
 )  # fmt: skip
 
 
@@ -176,6 +176,10 @@ class Config:
     Attributes:
       iterations: T.
       seed: the seed of everything random.
+      ship: the policy that the run recommends, and that its workdir names: "last",
+        theta_t; "mean", the mean of theta_0 to theta_t; "auto", the better of the two
+        on held-out prompts, theta_t within one standard error. The mean is evaluated
+        beside theta_t in every iteration.
     """
 
     iterations: int
@@ -193,6 +197,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    ship: Literal["last", "mean", "auto"] = "last"
 
     @property
     def offline(self) -> bool:
@@ -236,6 +241,16 @@ class Config:
         self.train.validate()
         self.evaluation.validate()
         self._validate_judges()
+        if self.ship == "auto" and self.offline:
+            raise BadInput(
+                "ship=auto compares rewards on held-out prompts, and with data.pairs "
+                "there are none; use ship=mean or last"
+            )
+        if self.ship == "auto" and self.pairing.holdout_fraction == 0:
+            raise BadInput(
+                "ship=auto needs held-out prompts; set pairing.holdout_fraction above "
+                "0 (0.25 is usual)"
+            )
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:

@@ -21,7 +21,8 @@ _GAP = 2
 # the win rates, or the merge weights of a cell but so many.
 _GIVEN_UP: tuple[str | int, ...] = (
     "spread", 3, "pairs", "train margin", "intervals", "train acc.", 2, "vs θ0",
-    "length", "time", 1, "reference", "held-out", "KL", "win prev", "win θ0",
+    "length", "time", 1, "of the mean", "reference", "held-out", "KL", "win prev",
+    "win θ0",
 )  # fmt: skip
 # Whether an earlier version of the scorer labelled the iteration's pairs.
 _EARLIER = "labels/earlier_scorer"
@@ -38,7 +39,8 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
 
     Args:
         rows: of kind "iteration", sorted. Read here, each optional but the first:
-            iteration; reward/mean, reward/low, reward/high; reward/spread; win/theta_0
+            iteration; reward/mean, reward/low, reward/high; ship/reward/mean, of the
+            mean of all policies; reward/spread; win/theta_0
             and win/previous (shares) with /low and /high; kl/theta_0 (nats a response);
             length/mean (tokens), shown where there is no reward; heldout/accuracy with
             /low and /high; pairs/train_accuracy, a dash where nothing is left of it;
@@ -56,6 +58,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
     cells = {
         "iter": [_iteration(row) for row in rows],
         "reward (95 %)": _rewards(rows),
+        "of the mean": _numbers(rows, "ship/reward/mean"),
         "spread": _numbers(rows, "reward/spread"),
         "vs θ0": _changes(rows),
         **{

@@ -36,10 +36,11 @@ from tpmm_jax.loop.judging import (
     preference_accuracy,
     unread_warning,
 )
-from tpmm_jax.loop.prompts import MAIN
+from tpmm_jax.loop.prompts import MAIN, SHIPPED
 from tpmm_jax.loop.raters_record import earlier_labels
 from tpmm_jax.loop.rollouts import CUT_OPTION, IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Disk, Plan
+from tpmm_jax.loop.shipping import evaluate_mean
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import policy_is_reference
 from tpmm_jax.scoring import measuring
@@ -51,6 +52,7 @@ from tpmm_jax.store.digests import (
     write_npz,
 )
 from tpmm_jax.store.records import read_records
+from tpmm_jax.weights.kept import LAST
 
 SUMMARY, RECORD = "summary.json", "reference.json"
 # 1 in the rows of iterations whose pairs an earlier version of the scorer labelled.
@@ -111,6 +113,9 @@ def _evaluation(
         values |= _held_out_summary(plan, disk, t, held_out, logps)
         values |= _surrogate(plan, disk, voice, t, logps)
     contests = [_contest(plan, disk, t, name, answers[name], logps) for name in answers]
+    if t > 0 and plan.config.ship != LAST:
+        met = met_by_mean(disk, t, answers)
+        contests += filter(None, [evaluate_mean(plan, disk, voice, t, policy, met)])
     judged = disk.folder(t) / "judgements.jsonl"
     judgements = judge_contests(
         judged,
@@ -133,6 +138,8 @@ def _evaluation(
         if t == 0:
             found |= {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         values |= {prefix + key: value for key, value in found.items()}
+        if contest.set == SHIPPED:
+            continue
         history = _history(plan, disk, t, contest, judgements, found["kl/theta_0"])
         for text in watch(
             history,
@@ -239,6 +246,15 @@ def opponents(disk: Disk, t: int, name: str) -> dict[str, list[Rollout]]:
     # At t = 1 both are theta_0: it is judged once.
     previous = first if t == 1 else _read_earlier(disk, t - 1, name)
     return {THETA_0: first, "previous": previous}
+
+
+def met_by_mean(
+    disk: Disk, t: int, answers: Mapping[str, list[Rollout]]
+) -> dict[str, list[Rollout]]:
+    """Returns the answers that those of the mean meet: of theta_0 and of theta_t."""
+    if MAIN not in answers:
+        return {}
+    return {THETA_0: opponents(disk, t, MAIN)[THETA_0], POLICY: answers[MAIN]}
 
 
 def _read_earlier(disk: Disk, t: int, name: str) -> list[Rollout]:

@@ -25,6 +25,8 @@ from tpmm_jax.rewards import Known, Raters
 
 # The name of a run's own evaluation prompts among the sets.
 MAIN = "evaluation"
+# The mean's answers to those prompts, where a run may ship it.
+SHIPPED = "ship"
 _SET = "evaluation.sets."
 
 

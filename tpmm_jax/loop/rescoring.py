@@ -7,7 +7,7 @@ in raters.json until all of it is done, so that a stop in between does no harm.
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tpmm_jax.data.codec import TextCodec
@@ -17,13 +17,14 @@ from tpmm_jax.loop.evaluation import (
     SUMMARY,
     answers_path,
     finish,
+    met_by_mean,
     opponents,
     sample_sets,
     summarise,
 )
 from tpmm_jax.loop.judging import Contest, judge_contests
 from tpmm_jax.loop.margins import CALIBRATION
-from tpmm_jax.loop.prompts import EncodedPrompts
+from tpmm_jax.loop.prompts import SHIPPED, EncodedPrompts
 from tpmm_jax.loop.raters_record import (
     ANSWERS,
     JUDGEMENTS,
@@ -35,6 +36,7 @@ from tpmm_jax.loop.raters_record import (
 from tpmm_jax.loop.reference import PROGRESS
 from tpmm_jax.loop.rollouts import read_pairs
 from tpmm_jax.loop.run import Disk, Plan
+from tpmm_jax.loop.shipping import rated_prompts
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.rewards import (
     JUDGES,
@@ -49,7 +51,8 @@ from tpmm_jax.rewards import (
 )
 from tpmm_jax.scoring import measures
 from tpmm_jax.store.digests import remove_listed
-from tpmm_jax.store.records import resume_records, write_records
+from tpmm_jax.store.records import read_records, resume_records, write_records
+from tpmm_jax.weights.kept import SHIP
 
 # What an iteration derives from its answers' rewards, before its policy is stored.
 _DERIVED = ("pairs.jsonl", "reference.json", "reference_logps.npz", PROGRESS)
@@ -89,6 +92,7 @@ def rescore(plan: Plan, disk: Disk, voice: Voice) -> bool:
         record = replace(record, earlier_margins=max(steps))
     for t in steps:
         remove_listed(disk.folder(t) / SUMMARY)
+        remove_listed(disk.folder(t) / SHIP)
     for t in steps:
         pairs = read_pairs(disk, t) if t else None
         finish(disk, t, summarise(plan, disk, voice, t, pairs))
@@ -120,7 +124,7 @@ def _rate_evaluations(
     files = [
         (path, prompts, record.size(ANSWERS, t))
         for t in rated_iterations(disk.workdir, ANSWERS)
-        for name, prompts in plan.schedule.sets.items()
+        for name, prompts in (plan.schedule.sets | rated_prompts(plan, t)).items()
         if (path := answers_path(disk, t, name)).exists()
     ]
     total = sum(len(path.read_bytes().splitlines()) for path, _, _ in files)
@@ -168,13 +172,16 @@ def _judge_again(
     disk: Disk,
     voice: Voice,
     t: int,
-    answers: Mapping[str, Sequence[Rollout]],
+    answers: Mapping[str, list[Rollout]],
     judges: Mapping[str, NamedJudge],
     size: int,
 ) -> None:
     """Replaces the judgements of some judges of theta_t's answers, t above 0."""
     path = disk.folder(t) / JUDGEMENTS
     contests = [Contest(k, rows, opponents(disk, t, k)) for k, rows in answers.items()]
+    if (shipped := answers_path(disk, t, SHIPPED)).exists():
+        rows = read_records(shipped, Rollout)
+        contests.append(Contest(SHIPPED, rows, met_by_mean(disk, t, answers)))
     title = f"iteration {t}: judge again"
     made = judge_contests(
         None, contests, judges, batch_size=size, voice=voice, title=title

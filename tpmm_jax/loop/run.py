@@ -28,7 +28,7 @@ from tpmm_jax.store import Trajectory, WorkStore
 from tpmm_jax.store.digests import is_finished, lost_files
 
 # Folded into the random key, so that phases draw independently.
-ROLLOUT, EVALUATION, DROPOUT = 0, 1, 2
+ROLLOUT, EVALUATION, DROPOUT, SHIPPING = 0, 1, 2, 3
 # In the place of an iteration: the adapters that a run of LoRA begins with.
 ADAPTERS = 2**31 - 1
 

@@ -41,6 +41,7 @@ ADDED: Mapping[str, Any] = {
     "reference.anchor_share": None,
     "reference.holdout_window": 1,
     "reference.fit": "adam",
+    "ship": "last",
     "judge.template": None,
     "judge.template_file": None,
     "judge.first": ["A"],

@@ -68,7 +68,10 @@ def sections(runs: Sequence[RunData]) -> list[Section]:
 def prefixes(runs: Sequence[RunData]) -> list[tuple[str, str]]:
     """Returns (what names start with, what to call it) of every prompt set."""
     sets = dict.fromkeys(name for run in runs for name in run.sets())
-    return [(f"{name}/", f", {name}") if name else ("", "") for name in sets]
+    called = {"": "", **{name: f", {name}" for name in sets if name}}
+    # The answers of the mean, not those of theta_t to other prompts.
+    called |= {"ship": f", the mean of {theta(0)} to θₜ"} if "ship" in sets else {}
+    return [(f"{name}/".lstrip("/"), called[name]) for name in sets]
 
 
 def curve(run: RunData, name: str, label: str) -> Curve:

@@ -39,7 +39,7 @@ _SAMPLING = "sampling and scoring"
 # What the files begin with that the evaluation makes.
 _EVALUATED = (
     *("evaluation", "judgements", "summary", "held_out"),
-    *("router", "merged-", "rewards-"),
+    *("router", "merged-", "rewards-", "ship"),
 )
 MADE_BY = {
     "pairs.jsonl": "labelling",
@@ -49,6 +49,8 @@ MADE_BY = {
     "reference_logps.npz": "computing the reference's log-probs",
     "log_probs.npz": "the evaluation",
     "held_out.npz": "the evaluation",
+    "ship.json": "the evaluation",
+    "ship_log_probs.npz": "the evaluation",
     "judgements.jsonl": "judging",
     "summary.json": "the evaluation",
     "router.json": "the evaluation",

@@ -15,7 +15,8 @@ ASIDE = "damaged"
 # Files that the evaluation of a policy writes.
 OF_EVALUATION = (
     "evaluation*.jsonl", "judgements.jsonl", "log_probs.npz", "held_out.npz",
-    "summary.json", "router.json", "merged-*.json", "rewards-*.npz",
+    "summary.json", "ship.json", "ship_log_probs.npz", "router.json",
+    "merged-*.json", "rewards-*.npz",
 )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ TRAJECTORY, REWARD = "trajectory", "reward"
 TRAJECTORY_STEP = re.compile(
     r"(?P<workdir>.*/)?(?P<kept>trajectory|reward)@(?P<step>\d+|(?<=reward@)best)"
 )
+# A run's policy by name: its newest, or the mean of all.
+POLICY = re.compile(r"(?P<workdir>.*/)?policy@(?P<name>last|mean)")
 
 
 def is_hub_id(name: str) -> bool:

@@ -8,7 +8,11 @@ from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.store import Trajectory
+from tpmm_jax.store.digests import read_listed_json
 from tpmm_jax.weights.hub import TRAJECTORY
+
+# Which policy an iteration recommends, and the names that it may have.
+SHIP, LAST, MEAN = "ship.json", "last", "mean"
 
 
 def run_workdir(directory: pathlib.Path, kept: str = TRAJECTORY) -> pathlib.Path | None:
@@ -40,6 +44,17 @@ def committed_steps(workdir: pathlib.Path, kept: str = TRAJECTORY) -> list[int]:
     if not steps:
         raise BadInput(f"{workdir}/{kept} holds no model yet; has the run begun?")
     return steps
+
+
+def recommended(workdir: pathlib.Path) -> str:
+    """Returns the policy that a run recommends after its last step: "last" or "mean".
+
+    Raises:
+      BadInput, CorruptCheckpoint: see ``committed_steps``; ship.json was changed.
+    """
+    last = committed_steps(workdir)[-1]
+    path = workdir / "iterations" / f"{last:03d}" / SHIP
+    return read_listed_json(path)["chosen"] if path.exists() else LAST
 
 
 def held_steps(workdir: pathlib.Path, kept: str) -> tuple[list[int], dict[int, str]]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
+from tpmm_jax.merging import weighted_sum
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.models.upcycling import UpcyclingConfig, upcycle_params
@@ -24,6 +25,7 @@ from tpmm_jax.weights.hf_config import parse_config
 from tpmm_jax.weights.hub import (
     DESCRIPTION_FILES,
     OTHER_WEIGHTS,
+    POLICY,
     REWARD,
     TRAJECTORY,
     TRAJECTORY_STEP,
@@ -37,10 +39,12 @@ from tpmm_jax.weights.huggingface import (
     read_params,
 )
 from tpmm_jax.weights.kept import (
+    LAST,
     check_stored,
     committed_steps,
     damaged_step,
     held_steps,
+    recommended,
     refuse_untrained,
     run_workdir,
 )
@@ -70,7 +74,8 @@ def load(
     Args:
       source: a Hugging Face directory (safetensors, one file or a sharded index),
         a .gguf file, a hub id ("org/name"), a step of a run's trajectory
-        ("workdir/trajectory@3"), a run's workdir: its newest policy, or a PEFT
+        ("workdir/trajectory@3"), a run's policy by name ("workdir/policy@last",
+        "workdir/policy@mean"), a run's workdir: the policy that it ships, or a PEFT
         directory or hub id: its LoRA is added to the weights.
       revision: a hub id's branch, tag or commit; refused for anything else.
       dtype: of parameters and computation, "float32" (default) or "bfloat16".
@@ -188,6 +193,8 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if match := TRAJECTORY_STEP.fullmatch(name):
         step = None if match["step"] == "best" else int(match["step"])
         return _resolve_step(pathlib.Path(match["workdir"] or "."), match["kept"], step)
+    if match := POLICY.fullmatch(name):
+        return _resolve_policy(pathlib.Path(match["workdir"] or "."), match["name"])
     origin = {"source": name}
     if name.endswith(".gguf"):
         file = GGUFFile(name)
@@ -199,9 +206,10 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if is_hub_id(name):
         return _resolve_hub(name, revision, base)
     directory = pathlib.Path(name)
-    for kept in (TRAJECTORY, REWARD):
-        if (workdir := run_workdir(directory, kept)) is not None:
-            return _resolve_step(workdir, kept, None)
+    if (workdir := run_workdir(directory, TRAJECTORY)) is not None:
+        return _resolve_policy(workdir, recommended(workdir))
+    if (workdir := run_workdir(directory, REWARD)) is not None:
+        return _resolve_step(workdir, REWARD, None)
     if is_adapter(directory):
         return _resolve_adapter(directory, origin, base)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
@@ -301,6 +309,22 @@ def _resolve_step(workdir: pathlib.Path, kept: str, wanted: int | None) -> Sourc
     check_stored(workdir, kept, step, config)
     tokenizer, generation = read_tokenizer(folder), read_generation(folder)
     return Source(config, tokenizer, origin, read, generation=generation)
+
+
+def _resolve_policy(workdir: pathlib.Path, name: str) -> Source:
+    """A run's newest policy, or the mean of all: in float32, of LoRA the products'."""
+    steps = committed_steps(workdir)
+    policies = [_resolve_step(workdir, TRAJECTORY, step) for step in steps]
+    if name == LAST or len(steps) == 1:
+        return policies[-1]
+
+    def read(decoder: Decoder, dtype: str) -> Params:
+        models = (policy.read(decoder, "float32") for policy in policies)
+        params, _ = weighted_sum(models, [1 / len(steps)] * len(steps))
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    origin = {"source": f"{workdir}/policy@{name}"}
+    return replace(policies[-1], origin=origin, read=read)
 
 
 def adapters_place(

@@ -1,0 +1,228 @@
+"""The shipped policy: evaluated beside theta_t, recommended, and found by name."""
+
+import dataclasses
+import io
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+import tpmm_jax as tpmm
+from tpmm_jax.commands import export
+from tpmm_jax.commands import train as command_line
+from tpmm_jax.config import Config, ModelSource
+from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.loop.shipping import held_out_prompts
+from tpmm_jax.merging import ReferenceConfig
+from tpmm_jax.models import LoraConfig
+from tpmm_jax.report.page import write_report
+from tpmm_jax.rewards import PairingConfig
+from tpmm_jax.store import tree_digest
+
+ITERATIONS = 2
+
+
+def config(**changes: Any) -> Config:
+    fields = {
+        "iterations": ITERATIONS,
+        "reference": ReferenceConfig(rule="uniform"),
+        "ship": "auto",
+        **changes,
+    }
+    return tiny_run.get_config(**fields)
+
+
+def start(config: Config, workdir: pathlib.Path) -> str:
+    out = io.StringIO()
+    command_line.run(config, workdir, RunConsole(out, out))
+    return out.getvalue()
+
+
+def ship(workdir: pathlib.Path, t: int) -> dict[str, Any]:
+    return json.loads((workdir / f"iterations/{t:03d}/ship.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("shipping") / "run"
+    start(config(), workdir)
+    return workdir
+
+
+def mean_of(workdir: pathlib.Path) -> Any:
+    several = [
+        tpmm.load(f"{workdir}/trajectory@{k}").params for k in range(ITERATIONS + 1)
+    ]
+    return jax.tree.map(
+        lambda *xs: np.mean(np.stack(xs, dtype=np.float64), 0), *several
+    )
+
+
+def test_the_mean_is_evaluated_on_the_same_prompts(run: pathlib.Path) -> None:
+    rows = iteration_rows(run)
+    assert not any(name.startswith("ship/") for name in rows[0])
+    for row in rows[1:]:
+        for name in ("reward/mean", "kl/theta_0", "length/mean", "win/theta_0"):
+            assert np.isfinite(row[name]) and np.isfinite(row[f"ship/{name}"])
+        assert 0 <= row["ship/win/policy"] <= 1
+        assert "ship/win/previous" not in row
+    folder = run / "iterations/002"
+    mine, theirs = (
+        [json.loads(line) for line in (folder / name).open()]
+        for name in ("evaluation-ship.jsonl", "evaluation.jsonl")
+    )
+    assert [row["prompt"] for row in mine] == [row["prompt"] for row in theirs]
+    assert mine != theirs
+
+
+def test_auto_chooses_on_held_out_prompts(run: pathlib.Path) -> None:
+    for t in (1, 2):
+        found = ship(run, t)
+        better = found["gain_of_mean"] > found["gain_error"]
+        assert found["chosen"] == ("mean" if better else "last")
+        last, mean = (
+            [json.loads(line) for line in path.open()]
+            for name in ("last", "mean")
+            if (path := run / f"iterations/{t:03d}/evaluation-ship-{name}.jsonl")
+        )
+        rewards = [
+            np.asarray([row["rewards"] for row in rows]) for rows in (last, mean)
+        ]
+        gain_B = (rewards[1] - rewards[0]).mean(axis=1)
+        np.testing.assert_allclose(found["gain_of_mean"], gain_B.mean())
+        np.testing.assert_allclose(
+            found["gain_error"], gain_B.std(ddof=1) / np.sqrt(len(gain_B))
+        )
+        trained = {
+            json.loads(line)["prompt"]
+            for line in (run / f"iterations/{t:03d}/pairs.jsonl").open()
+            if not json.loads(line)["held_out"]
+        }
+        assert not trained & {row["prompt"] for row in last}
+
+
+def test_the_mean_is_found_by_name(run: pathlib.Path) -> None:
+    mean = tpmm.load(f"{run}/policy@mean")
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=2e-7),
+        jax.device_get(mean.params),
+        mean_of(run),
+    )
+    assert tree_digest(mean.params) == ship(run, ITERATIONS)["mean"]
+    newest = tpmm.load(f"{run}/policy@last")
+    assert newest.origin["source"].endswith("trajectory@2")
+    with pytest.raises(BadInput):
+        tpmm.load(f"{run}/policy@best")
+
+
+@pytest.mark.parametrize("chosen", ["last", "mean"])
+def test_a_workdir_means_what_it_ships(
+    run: pathlib.Path, tmp_path: pathlib.Path, chosen: str
+) -> None:
+    import shutil
+
+    from tpmm_jax.store.digests import read_listed_json, write_listed_json
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "iterations/002/ship.json"
+    record = read_listed_json(path) | {"chosen": chosen}
+    write_listed_json(path, record, replace=True)
+    origin = tpmm.load(copy).origin["source"]
+    assert origin.endswith("policy@mean" if chosen == "mean" else "trajectory@2")
+    output = tmp_path / "exported"
+    assert export.main([str(copy), "--output", str(output)]) == 0
+    card = (output / "README.md").read_text()
+    assert ("The mean of the policies 0 to 2" in card) == (chosen == "mean")
+    wanted = (
+        mean_of(run) if chosen == "mean" else tpmm.load(f"{run}/policy@last").params
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=2e-7),
+        jax.device_get(tpmm.load(output).params),
+        jax.device_get(wanted),
+    )
+
+
+def test_the_report_shows_the_mean(run: pathlib.Path) -> None:
+    page = write_report([run]).read_text()
+    assert "the mean of θ₀ to θₜ" in page
+
+
+def test_an_interrupted_evaluation_ends_the_same(
+    run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    from tpmm_jax.loop import shipping
+
+    sample, calls = shipping._sample, []
+
+    def crashing(*args: Any) -> Any:
+        calls.append(args[4])
+        if len(calls) == 3:
+            raise Crash
+        return sample(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shipping, "_sample", crashing)
+        with pytest.raises(Crash):
+            start(config(), tmp_path)
+    assert calls == ["ship", "ship-last", "ship-mean"]
+    start(config(), tmp_path)
+    for path in run.glob("iterations/*/*"):
+        again = tmp_path / path.relative_to(run)
+        assert again.read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_of_lora_the_mean_is_that_of_products(tmp_path: pathlib.Path) -> None:
+    """As weights, and as one adapter of all ranks side by side."""
+    source = dataclasses.replace(
+        config().model, lora=LoraConfig(rank=2, alpha=8.0, rslora=True)
+    )
+    assert isinstance(source, ModelSource)
+    workdir = tmp_path / "run"
+    start(config(model=source, ship="mean"), workdir)
+    assert ship(workdir, ITERATIONS)["chosen"] == "mean"
+    mean = jax.device_get(tpmm.load(workdir).params)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=2e-7),
+        mean,
+        mean_of(workdir),
+    )
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    assert export.main([f"{workdir}/trajectory@0", "--output", str(base)]) == 0
+    command = [str(workdir), "--output", str(adapter), "--peft"]
+    assert export.main([*command, "--base-model", str(base)]) == 0
+    written = json.loads((adapter / "adapter_config.json").read_text())
+    assert written["r"] == 2 * ITERATIONS  # theta_0 has no product
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=5e-7),
+        jax.device_get(tpmm.load(adapter).params),
+        mean,
+    )
+
+
+def test_held_out_prompts_are_those_that_train_nothing() -> None:
+    from tpmm_jax.loop.prompts import EncodedPrompts
+
+    prompts = EncodedPrompts(
+        [4, 5, 6], ["a", "b", "c"], ["a", "b", "c"], [[1], [2], [3]],
+        [True, False, True], {"answer": ["x", "y", "z"]},
+    )  # fmt: skip
+    kept = held_out_prompts(prompts)
+    assert (kept.numbers, kept.texts, kept.ids) == ([4, 6], ["a", "c"], [[1], [3]])
+    assert kept.columns == {"answer": ["x", "z"]} and kept.held_out == [True, True]
+
+
+def test_auto_needs_held_out_prompts() -> None:
+    with pytest.raises(BadInput, match="ship=auto needs held-out prompts"):
+        config(pairing=PairingConfig(holdout_fraction=0.0)).validate()

@@ -1,0 +1,180 @@
+"""The policy that a run recommends: theta_t, or the mean of theta_0, ..., theta_t.
+
+The mean is evaluated beside theta_t, on the same prompts with the same keys, as one
+more set of the evaluation (SHIPPED). ship.json of an iteration says which of the two is
+recommended; names of models read it (weights.kept.recommended).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tpmm_jax.axes import Params
+from tpmm_jax.data.records import Rollout
+from tpmm_jax.errors import BadInput
+from tpmm_jax.evaluation import paired_interval
+from tpmm_jax.loop.answers import LazyParams, sample_answers
+from tpmm_jax.loop.cache import read_cache, write_cache
+from tpmm_jax.loop.judging import Contest
+from tpmm_jax.loop.log_probs import answer_log_probs
+from tpmm_jax.loop.prompts import MAIN, SHIPPED, EncodedPrompts
+from tpmm_jax.loop.run import EVALUATION, SHIPPING, Disk, Plan
+from tpmm_jax.loop.voice import Voice
+from tpmm_jax.merging import Deltas
+from tpmm_jax.scoring import measuring
+from tpmm_jax.store.digests import is_finished, write_listed_json
+from tpmm_jax.store.files import sha256
+from tpmm_jax.store.fingerprint import tree_digest
+from tpmm_jax.weights.kept import LAST, MEAN, SHIP
+
+
+def mean_policy(disk: Disk, t: int) -> Params:
+    """Returns the mean of theta_0, ..., theta_t, float32; of LoRA that of products."""
+    scratch = disk.workdir / "scratch" / "deltas"
+    with Deltas(scratch, disk.policy, t + 1, ["model"]) as deltas:
+        return deltas.merge(np.full((1, t + 1), 1 / (t + 1)))
+
+
+def evaluate_mean(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    t: int,
+    policy: LazyParams,
+    met: Mapping[str, Sequence[Rollout]],
+) -> Contest | None:
+    """Returns the mean's answers with those that they meet; None without prompts.
+
+    Writes ship.json.
+
+    Args:
+      met: the answers of others to the run's own prompts, by name.
+    """
+    mean = LazyParams(lambda: mean_policy(disk, t))
+    contest = None
+    if plan.schedule is not None and MAIN in plan.schedule.sets:
+        answers = _sample(
+            plan, disk, voice, t, SHIPPED, plan.schedule.sets[MAIN], mean, EVALUATION
+        )
+        ratios = {"theta_0": _log_ratios(plan, disk, voice, t, answers, mean)}
+        contest = Contest(SHIPPED, answers, met, ratios)
+    record = disk.folder(t) / SHIP
+    if not is_finished(record):
+        chosen, report = MEAN, dict[str, Any]()
+        if plan.config.ship == "auto":
+            chosen, report = _choose(plan, disk, voice, t, policy, mean)
+        digest = tree_digest(mean())
+        write_listed_json(record, {"chosen": chosen, "mean": digest, **report})
+    mean.release()
+    return contest
+
+
+def _sample(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    t: int,
+    name: str,
+    prompts: EncodedPrompts,
+    params: Callable[[], Params],
+    purpose: int,
+) -> list[Rollout]:
+    """Returns answers of theta_t or of the mean, on the same noise."""
+    evaluates = purpose == EVALUATION
+    settings = plan.config.evaluation if evaluates else plan.config.rollout
+    return sample_answers(
+        plan.runner,
+        voice,
+        disk.folder(t) / f"evaluation-{name}.jsonl",
+        prompts,
+        measuring(plan.raters) if evaluates else plan.raters.labelling(),
+        params=params,
+        key=plan.key(0 if evaluates else t, purpose),
+        num_samples=settings.samples_per_prompt,
+        title=f"iteration {t}: {name.replace('-', ', ')}",
+    )
+
+
+def _log_ratios(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    t: int,
+    answers: Sequence[Rollout],
+    mean: LazyParams,
+) -> np.ndarray:
+    """Returns log p(answer) of the mean minus that of theta_0, nats, [B, R]."""
+    path = disk.folder(t) / "ship_log_probs.npz"
+    texts = [[row.prompt_ids, row.response_ids] for row in answers]
+    digests = [disk.trajectory.digest(k) for k in range(t + 1)]
+    key = sha256([texts, digests, plan.runner.codec.digest])
+    known = read_cache(path, key)
+    for name, params in (("mean", mean), ("theta_0", lambda: disk.policy(0))):
+        if name not in known:
+            title = f"iteration {t}: log-probs of {name}, the mean's answers"
+            known[name] = answer_log_probs(plan.runner, voice, params(), answers, title)
+            write_cache(path, key, known)
+    return known["mean"] - known["theta_0"]
+
+
+def _choose(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    t: int,
+    policy: LazyParams,
+    mean: LazyParams,
+) -> tuple[str, dict[str, Any]]:
+    """Returns the better on held-out prompts; theta_t within one standard error.
+
+    The evaluation's prompts choose nothing, so that they report the choice as it is.
+    """
+    assert plan.schedule is not None
+    prompts = held_out_prompts(plan.schedule.iteration(t))
+    if len(prompts.ids) < 2:
+        raise BadInput(
+            f"ship=auto: iteration {t} has {len(prompts.ids)} held-out prompts to "
+            "choose on; raise pairing.holdout_fraction or "
+            "rollout.prompts_per_iteration, in a new --workdir"
+        )
+    rewards = []
+    for name, params in ((LAST, policy), (MEAN, mean)):
+        label = f"{SHIPPED}-{name}"
+        rows = _sample(plan, disk, voice, t, label, prompts, params, SHIPPING)
+        params.release()
+        rewards.append(np.asarray([row.rewards for row in rows], np.float64))
+    gain_B = (rewards[1] - rewards[0]).mean(axis=1)
+    error = float(gain_B.std(ddof=1) / np.sqrt(len(gain_B)))
+    gain = paired_interval(rewards[1], rewards[0])
+    chosen = MEAN if gain.mean > error else LAST
+    return chosen, {
+        "held_out_prompts": len(gain_B),
+        "gain_of_mean": gain.mean,
+        "gain_error": error,
+        "rewards": {LAST: float(rewards[0].mean()), MEAN: float(rewards[1].mean())},
+    }
+
+
+def rated_prompts(plan: Plan, t: int) -> dict[str, EncodedPrompts]:
+    """Returns the prompts of answers that are rated beside theta_t's, by set."""
+    if plan.schedule is None or plan.config.ship == LAST or t == 0:
+        return {}
+    found = {SHIPPED: plan.schedule.sets[MAIN]}
+    if plan.config.ship == "auto":
+        prompts = held_out_prompts(plan.schedule.iteration(t))
+        found |= {f"{SHIPPED}-{name}": prompts for name in (LAST, MEAN)}
+    return found
+
+
+def held_out_prompts(prompts: EncodedPrompts) -> EncodedPrompts:
+    """Returns those of an iteration's prompts that train nothing."""
+    kept = [i for i, held_out in enumerate(prompts.held_out) if held_out]
+    lists = {
+        f.name: [getattr(prompts, f.name)[i] for i in kept]
+        for f in dataclasses.fields(prompts)
+        if f.name != "columns"
+    }
+    columns = {k: [x[i] for i in kept] for k, x in prompts.columns.items()}
+    return EncodedPrompts(**lists, columns=columns)
