@@ -279,6 +279,13 @@ class Config:
                 f"loss.name {self.loss.title!r} compares the pairs of a batch, and "
                 "train.batch_size is 1; use at least 2"
             )
+        if self.reference.mix == "log_probs" and not self.loss.of_margins:
+            raise BadInput(
+                "reference.mix=log_probs is a mixture up to a constant of the prompt, "
+                f"which cancels in a pair's D alone, and loss.name {self.loss.title!r} "
+                "sees more of the reference; leave reference.mix unset, or use dpo or "
+                "ipo of summed log-probs (loss.length_normalized=false)"
+            )
         if free and rule != NO_REFERENCE:
             raise BadInput(
                 f"loss.name {self.loss.title!r} has no reference, so "

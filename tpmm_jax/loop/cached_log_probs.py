@@ -8,7 +8,7 @@ from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.loop.answers import LazyParams
 from tpmm_jax.loop.cache import read_cache, write_cache
 from tpmm_jax.loop.log_probs import model_log_probs
-from tpmm_jax.loop.reference import merged_reference
+from tpmm_jax.loop.reference import open_reference
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import one_hot_index
@@ -43,18 +43,19 @@ def cached_log_probs(
     if REFERENCE in models:
         record = disk.folder(t) / "reference.json"
         if not is_finished(record):
-            merged_reference(plan, disk, voice, t)
+            open_reference(plan, disk, voice, t)
         weights = np.asarray(read_listed_json(record)["weights"])
     texts = [[r.prompt_ids, r.response_ids] for a in answers.values() for r in a]
     pairs = [[r.prompt_ids, r.chosen_ids, r.rejected_ids] for r in held_out]
     digests = [disk.trajectory.digest(step) for step in range(t + 1)]
     key = sha256([texts, pairs, digests, weights.tolist(), plan.runner.codec.digest])
     known = read_cache(path, key)
-    lazy = {
-        POLICY: policy,
-        THETA_0: LazyParams(lambda: disk.policy(0)),
-        REFERENCE: LazyParams(lambda: merged_reference(plan, disk, voice, t)[0]),
-    }
+    lazy = {POLICY: policy, THETA_0: LazyParams(lambda: disk.policy(0))}
+
+    def mixed() -> list[tuple[float, LazyParams]]:
+        members = open_reference(plan, disk, voice, t).members
+        return [(weight, LazyParams(load)) for weight, load in members]
+
     for model in models:
         if any(f".{model}_" in name for name in known):
             continue
@@ -63,14 +64,16 @@ def cached_log_probs(
             known |= {n.replace(THETA_0, REFERENCE): known[n] for n in of_0}
         else:
             title = f"iteration {t}: log-probs of {model}"
-            params = lazy[model]
-            found = model_log_probs(
-                plan.runner, voice, params, answers, held_out, title
-            )
-            params.release()
-            known |= {f"{name}.{model}_BS": x for name, x in found.answers.items()}
-            if found.pairs is not None:
-                known[f"held_out.{model}_MN"] = found.pairs
+            members = [(1.0, lazy[model])] if model in lazy else mixed()
+            for weight, params in members:
+                found = model_log_probs(
+                    plan.runner, voice, params, answers, held_out, title
+                )
+                params.release()
+                arrays = {f"{k}.{model}_BS": x for k, x in found.answers.items()}
+                if found.pairs is not None:
+                    arrays[f"held_out.{model}_MN"] = found.pairs
+                known |= {k: known.get(k, 0) + weight * x for k, x in arrays.items()}
         write_cache(path, key, known)
     policy.release()
     return known

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ from tpmm_jax.store.digests import (
     remove_listed,
     write_listed_json,
 )
+from tpmm_jax.store.files import sha256
 from tpmm_jax.store.fingerprint import tree_digest
 
 # |D| in nats that policy = reference may show, by compute dtype: the log-probs and the
@@ -73,13 +75,20 @@ def reference_log_probs(
     title = f"iteration {iteration}: reference log-probs"
     ld_alpha = plan.config.loss.ld_alpha
     with disk.timed("merge", iteration):
-        params, digest = merged_reference(plan, disk, voice, iteration)
+        reference = open_reference(plan, disk, voice, iteration)
     with disk.timed("reference", iteration):
         table = pair_table(plan.runner, pairs.train)
-        logps_PN = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
-        refuse_log_probs(logps_PN, pairs.train, title)
-        self_check(plan, params, table, logps_PN)
-        write_cache(cache, cache_key(plan, pairs, digest), {"logps_MN": logps_PN})
+        total_PN = np.zeros((len(pairs.train), 2))
+        for weight, load in reference.members:
+            params = load()
+            found = table_log_probs(plan.runner, voice, params, table, title, ld_alpha)
+            refuse_log_probs(found, pairs.train, title)
+            self_check(plan, params, table, found)
+            del params
+            total_PN += weight * found.astype(np.float64)
+        logps_PN = total_PN.astype(np.float32)
+        key = cache_key(plan, pairs, reference.digest)
+        write_cache(cache, key, {"logps_MN": logps_PN})
     return logps_PN
 
 
@@ -95,10 +104,25 @@ def cache_key(plan: Plan, pairs: IterationPairs, digest: str) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def merged_reference(
-    plan: Plan, disk: Disk, voice: Voice, iteration: int
-) -> tuple[Params, str]:
-    """Returns the reference's parameters and their digest; records reference.json."""
+@dataclass(frozen=True)
+class Reference:
+    """What log p_ref is a weighted sum of.
+
+    Attributes:
+      digest: of the merged weights; of a mixture, of its weights and members.
+      members: (weight, parameters): the merge alone, or the policies of a mixture.
+    """
+
+    digest: str
+    members: list[tuple[float, Callable[[], Params]]]
+
+
+def open_reference(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> Reference:
+    """Returns the reference; chooses it and writes reference.json if that is not done.
+
+    Raises:
+      CorruptCheckpoint: it is not what was recorded.
+    """
     path = disk.folder(iteration) / "reference.json"
     known = read_listed_json(path) if is_finished(path) else None
     with contextlib.ExitStack() as stack:
@@ -112,9 +136,19 @@ def merged_reference(
         weights_GK = np.asarray(record["weights"], np.float64)
         # One-hot weights give that checkpoint, bit for bit.
         hot = one_hot_index(weights_GK)
-        params = deltas().merge(weights_GK) if hot is None else disk.policy(hot)
-    refuse_weights(params, f"the reference of iteration {iteration}")
-    digest = tree_digest(params)
+        mixed = hot is None and plan.config.reference.mix == "log_probs"
+        params: Params | None = None
+        if not mixed:
+            params = deltas().merge(weights_GK) if hot is None else disk.policy(hot)
+    if params is None:
+        ks = np.flatnonzero(weights_GK[0]).tolist()
+        members = [
+            (float(weights_GK[0, k]), functools.partial(disk.policy, k)) for k in ks
+        ]
+        digest = sha256([weights_GK.tolist(), [disk.trajectory.digest(k) for k in ks]])
+    else:
+        refuse_weights(params, f"the reference of iteration {iteration}")
+        members, digest = [(1.0, lambda: params)], tree_digest(params)
     if record.get("digest", digest) != digest:
         raise CorruptCheckpoint(
             f"{path} records a reference of digest {record['digest']}, but its "
@@ -123,14 +157,14 @@ def merged_reference(
         )
     if "digest" not in record:
         ratio, dtype = None, plan.decoder.compute_dtype
-        if hot != 0:
+        if hot != 0 and params is not None:
             ratio = signal_to_rounding(params, disk.policy(0), dtype)
         record |= {"digest": digest, "signal_to_rounding": ratio}
         _log_reference(plan, disk, voice, iteration, record)
         write_listed_json(path, record)
     # Also where a stop came between the two.
     remove_listed(disk.folder(iteration) / PROGRESS)
-    return params, digest
+    return Reference(digest, members)
 
 
 def _groups(plan: Plan) -> list[str]:

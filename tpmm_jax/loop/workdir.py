@@ -40,6 +40,7 @@ ADDED: Mapping[str, Any] = {
     "madpo.calibrate": True,
     "reference.anchor_share": None,
     "reference.holdout_window": 1,
+    "reference.mix": "weights",
     "reference.fit": "adam",
     "ship": "last",
     "judge.template": None,

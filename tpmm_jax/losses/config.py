@@ -7,7 +7,13 @@ from typing import Literal
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses.objective import Objective
-from tpmm_jax.losses.registry import LOSSES, is_coupled, is_reference_free, names_of
+from tpmm_jax.losses.registry import (
+    LOSSES,
+    OF_MARGINS,
+    is_coupled,
+    is_reference_free,
+    names_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,13 @@ class LossConfig:
     def needs_margins(self) -> bool:
         """Whether a loss of the sum reads the rewards' margins."""
         return any(LOSSES[name].needs_margins for name in self.names)
+
+    @property
+    def of_margins(self) -> bool:
+        """Whether the reference enters in a pair's D alone, as a difference of sums."""
+        means = "ipo" in self.names and self.length_normalized
+        divergence = self.f_divergence_type != "reverse_kl"
+        return not means and not divergence and {*self.names} <= {*OF_MARGINS}
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -32,6 +32,14 @@ def is_reference_free(names: Iterable[str]) -> bool:
     return {LOSSES[name].kind for name in names} <= {"reference_free", "likelihood"}
 
 
+# Losses that see the reference in a pair's D alone: a constant of the prompt cancels.
+# IPO is one of summed log-probs, and f-divergences other than the reverse KL end it.
+OF_MARGINS = (
+    *("dpo", "cdpo", "robust", "ipo", "hinge", "exo", "discopop", "madpo"),
+    *("aot", "beta_dpo", "dr_dpo", "sft"),
+)
+
+
 def is_coupled(names: Iterable[str]) -> bool:
     """Whether a pair's loss depends on the other pairs of its batch."""
     return any(LOSSES[name].kind == "batchwise" for name in names)

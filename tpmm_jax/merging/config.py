@@ -41,6 +41,9 @@ class ReferenceConfig:
       anchor_share: theta_0's weight, 0 to below 1; the others share the rest as the
         rule has it. None: as the rule has it, but 0.5 under "learned", of whose fits
         only "adam" has a weight for theta_0.
+      mix: what the weights are of: the checkpoints' "weights", summed to one model; or
+        their "log_probs" of a response, log p_ref = sum_k w_k log p_k + constant, a
+        geometric mixture, of which nothing is merged.
       ema_mu: "ema": theta_ema <- (1 - mu) theta_ema + mu theta_t.
       trust_region_alpha, trust_region_tau: "trust_region": theta_ref <-
         (1 - alpha) theta_ref + alpha theta every tau optimizer steps.
@@ -63,6 +66,7 @@ class ReferenceConfig:
 
     rule: str = "learned"
     anchor_share: float | None = None
+    mix: Literal["weights", "log_probs"] = "weights"
     ema_mu: float = 0.5
     trust_region_alpha: float = 0.6
     trust_region_tau: int = 512
@@ -128,6 +132,17 @@ class ReferenceConfig:
             raise BadInput(
                 f"reference.anchor_share is {self.anchor_share}, but rule "
                 f"{self.rule!r} has no weights to share out; leave it unset"
+            )
+
+        if self.mix == "log_probs" and self.rule in FIXED_RULES:
+            raise BadInput(
+                f"reference.mix=log_probs needs weights, and rule {self.rule!r} has "
+                "none; leave it unset"
+            )
+        if self.mix == "log_probs" and self.layerwise:
+            raise BadInput(
+                "reference.mix=log_probs mixes whole policies; reference.granularity="
+                "layer has weights of layers: leave one of the two out"
             )
 
     @property
