@@ -378,3 +378,40 @@ def test_a_changed_record_or_checkpoint_is_refused(tmp_path: pathlib.Path) -> No
     write_listed_json(folder / "reference.json", wrong)
     with pytest.raises(CorruptCheckpoint, match="records a reference of digest"):
         start(tiny_run.get_config(iterations=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "train_from, rule",
+    [("theta_0", "sft"), ("reference", "uniform")],
+)
+def test_training_begins_where_it_is_told(
+    tmp_path: pathlib.Path, train_from: str, rule: str
+) -> None:
+    """At the reference every margin of the first step is 0, in each iteration."""
+    config = tiny_run.get_config(
+        reference=ReferenceConfig(rule=rule), train_from=train_from
+    )
+    rows = start(config, tmp_path / "run")
+    first = [row for row in of_kind(rows, "train") if row["step"] == 0]
+    assert [row["iteration"] for row in first] == [1, 2]
+    for row in first:
+        np.testing.assert_allclose(row["rewards/margins"], 0, atol=1e-5)
+    plain = tiny_run.get_config(reference=ReferenceConfig(rule=rule))
+    elsewhere = [r for r in of_kind(start(plain, tmp_path / "plain"), "train")]
+    second = next(r for r in elsewhere if (r["iteration"], r["step"]) == (2, 0))
+    assert abs(second["rewards/margins"]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "train_from, reference, wanted",
+    [
+        ("theta_0", ReferenceConfig(rule="trust_region"), "trust_region moves"),
+        ("reference", ReferenceConfig(mix="log_probs"), "nothing is merged"),
+    ],
+)
+def test_a_start_that_is_not_there_is_refused(
+    train_from: str, reference: ReferenceConfig, wanted: str
+) -> None:
+    config = tiny_run.get_config(reference=reference, train_from=train_from)
+    with pytest.raises(BadInput, match=f"train_from={train_from}.*{wanted}"):
+        config.validate()

@@ -176,6 +176,9 @@ class Config:
     Attributes:
       iterations: T.
       seed: the seed of everything random.
+      train_from: where an iteration's training begins: at the "previous" policy, at
+        "theta_0" (with reference.rule=best the guide of Pre-DPO), or at the merged
+        "reference".
       ship: the policy that the run recommends, and that its workdir names: "last",
         theta_t; "mean", the mean of theta_0 to theta_t; "auto", the better of the two
         on held-out prompts, theta_t within one standard error. The mean is evaluated
@@ -197,6 +200,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    train_from: Literal["previous", "theta_0", "reference"] = "previous"
     ship: Literal["last", "mean", "auto"] = "last"
 
     @property
@@ -241,6 +245,7 @@ class Config:
         self.train.validate()
         self.evaluation.validate()
         self._validate_judges()
+        self._validate_start()
         if self.ship == "auto" and self.offline:
             raise BadInput(
                 "ship=auto compares rewards on held-out prompts, and with data.pairs "
@@ -298,6 +303,21 @@ class Config:
                 f"to one of {', '.join(RULES)}, or choose a loss without a reference: "
                 f"{', '.join(names_of('reference_free'))}"
             )
+
+    def _validate_start(self) -> None:
+        """Refuses a start that there is not."""
+        why = ""
+        if self.train_from != "previous" and self.reference.rule == "trust_region":
+            why = "trust_region moves its reference from the previous policy on"
+        if self.train_from == "reference":
+            if self.reference.rule == NO_REFERENCE:
+                why = "there is no reference"
+            if self.reference.mix == "log_probs":
+                why = "with reference.mix=log_probs nothing is merged"
+            if self.model.adapters:
+                why = "a merge of LoRA adapters has a larger rank than one of them"
+        if why:
+            raise BadInput(f"train_from={self.train_from}: {why}; use previous")
 
     def _validate_margins(self) -> None:
         """Refuses margins that are missing, that nothing reads, or that none gives."""

@@ -336,4 +336,7 @@ def _away_from_reference(
     weights_GK = np.asarray(read_listed_json(disk.folder(t) / RECORD)["weights"])
     resets = config.rule == "trust_region" and config.trust_region_alpha == 1
     every = config.trust_region_tau if resets else None
-    return [r for r in rows if not policy_is_reference(weights_GK, r["step"], every)]
+    start = plan.config.train_from
+    return [
+        r for r in rows if not policy_is_reference(weights_GK, r["step"], every, start)
+    ]

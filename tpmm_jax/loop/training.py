@@ -12,6 +12,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
+from tpmm_jax.loop.reference import open_reference
 from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import DROPOUT, Disk, Plan
 from tpmm_jax.loop.safety import (
@@ -76,7 +77,7 @@ def train(
     )
     check_tau(plan.config, order.steps, f"iteration {iteration}")
     rate = make_learning_rate(config, order.steps)
-    state, reference = _start(plan, disk, iteration)
+    state, reference = _start(plan, disk, voice, iteration)
     frozen, first = disk.frozen(plan.key(iteration, DROPOUT)), int(state.step)
     disk.rewind("train", iteration, first)
     title = f"iteration {iteration}: DPO"
@@ -89,8 +90,10 @@ def train(
     _finish(task, state.params)
 
 
-def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params | None]:
-    """Returns the saved state of this iteration, or a fresh one from theta_{t-1}."""
+def _start(
+    plan: Plan, disk: Disk, voice: Voice, iteration: int
+) -> tuple[TrainState, Params | None]:
+    """Returns the saved state of this iteration, or a fresh one."""
     config = plan.config.train
     moving = plan.config.reference.rule == "trust_region"
     latest = disk.work.latest()
@@ -106,8 +109,18 @@ def _start(plan: Plan, disk: Disk, iteration: int) -> tuple[TrainState, Params |
         del saved
         disk.work.clear()
     loss_state = init_loss_state(plan.config.loss, [plan.config.seed, iteration, 3])
-    state = init_state(disk.trained(iteration - 1), config, loss_state)
+    if plan.config.train_from == "reference":
+        [(_, merged)] = open_reference(plan, disk, voice, iteration).members
+        params = merged()
+    else:
+        params = disk.trained(start_step(plan.config, iteration))
+    state = init_state(params, config, loss_state)
     return state, disk.policy(iteration - 1) if moving else None
+
+
+def start_step(config: Config, iteration: int) -> int:
+    """Returns the policy at which an iteration's training begins, if at one."""
+    return 0 if config.train_from == "theta_0" else iteration - 1
 
 
 def _fit(task: Task, state: TrainState, reference: Params | None) -> TrainState:

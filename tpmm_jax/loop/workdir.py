@@ -42,6 +42,7 @@ ADDED: Mapping[str, Any] = {
     "reference.holdout_window": 1,
     "reference.mix": "weights",
     "reference.fit": "adam",
+    "train_from": "previous",
     "ship": "last",
     "judge.template": None,
     "judge.template_file": None,

@@ -54,19 +54,23 @@ def one_hot_index(weights_GK: np.ndarray) -> int | None:
 
 
 def policy_is_reference(
-    weights_GK: np.ndarray, step: int, reset_every: int | None = None
+    weights_GK: np.ndarray,
+    step: int,
+    reset_every: int | None = None,
+    train_from: str = "previous",
 ) -> bool:
     """Returns whether an optimizer step begins with the policy as its own reference.
 
     Every margin is 0 there but for rounding: the step says nothing of the pairs.
 
     Args:
-      weights_GK: of theta_0, ..., theta_{t-1} in the reference; training begins at the
-        last of them.
+      weights_GK: of theta_0, ..., theta_{t-1} in the reference.
       step: of the iteration, from 0.
       reset_every: steps after which the reference is set to the policy; None: never.
+      train_from: "previous", "theta_0" or "reference": where the training begins.
     """
-    if one_hot_index(weights_GK) != weights_GK.shape[1] - 1:
+    start = 0 if train_from == "theta_0" else weights_GK.shape[1] - 1
+    if train_from != "reference" and one_hot_index(weights_GK) != start:
         return False
     return step % reset_every == 0 if reset_every else step == 0
 

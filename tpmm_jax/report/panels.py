@@ -377,7 +377,8 @@ def _at_reference(run: RunData, row: Row) -> bool:
     moves = config.get("rule") == "trust_region"
     resets = moves and config.get("trust_region_alpha") == 1
     every = config.get("trust_region_tau") if resets else None
-    return policy_is_reference(np.asarray(weights, float), row["step"], every)
+    start = run.config.get("train_from", "previous")
+    return policy_is_reference(np.asarray(weights, float), row["step"], every, start)
 
 
 def time(run: RunData) -> list[Panel]:
