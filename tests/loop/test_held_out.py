@@ -23,7 +23,7 @@ from tpmm_jax.losses import pair_log_probs
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import PairingConfig
 
-ITERATIONS = 4
+ITERATIONS = 3
 
 
 def config(**changes: Any) -> Config:
@@ -83,11 +83,8 @@ def test_each_policy_reads_each_hold_out_once(
     """Iteration t: its hold-out under t policies, the others under the newest; the
     evaluation has read the newest policy's own."""
     _, passes = whole
-    assert passes.seen == [
-        (0, 2), (1, 1),  # hold-outs 1 and 2
-        (0, 1), (1, 1), (2, 2),  # 3; and 1 under theta_2
-        (0, 1), (1, 1), (2, 1), (3, 3),
-    ]  # fmt: skip
+    # Hold-outs 1 and 2; then 3, and 1 under theta_2.
+    assert passes.seen == [(0, 2), (1, 1), (0, 1), (1, 1), (2, 2)]
 
 
 def test_the_log_probs_are_the_policies(whole: tuple[pathlib.Path, Passes]) -> None:
@@ -128,13 +125,14 @@ def test_the_record_says_how_far_to_believe_the_weights(
     assert found["residual"] <= 1e-6 and found["left_out"] == {}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_in_a_pass_leaves_the_same_bytes(
     whole: tuple[pathlib.Path, Passes],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     undisturbed, _ = whole
-    for crash_at in (1, 4):
+    for crash_at in (1, 3):
         with monkeypatch.context() as patch:
             Passes(patch, crash_at)
             with pytest.raises(Crash):
@@ -149,7 +147,7 @@ def test_a_run_that_was_killed_in_a_pass_leaves_the_same_bytes(
     with monkeypatch.context() as patch:
         passes = Passes(patch)
         start(config(iterations=ITERATIONS + 1), tmp_path)
-    assert passes.seen == [(0, 5), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert passes.seen == [(0, 4), (1, 3), (2, 3), (3, 3)]
     start(config(iterations=ITERATIONS + 1), undisturbed)
     name = f"iterations/{ITERATIONS + 1:03d}/reference.json"
     one, other = (json.loads((f / name).read_text()) for f in (undisturbed, tmp_path))

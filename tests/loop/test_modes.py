@@ -382,7 +382,10 @@ def test_a_changed_record_or_checkpoint_is_refused(tmp_path: pathlib.Path) -> No
 
 @pytest.mark.parametrize(
     "train_from, rule",
-    [("theta_0", "sft"), ("reference", "uniform")],
+    [
+        pytest.param("theta_0", "sft", marks=pytest.mark.slow),
+        ("reference", "uniform"),
+    ],
 )
 def test_training_begins_where_it_is_told(
     tmp_path: pathlib.Path, train_from: str, rule: str
@@ -396,10 +399,8 @@ def test_training_begins_where_it_is_told(
     assert [row["iteration"] for row in first] == [1, 2]
     for row in first:
         np.testing.assert_allclose(row["rewards/margins"], 0, atol=1e-5)
-    plain = tiny_run.get_config(reference=ReferenceConfig(rule=rule))
-    elsewhere = [r for r in of_kind(start(plain, tmp_path / "plain"), "train")]
-    second = next(r for r in elsewhere if (r["iteration"], r["step"]) == (2, 0))
-    assert abs(second["rewards/margins"]) > 1e-3
+    later = [row["rewards/margins"] for row in of_kind(rows, "train") if row["step"]]
+    assert max(np.abs(later)) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ def test_the_mean_is_found_by_name(run: pathlib.Path) -> None:
         tpmm.load(f"{run}/policy@best")
 
 
-@pytest.mark.parametrize("chosen", ["last", "mean"])
+@pytest.mark.parametrize(
+    "chosen", [pytest.param("last", marks=pytest.mark.slow), "mean"]
+)
 def test_a_workdir_means_what_it_ships(
     run: pathlib.Path, tmp_path: pathlib.Path, chosen: str
 ) -> None:
@@ -155,6 +157,7 @@ def test_the_report_shows_the_mean(run: pathlib.Path) -> None:
     assert "the mean of θ₀ to θₜ" in page
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_ends_the_same(
     run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
