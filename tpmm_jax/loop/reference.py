@@ -192,7 +192,7 @@ def _choose(
         weights_GK = choose(context)
     else:
         pairs = _held_out(plan, disk, voice, iteration)
-        context.held_out = _runnable(plan, pairs, iteration)
+        context.held_out = runnable(plan, pairs, iteration)
         if len(pairs.logps) > 1:
             normalized = config.length_normalized
             context.margins = pairs.margins(length_normalized=normalized)
@@ -276,7 +276,7 @@ def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOutPa
     return pairs
 
 
-def _runnable(plan: Plan, pairs: HeldOutPairs, iteration: int) -> HeldOut:
+def runnable(plan: Plan, pairs: HeldOutPairs, iteration: int) -> HeldOut:
     """Returns the pairs as merged models are run on them."""
     runner, table = plan.runner, pair_table(plan.runner, pairs.rows)
     table["reference_BN"] = pairs.logps[0]
