@@ -52,12 +52,12 @@ def run(
     opening = open_run(config, workdir, console, rescore=rescore)
     with opening as opened, opened.voice.stop:
         iterate(opened)
-        last = config.iterations
+        shipped = "" if config.ship != "last" else f"/trajectory@{config.iterations}"
         console.next_steps(
             [
                 f"look    {workdir}/report.html in a browser",
                 f"try     tpmm sample {workdir}",
-                f"take    tpmm export {workdir}/trajectory@{last} --output DIRECTORY",
+                f"take    tpmm export {workdir}{shipped} --output DIRECTORY",
                 f"curves  tensorboard --logdir {workdir}",
             ]
         )

@@ -55,8 +55,9 @@ def evaluate_mean(
     mean = LazyParams(lambda: mean_policy(disk, t))
     contest = None
     if plan.schedule is not None and MAIN in plan.schedule.sets:
+        prompts, title = plan.schedule.sets[MAIN], "evaluate the mean"
         answers = _sample(
-            plan, disk, voice, t, SHIPPED, plan.schedule.sets[MAIN], mean, EVALUATION
+            plan, disk, voice, t, SHIPPED, title, prompts, mean, EVALUATION
         )
         ratios = {"theta_0": _log_ratios(plan, disk, voice, t, answers, mean)}
         contest = Contest(SHIPPED, answers, met, ratios)
@@ -65,6 +66,12 @@ def evaluate_mean(
         chosen, report = MEAN, dict[str, Any]()
         if plan.config.ship == "auto":
             chosen, report = _choose(plan, disk, voice, t, policy, mean)
+            name = "the mean" if chosen == MEAN else f"theta_{t}"
+            voice.console.note(
+                f"iteration {t}: ships {name}; held-out reward of the mean minus that "
+                f"of theta_{t}: {report['gain_of_mean']:+.3f}, standard error "
+                f"{report['gain_error']:.3f}"
+            )
         digest = tree_digest(mean())
         write_listed_json(record, {"chosen": chosen, "mean": digest, **report})
     mean.release()
@@ -77,6 +84,7 @@ def _sample(
     voice: Voice,
     t: int,
     name: str,
+    title: str,
     prompts: EncodedPrompts,
     params: Callable[[], Params],
     purpose: int,
@@ -93,7 +101,7 @@ def _sample(
         params=params,
         key=plan.key(0 if evaluates else t, purpose),
         num_samples=settings.samples_per_prompt,
-        title=f"iteration {t}: {name.replace('-', ', ')}",
+        title=f"iteration {t}: {title}",
     )
 
 
@@ -141,8 +149,9 @@ def _choose(
         )
     rewards = []
     for name, params in ((LAST, policy), (MEAN, mean)):
+        title = f"{'the mean' if name == MEAN else f'theta_{t}'} on held-out prompts"
         label = f"{SHIPPED}-{name}"
-        rows = _sample(plan, disk, voice, t, label, prompts, params, SHIPPING)
+        rows = _sample(plan, disk, voice, t, label, title, prompts, params, SHIPPING)
         params.release()
         rewards.append(np.asarray([row.rewards for row in rows], np.float64))
     gain_B = (rewards[1] - rewards[0]).mean(axis=1)
