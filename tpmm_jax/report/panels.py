@@ -275,8 +275,8 @@ def _evidence(run: RunData, of: str) -> list[Panel]:
         "prompts that they were not fitted on. Bars: one standard error. "
     )
     note += (
-        f"Equal weights were used in iteration {', '.join(equal)}: there the pairs did "
-        "not tell the checkpoints apart."
+        f"Equal weights were used in iteration{'s' if len(equal) > 1 else ''} "
+        f"{', '.join(equal)}: there the pairs did not tell the checkpoints apart."
         if equal
         else "The fitted weights were used in all of them."
     )
