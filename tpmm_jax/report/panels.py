@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tpmm_jax.axes import CHOSEN, REJECTED
-from tpmm_jax.log.metrics import find_labels
+from tpmm_jax.log.metrics import KINDS, find_labels
 from tpmm_jax.merging import FAINT, policy_is_reference
 from tpmm_jax.report import figures
 from tpmm_jax.report.figures import Curve, theta
@@ -395,7 +395,7 @@ def time(run: RunData) -> list[Panel]:
         if whole is not None:
             parts["the rest"] = max(0.0, whole - sum(parts.values()))
     names = list(dict.fromkeys(name for parts in seconds.values() for name in parts))
-    names.sort(key=lambda name: name == "the rest")
+    names.sort(key=lambda name: KINDS.index(name) if name in KINDS else len(KINDS))
     order = sorted(seconds)
     parts_of = {n: np.array([seconds[t].get(n, 0.0) for t in order]) for n in names}
     note = (
