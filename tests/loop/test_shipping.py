@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from tpmm_jax.loop.shipping import held_out_prompts
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.models import LoraConfig
 from tpmm_jax.report.page import write_report
-from tpmm_jax.rewards import PairingConfig
+from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.store import tree_digest
 
 ITERATIONS = 2
@@ -117,7 +118,14 @@ def test_the_mean_is_found_by_name(run: pathlib.Path) -> None:
     assert tree_digest(mean.params) == ship(run, ITERATIONS)["mean"]
     newest = tpmm.load(f"{run}/policy@last")
     assert newest.origin["source"].endswith("trajectory@2")
-    with pytest.raises(BadInput):
+    first = tpmm.load(f"{run}/policy@mean..1")
+    wanted = tpmm.load(f"{run}/trajectory@1").params
+    zero = tpmm.load(f"{run}/trajectory@0").params
+    jax.tree.map(
+        lambda m, x, y: np.testing.assert_allclose(m, (x + y) / 2, rtol=0, atol=2e-7),
+        *map(jax.device_get, (first.params, wanted, zero)),
+    )
+    with pytest.raises(BadInput, match="policies are policy@last, policy@mean"):
         tpmm.load(f"{run}/policy@best")
 
 
@@ -127,8 +135,6 @@ def test_the_mean_is_found_by_name(run: pathlib.Path) -> None:
 def test_a_workdir_means_what_it_ships(
     run: pathlib.Path, tmp_path: pathlib.Path, chosen: str
 ) -> None:
-    import shutil
-
     from tpmm_jax.store.digests import read_listed_json, write_listed_json
 
     copy = tmp_path / "run"
@@ -137,11 +143,12 @@ def test_a_workdir_means_what_it_ships(
     record = read_listed_json(path) | {"chosen": chosen}
     write_listed_json(path, record, replace=True)
     origin = tpmm.load(copy).origin["source"]
-    assert origin.endswith("policy@mean" if chosen == "mean" else "trajectory@2")
+    assert origin.endswith("policy@mean..2" if chosen == "mean" else "trajectory@2")
     output = tmp_path / "exported"
     assert export.main([str(copy), "--output", str(output)]) == 0
     card = (output / "README.md").read_text()
-    assert ("The mean of the policies 0 to 2" in card) == (chosen == "mean")
+    assert ("The mean of the policies 0 to 2, weights" in card) == (chosen == "mean")
+    assert "| the mean of the policies 0 to 2 | value |" in card
     wanted = (
         mean_of(run) if chosen == "mean" else tpmm.load(f"{run}/policy@last").params
     )
@@ -178,7 +185,7 @@ def test_an_interrupted_evaluation_ends_the_same(
         patch.setattr(shipping, "_sample", crashing)
         with pytest.raises(Crash):
             start(config(), tmp_path)
-    assert calls == ["ship", "ship-last", "ship-mean"]
+    assert calls == ["ship", "ship-mean", "ship-last"]
     start(config(), tmp_path)
     for path in run.glob("iterations/*/*"):
         again = tmp_path / path.relative_to(run)
@@ -226,6 +233,31 @@ def test_held_out_prompts_are_those_that_train_nothing() -> None:
     assert kept.columns == {"answer": ["x", "z"]} and kept.held_out == [True, True]
 
 
-def test_auto_needs_held_out_prompts() -> None:
-    with pytest.raises(BadInput, match="ship=auto needs held-out prompts"):
-        config(pairing=PairingConfig(holdout_fraction=0.0)).validate()
+def test_auto_needs_held_out_prompts_and_rewards() -> None:
+    for share in (0.0, 0.05):
+        with pytest.raises(BadInput, match="ship=auto needs held-out prompts"):
+            config(pairing=PairingConfig(holdout_fraction=share)).validate()
+    with pytest.raises(BadInput, match=r"whose mean is 0\.5 for every policy"):
+        config(scorer=ScorerConfig(name="judge:model")).validate()
+
+
+def test_a_run_that_has_not_chosen_says_so(
+    run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "iterations/002/ship.json").unlink()
+    with pytest.raises(BadInput, match="theta_2 is not evaluated"):
+        tpmm.load(copy)
+
+
+@pytest.mark.slow
+def test_what_is_lost_is_made_again(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for path in sorted(run.glob("iterations/002/*ship*")):
+        copy = tmp_path / path.name
+        shutil.copytree(run, copy)
+        again = copy / path.relative_to(run)
+        again.unlink()
+        start(config(), copy)
+        assert again.read_bytes() == path.read_bytes(), path.name
+        assert "finished before" in start(config(), copy)

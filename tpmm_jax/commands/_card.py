@@ -34,6 +34,8 @@ COLUMNS = (
     ("KL to theta_0, nats", "kl/theta_0"),
     ("length, tokens", "length/mean"),
 )
+# What metrics of the mean of the policies begin with.
+OF_MEAN = "ship/"
 
 TEMPLATE = """\
 ---
@@ -106,8 +108,8 @@ reconstruction: the paper's is not public.
 ## Evaluation
 
 {% if run.mean -%}
-The rows are those of the single policies. What the run measured of the mean stands
-below, under ship/.
+The rows are those of the single policies.
+{%- if not run.of_mean %} The run did not evaluate the mean.{% endif %}
 
 {% endif -%}
 {% if run.table -%}
@@ -139,8 +141,15 @@ The run has no evaluation of this policy.
 | {{ key | cell }} | {{ value }} |
 {%- endfor %}
 {% endif %}
+{% if run.of_mean %}
+| the mean of the policies 0 to {{ run.step }} | value |
+|---|---|
+{%- for key, value in run.of_mean %}
+| {{ key | cell }} | {{ value }} |
+{%- endfor %}
+{% endif %}
 {%- for text in run.watch %}
-**Warning of the reward-hacking watch:** {{ text | cell }}
+**Warning of the reward-hacking watch, of policy {{ run.step }}:** {{ text | cell }}
 {% endfor %}
 {% set kept = "policy" -%}
 """
@@ -208,7 +217,7 @@ def run_facts(source: str) -> dict[str, Any] | None:
     if match is None:
         return None
     workdir = pathlib.Path(match["workdir"] or ".")
-    step = committed_steps(workdir)[-1] if named else int(match["step"])
+    step = int(match["step"] or committed_steps(workdir)[-1])
     config = run_config(workdir)
     with Trajectory(workdir / "trajectory", read_only=True) as trajectory:
         meta = trajectory.meta(0)
@@ -241,7 +250,12 @@ def run_facts(source: str) -> dict[str, Any] | None:
         "references": references(workdir, step),
         "headings": headings,
         "table": table,
-        "more": further(last),
+        "more": [x for x in further(last) if not x[0].startswith(OF_MEAN)],
+        "of_mean": [
+            (key.removeprefix(OF_MEAN), value)
+            for key, value in further(last)
+            if key.startswith(OF_MEAN)
+        ],
         "watch": list(last.get("watch", ())),
         "data": digests,
         "versions": run_versions(workdir),
@@ -372,7 +386,7 @@ def local_name(source: str) -> str:
     """Returns a hub id as it is, and of a path its last parts."""
     if match := POLICY.fullmatch(source):
         workdir = pathlib.Path(match["workdir"] or ".").absolute().name
-        return f"{workdir}/policy@{match['name']}"
+        return f"{workdir}/{source.rpartition('/')[2]}"
     if match := TRAJECTORY_STEP.fullmatch(source):
         workdir = pathlib.Path(match["workdir"] or ".").absolute().name
         return f"{workdir}/{match['kept']}@{match['step']}"

@@ -79,7 +79,8 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
         if trajectory.base is not None:
             _check_config(_find(name, revision, seed), name, source)
             trajectory.restore_base()
-        steps = trajectory.steps() if mean else [int(match["step"])]
+        steps = [int(match["step"])]
+        steps = list(range(steps[0] + 1)) if mean else steps
         lora = replace(trajectory.lora_of(steps[-1]), dropout=_dropout(workdir))
         target = abstract_adapters(decoder.abstract_params(), lora)
         several = [trajectory.restore_adapters(step, target) for step in steps]
@@ -146,7 +147,8 @@ def _base_for_peft(
             )
         return given, None
     path = pathlib.Path(own if given is None else given)
-    if not os.path.exists(path) and not TRAJECTORY_STEP.fullmatch(str(path)):
+    named = TRAJECTORY_STEP.fullmatch(str(path)) or POLICY.fullmatch(str(path))
+    if not os.path.exists(path) and not named:
         raise BadInput(
             f"--peft: the base {path} is not there; put it back, make {workdir}/base a "
             "link to it, or name its directory: --base-model DIR"

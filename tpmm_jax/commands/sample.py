@@ -55,7 +55,7 @@ The chat template is used where the model has one; --no-chat uses texts as they 
 """
 EPILOG = """\
 examples:
-  tpmm sample runs/smollm2                              talk to the newest policy
+  tpmm sample runs/smollm2                              talk to what the run ships
   tpmm sample runs/smollm2/trajectory@0 --prompt "Hi"   ask theta_0 one thing
   tpmm sample org/name --prompts p.jsonl --output a.jsonl --num-samples 4
   echo "Once upon a time" | tpmm sample model.gguf --temperature 0 --no-chat
@@ -194,7 +194,7 @@ def introduce(
     """Says what answers, and how."""
     source = model.origin["source"]
     if run_workdir(pathlib.Path(args.model)) is not None:
-        source += " (the newest)"
+        source += " (what the run ships)"
     size = f"{model.decoder.num_params:,} parameters"
     console.note(f"model  {source}, {size}, {model.decoder.compute_dtype}")
     s = settings.sampling

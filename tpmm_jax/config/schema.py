@@ -246,16 +246,7 @@ class Config:
         self.evaluation.validate()
         self._validate_judges()
         self._validate_start()
-        if self.ship == "auto" and self.offline:
-            raise BadInput(
-                "ship=auto compares rewards on held-out prompts, and with data.pairs "
-                "there are none; use ship=mean or last"
-            )
-        if self.ship == "auto" and self.pairing.holdout_fraction == 0:
-            raise BadInput(
-                "ship=auto needs held-out prompts; set pairing.holdout_fraction above "
-                "0 (0.25 is usual)"
-            )
+        self._validate_ship()
         if self.seed < 0:
             raise BadInput(f"seed is {self.seed}; use 0 or more")
         if self.reference.uses_holdout and self.pairing.holdout_fraction == 0:
@@ -318,6 +309,29 @@ class Config:
                 why = "a merge of LoRA adapters has a larger rank than one of them"
         if why:
             raise BadInput(f"train_from={self.train_from}: {why}; use previous")
+
+    def _validate_ship(self) -> None:
+        """Refuses a choice that nothing could be made by."""
+        if self.ship != "auto":
+            return
+        share, count = self.pairing.holdout_fraction, self.rollout.prompts_per_iteration
+        if self.offline:
+            raise BadInput(
+                "ship=auto compares rewards on held-out prompts, and with data.pairs "
+                "there are none; use ship=mean or last"
+            )
+        if round(share * count) < 2:
+            raise BadInput(
+                "ship=auto needs held-out prompts, two or more an iteration: of "
+                f"rollout.prompts_per_iteration={count} a share of {share:g} is held "
+                "out (pairing.holdout_fraction); raise one of the two"
+            )
+        if all(name.startswith(JUDGE) for name in self.scorer.names):
+            raise BadInput(
+                f"ship=auto with scorer.name {self.scorer.name}: a judge's rewards are "
+                "shares of wins among one policy's answers, whose mean is 0.5 for "
+                "every policy; use ship=mean or last"
+            )
 
     def _validate_margins(self) -> None:
         """Refuses margins that are missing, that nothing reads, or that none gives."""

@@ -49,7 +49,7 @@ _RESERVED = ("kind", "iteration", "step", "time")
 # Kinds of rows, in the order in which an iteration writes them; some are of
 # timing.jsonl alone.
 KINDS = (
-    *("rollout", "score", "pairs", "merge", "reference", "save", "train"),
+    *("rollout", "score", "pairs", "merge", "reference", "train", "save"),
     *("evaluation", "iteration"),
 )
 # Of a reward model's training, between the rows of its steps.

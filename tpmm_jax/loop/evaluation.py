@@ -132,9 +132,12 @@ def _evaluation(
         prefix = "" if contest.set == MAIN else f"{contest.set}/"
         found = measure_contest(contest, judgements, plan.runner.codec.eos_ids)
         on = "" if contest.set == MAIN else f" on {contest.set}"
+        who = f"theta_{t}{on}"
+        if contest.set == SHIPPED:
+            who = f"the mean of theta_0 to theta_{t}"
         if found["length/cut"] > MAX_CUT and voice.is_new(f"cut answers{on}"):
-            cuts[f"evaluation of theta_{t}{on}"] = found["length/cut"]
-        faults[f"theta_{t}{on}"] = found
+            cuts[f"evaluation of {who}"] = found["length/cut"]
+        faults[who] = found
         if t == 0:
             found |= {"kl/theta_0": 0.0, "kl/theta_0/low": 0.0, "kl/theta_0/high": 0.0}
         values |= {prefix + key: value for key, value in found.items()}

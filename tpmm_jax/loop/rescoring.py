@@ -130,7 +130,10 @@ def _rate_evaluations(
     total = sum(len(path.read_bytes().splitlines()) for path, _, _ in files)
     with voice.phase("rate evaluations again", total, "prompts") as advance:
         for path, prompts, size in files:
-            rate_file(path, codec, prompts, scorers, size, advance)
+            # What chose the shipped policy has the labelling scorer's numbers alone.
+            chose = path.name.startswith(f"evaluation-{SHIPPED}-")
+            some = {k: x for k, x in scorers.items() if k == SCORER or not chose}
+            rate_file(path, codec, prompts, some, size, advance)
 
 
 def rate_file(

@@ -6,6 +6,7 @@ recommended; names of models read it (weights.kept.recommended).
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,6 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.records import Rollout
-from tpmm_jax.errors import BadInput
-from tpmm_jax.evaluation import paired_interval
 from tpmm_jax.loop.answers import LazyParams, sample_answers
 from tpmm_jax.loop.cache import read_cache, write_cache
 from tpmm_jax.loop.judging import Contest
@@ -22,19 +21,21 @@ from tpmm_jax.loop.log_probs import answer_log_probs
 from tpmm_jax.loop.prompts import MAIN, SHIPPED, EncodedPrompts
 from tpmm_jax.loop.run import EVALUATION, SHIPPING, Disk, Plan
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.merging import Deltas
+from tpmm_jax.merging import running_mean
+from tpmm_jax.rewards import Raters
 from tpmm_jax.scoring import measuring
 from tpmm_jax.store.digests import is_finished, write_listed_json
 from tpmm_jax.store.files import sha256
 from tpmm_jax.store.fingerprint import tree_digest
 from tpmm_jax.weights.kept import LAST, MEAN, SHIP
 
+# Of mean rewards: no gain.
+ROUNDING = 1e-12
+
 
 def mean_policy(disk: Disk, t: int) -> Params:
     """Returns the mean of theta_0, ..., theta_t, float32; of LoRA that of products."""
-    scratch = disk.workdir / "scratch" / "deltas"
-    with Deltas(scratch, disk.policy, t + 1, ["model"]) as deltas:
-        return deltas.merge(np.full((1, t + 1), 1 / (t + 1)))
+    return running_mean(disk.policy(k) for k in range(t + 1))
 
 
 def evaluate_mean(
@@ -61,10 +62,11 @@ def evaluate_mean(
         )
         ratios = {"theta_0": _log_ratios(plan, disk, voice, t, answers, mean)}
         contest = Contest(SHIPPED, answers, met, ratios)
-    record = disk.folder(t) / SHIP
-    if not is_finished(record):
-        chosen, report = MEAN, dict[str, Any]()
-        if plan.config.ship == "auto":
+    record, auto = disk.folder(t) / SHIP, plan.config.ship == "auto"
+    needed = [record, *(_answers(disk, t, x) for x in (LAST, MEAN) if auto)]
+    if not all(map(is_finished, needed)):
+        digest, chosen, report = tree_digest(mean()), MEAN, dict[str, Any]()
+        if auto:
             chosen, report = _choose(plan, disk, voice, t, policy, mean)
             name = "the mean" if chosen == MEAN else f"theta_{t}"
             voice.console.note(
@@ -72,10 +74,14 @@ def evaluate_mean(
                 f"of theta_{t}: {report['gain_of_mean']:+.3f}, standard error "
                 f"{report['gain_error']:.3f}"
             )
-        digest = tree_digest(mean())
         write_listed_json(record, {"chosen": chosen, "mean": digest, **report})
     mean.release()
     return contest
+
+
+def _answers(disk: Disk, t: int, name: str) -> pathlib.Path:
+    """Where the answers to held-out prompts lie, of theta_t or of the mean."""
+    return disk.folder(t) / f"evaluation-{SHIPPED}-{name}.jsonl"
 
 
 def _sample(
@@ -97,7 +103,7 @@ def _sample(
         voice,
         disk.folder(t) / f"evaluation-{name}.jsonl",
         prompts,
-        measuring(plan.raters) if evaluates else plan.raters.labelling(),
+        measuring(plan.raters) if evaluates else Raters(plan.raters.scorer),
         params=params,
         key=plan.key(0 if evaluates else t, purpose),
         num_samples=settings.samples_per_prompt,
@@ -119,11 +125,13 @@ def _log_ratios(
     digests = [disk.trajectory.digest(k) for k in range(t + 1)]
     key = sha256([texts, digests, plan.runner.codec.digest])
     known = read_cache(path, key)
-    for name, params in (("mean", mean), ("theta_0", lambda: disk.policy(0))):
+    first = LazyParams(lambda: disk.policy(0))
+    for name, params in (("mean", mean), ("theta_0", first)):
         if name not in known:
             title = f"iteration {t}: log-probs of {name}, the mean's answers"
             known[name] = answer_log_probs(plan.runner, voice, params(), answers, title)
             write_cache(path, key, known)
+        params.release()
     return known["mean"] - known["theta_0"]
 
 
@@ -141,28 +149,21 @@ def _choose(
     """
     assert plan.schedule is not None
     prompts = held_out_prompts(plan.schedule.iteration(t))
-    if len(prompts.ids) < 2:
-        raise BadInput(
-            f"ship=auto: iteration {t} has {len(prompts.ids)} held-out prompts to "
-            "choose on; raise pairing.holdout_fraction or "
-            "rollout.prompts_per_iteration, in a new --workdir"
-        )
     rewards = []
-    for name, params in ((LAST, policy), (MEAN, mean)):
+    # The mean first, which is in memory already; one policy at a time.
+    for name, params in ((MEAN, mean), (LAST, policy)):
         title = f"{'the mean' if name == MEAN else f'theta_{t}'} on held-out prompts"
         label = f"{SHIPPED}-{name}"
         rows = _sample(plan, disk, voice, t, label, title, prompts, params, SHIPPING)
         params.release()
         rewards.append(np.asarray([row.rewards for row in rows], np.float64))
-    gain_B = (rewards[1] - rewards[0]).mean(axis=1)
-    error = float(gain_B.std(ddof=1) / np.sqrt(len(gain_B)))
-    gain = paired_interval(rewards[1], rewards[0])
-    chosen = MEAN if gain.mean > error else LAST
-    return chosen, {
+    gain_B = (rewards[0] - rewards[1]).mean(axis=1)
+    gain, error = float(gain_B.mean()), float(gain_B.std(ddof=1) / len(gain_B) ** 0.5)
+    return MEAN if gain > max(error, ROUNDING) else LAST, {
         "held_out_prompts": len(gain_B),
-        "gain_of_mean": gain.mean,
+        "gain_of_mean": gain,
         "gain_error": error,
-        "rewards": {LAST: float(rewards[0].mean()), MEAN: float(rewards[1].mean())},
+        "rewards": {MEAN: float(rewards[0].mean()), LAST: float(rewards[1].mean())},
     }
 
 

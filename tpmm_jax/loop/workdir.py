@@ -56,8 +56,6 @@ ADDED: Mapping[str, Any] = {
     "judge.revision": None,
     "judge.base": None,
 }
-# Fields that are gone -> the value of a run that goes on without.
-GONE: Mapping[str, Any] = {"reference.earlier_holdouts": False}
 
 
 @contextlib.contextmanager
@@ -122,11 +120,20 @@ def as_begun(workdir: pathlib.Path, config: Any, added: Mapping[str, Any]) -> An
       added: see ADDED. A field that the run began without, and that is at its default
         now, takes its value there.
     """
-    known = flatten(read_json(workdir / CONFIG))
-    for name, then in added.items():
-        if name not in known and _is_default(config, name):
+    raw = flatten(read_json(workdir / CONFIG))
+    begun = {**added, **_renamed(raw)}
+    for name, then in begun.items():
+        if name not in raw and _is_default(config, name):
             config = _replaced(config, name.split("."), then)
     return config
+
+
+def _renamed(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config's fields under today's names."""
+    found = dict(known)
+    if (pooled := found.pop("reference.earlier_holdouts", None)) is not None:
+        found["reference.holdout_window"] = None if pooled else 1
+    return found
 
 
 def _is_default(config: Any, name: str) -> bool:
@@ -158,8 +165,7 @@ def check_unchanged(
     """
     before = flatten(read_json(workdir / CONFIG))
     # A run that began without a field had its behaviour of then.
-    before = {**added, **before}
-    before = {k: v for k, v in before.items() if k not in GONE or v != GONE[k]}
+    before = {**added, **_renamed(before)}
     changed = changes(before, flatten(config), may_change)
     if changed:
         raise BadInput(
@@ -180,7 +186,7 @@ def pin_config(
 
     Fields that a started run began without stay out of it.
     """
-    known = flatten(read_json(workdir / CONFIG)) if started else {}
+    known = _renamed(flatten(read_json(workdir / CONFIG))) if started else {}
     for name in added:
         if started and name not in known:
             section, _, last = name.rpartition(".")

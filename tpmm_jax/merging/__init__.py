@@ -25,6 +25,7 @@ from tpmm_jax.merging.trees import (
     one_hot,
     one_hot_index,
     policy_is_reference,
+    running_mean,
     signal_to_rounding,
     weighted_sum,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "one_hot_index",
     "pair_margins",
     "policy_is_reference",
+    "running_mean",
     "signal_text",
     "signal_to_rounding",
     "weighted_sum",

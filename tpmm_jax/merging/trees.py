@@ -156,6 +156,25 @@ def weighted_sum(
     return merged, signal_to_rounding(merged, base, "float32")
 
 
+def running_mean(models: Iterable[Params]) -> Params:
+    """Returns the mean of trees in float32; two of them in memory at a time.
+
+    >>> running_mean([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, {"w": 2 * jnp.ones(2)}])
+    {'w': Array([1., 1.], dtype=float32)}
+    """
+    mean: Params = {}
+    for k, params in enumerate(models):
+        if k == 0:
+            mean = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        else:
+            part = jnp.float32(1 / (k + 1))
+            mean = jax.tree.map(
+                lambda m, x, w=part: add_leaf(m, subtract_leaf(x, m), w), mean, params
+            )
+        del params
+    return mean
+
+
 @functools.partial(jax.jit, static_argnames="dtype")
 def _signal_and_error(
     merged: jax.Array, base: jax.Array, dtype: str

@@ -53,6 +53,8 @@ def differences(runs: Sequence[RunData], iteration: int) -> list[Difference]:
         _difference(ours, theirs, of_set, iteration)
         for of_set in dict.fromkeys(name for run in runs for name in run.rewarded())
         for ours, theirs in pairs
+        # Whether a run measured the mean of its policies is its own affair.
+        if of_set != "ship" or all("ship" in run.rewarded() for run in (ours, theirs))
     ]
 
 
@@ -60,7 +62,8 @@ def _difference(
     ours: RunData, theirs: RunData, of_set: str, iteration: int
 ) -> Difference:
     rows = [run.samples(iteration, of_set) for run in (ours, theirs)]
-    labels = (ours.label, theirs.label, of_set)
+    named = "the mean of each run's policies" if of_set == "ship" else of_set
+    labels = (ours.label, theirs.label, named)
     if not all(rows):
         return Difference(*labels, problem="one of them has no samples")
     if any(row.rewards is None for found in rows for row in found):

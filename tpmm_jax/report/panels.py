@@ -157,6 +157,8 @@ def win_rates(runs: Sequence[RunData]) -> list[Panel]:
             labels = find_labels(named, f"{prefix}{kind}/", "/win/theta_0")
             judges |= {f"{prefix}{kind}/{label}/": label for label in labels}
         against = {"theta_0": theta(0), "previous": PREVIOUS}
+        if prefix == "ship/":
+            against = {"theta_0": theta(0), "policy": "θₜ"}
         if len(judges) == 1:
             names = {f"{prefix}win/{k}": f"against {v}" for k, v in against.items()}
             found += family(runs, f"Win rate{of}", names, note, share=True)
@@ -387,7 +389,7 @@ def time(run: RunData) -> list[Panel]:
     for row in run.timing:
         if "seconds" in row and row["kind"] != "command":
             parts = seconds.setdefault(row["iteration"], {})
-            parts[row["kind"]] = parts.get(row["kind"], 0.0) + run.seconds(row)
+            parts[row["kind"]] = run.seconds(row)
     if not seconds:
         return []
     for parts in seconds.values():
@@ -399,8 +401,7 @@ def time(run: RunData) -> list[Panel]:
     order = sorted(seconds)
     parts_of = {n: np.array([seconds[t].get(n, 0.0) for t in order]) for n in names}
     note = (
-        "Save: of the policy. For an iteration that was continued, only its last "
-        "session counts."
+        "Save: of the policy. Of a phase that was continued, its last session counts."
     )
     svg = figures.stacked([str(t) for t in order], parts_of)
     return [Panel("Time by phase", note, names, svg, filled=True)]

@@ -69,6 +69,10 @@ def run_samples(run: RunData) -> list[Samples]:
     found = []
     for of_set in run.sets():
         columns = [(theta(t), run.samples(t, of_set)) for t in steps]
+        if of_set == "ship":
+            columns = [(theta(t), run.samples(t)) for t in sorted({0, last})]
+            mean = f"the mean of {theta(0)} to {theta(last)}"
+            columns.append((mean, run.samples(last, of_set)))
         found.append(_chosen(of_set, columns))
     return [samples for samples in found if samples.samples]
 

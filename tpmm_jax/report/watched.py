@@ -87,7 +87,9 @@ def cut_answers(run: RunData) -> str:
     t = run.last.get("iteration", 0)
     names = {"rollout/cut": f"iteration {t}"}
     for of_set, name in zip(run.sets(), _of_sets(run, "length/cut")):
-        names[name] = f"evaluation of {theta(t)}{f' on {of_set}' if of_set else ''}"
+        who = f"{theta(t)}{f' on {of_set}' if of_set else ''}"
+        who = f"the mean of {theta(0)} to {theta(t)}" if of_set == "ship" else who
+        names[name] = f"evaluation of {who}"
     cuts = {
         what: run.number(run.last, name)
         for name, what in names.items()

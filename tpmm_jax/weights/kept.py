@@ -7,7 +7,7 @@ import jax
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.models import Decoder, ModelConfig
-from tpmm_jax.store import Trajectory
+from tpmm_jax.store import Trajectory, read_json
 from tpmm_jax.store.digests import read_listed_json
 from tpmm_jax.weights.hub import TRAJECTORY
 
@@ -50,11 +50,20 @@ def recommended(workdir: pathlib.Path) -> str:
     """Returns the policy that a run recommends after its last step: "last" or "mean".
 
     Raises:
-      BadInput, CorruptCheckpoint: see ``committed_steps``; ship.json was changed.
+      BadInput, CorruptCheckpoint: see ``committed_steps``; the run has not chosen yet.
     """
-    last = committed_steps(workdir)[-1]
+    config, last = workdir / "config.json", committed_steps(workdir)[-1]
+    ship = read_json(config).get("ship", LAST) if config.exists() else LAST
+    if ship != "auto" or last == 0:
+        return ship if last else LAST
     path = workdir / "iterations" / f"{last:03d}" / SHIP
-    return read_listed_json(path)["chosen"] if path.exists() else LAST
+    if not path.exists():
+        raise BadInput(
+            f"{workdir} has ship=auto, and {path} is not there: theta_{last} is not "
+            "evaluated. Continue the run, or name a policy: "
+            f"{workdir}/policy@last, {workdir}/policy@mean"
+        )
+    return read_listed_json(path)["chosen"]
 
 
 def held_steps(workdir: pathlib.Path, kept: str) -> tuple[list[int], dict[int, str]]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
-from tpmm_jax.merging import weighted_sum
+from tpmm_jax.merging import running_mean
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.models.upcycling import UpcyclingConfig, upcycle_params
@@ -106,7 +106,6 @@ def load_reward(
         one label, a reward run's workdir: its best model, or one of those it kept
         ("workdir/reward@best", "workdir/reward@2"), or a PEFT directory or hub id of
         task SEQ_CLS: LoRA and a head of its own, over a causal model or a classifier.
-      revision, dtype, mesh, base: as of ``load``.
       revision, dtype, mesh, base: see ``load``.
 
     Raises:
@@ -194,7 +193,14 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
         step = None if match["step"] == "best" else int(match["step"])
         return _resolve_step(pathlib.Path(match["workdir"] or "."), match["kept"], step)
     if match := POLICY.fullmatch(name):
-        return _resolve_policy(pathlib.Path(match["workdir"] or "."), match["name"])
+        step = None if match["step"] is None else int(match["step"])
+        workdir = pathlib.Path(match["workdir"] or ".")
+        return _resolve_policy(workdir, match["name"], step)
+    if name.rpartition("/")[2].startswith("policy@"):
+        raise BadInput(
+            f"{name}: a run's policies are policy@last, policy@mean, policy@mean..3 "
+            "(of theta_0 to theta_3) and trajectory@3"
+        )
     origin = {"source": name}
     if name.endswith(".gguf"):
         file = GGUFFile(name)
@@ -207,7 +213,7 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
         return _resolve_hub(name, revision, base)
     directory = pathlib.Path(name)
     if (workdir := run_workdir(directory, TRAJECTORY)) is not None:
-        return _resolve_policy(workdir, recommended(workdir))
+        return _resolve_policy(workdir, recommended(workdir), None)
     if (workdir := run_workdir(directory, REWARD)) is not None:
         return _resolve_step(workdir, REWARD, None)
     if is_adapter(directory):
@@ -311,20 +317,26 @@ def _resolve_step(workdir: pathlib.Path, kept: str, wanted: int | None) -> Sourc
     return Source(config, tokenizer, origin, read, generation=generation)
 
 
-def _resolve_policy(workdir: pathlib.Path, name: str) -> Source:
-    """A run's newest policy, or the mean of all: in float32, of LoRA the products'."""
-    steps = committed_steps(workdir)
-    policies = [_resolve_step(workdir, TRAJECTORY, step) for step in steps]
+def _resolve_policy(workdir: pathlib.Path, name: str, last: int | None) -> Source:
+    """A run's newest policy, or the mean of theta_0 to theta_last, float32.
+
+    Its origin names the last step: a run that goes on has another mean.
+    """
+    steps = [k for k in committed_steps(workdir) if last is None or k <= last]
+    found = _resolve_step(workdir, TRAJECTORY, steps[-1] if last is None else last)
     if name == LAST or len(steps) == 1:
-        return policies[-1]
+        return found
 
     def read(decoder: Decoder, dtype: str) -> Params:
-        models = (policy.read(decoder, "float32") for policy in policies)
-        params, _ = weighted_sum(models, [1 / len(steps)] * len(steps))
+        target = decoder.abstract_params("float32")
+        with Trajectory(workdir / TRAJECTORY, read_only=True) as trajectory:
+            if trajectory.holds_adapters():
+                trajectory.base = adapters_base(workdir, decoder)
+            params = running_mean(trajectory.restore(k, target) for k in steps)
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
-    origin = {"source": f"{workdir}/policy@{name}"}
-    return replace(policies[-1], origin=origin, read=read)
+    origin = {"source": f"{workdir}/policy@{name}..{steps[-1]}"}
+    return replace(found, origin=origin, read=read)
 
 
 def adapters_place(
