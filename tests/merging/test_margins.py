@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from tpmm_jax.errors import TpmmError
 from tpmm_jax.merging import Margins, margins
 from tpmm_jax.merging.margins import (
     FOLDS,
@@ -73,11 +72,34 @@ def test_the_optimum_is_scipys(K, kind):
         assert np.any(c_RK[0] < 1e-5), "no weight of zero was met"
 
 
-def test_a_solution_that_was_not_reached_is_refused(monkeypatch):
-    found = np.zeros((1, 2)), np.array([0.1])
-    monkeypatch.setattr(margins, "_solve", lambda *args: found)
-    with pytest.raises(TpmmError, match=r"not found.*reference\.fit"):
-        solve(np.ones((4, 2)), np.full((1, 4), 0.25), np.ones(1))
+def test_without_the_optimum_the_weights_are_equal(monkeypatch):
+    drawn = draw(64, [0.0, 0.0, 2.0], np.random.default_rng(1))
+    assert fit_weights(drawn).learned
+
+    def unsolved(D_PK, weight_RP, tau_R):
+        return np.tile([0.0, 0.0, 1.0], (len(tau_R), 1)), np.full(len(tau_R), 0.1)
+
+    monkeypatch.setattr(margins, "solve", unsolved)
+    found = fit_weights(drawn)
+    assert not found.learned and found.residual == 0.1
+    np.testing.assert_array_equal(found.weights_K, np.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize("prompts, pairs", [(32, 3), (64, 1)])
+def test_pairs_that_are_all_right_are_solved(prompts, pairs):
+    """Correlated checkpoints that separate every pair: c goes to its bound."""
+    rng = np.random.default_rng(prompts)
+    for _ in range(4):
+        shared_P1 = rng.normal(size=(prompts * pairs, 1))
+        D_PK = np.abs(shared_P1 + 0.5 * rng.normal(size=(len(shared_P1), 3)))
+        names = np.repeat(np.arange(prompts), pairs).tolist()
+        found = fit_weights(Margins(D_PK, names, np.zeros(3)))
+        assert found.residual <= 1e-6
+
+
+def test_few_prompts_decide_nothing():
+    found = fit_weights(draw(29, [0.0, 5.0], np.random.default_rng(0)))
+    assert not found.learned and found.prompts == 29 and found.gain == 0
 
 
 def test_the_scale_of_margins_changes_nothing():
@@ -120,11 +142,11 @@ def test_margins_of_zero_one_prompt_and_one_checkpoint():
 
 def test_pairs_of_a_prompt_share_a_fold():
     """Copies of a prompt's pairs add no evidence: the standard error knows it."""
-    drawn = draw(8, [0.0, 0.8], np.random.default_rng(2))
-    ten = Margins(
-        np.tile(drawn.margin_PK, (10, 1)), list(drawn.prompts) * 10, drawn.drift_K
+    drawn = draw(40, [0.0, 0.8], np.random.default_rng(2))
+    twice = Margins(
+        np.tile(drawn.margin_PK, (2, 1)), list(drawn.prompts) * 2, drawn.drift_K
     )
-    once, often = fit_weights(drawn), fit_weights(ten)
+    once, often = fit_weights(drawn), fit_weights(twice)
     np.testing.assert_allclose(often.gain, once.gain, atol=1e-6)
     np.testing.assert_allclose(often.gain_error, once.gain_error, rtol=1e-3)
 

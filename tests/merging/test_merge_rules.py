@@ -402,7 +402,7 @@ def test_exact_goes_on_from_margins(tmp_path, granularity):
     held, saved = held_out(fit="exact", granularity=granularity), []
     share_K = np.asarray([0.9, 0.1])
     with open_deltas(tmp_path, granularity) as deltas:
-        problem = Problem(deltas, held, [1, 2], share_K, 0.25)
+        problem = Problem(deltas, held, [1, 2], share_K, 0.25, 0.5)
         start_GK = problem.weights(problem.start())
         found_GK, report = fit_exact(
             problem,
@@ -426,7 +426,7 @@ def test_exact_goes_on_from_margins(tmp_path, granularity):
     np.testing.assert_allclose(found_GK.sum(axis=1), 1.0, rtol=1e-12)
     assert after < before and report["exact_loss"] < report["start_loss"]
     assert report["evaluations"] == len(saved) <= MAX_EVALUATIONS
-    np.testing.assert_allclose(report["start_loss"], before, rtol=1e-5)
+    assert report["start_loss"] >= before * (1 - 1e-6)  # its scale is not the best
     # Layers may differ, but not without a reason.
     assert (np.ptp(found_GK[:, 1]) > 0) == (granularity == "layer")
 
@@ -434,21 +434,21 @@ def test_exact_goes_on_from_margins(tmp_path, granularity):
 def test_the_exact_gradient_by_differences(tmp_path):
     held = held_out(fit="exact", granularity="layer")
     with open_deltas(tmp_path, "layer") as deltas:
-        problem = Problem(deltas, held, [1, 2], np.asarray([0.6, 0.4]), 0.25)
+        problem = Problem(deltas, held, [1, 2], np.asarray([0.6, 0.4]), 0.25, 0.5)
         x = problem.start()
         x += np.random.default_rng(0).normal(0, 0.3, len(x))
         _, gradient = problem.evaluate(x)
         for i in range(len(x)):
             step = np.zeros(len(x))
-            step[i] = 0.05
+            step[i] = 0.01
             high, low = (problem.evaluate(x + s * step)[0] for s in (1, -1))
-            wanted = (high - low) / 0.1
+            wanted = (high - low) / 0.02
             np.testing.assert_allclose(gradient[i], wanted, rtol=0.02, atol=2e-5)
 
 
 def test_a_checkpoint_that_was_left_out_stays_out(tmp_path):
     with open_deltas(tmp_path) as deltas:
-        problem = Problem(deltas, held_out(fit="exact"), [2], np.ones(1), 0.5)
+        problem = Problem(deltas, held_out(fit="exact"), [2], np.ones(1), 0.5, 0.5)
         found_GK, _ = fit_exact(problem, progress=None, on_step=lambda *_: None)
     np.testing.assert_array_equal(found_GK, [[0.5, 0.0, 0.5]])
 
@@ -501,16 +501,16 @@ def test_values_out_of_range_are_refused(field, value):
 
 @pytest.mark.parametrize("fit, field, value, reads", [
     ("margins", "granularity", "layer", "exact"),
-    ("margins", "objective", "fixed", "exact"),
     ("margins", "beta", 0.3, "exact"),
     ("margins", "steps", 7, "adam"),
     ("exact", "kl_weight", 0.1, "adam"),
 ])  # fmt: skip
 def test_what_a_fit_does_not_read_is_refused(fit, field, value, reads):
     config = ReferenceConfig(fit=fit, **{field: value})
-    with pytest.raises(BadInput, match=f"fit={fit}.*fit={reads}"):
+    with pytest.raises(BadInput, match=f"fit={fit}.*fit to .*{reads}"):
         config.validate(tuple(RULES))
-    ReferenceConfig(fit=reads, **{field: value}).validate(tuple(RULES))
+    adam = ReferenceConfig(fit=reads, objective="fixed", **{field: value})
+    adam.validate(tuple(RULES))
 
 
 @pytest.mark.parametrize("rule", ["sft", "trust_region"])

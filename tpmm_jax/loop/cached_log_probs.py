@@ -35,6 +35,8 @@ def cached_log_probs(
 ) -> dict[str, np.ndarray]:
     """Returns "SET.MODEL_BS" and "held_out.MODEL_MN" of the compared models, nats.
 
+    A reference that is a mixture has the latter alone.
+
     One model is in memory at a time, and what is done is in log_probs.npz. With
     trust_region the reference is the one that the iteration began with.
     """
@@ -61,13 +63,17 @@ def cached_log_probs(
             continue
         if model == REFERENCE and one_hot_index(weights) == 0:
             of_0 = [name for name in known if f".{THETA_0}_" in name]
+            if plan.config.reference.mix == "log_probs":
+                of_0 = [name for name in of_0 if name.startswith("held_out.")]
             known |= {n.replace(THETA_0, REFERENCE): known[n] for n in of_0}
         else:
             title = f"iteration {t}: log-probs of {model}"
             members = [(1.0, lazy[model])] if model in lazy else mixed()
+            mixture = model == REFERENCE and plan.config.reference.mix == "log_probs"
+            asked = {} if mixture else answers
             for weight, params in members:
                 found = model_log_probs(
-                    plan.runner, voice, params, answers, held_out, title
+                    plan.runner, voice, params, asked, held_out, title
                 )
                 params.release()
                 arrays = {f"{k}.{model}_BS": x for k, x in found.answers.items()}

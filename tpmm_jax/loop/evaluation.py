@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tpmm_jax.axes import CHOSEN, REJECTED
 from tpmm_jax.data.records import Judgement, PairRow, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_CUT, Evaluated, cut_warning, watch
@@ -26,7 +25,7 @@ from tpmm_jax.loop.cached_log_probs import (
     cached_log_probs,
     compared_models,
 )
-from tpmm_jax.loop.held_out import held_out_pairs
+from tpmm_jax.loop.held_out import HeldOutPairs, held_out_pairs
 from tpmm_jax.loop.judging import (
     Contest,
     judge_contests,
@@ -210,14 +209,18 @@ def _surrogate(
     plan: Plan, disk: Disk, voice: Voice, t: int, logps: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     """How far the merge's D is the weighted sum that its weights were fitted on."""
-    if t < 2 or not plan.config.reference.on_margins:
+    config = plan.config.reference
+    merged = config.on_margins and not config.layerwise and config.mix == "weights"
+    if t < 2 or not merged:
         return {}
+    normalized = config.length_normalized
     pairs = held_out_pairs(plan, disk, voice, t, [t], range(t))
-    margin_PK = pairs.margins(length_normalized=False).margin_PK
     weights_GK = np.asarray(read_listed_json(disk.folder(t) / RECORD)["weights"])
-    exact, base = (logps[f"held_out.{model}_MN"] for model in (REFERENCE, THETA_0))
-    exact_P = (exact - base)[:, CHOSEN] - (exact - base)[:, REJECTED]
+    margin_PK = pairs.margins(length_normalized=normalized).margin_PK
     sum_P = margin_PK @ weights_GK[0, 1:]
+    models = {0: logps[f"held_out.{THETA_0}_MN"], 1: logps[f"held_out.{REFERENCE}_MN"]}
+    exact = HeldOutPairs(pairs.rows, models).margins(length_normalized=normalized)
+    exact_P = exact.of(1)
     if len(sum_P) < 2 or not (np.ptp(sum_P) > 0 and np.ptp(exact_P) > 0):
         return {}
     return {"merge/surrogate": float(np.corrcoef(sum_P, exact_P)[0, 1])}
@@ -238,7 +241,8 @@ def _contest(
     ratios = {
         model: policy_BR - logps[f"{name}.{model}_BS"]
         for model in compared_models(plan)
-        if model != POLICY
+        # Of a mixture log p is known up to a constant of the prompt.
+        if model != POLICY and f"{name}.{model}_BS" in logps
     }
     return Contest(name, answers, opponents(disk, t, name), ratios)
 

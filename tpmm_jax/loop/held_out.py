@@ -93,6 +93,8 @@ def held_out_pairs(
             )
             found = {names[h]: x for h, x in zip(missing, computed, strict=True)}
             known |= found
+            # What is not finite is refused below, and computed again.
+            found = {name: x for name, x in found.items() if np.isfinite(x).all()}
             path = disk.folder(iteration) / NAME
             write_npz(path, {**(read_npz(path) if is_finished(path) else {}), **found})
         of_pairs = [known[names[h]][places] for h, (_, places) in unique.items()]

@@ -8,6 +8,7 @@ never of paths. Then the reference leaves memory.
 import contextlib
 import functools
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ from tpmm_jax.merging import (
     one_hot_index,
     signal_to_rounding,
 )
+from tpmm_jax.merging.margins import ACCEPTED, LEAST_PROMPTS
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import pair_check_step
 from tpmm_jax.store.digests import (
@@ -74,8 +76,10 @@ def reference_log_probs(
             return found["logps_MN"]
     title = f"iteration {iteration}: reference log-probs"
     ld_alpha = plan.config.loss.ld_alpha
-    with disk.timed("merge", iteration):
-        reference = open_reference(plan, disk, voice, iteration)
+    chosen, started = is_finished(record), time.monotonic()
+    reference = open_reference(plan, disk, voice, iteration)
+    if not chosen:
+        disk.log_seconds("merge", iteration, time.monotonic() - started)
     with disk.timed("reference", iteration):
         table = pair_table(plan.runner, pairs.train)
         total_PN = np.zeros((len(pairs.train), 2))
@@ -240,11 +244,15 @@ def _say(voice: Voice, iteration: int, report: Mapping[str, Any]) -> None:
             f"iteration {iteration}: theta_{k} is left out of the reference: {why}"
         )
     kept = len(report.get("accuracies", ())) - len(report.get("left_out", ()))
-    if kept > 1 and not report["learned"]:
-        voice.console.note(
-            f"iteration {iteration}: the held-out pairs did not tell the checkpoints "
-            "apart; uniform weights are used"
-        )
+    if kept < 2 or report["learned"]:
+        return
+    count = report["held_out_prompts"]
+    why = "the held-out pairs did not tell the checkpoints apart"
+    if count < LEAST_PROMPTS:
+        why = f"{count} held-out prompts are too few to weight checkpoints with"
+    if report["residual"] > ACCEPTED:
+        why = f"the weights' optimum was not found (residual {report['residual']:.1e})"
+    voice.console.note(f"iteration {iteration}: {why}; uniform weights are used")
 
 
 def _carried_logits(disk: Disk, iteration: int) -> np.ndarray | None:

@@ -84,11 +84,14 @@ def read_pairs(disk: Disk, iteration: int) -> IterationPairs:
 def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollout]:
     """Samples from theta_{t-1} on the iteration's prompts, and scores."""
     assert plan.schedule is not None
-    started, rating = time.monotonic(), [0.0]
+    started, rating = time.monotonic(), list[float]()
+    path = disk.folder(iteration) / "rollouts.jsonl"
+    if not path.exists():
+        disk.rewind("rollout", iteration)
     answers = sample_answers(
         plan.runner,
         voice,
-        disk.folder(iteration) / "rollouts.jsonl",
+        path,
         plan.schedule.iteration(iteration),
         # Only what labels: further scorers and judges see the evaluation alone.
         plan.raters.labelling(),
@@ -99,8 +102,9 @@ def roll_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> list[Rollo
         rated=rating.append,
     )
     whole, rated = time.monotonic() - started, sum(rating)
-    disk.log_seconds("rollout", iteration, whole - rated)
-    disk.log_seconds("score", iteration, rated)
+    if rating:
+        disk.log_seconds("rollout", iteration, whole - rated)
+        disk.log_seconds("score", iteration, rated)
     return answers
 
 

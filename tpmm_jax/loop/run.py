@@ -161,9 +161,9 @@ class Disk:
             earlier = (KINDS.index(row["kind"]), row.get("step", 0)) < place
             return earlier or (stored and row["kind"] != kind)
 
-        # A whole iteration's time is known once it is over: summed up again, it took
-        # no other.
-        self.log.rewind(iteration, keep, timing=kind != "iteration")
+        # What comes again after the policy was stored took the time that it took.
+        again = kind != "iteration" and not stored
+        self.log.rewind(iteration, keep, timing=again)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,9 @@ ADDED: Mapping[str, Any] = {
     "judge.revision": None,
     "judge.base": None,
 }
+# A field that is now called reference.holdout_window; it stays in the config.json of a
+# run that began with it.
+OF_THEN = "reference.earlier_holdouts"
 
 
 @contextlib.contextmanager
@@ -131,7 +134,7 @@ def as_begun(workdir: pathlib.Path, config: Any, added: Mapping[str, Any]) -> An
 def _renamed(known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config's fields under today's names."""
     found = dict(known)
-    if (pooled := found.pop("reference.earlier_holdouts", None)) is not None:
+    if (pooled := found.pop(OF_THEN, None)) is not None:
         found["reference.holdout_window"] = None if pooled else 1
     return found
 
@@ -186,7 +189,7 @@ def pin_config(
 
     Fields that a started run began without stay out of it.
     """
-    known = _renamed(flatten(read_json(workdir / CONFIG))) if started else {}
+    known = flatten(read_json(workdir / CONFIG)) if started else {}
     for name in added:
         if started and name not in known:
             section, _, last = name.rpartition(".")
@@ -194,4 +197,6 @@ def pin_config(
             for part in filter(None, section.split(".")):
                 inner = inner[part]
             inner.pop(last, None)
+    if OF_THEN in known:
+        config["reference"][OF_THEN.rpartition(".")[2]] = known[OF_THEN]
     write_json(workdir / CONFIG, config)

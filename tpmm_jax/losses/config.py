@@ -115,7 +115,10 @@ class LossConfig:
         """Whether the reference enters in a pair's D alone, as a difference of sums."""
         means = "ipo" in self.names and self.length_normalized
         divergence = self.f_divergence_type != "reverse_kl"
-        return not means and not divergence and {*self.names} <= {*OF_MARGINS}
+        # LD-DPO splits a response, and the constant of a prefix does not cancel.
+        split = self.ld_alpha not in (None, 1)
+        whole = not means and not divergence and not split
+        return whole and {*self.names} <= {*OF_MARGINS}
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -123,11 +123,19 @@ class ReferenceConfig:
                 )
             unread = self.rule == "learned" and f.name in UNREAD[self.fit]
             if unread and getattr(self, f.name) != f.default:
-                reads = next(fit for fit in UNREAD if f.name not in UNREAD[fit])
+                reads = [fit for fit in UNREAD if f.name not in UNREAD[fit]]
                 raise BadInput(
                     f"reference.{f.name} has no meaning for reference.fit={self.fit}; "
-                    f"leave it at {f.default}, or set reference.fit={reads}"
+                    f"leave it at {f.default}, or set reference.fit to "
+                    f"{' or '.join(reads)} (a run that began before there was "
+                    "reference.fit goes on with adam)"
                 )
+        scaled = self.rule == "learned" and self.fit == "exact"
+        if scaled and self.objective == "calibrated" and self.beta != type(self).beta:
+            raise BadInput(
+                f"reference.beta is {self.beta}, but objective calibrated finds the "
+                "scale itself; leave it unset, or set reference.objective=fixed"
+            )
         if self.rule in FIXED_RULES and self.anchor_share is not None:
             raise BadInput(
                 f"reference.anchor_share is {self.anchor_share}, but rule "

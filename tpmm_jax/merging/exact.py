@@ -19,7 +19,6 @@ import optax
 from tpmm_jax.merging.config import MAX_EVALUATIONS
 from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.merging.learned import HeldOut, OnStep, gradient_fn, softmax
-from tpmm_jax.merging.scale import fitted_scale
 
 # Ties the layers to the weights that all share; not tuned.
 RIDGE = 0.01
@@ -37,6 +36,7 @@ class Problem:
       kept: checkpoints that have weights, without theta_0.
       share_K: their weights that the search starts from.
       anchor: theta_0's weight.
+      scale: of D, where it is free, at the start.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class Problem:
         kept: Sequence[int],
         share_K: np.ndarray,
         anchor: float,
+        scale: float,
     ) -> None:
         self.deltas, self.held_out, self.anchor = deltas, held_out, anchor
-        self.kept = list(kept)
+        self.kept, self.scale = list(kept), scale
         share_K = np.maximum(share_K, LEAST_SHARE)
         self.start_GK = np.tile(np.log(share_K / share_K.sum()), (len(deltas.names), 1))
 
@@ -63,18 +64,14 @@ class Problem:
     def start(self) -> np.ndarray:
         """Returns the x at which the search begins."""
         config = self.held_out.config
-        x = np.append(self.start_GK.ravel(), 0.0)
-        scale = config.beta
-        if config.objective == "calibrated":
-            theta = self.deltas.merge(self.weights(x))
-            scale = fitted_scale(self.held_out.margins(theta)) or config.beta
-        x[-1] = np.log(scale)
-        return x
+        scale = config.beta if config.objective == "fixed" else self.scale
+        return np.append(self.start_GK.ravel(), np.log(scale))
 
     def evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Returns the loss and its gradient."""
         held_out, config = self.held_out, self.held_out.config
-        accumulation = -(-held_out.size // held_out.micro)
+        # With room, for what is pooled grows and a number of passes is compiled.
+        accumulation = 2 ** (-(-held_out.size // held_out.micro) - 1).bit_length()
         run = gradient_fn(held_out.decoder, config.length_normalized, accumulation)
         rows = held_out.rows(np.arange(held_out.size), accumulation * held_out.micro)
         theta = self.deltas.merge(self.weights(x))
@@ -133,7 +130,8 @@ def fit_exact(
                 x, value, gradient = x + size * step, tried, d_tried
                 break
             size /= 2
-        if before - value < LEAST_GAIN:
+        # The first step is no longer than the gradient, and may gain little.
+        if before - value < LEAST_GAIN and done > 2:
             break
     report = {
         "scale": float(np.exp(x[-1])),

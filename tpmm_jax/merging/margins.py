@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tpmm_jax.errors import TpmmError
 from tpmm_jax.evaluation import Interval, accuracy_interval
 from tpmm_jax.merging.scale import fitted_scale
 
@@ -29,8 +28,10 @@ PENALTIES = (0.0025, 0.025, 0.25, 2.5)
 FOLDS = 5
 # Of c, in units of one over the margins' root mean square: more says nothing more.
 MAX_C = 100.0
-# How far from optimal a solution may be, see ``residual``, and steps towards it.
-TOLERANCE, MAX_STEPS = 1e-7, 500
+# How far from optimal a solution is aimed at, and may be; see ``residual``. And steps.
+TOLERANCE, ACCEPTED, MAX_STEPS = 1e-7, 1e-6, 500
+# Held-out prompts without which one or two of them would decide.
+LEAST_PROMPTS = 30
 # Pairs and checkpoints that a compiled solver has room for.
 LEAST_ROOM = 512, 8
 # A checkpoint is left out whose mean D is this many standard errors below 0, and whose
@@ -73,7 +74,8 @@ class Fit:
       gain, gain_error: held-out loss of the plain mean less that of the fit, out of
         fold, nats per pair, and its standard error over prompts.
       loss: mean of log(1 + exp(-sum c_k D_k)) on all pairs.
-      residual: of the optimum's conditions.
+      residual: of the optimum's conditions; with one above 1e-6 nothing is learned.
+      prompts: different held-out prompts; with fewer than 30 nothing is learned.
       accuracies: of each D_k, with its interval over prompts.
     """
 
@@ -86,6 +88,7 @@ class Fit:
     gain_error: float
     loss: float
     residual: float
+    prompts: int
     accuracies: list[Interval]
 
     def record(self) -> dict[str, Any]:
@@ -99,16 +102,13 @@ class Fit:
             "gain_error": self.gain_error,
             "held_out_loss": self.loss,
             "residual": self.residual,
+            "held_out_prompts": self.prompts,
             "accuracies": [list(interval) for interval in self.accuracies],
         }
 
 
 def fit_weights(margins: Margins) -> Fit:
-    """Returns the weights of checkpoints 1 to K - 1.
-
-    Raises:
-      TpmmError: the solver did not come to the optimum.
-    """
+    """Returns the weights of checkpoints 1 to K - 1."""
     margin_PK, prompts = margins.margin_PK, list(margins.prompts)
     accuracies = [accuracy_interval(column_P, prompts) for column_P in margin_PK.T]
     places = {prompt: g for g, prompt in enumerate(dict.fromkeys(prompts))}
@@ -119,19 +119,21 @@ def fit_weights(margins: Margins) -> Fit:
     scale = float(np.sqrt(np.mean(margin_PK[:, kept] ** 2)))
     c_K = np.zeros(margin_PK.shape[1])
     penalty, gain, error, loss, off = PENALTIES[-1], 0.0, 0.0, float(np.log(2)), 0.0
-    if len(kept) > 1 and scale > 0 and len(places) > 1:
+    if len(kept) > 1 and scale > 0 and len(places) >= LEAST_PROMPTS:
         D_PK = margin_PK[:, kept] / scale
         fold_P = _folds(group_P)
         c_RK, residual_R = solve(D_PK, *_problems(fold_P))
+        off_T = residual_R.reshape(-1, len(PENALTIES)).max(axis=0)
         plain_P, taus = _plain_losses(D_PK, fold_P), range(len(PENALTIES))
         gains = [plain_P - _fitted_losses(D_PK, fold_P, c_RK, tau) for tau in taus]
-        best = int(np.argmax([gain_P.mean() for gain_P in gains]))
+        mean_T = np.asarray([gain_P.mean() for gain_P in gains])
+        best = int(np.argmax(np.where(off_T <= ACCEPTED, mean_T, -np.inf)))
         whole = len(c_RK) - len(PENALTIES) + best
-        penalty, off = PENALTIES[best], float(residual_R[whole])
+        penalty, off = PENALTIES[best], float(off_T[best])
         gain, error = clustered(gains[best], group_P)
         loss = float(np.logaddexp(0, -D_PK @ c_RK[whole]).mean())
         c_K[kept] = c_RK[whole] / scale
-    learned = gain > error and c_K.sum() > 0
+    learned = gain > error and c_K.sum() > 0 and off <= ACCEPTED
     weights_K = c_K if learned else np.isin(np.arange(len(c_K)), kept).astype(float)
     return Fit(
         weights_K / weights_K.sum(),
@@ -143,6 +145,7 @@ def fit_weights(margins: Margins) -> Fit:
         error,
         loss,
         off,
+        len(places),
         accuracies,
     )
 
@@ -206,7 +209,9 @@ def _plain_losses(D_PK: np.ndarray, fold_P: np.ndarray) -> np.ndarray:
     mean_P, loss_P = D_PK.mean(axis=1), np.zeros(len(D_PK))
     for f in range(int(fold_P.max()) + 1):
         out = fold_P == f
-        loss_P[out] = np.logaddexp(0, -fitted_scale(mean_P[~out]) * mean_P[out])
+        # As far as the fit's own coefficients may go.
+        scale = min(fitted_scale(mean_P[~out]), MAX_C * D_PK.shape[1])
+        loss_P[out] = np.logaddexp(0, -scale * mean_P[out])
     return loss_P
 
 
@@ -228,25 +233,17 @@ def solve(
 
     In float64, on a CPU where jax has one. Arrays are filled up to powers of two, at
     least LEAST_ROOM, so that one more checkpoint or pair seldom compiles anew.
-
-    Raises:
-      TpmmError: a residual above 1e-6.
     """
     P, K = D_PK.shape
     room_P, room_K = (
         2 ** (max(n, m) - 1).bit_length() for n, m in zip((P, K), LEAST_ROOM)
     )
-    filled_PK = np.zeros((room_P, room_K), np.float32)
+    filled_PK = np.zeros((room_P, room_K))
     filled_PK[:P, :K] = D_PK
     filled_RP = np.pad(weight_RP, ((0, 0), (0, room_P - P)))
     with jax.enable_x64(True), jax.default_device(_cpu()):
         found = _solve(filled_PK, np.arange(room_K) < K, filled_RP, tau_R)
         c_RK, residual_R = jax.device_get(found)
-    if not np.max(residual_R) <= 1e-6:
-        raise TpmmError(
-            f"the fusion weights were not found in {MAX_STEPS} steps (residual "
-            f"{np.max(residual_R):.1e}); set reference.fit=exact, or another rule"
-        )
     return c_RK[:, :K], residual_R
 
 
@@ -314,7 +311,7 @@ def _coefficients(a_K: jax.Array, known_K: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _data_loss(c_K: jax.Array, D_PK: jax.Array, weight_P: jax.Array) -> jax.Array:
-    """Returns sum_p weight_p log(1 + exp(-D_p c)); float32 terms, float64 sums."""
+    """Returns sum_p weight_p log(1 + exp(-D_p c))."""
     return _data_loss_and_gradient(c_K, D_PK, weight_P)[0]
 
 
@@ -322,7 +319,7 @@ def _data_loss_and_gradient(
     c_K: jax.Array, D_PK: jax.Array, weight_P: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     # One exponential serves both.
-    margin_P = D_PK @ c_K.astype(D_PK.dtype)
+    margin_P = D_PK @ c_K
     small_P = jnp.exp(-jnp.abs(margin_P))
     loss_P = jnp.maximum(-margin_P, 0) + jnp.log1p(small_P)
     wrong_P = jnp.where(margin_P > 0, small_P, 1) / (1 + small_P)

@@ -175,8 +175,10 @@ def _on_margins(context: MergeContext) -> np.ndarray:
     assert anchor is not None
     kept = [k for k in range(1, context.count) if k not in fit.left_out]
     share_K = fit.weights_K[[k - 1 for k in kept]]
+    # c_k = s w_k, and the weights of these sum to 1 - w_0.
+    scale = float(fit.coefficients_K.sum()) / (1 - anchor)
     weights_GK, report = fit_exact(
-        Problem(context.deltas(), context.held_out, kept, share_K, anchor),
+        Problem(context.deltas(), context.held_out, kept, share_K, anchor, scale),
         progress=context.progress,
         on_step=context.on_step,
     )
