@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 from tpmm_jax.commands import train as command_line
-from tpmm_jax.config import Config
+from tpmm_jax.config import Config, to_dict
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import read_timing
@@ -19,9 +19,11 @@ from tpmm_jax.loop import held_out
 from tpmm_jax.loop.log_probs import pair_table
 from tpmm_jax.loop.run import Disk
 from tpmm_jax.loop.setup import open_run
+from tpmm_jax.loop.workdir import ADDED, as_begun, check_unchanged, pin_config
 from tpmm_jax.losses import pair_log_probs
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import PairingConfig
+from tpmm_jax.store.files import write_json
 
 ITERATIONS = 3
 
@@ -185,3 +187,26 @@ def test_every_phase_of_an_iteration_is_timed(
         assert {*seconds} == phases | {"evaluation", "iteration"}
         whole_time = seconds.pop("iteration")
         assert sum(seconds.values()) <= whole_time
+
+
+@pytest.mark.parametrize("pooled, window", [(False, 1), (True, None)])
+def test_a_run_of_before_goes_on_as_it_began_and_again(
+    tmp_path: pathlib.Path, pooled: bool, window: int | None
+) -> None:
+    """Its config.json has earlier_holdouts and no fit: Adam, on the hold-outs of then."""
+    begun = to_dict(config())
+    for name in ("fit", "holdout_window", "anchor_share", "mix"):
+        del begun["reference"][name]
+    begun["reference"]["earlier_holdouts"] = pooled
+    write_json(tmp_path / "config.json", begun)
+    for _ in range(2):
+        now = as_begun(tmp_path, config(), ADDED)
+        assert now.reference.fit == "adam"
+        assert now.reference.holdout_window == window
+        check_unchanged(tmp_path, to_dict(now), (), ADDED)
+        pin_config(tmp_path, to_dict(now), started=True, added=ADDED)
+        kept = json.loads((tmp_path / "config.json").read_text())["reference"]
+        assert kept["earlier_holdouts"] == pooled and "fit" not in kept
+    other = config(reference=ReferenceConfig(holdout_window=3))
+    with pytest.raises(BadInput, match="holdout_window"):
+        check_unchanged(tmp_path, to_dict(other), (), ADDED)
