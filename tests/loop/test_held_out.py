@@ -193,7 +193,7 @@ def test_every_phase_of_an_iteration_is_timed(
 def test_a_run_of_before_goes_on_as_it_began_and_again(
     tmp_path: pathlib.Path, pooled: bool, window: int | None
 ) -> None:
-    """With earlier_holdouts in its config.json and no fit: Adam, the hold-outs of then."""
+    """Its config.json has earlier_holdouts and no fit: so Adam, and those hold-outs."""
     begun = to_dict(config())
     for name in ("fit", "holdout_window", "anchor_share", "mix"):
         del begun["reference"][name]
