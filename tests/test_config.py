@@ -73,7 +73,7 @@ def test_a_good_config_loads(write):
         ("model.revision=main", "model.revision", "main"),
         ("model.revision=none", "model.revision", None),
         ("model.compute_dtype=bfloat16", "model.compute_dtype", "bfloat16"),
-        ("reference.granularity=layer", "reference.granularity", "layer"),
+        ("reference.mix=log_probs", "reference.mix", "log_probs"),
         ('scorer.options={"a": [1]}', "scorer.options", {"a": [1]}),
         ("scorer.options.scale=2.5", "scorer.options", {"scale": 2.5}),
         ("scorer.options.mode=best", "scorer.options", {"scale": 1, "mode": "best"}),

@@ -92,7 +92,7 @@ def test_no_chat_and_system_change_the_prompt(capsys, folder):
 
 def test_a_workdir_is_its_newest_policy(capsys, workdir):
     code, out, err = tpmm_sample(capsys, workdir, "--prompt", "a", *SHORT)
-    assert code == 0 and "trajectory@2 (the newest)" in err
+    assert code == 0 and "trajectory@2 (what the run ships)" in err
     _, last, _ = tpmm_sample(capsys, f"{workdir}/trajectory@2", "--prompt", "a", *SHORT)
     _, first, _ = tpmm_sample(
         capsys, f"{workdir}/trajectory@0", "--prompt", "a", *SHORT

@@ -256,7 +256,7 @@ def test_a_crash_inside_the_last_evaluation(
     def evaluate_again(folder: pathlib.Path) -> None:
         shutil.copytree(workdir, folder)
         for path in (folder / "iterations" / "002").iterdir():
-            kept = ("rollouts", "pairs", "reference")
+            kept = ("rollouts", "pairs", "reference", "held_out_logps")
             if not path.name.startswith((*kept, "digests", "metrics")):
                 remove_listed(path)
 

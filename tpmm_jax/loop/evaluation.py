@@ -131,9 +131,8 @@ def _evaluation(
         prefix = "" if contest.set == MAIN else f"{contest.set}/"
         found = measure_contest(contest, judgements, plan.runner.codec.eos_ids)
         on = "" if contest.set == MAIN else f" on {contest.set}"
-        who = f"theta_{t}{on}"
-        if contest.set == SHIPPED:
-            who = f"the mean of theta_0 to theta_{t}"
+        mean = f"the mean of theta_0 to theta_{t}"
+        who = mean if contest.set == SHIPPED else f"theta_{t}{on}"
         if found["length/cut"] > MAX_CUT and voice.is_new(f"cut answers{on}"):
             cuts[f"evaluation of {who}"] = found["length/cut"]
         faults[who] = found

@@ -22,6 +22,7 @@ from tpmm_jax.loop.evaluation import (
     sample_sets,
     summarise,
 )
+from tpmm_jax.loop.held_out import NAME as HELD_OUT_LOGPS
 from tpmm_jax.loop.judging import Contest, judge_contests
 from tpmm_jax.loop.margins import CALIBRATION
 from tpmm_jax.loop.prompts import SHIPPED, EncodedPrompts
@@ -55,7 +56,10 @@ from tpmm_jax.store.records import read_records, resume_records, write_records
 from tpmm_jax.weights.kept import SHIP
 
 # What an iteration derives from its answers' rewards, before its policy is stored.
-_DERIVED = ("pairs.jsonl", "reference.json", "reference_logps.npz", PROGRESS)
+_DERIVED = (
+    *("pairs.jsonl", "reference.json", "reference_logps.npz"),
+    *(HELD_OUT_LOGPS, PROGRESS),
+)
 
 
 def rescore(plan: Plan, disk: Disk, voice: Voice) -> bool:

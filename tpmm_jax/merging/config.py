@@ -114,6 +114,10 @@ class ReferenceConfig:
                 raise BadInput(
                     f"reference.{name} is {getattr(self, name)}; use {wanted}"
                 )
+        self._validate_meaning()
+
+    def _validate_meaning(self) -> None:
+        """Refuses what the chosen rule and fit would not read."""
         for f in fields(self):
             owner = ONE_RULES.get(f.name, self.rule)
             if owner != self.rule and getattr(self, f.name) != f.default:
@@ -168,13 +172,6 @@ class ReferenceConfig:
         """Steps through the network that a choice takes at most; 0: none."""
         fits = {"margins": 0, "exact": MAX_EVALUATIONS, "adam": self.steps}
         return fits[self.fit] if self.rule == "learned" else 0
-
-    @property
-    def theta_0_weight(self) -> float | None:
-        """theta_0's weight; None: as the rule has it."""
-        if self.anchor_share is None and self.on_margins:
-            return LEARNED_ANCHOR_SHARE
-        return self.anchor_share
 
     @property
     def uses_holdout(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tpmm_jax.merging.config import ReferenceConfig
+from tpmm_jax.merging.config import LEARNED_ANCHOR_SHARE, ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.merging.exact import Problem, fit_exact
 from tpmm_jax.merging.learned import HeldOut, OnStep, learn, softmax
@@ -171,7 +171,7 @@ def _on_margins(context: MergeContext) -> np.ndarray:
     if context.config.fit != "exact" or not fit.learned:
         return np.tile(weights_K, (len(context.names), 1))
     assert context.deltas is not None and context.held_out is not None
-    anchor = context.config.theta_0_weight
+    anchor = theta_0_weight(context.config)
     assert anchor is not None
     kept = [k for k in range(1, context.count) if k not in fit.left_out]
     share_K = fit.weights_K[[k - 1 for k in kept]]
@@ -208,8 +208,15 @@ def choose(context: MergeContext) -> np.ndarray:
     if context.count == 1:
         return context.one_hot(0)
     weights_GK = RULES[context.config.rule](context)
-    share = context.config.theta_0_weight
+    share = theta_0_weight(context.config)
     return weights_GK if share is None else anchored(weights_GK, share)
+
+
+def theta_0_weight(config: ReferenceConfig) -> float | None:
+    """Returns theta_0's weight; None: as the rule has it."""
+    if config.anchor_share is None and config.on_margins:
+        return LEARNED_ANCHOR_SHARE
+    return config.anchor_share
 
 
 def anchored(weights_GK: np.ndarray, share: float) -> np.ndarray:
