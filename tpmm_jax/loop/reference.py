@@ -72,8 +72,8 @@ def reference_log_probs(
     record, cache = folder / "reference.json", folder / "reference_logps.npz"
     if is_finished(record) and is_finished(cache):
         key = cache_key(plan, pairs, read_listed_json(record)["digest"])
-        if found := read_cache(cache, key):
-            return found["logps_MN"]
+        if kept := read_cache(cache, key):
+            return kept["logps_MN"]
     title = f"iteration {iteration}: reference log-probs"
     ld_alpha = plan.config.loss.ld_alpha
     chosen, started = is_finished(record), time.monotonic()
@@ -146,13 +146,14 @@ def open_reference(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> Refe
             params = deltas().merge(weights_GK) if hot is None else disk.policy(hot)
     if params is None:
         ks = np.flatnonzero(weights_GK[0]).tolist()
-        members = [
+        members: list[tuple[float, Callable[[], Params]]] = [
             (float(weights_GK[0, k]), functools.partial(disk.policy, k)) for k in ks
         ]
         digest = sha256([weights_GK.tolist(), [disk.trajectory.digest(k) for k in ks]])
     else:
         refuse_weights(params, f"the reference of iteration {iteration}")
-        members, digest = [(1.0, lambda: params)], tree_digest(params)
+        merged = params
+        members, digest = [(1.0, lambda: merged)], tree_digest(merged)
     if record.get("digest", digest) != digest:
         raise CorruptCheckpoint(
             f"{path} records a reference of digest {record['digest']}, but its "

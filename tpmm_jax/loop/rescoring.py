@@ -128,7 +128,7 @@ def _rate_evaluations(
     files = [
         (path, prompts, record.size(ANSWERS, t))
         for t in rated_iterations(disk.workdir, ANSWERS)
-        for name, prompts in (plan.schedule.sets | rated_prompts(plan, t)).items()
+        for name, prompts in ({**plan.schedule.sets} | rated_prompts(plan, t)).items()
         if (path := answers_path(disk, t, name)).exists()
     ]
     total = sum(len(path.read_bytes().splitlines()) for path, _, _ in files)

@@ -212,10 +212,10 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if is_hub_id(name):
         return _resolve_hub(name, revision, base)
     directory = pathlib.Path(name)
-    if (workdir := run_workdir(directory, TRAJECTORY)) is not None:
-        return _resolve_policy(workdir, recommended(workdir), None)
-    if (workdir := run_workdir(directory, REWARD)) is not None:
-        return _resolve_step(workdir, REWARD, None)
+    if (of_run := run_workdir(directory, TRAJECTORY)) is not None:
+        return _resolve_policy(of_run, recommended(of_run), None)
+    if (of_run := run_workdir(directory, REWARD)) is not None:
+        return _resolve_step(of_run, REWARD, None)
     if is_adapter(directory):
         return _resolve_adapter(directory, origin, base)
     config, tokenizer = read_config(directory), read_tokenizer(directory)
