@@ -70,6 +70,7 @@ def theta_0() -> tpmm.Model:
     return tpmm.load(model_directory())
 
 
+@functools.cache
 def prompts() -> list[list[int]]:
     """Returns beginnings of stories as token ids: BOS and what the model writes."""
     model = theta_0()
@@ -105,7 +106,10 @@ def score(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.ndar
         for text in texts:
             ids = model.tokenizer(prompt + text)["input_ids"]
             rows.append((len(head), ids))
-    length = 2 * (PROMPT_TOKENS + RESPONSE_TOKENS)
+    # To the next of a few lengths: each is compiled once.
+    wanted = max(len(ids) for _, ids in rows)
+    step = (PROMPT_TOKENS + RESPONSE_TOKENS) // 4
+    length = min(-(-wanted // step) * step, 8 * step)
     tokens = np.zeros((len(rows), length), np.int32)
     mask, of_response = np.zeros_like(tokens), np.zeros_like(tokens)
     for i, (start, ids) in enumerate(rows):

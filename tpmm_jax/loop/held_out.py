@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpmm_jax.data.records import PairRow
-from tpmm_jax.loop.log_probs import sequence_log_probs
+from tpmm_jax.loop.log_probs import (
+    Sequences,
+    sequence_log_probs,
+    unique_sequences,
+)
 from tpmm_jax.loop.rollouts import read_pairs
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.safety import refuse_log_probs
@@ -23,7 +27,6 @@ from tpmm_jax.store.digests import is_finished, read_npz, write_npz
 from tpmm_jax.store.files import sha256
 
 NAME = "held_out_logps.npz"
-Sequences = list[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def held_out_pairs(
     """
     holdouts = {h: read_pairs(disk, h).held_out for h in iterations}
     holdouts = {h: rows for h, rows in holdouts.items() if rows}
-    unique = {h: _unique(rows) for h, rows in holdouts.items()}
+    unique = {h: unique_sequences(rows) for h, rows in holdouts.items()}
     of_holdout = {
         h: sha256([sequences, plan.runner.codec.digest, plan.decoder.compute_dtype])
         for h, (sequences, _) in unique.items()
@@ -101,17 +104,6 @@ def held_out_pairs(
         logps[k] = np.concatenate(of_pairs) if rows else np.zeros((0, 2), np.float32)
         refuse_log_probs(logps[k], rows, title)
     return HeldOutPairs(rows, logps)
-
-
-def _unique(rows: Sequence[PairRow]) -> tuple[Sequences, np.ndarray]:
-    """Returns the different (prompt, answer) ids, and each pair's places, [P, N]."""
-    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-    place_PN = np.zeros((len(rows), 2), np.int64)
-    for p, row in enumerate(rows):
-        for n, ids in enumerate((row.chosen_ids, row.rejected_ids)):
-            key = tuple(row.prompt_ids), tuple(ids)
-            place_PN[p, n] = places.setdefault(key, len(places))
-    return [(list(prompt), list(ids)) for prompt, ids in places], place_PN
 
 
 def _read_known(disk: Disk, last: int) -> dict[str, np.ndarray]:

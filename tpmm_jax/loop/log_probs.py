@@ -16,6 +16,8 @@ from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.steps import pair_log_probs_step, token_log_probs_step
 
+Sequences = list[tuple[list[int], list[int]]]
+
 
 class ModelLogProbs(NamedTuple):
     """What one model gives, nats: of answers [B, R] by name, of pairs [P, N]."""
@@ -38,9 +40,23 @@ def model_log_probs(
         where = title if name == MAIN else f"{title} on {name}"
         found[name] = answer_log_probs(runner, voice, params(), some, where)
     if pairs:
-        table, where = pair_table(runner, pairs), f"{title} on held-out pairs"
-        pairs_PN = table_log_probs(runner, voice, params(), table, where)
+        sequences, place_PN = unique_sequences(pairs)
+        where = f"{title} on held-out pairs"
+        pairs_PN = sequence_log_probs(runner, voice, params(), sequences, where)[
+            place_PN
+        ]
     return ModelLogProbs(found, pairs_PN)
+
+
+def unique_sequences(rows: Sequence[PairRow]) -> tuple[Sequences, np.ndarray]:
+    """Returns the different (prompt, answer) ids, and each pair's places, [P, N]."""
+    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    place_PN = np.zeros((len(rows), 2), np.int64)
+    for p, row in enumerate(rows):
+        for n, ids in enumerate((row.chosen_ids, row.rejected_ids)):
+            key = tuple(row.prompt_ids), tuple(ids)
+            place_PN[p, n] = places.setdefault(key, len(places))
+    return [(list(prompt), list(ids)) for prompt, ids in places], place_PN
 
 
 def pair_table(runner: PolicyRunner, rows: Sequence[PairRow]) -> Table:
