@@ -48,7 +48,6 @@ FIXED = {
     "pairing.flip_probability": 0.4,
     "evaluation.sets": {},
     "evaluation.scorers": {},
-    "ship": "mean",
 }
 RATES, PRESSED = (5e-5, 1e-4, 2e-4, 4e-4), 2e-4
 TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 225)
@@ -74,14 +73,18 @@ class Rates(Grid):
         ]
 
 
-def grid_of(seeds: Sequence[int], rates: Mapping[str, Sequence[float]]) -> Rates:
+def grid_of(
+    seeds: Sequence[int], rates: Mapping[str, Sequence[float]], ship: str
+) -> Rates:
     """Returns the grid of these seeds, every arm at its rates."""
     axes: dict[str, Any] = {
         "seed": {str(seed): {"seed": seed} for seed in seeds},
         "arm": ARMS,
         "rate": {f"{rate:g}": {"train.learning_rate": rate} for rate in RATES},
     }
-    return Rates(CONFIG, axes, FIXED, "arm", "rate", "previous", rates)
+    return Rates(
+        CONFIG, axes, {**FIXED, "ship": ship}, "arm", "rate", "previous", rates
+    )
 
 
 def choose(results: pathlib.Path) -> dict[str, float]:
@@ -108,7 +111,7 @@ def choose(results: pathlib.Path) -> dict[str, float]:
 
 def tune(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
     """Runs the tuning and chooses the rates; returns what failed: name -> message."""
-    grid = grid_of(TUNING_SEEDS, {arm: RATES for arm in ARMS})
+    grid = grid_of(TUNING_SEEDS, {arm: RATES for arm in ARMS}, "last")
     failed = run_study(grid, workdir / "tune", jobs, console)
     write_json(workdir / "chosen.json", choose(workdir / "tune" / "results.json"))
     return failed
@@ -130,7 +133,7 @@ def fresh_grid(workdir: pathlib.Path) -> Rates:
     if not path.exists():
         raise BadInput(f"{path} is not there; run tune to its end first")
     best = json.loads(path.read_text(encoding="utf-8"))
-    return grid_of(FRESH_SEEDS, {arm: (PRESSED, best[arm]) for arm in ARMS})
+    return grid_of(FRESH_SEEDS, {arm: (PRESSED, best[arm]) for arm in ARMS}, "mean")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
