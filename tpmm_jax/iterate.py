@@ -17,6 +17,9 @@ from tpmm_jax.loop.training import train
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.plots import plot_reward
 
+# The share of a session's time that its pages may take; the last is always drawn.
+DRAWING = 0.05
+
 
 def iterate(run: Run) -> None:
     """Runs iterations 1..T, or those from the first one that is not finished."""
@@ -24,8 +27,10 @@ def iterate(run: Run) -> None:
     plan = fix_scale(run.plan, disk, voice)
     last = plan.config.iterations
     if rescore(plan, disk, voice):
-        show(run)
+        print_table(run)
+        draw(run)
     first = disk.next_iteration(last)
+    began, drawing = time.monotonic(), 0.0
     if first == 0:
         evaluate(plan, disk, voice, 0, None)
     for iteration in range(max(first, 1), last + 1):
@@ -38,8 +43,12 @@ def iterate(run: Run) -> None:
             # Killed after theta_t was stored: its training state is of no more use.
             disk.work.clear()
         evaluate(plan, disk, voice, iteration, pairs)
-        disk.log_seconds("iteration", iteration, time.monotonic() - started)
-        show(run)
+        done = time.monotonic()
+        disk.log_seconds("iteration", iteration, done - started)
+        print_table(run)
+        if iteration == last or drawing <= DRAWING * (done - began):
+            draw(run)
+            drawing += time.monotonic() - done
     if first > last:
         # A kill may have come between the last row and its pictures.
         draw(run)
@@ -62,10 +71,9 @@ def finished_text(plan: Plan, done: int) -> str:
     return f"{text}; --set iterations={done + 1} adds one"
 
 
-def show(run: Run) -> None:
-    """Prints the table of all finished iterations, and draws them."""
+def print_table(run: Run) -> None:
+    """Prints the table of all finished iterations."""
     run.voice.console.iteration_table(iteration_rows(run.disk.workdir))
-    draw(run)
 
 
 def draw(run: Run) -> None:
