@@ -221,6 +221,92 @@ def test_of_lora_the_mean_is_that_of_products(tmp_path: pathlib.Path) -> None:
     )
 
 
+SHARES = [0.25, 0.0, 0.75]
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run whose last fit finds SHARES; the first has too few prompts."""
+    from tpmm_jax.loop import shipping
+
+    fit = shipping.fit_listwise
+
+    def found(samples: Any) -> Any:
+        known = fit(samples)
+        if samples.logp_PRK.shape[-1] < len(SHARES):
+            return known
+        return dataclasses.replace(known, weights_K=np.array(SHARES), learned=True)
+
+    workdir = tmp_path_factory.mktemp("weighted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipping, "fit_listwise", found)
+        said = start(config(ship="learned"), workdir)
+    assert "prompts are too few to weight policies with; the plain mean" in said
+    return workdir
+
+
+def test_learned_weights_are_shipped_by_name(
+    weighted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert ship(weighted, 1)["weights"] == [0.5, 0.5]
+    assert ship(weighted, 2)["weights"] == SHARES
+    assert ship(weighted, 2)["chosen"] == "learned"
+    steps = [
+        jax.device_get(tpmm.load(f"{weighted}/trajectory@{k}").params) for k in (0, 2)
+    ]
+    model = tpmm.load(weighted)
+    assert model.origin["source"] == f"{weighted}/policy@learned..2"
+    jax.tree.map(
+        lambda m, x, y: np.testing.assert_allclose(
+            m, 0.25 * x + 0.75 * y, rtol=0, atol=2e-7
+        ),
+        jax.device_get(model.params),
+        *steps,
+    )
+    assert tree_digest(model.params) == ship(weighted, 2)["mean"]
+    row = iteration_rows(weighted)[-1]
+    assert [row[f"ship/weight_{k}"] for k in range(3)] == SHARES
+    assert np.isfinite(row["ship/reward/mean"])
+    page = write_report([weighted]).read_text()
+    assert "Weights of the shipped mean" in page
+    output = tmp_path / "exported"
+    assert export.main([str(weighted), "--output", str(output)]) == 0
+    card = (output / "README.md").read_text()
+    assert "weights of 0.250, 0.000, 0.750 (fitted on held-out" in card
+    assert "| the weighted mean of the policies 0 to 2 | value |" in card
+
+
+def test_a_mean_that_was_not_evaluated_is_said(
+    run: pathlib.Path, weighted: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    plain = tmp_path / "plain"
+    assert export.main([f"{weighted}/policy@mean", "--output", str(plain)]) == 0
+    assert "did not evaluate this mean" in (plain / "README.md").read_text()
+    with pytest.raises(BadInput, match="holds no weights; a run with ship=learned"):
+        tpmm.load(f"{run}/policy@learned")
+
+
+def test_samples_are_rated_once_a_prompt_and_iteration() -> None:
+    from tpmm_jax.data.records import LabelledPair
+    from tpmm_jax.loop.shipping import rated_samples
+
+    def pair(better: int, worse: int) -> LabelledPair:
+        return LabelledPair(
+            prompt="p", chosen=str(better), rejected=str(worse), prompt_ids=[1],
+            chosen_ids=[better], rejected_ids=[worse], chosen_reward=float(better),
+            rejected_reward=float(worse), flipped=False, held_out=True,
+        )  # fmt: skip
+
+    pairs = [(1, pair(9, 8)), (1, pair(9, 7)), (2, pair(9, 8))]
+    logps = {k: np.array([[-1.0, -2], [-1, -3], [-4, -5]]) - k for k in (1, 0, 2)}
+    found = rated_samples(pairs, logps)
+    np.testing.assert_array_equal(found.reward_PR, [[9, 8, 7], [9, 8, np.nan]])
+    np.testing.assert_array_equal(found.logp_PRK[0, :, 1], [-2, -3, -4])
+    # theta_0 drew the first, theta_1 the second.
+    np.testing.assert_array_equal(found.sampler_PR, [[-1, -2, -3], [-5, -6, 0]])
+    assert found.prompts == [(1,), (1,)]
+
+
 def test_held_out_prompts_are_those_that_train_nothing() -> None:
     from tpmm_jax.loop.prompts import EncodedPrompts
 
@@ -233,10 +319,10 @@ def test_held_out_prompts_are_those_that_train_nothing() -> None:
     assert kept.columns == {"answer": ["x", "z"]} and kept.held_out == [True, True]
 
 
-def test_auto_needs_held_out_prompts_and_rewards() -> None:
-    for share in (0.0, 0.05):
-        with pytest.raises(BadInput, match="ship=auto needs held-out prompts"):
-            config(pairing=PairingConfig(holdout_fraction=share)).validate()
+def test_a_choice_needs_held_out_prompts_and_rewards() -> None:
+    for share, ship in ((0.0, "auto"), (0.05, "auto"), (0.0, "learned")):
+        with pytest.raises(BadInput, match=f"ship={ship} needs held-out prompts"):
+            config(pairing=PairingConfig(holdout_fraction=share), ship=ship).validate()
     with pytest.raises(BadInput, match=r"whose mean is 0\.5 for every policy"):
         config(scorer=ScorerConfig(name="judge:model")).validate()
 

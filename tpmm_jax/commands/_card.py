@@ -22,7 +22,7 @@ from tpmm_jax.scoring import JUDGE, REWARD
 from tpmm_jax.store import Trajectory, read_json, read_lines_repaired
 from tpmm_jax.store.digests import read_listed_json
 from tpmm_jax.weights.hub import POLICY, TRAJECTORY_STEP
-from tpmm_jax.weights.kept import committed_steps
+from tpmm_jax.weights.kept import LEARNED, committed_steps, weights_of_mean
 
 # Heading and key of a row of kind "iteration"; an interval is KEY/low, KEY/high, but
 # that of a mean stands beside it.
@@ -78,7 +78,9 @@ The tokenizer has a chat template.
 
 {% if run -%}
 {% if run.mean -%}
-The mean of the policies 0 to {{ run.step }}, weights of equal share, of a run of
+The mean of the policies 0 to {{ run.step }}, weights of
+{%- if run.mean.weights %} {{ run.mean.weights }} (fitted on held-out
+samples and their rewards),{% else %} equal share,{% endif %} of a run of
 {%- else -%}
 Policy {{ run.step }} of a run of
 {%- endif %} {{ [run.step, run.config.iterations] | max }}
@@ -109,7 +111,7 @@ reconstruction: the paper's is not public.
 
 {% if run.mean -%}
 The rows are those of the single policies.
-{%- if not run.of_mean %} The run did not evaluate the mean.{% endif %}
+{%- if not run.mean.evaluated %} The run did not evaluate this mean.{% endif %}
 
 {% endif -%}
 {% if run.table -%}
@@ -142,7 +144,7 @@ The run has no evaluation of this policy.
 {%- endfor %}
 {% endif %}
 {% if run.of_mean %}
-| the mean of the policies 0 to {{ run.step }} | value |
+| {{ run.of_mean_title }} | value |
 |---|---|
 {%- for key, value in run.of_mean %}
 | {{ key | cell }} | {{ value }} |
@@ -236,7 +238,9 @@ def run_facts(source: str) -> dict[str, Any] | None:
     losses = [loss] if isinstance(loss, str) else loss  # or a sum of them
     return {
         "step": step,
-        "mean": named is not None,
+        "of_mean_title": f"the {'weighted ' * (config.get('ship') == LEARNED)}mean of "
+        f"the policies 0 to {step}",
+        "mean": None if named is None else _mean(workdir, named["name"], step, last),
         "config": config,
         "config_text": json.dumps(without_paths(config), indent=2, sort_keys=True),
         "loss": " + ".join(title_of(name, mean) for name in losses),
@@ -284,6 +288,21 @@ def first_model(
     hub = origin if meta.get("commit") else None
     first = cell(local_name(origin))
     return first + (f" at `{code(meta['commit'][:12])}`" if hub else ""), hub
+
+
+def _mean(
+    workdir: pathlib.Path, name: str, step: int, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns weights of a mean, "" of an equal one; whether ``row`` rates it."""
+    learned, ship = name == LEARNED, run_config(workdir).get("ship")
+    weights = weights_of_mean(workdir, name, step) if learned else {}
+    return {
+        "weights": ", ".join(f"{weights.get(k, 0):.3f}" for k in range(step + 1))
+        if learned
+        else "",
+        "evaluated": (ship == LEARNED) == learned
+        and any(key.startswith(OF_MEAN) for key in row),
+    }
 
 
 def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tpmm_jax.store import Base, Trajectory, read_json
 from tpmm_jax.store.files import sha256
 from tpmm_jax.weights.architecture import architecture_differences
 from tpmm_jax.weights.hub import POLICY, TRAJECTORY, TRAJECTORY_STEP, is_hub_id
-from tpmm_jax.weights.kept import run_workdir
+from tpmm_jax.weights.kept import run_workdir, weights_of_mean
 from tpmm_jax.weights.loading import (
     adapters_base,
     adapters_place,
@@ -87,25 +87,36 @@ def read_step(model: str, source: Source, base: str | None) -> StoredAdapter:
         digests = [trajectory.digest(step) for step in steps]
     adapters, digest = several[0], digests[0]
     if mean:
-        adapters, lora = mean_adapters(several, lora)
-        digest = sha256(digests)
+        weights = weights_of_mean(workdir, mean["name"], steps[-1])
+        adapters, lora = mean_adapters(
+            [several[k] for k in weights], list(weights.values()), lora
+        )
+        digest = sha256([digests, list(weights.items())])
     return StoredAdapter(lora, adapters, name, revision, digest)
 
 
 def mean_adapters(
-    policies: Sequence[Params], lora: LoraConfig
+    policies: Sequence[Params], weights: Sequence[float], lora: LoraConfig
 ) -> tuple[Params, LoraConfig]:
     """Returns adapters whose product is the mean of the policies' products, exactly.
 
     Their ranks stand side by side; a policy whose product is zero has none.
+
+    Args:
+      weights: of the policies; their ratios count.
     """
-    kept = [p for p in policies if any(jnp.any(pair["b"]) for _, pair in placed(p))]
-    kept = kept or list(policies[:1])
+    total = sum(weights)
+    kept = [
+        (p, weight / total)
+        for p, weight in zip(policies, weights, strict=True)
+        if any(jnp.any(pair["b"]) for _, pair in placed(p))
+    ]
+    kept = kept or [(policies[0], 1.0)]
     mean: Params = {}
-    for number, (target, first) in enumerate(placed(kept[0])):
-        pairs = [first, *(list(placed(p))[number][1] for p in kept[1:])]
-        a = jnp.concatenate([pair["a"] for pair in pairs], axis=-1)
-        b = jnp.concatenate([pair["b"] for pair in pairs], axis=1) / len(policies)
+    for number, (target, _) in enumerate(placed(kept[0][0])):
+        pairs = [(list(placed(p))[number][1], weight) for p, weight in kept]
+        a = jnp.concatenate([pair["a"] for pair, _ in pairs], axis=-1)
+        b = jnp.concatenate([pair["b"] * weight for pair, weight in pairs], axis=1)
         put(mean, target.path, {"a": a, "b": b})
     rank = len(kept) * lora.rank
     alpha = scaling(lora) * rank

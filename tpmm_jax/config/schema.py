@@ -180,9 +180,10 @@ class Config:
         "theta_0" (with reference.rule=best the guide of Pre-DPO), or at the merged
         "reference".
       ship: the policy that the run recommends, and that its workdir names: "last",
-        theta_t; "mean", the mean of theta_0 to theta_t; "auto", the better of the two
-        on held-out prompts, theta_t within one standard error. The mean is evaluated
-        beside theta_t in every iteration.
+        theta_t; "mean", the mean of theta_0 to theta_t; "learned", their mean with
+        weights that are fitted on held-out samples and their rewards; "auto", the
+        better of last and mean on held-out prompts, theta_t within one standard error.
+        The mean is evaluated beside theta_t in every iteration.
     """
 
     iterations: int
@@ -201,7 +202,7 @@ class Config:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     train_from: Literal["previous", "theta_0", "reference"] = "previous"
-    ship: Literal["last", "mean", "auto"] = "last"
+    ship: Literal["last", "mean", "learned", "auto"] = "last"
 
     @property
     def offline(self) -> bool:
@@ -312,21 +313,22 @@ class Config:
 
     def _validate_ship(self) -> None:
         """Refuses a choice that nothing could be made by."""
-        if self.ship != "auto":
+        if self.ship not in ("auto", "learned"):
             return
         share, count = self.pairing.holdout_fraction, self.rollout.prompts_per_iteration
         if self.offline:
             raise BadInput(
-                "ship=auto compares rewards on held-out prompts, and with data.pairs "
-                "there are none; use ship=mean or last"
+                f"ship={self.ship} reads rewards on held-out prompts, and with "
+                "data.pairs there are none; use ship=mean or last"
             )
         if round(share * count) < 2:
             raise BadInput(
-                "ship=auto needs held-out prompts, two or more an iteration: of "
-                f"rollout.prompts_per_iteration={count} a share of {share:g} is held "
-                "out (pairing.holdout_fraction); raise one of the two"
+                f"ship={self.ship} needs held-out prompts, two or more an iteration: "
+                f"of rollout.prompts_per_iteration={count} a share of {share:g} is "
+                "held out (pairing.holdout_fraction); raise one of the two"
             )
-        if all(name.startswith(JUDGE) for name in self.scorer.names):
+        judged = all(name.startswith(JUDGE) for name in self.scorer.names)
+        if self.ship == "auto" and judged:
             raise BadInput(
                 f"ship=auto with scorer.name {self.scorer.name}: a judge's rewards are "
                 "shares of wins among one policy's answers, whose mean is 0.5 for "

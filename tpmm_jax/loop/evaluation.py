@@ -8,6 +8,7 @@ Phases, each of which leaves a file and is not repeated: sampling with all score
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from tpmm_jax.loop.cached_log_probs import (
     cached_log_probs,
     compared_models,
 )
-from tpmm_jax.loop.held_out import HeldOutPairs, held_out_pairs
+from tpmm_jax.loop.held_out import held_out_pairs
 from tpmm_jax.loop.judging import (
     Contest,
     judge_contests,
@@ -39,7 +40,7 @@ from tpmm_jax.loop.prompts import MAIN, SHIPPED
 from tpmm_jax.loop.raters_record import earlier_labels
 from tpmm_jax.loop.rollouts import CUT_OPTION, IterationPairs
 from tpmm_jax.loop.run import EVALUATION, Disk, Plan
-from tpmm_jax.loop.shipping import evaluate_mean
+from tpmm_jax.loop.shipping import evaluate_mean, shipped_weights
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import policy_is_reference
 from tpmm_jax.scoring import measuring
@@ -115,6 +116,7 @@ def _evaluation(
     if t > 0 and plan.config.ship != LAST:
         met = met_by_mean(disk, t, answers)
         contests += filter(None, [evaluate_mean(plan, disk, voice, t, policy, met)])
+        values |= shipped_weights(disk, t)
     judged = disk.folder(t) / "judgements.jsonl"
     judgements = judge_contests(
         judged,
@@ -218,7 +220,7 @@ def _surrogate(
     margin_PK = pairs.margins(length_normalized=normalized).margin_PK
     sum_P = margin_PK @ weights_GK[0, 1:]
     models = {0: logps[f"held_out.{THETA_0}_MN"], 1: logps[f"held_out.{REFERENCE}_MN"]}
-    exact = HeldOutPairs(pairs.rows, models).margins(length_normalized=normalized)
+    exact = replace(pairs, logps=models).margins(length_normalized=normalized)
     exact_P = exact.of(1)
     if len(sum_P) < 2 or not (np.ptp(sum_P) > 0 and np.ptp(exact_P) > 0):
         return {}

@@ -57,6 +57,11 @@ class HeldOutPairs:
         )
 
 
+def pooled_iterations(iteration: int, window: int | None) -> range:
+    """Returns the iterations whose hold-outs are read: so many newest, or all."""
+    return range(max(1, iteration + 1 - (window or iteration)), iteration + 1)
+
+
 def held_out_pairs(
     plan: Plan,
     disk: Disk,

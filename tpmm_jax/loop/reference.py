@@ -20,7 +20,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.cache import read_cache, write_cache
-from tpmm_jax.loop.held_out import HeldOutPairs, held_out_pairs
+from tpmm_jax.loop.held_out import HeldOutPairs, held_out_pairs, pooled_iterations
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import Disk, Plan
@@ -269,12 +269,12 @@ def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOutPa
       BadInput: there is none.
     """
     config = plan.config.reference
-    first = max(1, iteration + 1 - (config.holdout_window or iteration))
+    window = config.holdout_window
     # Through the network, D is taken of merged models, against theta_0 alone.
     alone = config.rule == "learned" and not config.on_margins
     policies = range(1 if alone else iteration)
     pairs = held_out_pairs(
-        plan, disk, voice, iteration, range(first, iteration + 1), policies
+        plan, disk, voice, iteration, pooled_iterations(iteration, window), policies
     )
     if not pairs.rows:
         raise BadInput(

@@ -1,4 +1,4 @@
-"""The policy that a run recommends: theta_t, or the mean of theta_0, ..., theta_t.
+"""The policy that a run recommends: theta_t, or a mean of theta_0, ..., theta_t.
 
 The mean is evaluated beside theta_t, on the same prompts with the same keys, as one
 more set of the evaluation (SHIPPED). ship.json of an iteration says which of the two is
@@ -13,29 +13,35 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.records import Rollout
+from tpmm_jax.data.records import LabelledPair, Rollout
 from tpmm_jax.loop.answers import LazyParams, sample_answers
 from tpmm_jax.loop.cache import read_cache, write_cache
+from tpmm_jax.loop.held_out import held_out_pairs, pooled_iterations
 from tpmm_jax.loop.judging import Contest
 from tpmm_jax.loop.log_probs import answer_log_probs
 from tpmm_jax.loop.prompts import MAIN, SHIPPED, EncodedPrompts
 from tpmm_jax.loop.run import EVALUATION, SHIPPING, Disk, Plan
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.merging import running_mean
+from tpmm_jax.merging import LEAST_PROMPTS, RatedSamples, fit_listwise, running_mean
 from tpmm_jax.rewards import Raters
 from tpmm_jax.scoring import measuring
-from tpmm_jax.store.digests import is_finished, write_listed_json
+from tpmm_jax.store.digests import (
+    is_finished,
+    read_listed_json,
+    write_listed_json,
+)
 from tpmm_jax.store.files import sha256
 from tpmm_jax.store.fingerprint import tree_digest
-from tpmm_jax.weights.kept import LAST, MEAN, SHIP
+from tpmm_jax.store.records import read_records
+from tpmm_jax.weights.kept import LAST, LEARNED, MEAN, SHIP
 
 # Of mean rewards: no gain.
 ROUNDING = 1e-12
 
 
-def mean_policy(disk: Disk, t: int) -> Params:
-    """Returns the mean of theta_0, ..., theta_t, float32; of LoRA that of products."""
-    return running_mean(disk.policy(k) for k in range(t + 1))
+def mean_policy(disk: Disk, weights: Mapping[int, float]) -> Params:
+    """Returns a mean of policies, float32; of LoRA that of products."""
+    return running_mean((disk.policy(k) for k in weights), weights.values())
 
 
 def evaluate_mean(
@@ -53,30 +59,94 @@ def evaluate_mean(
     Args:
       met: the answers of others to the run's own prompts, by name.
     """
-    mean = LazyParams(lambda: mean_policy(disk, t))
+    record, name = disk.folder(t) / SHIP, plan.config.ship
+    fitted: dict[str, Any] = {}
+    if name == LEARNED:
+        fitted = fit_weights(plan, disk, voice, t, record)
+    shares = enumerate(fitted.get("weights", [1.0] * (t + 1)))
+    weights = {k: weight for k, weight in shares if weight}
+    mean = LazyParams(lambda: mean_policy(disk, weights))
     contest = None
     if plan.schedule is not None and MAIN in plan.schedule.sets:
         prompts, title = plan.schedule.sets[MAIN], "evaluate the mean"
         answers = _sample(
             plan, disk, voice, t, SHIPPED, title, prompts, mean, EVALUATION
         )
-        ratios = {"theta_0": _log_ratios(plan, disk, voice, t, answers, mean)}
+        ratios = {"theta_0": _log_ratios(plan, disk, voice, t, answers, mean, weights)}
         contest = Contest(SHIPPED, answers, met, ratios)
-    record, auto = disk.folder(t) / SHIP, plan.config.ship == "auto"
+    auto = name == "auto"
     needed = [record, *(_answers(disk, t, x) for x in (LAST, MEAN) if auto)]
     if not all(map(is_finished, needed)):
-        digest, chosen, report = tree_digest(mean()), MEAN, dict[str, Any]()
+        digest, report = tree_digest(mean()), fitted
+        chosen: str = name
         if auto:
             chosen, report = _choose(plan, disk, voice, t, policy, mean)
-            name = "the mean" if chosen == MEAN else f"theta_{t}"
+            said = "the mean" if chosen == MEAN else f"theta_{t}"
             voice.console.note(
-                f"iteration {t}: ships {name}; held-out reward of the mean minus that "
+                f"iteration {t}: ships {said}; held-out reward of the mean minus that "
                 f"of theta_{t}: {report['gain_of_mean']:+.3f}, standard error "
                 f"{report['gain_error']:.3f}"
             )
         write_listed_json(record, {"chosen": chosen, "mean": digest, **report})
     mean.release()
     return contest
+
+
+def shipped_weights(disk: Disk, t: int) -> dict[str, float]:
+    """Returns ship/weight_0, ... where they were learned."""
+    weights = read_listed_json(disk.folder(t) / SHIP).get("weights", ())
+    return {f"{SHIPPED}/weight_{k}": weight for k, weight in enumerate(weights)}
+
+
+def fit_weights(
+    plan: Plan, disk: Disk, voice: Voice, t: int, record: pathlib.Path
+) -> dict[str, Any]:
+    """Returns the weights of theta_0 to theta_t, and how they were found."""
+    if is_finished(record):
+        return read_listed_json(record)
+    iterations = pooled_iterations(t, plan.config.reference.holdout_window)
+    pairs = held_out_pairs(plan, disk, voice, t, iterations, range(t + 1))
+    rated = [
+        (h, row)
+        for h in iterations
+        for row in read_records(disk.folder(h) / "pairs.jsonl", LabelledPair)
+        if row.held_out
+    ]
+    found = fit_listwise(rated_samples(rated, pairs.logps)).record()
+    if not found["learned"]:
+        why = "held-out samples did not show a better mean than the plain one"
+        if found["held_out_prompts"] < LEAST_PROMPTS:
+            count = found["held_out_prompts"]
+            why = f"{count} held-out prompts are too few to weight policies with"
+        voice.console.note(f"iteration {t}: {why}; the plain mean is shipped")
+    return found
+
+
+def rated_samples(
+    pairs: Sequence[tuple[int, LabelledPair]], logps: Mapping[int, np.ndarray]
+) -> RatedSamples:
+    """Returns the different answers of held-out pairs, by iteration and prompt.
+
+    Args:
+      pairs: each with its iteration; the policy before that drew the answers.
+      logps: policy -> [P, 2], nats.
+    """
+    found: dict[tuple[int, tuple[int, ...]], dict[tuple[int, ...], Any]] = {}
+    logps_PNK = np.stack([some for _, some in sorted(logps.items())], axis=-1)
+    for (h, row), logps_NK in zip(pairs, logps_PNK, strict=True):
+        some = found.setdefault((h, tuple(row.prompt_ids)), {})
+        some[tuple(row.chosen_ids)] = row.chosen_reward, logps_NK[0]
+        some[tuple(row.rejected_ids)] = row.rejected_reward, logps_NK[1]
+    most, K = max(map(len, found.values()), default=1), logps_PNK.shape[-1]
+    logp_PRK = np.zeros((len(found), most, K))
+    reward_PR = np.full((len(found), most), np.nan)
+    for p, some in enumerate(found.values()):
+        for r, (reward, logps_K) in enumerate(some.values()):
+            reward_PR[p, r], logp_PRK[p, r] = reward, logps_K
+    sampler_P = np.asarray([h - 1 for h, _ in found])
+    sampler_PR = np.take_along_axis(logp_PRK, sampler_P[:, None, None], axis=-1)
+    prompts = [prompt for _, prompt in found]
+    return RatedSamples(logp_PRK, sampler_PR[..., 0], reward_PR, prompts)
 
 
 def _answers(disk: Disk, t: int, name: str) -> pathlib.Path:
@@ -118,12 +188,13 @@ def _log_ratios(
     t: int,
     answers: Sequence[Rollout],
     mean: LazyParams,
+    weights: Mapping[int, float],
 ) -> np.ndarray:
     """Returns log p(answer) of the mean minus that of theta_0, nats, [B, R]."""
     path = disk.folder(t) / "ship_log_probs.npz"
     texts = [[row.prompt_ids, row.response_ids] for row in answers]
-    digests = [disk.trajectory.digest(k) for k in range(t + 1)]
-    key = sha256([texts, digests, plan.runner.codec.digest])
+    members = [[disk.trajectory.digest(k), weight] for k, weight in weights.items()]
+    key = sha256([texts, members, plan.runner.codec.digest])
     known = read_cache(path, key)
     first = LazyParams(lambda: disk.policy(0))
     for name, params in (("mean", mean), ("theta_0", first)):

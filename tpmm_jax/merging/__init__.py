@@ -17,7 +17,8 @@ from tpmm_jax.merging.experts import (
     pair_margins,
 )
 from tpmm_jax.merging.learned import HeldOut
-from tpmm_jax.merging.margins import Margins
+from tpmm_jax.merging.listwise import RatedSamples, fit_listwise
+from tpmm_jax.merging.margins import LEAST_PROMPTS, Margins
 from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
 from tpmm_jax.merging.rules import RULES, MergeContext, choose
 from tpmm_jax.merging.trees import (
@@ -33,6 +34,7 @@ from tpmm_jax.merging.trees import (
 __all__ = [
     "EXPERT_RULES",
     "FAINT",
+    "LEAST_PROMPTS",
     "NO_REFERENCE",
     "RULES",
     "Deltas",
@@ -42,6 +44,7 @@ __all__ = [
     "HeldOut",
     "Margins",
     "MergeContext",
+    "RatedSamples",
     "ReferenceConfig",
     "choose",
     "choose_experts",
@@ -49,6 +52,7 @@ __all__ = [
     "dense_decoder",
     "expert_pairs",
     "faint_text",
+    "fit_listwise",
     "group_names",
     "merge_params",
     "one_hot",

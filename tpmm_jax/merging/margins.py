@@ -121,7 +121,7 @@ def fit_weights(margins: Margins) -> Fit:
     penalty, gain, error, loss, off = PENALTIES[-1], 0.0, 0.0, float(np.log(2)), 0.0
     if len(kept) > 1 and scale > 0 and len(places) >= LEAST_PROMPTS:
         D_PK = margin_PK[:, kept] / scale
-        fold_P = _folds(group_P)
+        fold_P = folds(group_P)
         c_RK, residual_R = solve(D_PK, *_problems(fold_P))
         off_T = residual_R.reshape(-1, len(PENALTIES)).max(axis=0)
         plain_P, taus = _plain_losses(D_PK, fold_P), range(len(PENALTIES))
@@ -188,7 +188,7 @@ def clustered(values_P: np.ndarray, group_P: np.ndarray) -> tuple[float, float]:
     return mean, float(error)
 
 
-def _folds(group_P: np.ndarray) -> np.ndarray:
+def folds(group_P: np.ndarray) -> np.ndarray:
     """Returns the fold of each pair; pairs of a group share one."""
     count = int(group_P.max()) + 1
     fold_G = np.random.default_rng(0).permutation(count) % min(FOLDS, count)
@@ -241,13 +241,13 @@ def solve(
     filled_PK = np.zeros((room_P, room_K))
     filled_PK[:P, :K] = D_PK
     filled_RP = np.pad(weight_RP, ((0, 0), (0, room_P - P)))
-    with jax.enable_x64(True), jax.default_device(_cpu()):
+    with jax.enable_x64(True), jax.default_device(cpu()):
         found = _solve(filled_PK, np.arange(room_K) < K, filled_RP, tau_R)
         c_RK, residual_R = jax.device_get(found)
     return c_RK[:, :K], residual_R
 
 
-def _cpu() -> jax.Device | None:
+def cpu() -> jax.Device | None:
     """Returns a CPU device, or None where jax runs without (JAX_PLATFORMS)."""
     try:
         return jax.local_devices(backend="cpu")[0]

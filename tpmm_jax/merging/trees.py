@@ -6,7 +6,7 @@ parameter outside the layers, in the order of its name.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -156,18 +156,25 @@ def weighted_sum(
     return merged, signal_to_rounding(merged, base, "float32")
 
 
-def running_mean(models: Iterable[Params]) -> Params:
+def running_mean(models: Iterator[Params], weights: Iterable[float]) -> Params:
     """Returns the mean of trees in float32; two of them in memory at a time.
 
-    >>> running_mean([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, {"w": 2 * jnp.ones(2)}])
-    {'w': Array([1., 1.], dtype=float32)}
+    >>> running_mean(iter([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}]), [0.25, 0.75])
+    {'w': Array([0.75, 0.75], dtype=float32)}
+
+    Args:
+      weights: above 0, one for each tree; their ratios count.
     """
     mean: Params = {}
-    for k, params in enumerate(models):
-        if k == 0:
+    total = 0.0
+    for weight in weights:
+        # Not by zip or enumerate, which hold on to the tree before.
+        params = next(models)
+        total += weight
+        if not mean:
             mean = jax.tree.map(lambda x: x.astype(jnp.float32), params)
         else:
-            part = jnp.float32(1 / (k + 1))
+            part = jnp.float32(weight / total)
             mean = jax.tree.map(
                 lambda m, x, w=part: add_leaf(m, subtract_leaf(x, m), w), mean, params
             )

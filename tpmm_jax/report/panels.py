@@ -207,6 +207,7 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
     for run in runs:
         of = f", {run.label}" if len(runs) > 1 else ""
         found += _weights(run, of) + _layer_weights(run, of) + _evidence(run, of)
+        found += _shipped_weights(run, of)
     found += family(
         runs,
         "Signal-to-rounding of the merge",
@@ -219,20 +220,29 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
 
 
 def _weights(run: RunData, of: str) -> list[Panel]:
-    rows = [row for row in run.iterations if "merge/weight_0" in row]
-    count = sum(name.startswith("merge/weight_") for name in run.names())
+    note = "One row per iteration: the reference that θₜ was trained against."
+    return _heat(run, "merge/weight_", f"Merge weights{of}", note)
+
+
+def _shipped_weights(run: RunData, of: str) -> list[Panel]:
+    note = "One row per iteration: the mean that is evaluated beside θₜ."
+    return _heat(run, "ship/weight_", f"Weights of the shipped mean{of}", note)
+
+
+def _heat(run: RunData, start: str, title: str, note: str) -> list[Panel]:
+    rows = [row for row in run.iterations if f"{start}0" in row]
+    count = sum(name.startswith(start) for name in run.names())
     if not rows:
         return []
     weights = np.array(
-        [[run.number(row, f"merge/weight_{k}") for k in range(count)] for row in rows]
+        [[run.number(row, f"{start}{k}") for k in range(count)] for row in rows]
     )
     svg = figures.heat(
         weights,
         [f"t = {row['iteration']}" for row in rows],
         [theta(k) for k in range(count)],
     )
-    note = "One row per iteration: the reference that θₜ was trained against."
-    return [Panel(f"Merge weights{of}", note, [], svg)]
+    return [Panel(title, note, [], svg)]
 
 
 def _layer_weights(run: RunData, of: str) -> list[Panel]:

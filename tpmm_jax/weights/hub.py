@@ -17,8 +17,10 @@ TRAJECTORY, REWARD = "trajectory", "reward"
 TRAJECTORY_STEP = re.compile(
     r"(?P<workdir>.*/)?(?P<kept>trajectory|reward)@(?P<step>\d+|(?<=reward@)best)"
 )
-# A run's policy by name: its newest, the mean of all, or the mean up to a step.
-POLICY = re.compile(r"(?P<workdir>.*/)?policy@(?P<name>last|mean)(\.\.(?P<step>\d+))?")
+# A run's policy by name: its newest, a mean of all, or a mean up to a step.
+POLICY = re.compile(
+    r"(?P<workdir>.*/)?policy@(?P<name>last|mean|learned)(\.\.(?P<step>\d+))?"
+)
 
 
 def is_hub_id(name: str) -> bool:

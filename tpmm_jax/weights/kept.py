@@ -12,7 +12,7 @@ from tpmm_jax.store.digests import read_listed_json
 from tpmm_jax.weights.hub import TRAJECTORY
 
 # Which policy an iteration recommends, and the names that it may have.
-SHIP, LAST, MEAN = "ship.json", "last", "mean"
+SHIP, LAST, MEAN, LEARNED = "ship.json", "last", "mean", "learned"
 
 
 def run_workdir(directory: pathlib.Path, kept: str = TRAJECTORY) -> pathlib.Path | None:
@@ -47,7 +47,7 @@ def committed_steps(workdir: pathlib.Path, kept: str = TRAJECTORY) -> list[int]:
 
 
 def recommended(workdir: pathlib.Path) -> str:
-    """Returns the policy that a run recommends after its last step: "last" or "mean".
+    """Returns the policy that a run recommends after its last step, by name.
 
     Raises:
       BadInput, CorruptCheckpoint: see ``committed_steps``; the run has not chosen yet.
@@ -64,6 +64,24 @@ def recommended(workdir: pathlib.Path) -> str:
             f"{workdir}/policy@last, {workdir}/policy@mean"
         )
     return read_listed_json(path)["chosen"]
+
+
+def weights_of_mean(workdir: pathlib.Path, name: str, last: int) -> dict[int, float]:
+    """Returns the weights above 0 of theta_0 to theta_last in a mean; equal ones: 1.
+
+    Raises:
+      BadInput: the run has not learned any.
+    """
+    if name != LEARNED:
+        return dict.fromkeys(range(last + 1), 1.0)
+    path = workdir / "iterations" / f"{last:03d}" / SHIP
+    record = read_listed_json(path) if path.exists() else {}
+    if "weights" not in record:
+        raise BadInput(
+            f"{workdir}/policy@{LEARNED}..{last}: {path} holds no weights; a run with "
+            f"ship={LEARNED} writes them after each iteration"
+        )
+    return {k: weight for k, weight in enumerate(record["weights"]) if weight}
 
 
 def held_steps(workdir: pathlib.Path, kept: str) -> tuple[list[int], dict[int, str]]:

@@ -47,6 +47,7 @@ from tpmm_jax.weights.kept import (
     recommended,
     refuse_untrained,
     run_workdir,
+    weights_of_mean,
 )
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
 from tpmm_jax.weights.source import AdapterSource, Model, Source
@@ -75,8 +76,8 @@ def load(
       source: a Hugging Face directory (safetensors, one file or a sharded index),
         a .gguf file, a hub id ("org/name"), a step of a run's trajectory
         ("workdir/trajectory@3"), a run's policy by name ("workdir/policy@last",
-        "workdir/policy@mean"), a run's workdir: the policy that it ships, or a PEFT
-        directory or hub id: its LoRA is added to the weights.
+        "workdir/policy@mean" or "@learned"), a run's workdir: the policy that it
+        ships, or a PEFT directory or hub id: its LoRA is added to the weights.
       revision: a hub id's branch, tag or commit; refused for anything else.
       dtype: of parameters and computation, "float32" (default) or "bfloat16".
       mesh: where the parameters lie; None: the default device.
@@ -199,7 +200,7 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     if name.rpartition("/")[2].startswith("policy@"):
         raise BadInput(
             f"{name}: a run's policies are policy@last, policy@mean, policy@mean..3 "
-            "(of theta_0 to theta_3) and trajectory@3"
+            "(of theta_0 to theta_3), policy@learned and trajectory@3"
         )
     origin = {"source": name}
     if name.endswith(".gguf"):
@@ -318,21 +319,20 @@ def _resolve_step(workdir: pathlib.Path, kept: str, wanted: int | None) -> Sourc
 
 
 def _resolve_policy(workdir: pathlib.Path, name: str, last: int | None) -> Source:
-    """A run's newest policy, or the mean of theta_0 to theta_last, float32.
-
-    Its origin names the last step: a run that goes on has another mean.
-    """
+    """A run's newest policy, or a mean of theta_0 to theta_last, which it names."""
     steps = [k for k in committed_steps(workdir) if last is None or k <= last]
     found = _resolve_step(workdir, TRAJECTORY, steps[-1] if last is None else last)
     if name == LAST or len(steps) == 1:
         return found
+    weights = weights_of_mean(workdir, name, steps[-1])
 
     def read(decoder: Decoder, dtype: str) -> Params:
         target = decoder.abstract_params("float32")
         with Trajectory(workdir / TRAJECTORY, read_only=True) as trajectory:
             if trajectory.holds_adapters():
                 trajectory.base = adapters_base(workdir, decoder)
-            params = running_mean(trajectory.restore(k, target) for k in steps)
+            models = (trajectory.restore(k, target) for k in weights)
+            params = running_mean(models, weights.values())
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     origin = {"source": f"{workdir}/policy@{name}..{steps[-1]}"}
