@@ -26,8 +26,9 @@ Measured with this seed, percent of pairs [95 % interval over prompts]:
     merged learned  as gating: what was learned was no better on pairs held out from it
 
 The dense run of reward_stories260k.py states 93 % [87, 96] and 65 % [58, 71]: nothing
-here is above it. This run took 6 minutes of CPU time, and 19 minutes by the clock on
-two cores at a load of 8 to 10, with a stop and a continuation while it merged.
+here is above it. This run took 5:18 by the clock on two cores beside two other
+processes, with programs that an earlier run had compiled (JAX_COMPILATION_CACHE_DIR);
+without those, 6 minutes of CPU time.
 """
 
 from reward_stories260k import model_directory

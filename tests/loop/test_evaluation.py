@@ -1,7 +1,6 @@
 """What the loop's evaluation writes: keys, files, agreement with the facade, resume."""
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
+from tiny_run import start
 
 import tpmm_jax as tpmm
-from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config, EvaluationConfig
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
-from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop.rollouts import few_pairs_warning
 from tpmm_jax.merging import ReferenceConfig
@@ -58,12 +56,6 @@ def get_config(**changes: Any) -> Config:
         ),
     }
     return tiny_run.get_config(**{**fields, **changes})
-
-
-def start(config: Config, workdir: pathlib.Path) -> str:
-    out = io.StringIO()
-    command_line.run(config, workdir, RunConsole(out, out))
-    return " ".join(out.getvalue().split())
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from tiny_run import start
 
-from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config, to_dict
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -33,12 +33,6 @@ def config(**changes: Any) -> Config:
     return tiny_run.get_config(**fields)
 
 
-def start(config: Config, workdir: pathlib.Path) -> str:
-    out = io.StringIO()
-    command_line.run(config, workdir, RunConsole(out, out))
-    return out.getvalue()
-
-
 def record(workdir: pathlib.Path, t: int) -> dict[str, Any]:
     return json.loads((workdir / f"iterations/{t:03d}/reference.json").read_text())
 
@@ -52,7 +46,7 @@ class Passes:
 
     def __init__(self, patch: pytest.MonkeyPatch, crash_at: int = -1) -> None:
         self.seen: list[tuple[int, int]] = []
-        self.pairs: list[held_out.HeldOutPairs] = []
+        self.pairs: list[held_out.CachedPairs] = []
         compute, gather = held_out._compute, held_out.held_out_pairs
 
         def counted(plan: Any, disk: Disk, voice: Any, k: int, some: Any, what: str):
@@ -61,7 +55,7 @@ class Passes:
             self.seen.append((k, len(some)))
             return compute(plan, disk, voice, k, some, what)
 
-        def kept(*args: Any) -> held_out.HeldOutPairs:
+        def kept(*args: Any) -> held_out.CachedPairs:
             self.pairs.append(gather(*args))
             return self.pairs[-1]
 

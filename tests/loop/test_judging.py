@@ -1,7 +1,6 @@
 """What judges that are models leave behind: verdicts, words, and what is counted."""
 
 import dataclasses
-import io
 import itertools
 import json
 import pathlib
@@ -11,12 +10,11 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from tiny_run import start
 
-from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config, EvaluationConfig
 from tpmm_jax.data.records import Judgement, Rollout, parse_lines, to_line
 from tpmm_jax.errors import BadInput
-from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.log.pair_counts import pair_counts
 from tpmm_jax.loop import repeat
@@ -142,12 +140,6 @@ def get_config(folder: pathlib.Path) -> Config:
             max_new_tokens=4,
         ),
     )
-
-
-def start(config: Config, workdir: pathlib.Path, rescore: bool = False) -> str:
-    out = io.StringIO()
-    command_line.run(config, workdir, RunConsole(out, out), rescore=rescore)
-    return " ".join(out.getvalue().split())
 
 
 def test_a_run_is_judged_by_a_model(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from tiny_run import start
 
-from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -29,11 +29,6 @@ REFERENCE = ReferenceConfig(rule="uniform", anchor_share=0.5, mix="log_probs")
 def config(**changes: Any) -> Config:
     fields = {"iterations": 3, "reference": REFERENCE, **changes}
     return tiny_run.get_config(**fields)
-
-
-def start(config: Config, workdir: pathlib.Path) -> None:
-    out = io.StringIO()
-    command_line.run(config, workdir, RunConsole(out, out))
 
 
 @pytest.fixture(scope="module")

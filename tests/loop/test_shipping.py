@@ -1,7 +1,6 @@
 """The shipped policy: evaluated beside theta_t, recommended, and found by name."""
 
 import dataclasses
-import io
 import json
 import pathlib
 import shutil
@@ -11,13 +10,12 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from tiny_run import start
 
 import tpmm_jax as tpmm
 from tpmm_jax.commands import export
-from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import Config, ModelSource
 from tpmm_jax.errors import BadInput
-from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop.shipping import held_out_prompts
 from tpmm_jax.merging import ReferenceConfig
@@ -37,12 +35,6 @@ def config(**changes: Any) -> Config:
         **changes,
     }
     return tiny_run.get_config(**fields)
-
-
-def start(config: Config, workdir: pathlib.Path) -> str:
-    out = io.StringIO()
-    command_line.run(config, workdir, RunConsole(out, out))
-    return out.getvalue()
 
 
 def ship(workdir: pathlib.Path, t: int) -> dict[str, Any]:

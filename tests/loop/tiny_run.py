@@ -1,6 +1,7 @@
 """A run of seconds: a random two-layer Gemma, a vocabulary of words, a word count."""
 
 import functools
+import io
 import pathlib
 import shutil
 import tempfile
@@ -11,8 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tpmm_jax.commands import train
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
 from tpmm_jax.data.config import DataConfig
+from tpmm_jax.log.console import RunConsole
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.families import make_config
@@ -121,3 +124,10 @@ def get_config(**changes: Any) -> Config:
         "evaluation": EvaluationConfig(num_prompts=6),
     }
     return Config(**{**fields, **changes})
+
+
+def start(config: Config, workdir: pathlib.Path, **options: Any) -> str:
+    """Runs a config; returns what the console says, on one line."""
+    out = io.StringIO()
+    train.run(config, workdir, RunConsole(out, out), **options)
+    return " ".join(out.getvalue().split())

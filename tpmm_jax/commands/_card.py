@@ -294,15 +294,11 @@ def _mean(
     workdir: pathlib.Path, name: str, step: int, row: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns weights of a mean, "" of an equal one; whether ``row`` rates it."""
-    learned, ship = name == LEARNED, run_config(workdir).get("ship")
+    learned, rated = name == LEARNED, run_config(workdir).get("ship") == LEARNED
     weights = weights_of_mean(workdir, name, step) if learned else {}
-    return {
-        "weights": ", ".join(f"{weights.get(k, 0):.3f}" for k in range(step + 1))
-        if learned
-        else "",
-        "evaluated": (ship == LEARNED) == learned
-        and any(key.startswith(OF_MEAN) for key in row),
-    }
+    shares = [f"{weights.get(k, 0):.3f}" for k in range(step + 1) if learned]
+    evaluated = learned == rated and any(key.startswith(OF_MEAN) for key in row)
+    return {"weights": ", ".join(shares), "evaluated": evaluated}
 
 
 def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:

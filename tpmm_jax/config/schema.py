@@ -276,6 +276,12 @@ class Config:
                 f"loss.name {self.loss.title!r} compares the pairs of a batch, and "
                 "train.batch_size is 1; use at least 2"
             )
+        if self.loss.coupled and self.pairing.weights != "equal":
+            raise BadInput(
+                f"pairing.weights={self.pairing.weights} weighs each pair's own loss, "
+                f"and loss.name {self.loss.title!r} takes a batch's pairs together; "
+                "leave pairing.weights unset, or choose another loss"
+            )
         if self.reference.mix == "log_probs" and not self.loss.of_margins:
             raise BadInput(
                 "reference.mix=log_probs is a mixture up to a constant of the prompt, "

@@ -18,6 +18,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import MAX_CUT, Evaluated, cut_warning, watch
 from tpmm_jax.log.jsonl import plain, restored
 from tpmm_jax.log.metrics import read_metrics
+from tpmm_jax.loop.agreement import agreement
 from tpmm_jax.loop.answers import LazyParams, sample_answers
 from tpmm_jax.loop.cached_log_probs import (
     POLICY,
@@ -91,6 +92,9 @@ def summarise(
         values = _evaluation(plan, disk, voice, iteration, held_out)
         if pairs is not None:
             values |= _training_summary(plan, disk, iteration, len(pairs.train))
+            if plan.config.pairing.weights == "agreement" and iteration > 1:
+                share_P = agreement(plan, disk, voice, iteration, pairs)
+                values["pairs/agreement"] = float(share_P.mean())
         if 0 < iteration <= earlier_labels(disk.workdir):
             values[EARLIER_LABELS] = 1
         disk.log_seconds("evaluation", iteration, time.monotonic() - started)

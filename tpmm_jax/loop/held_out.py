@@ -7,7 +7,7 @@ hold-outs, of which the evaluation has read one: at most 2 t - 1 passes over a h
 in an iteration. Device memory holds one policy at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +30,8 @@ NAME = "held_out_logps.npz"
 
 
 @dataclass(frozen=True)
-class HeldOutPairs:
-    """Held-out pairs of several iterations, and their log-probs.
+class CachedPairs:
+    """Pairs of several iterations, and their log-probs.
 
     Attributes:
       logps: policy -> float32 [P, N], nats.
@@ -69,7 +69,7 @@ def held_out_pairs(
     iteration: int,
     iterations: Iterable[int],
     policies: Iterable[int],
-) -> HeldOutPairs:
+) -> CachedPairs:
     """Returns the held-out pairs of some iterations with log-probs of some policies.
 
     What no earlier pass has computed is computed and kept in the iteration's folder.
@@ -78,23 +78,41 @@ def held_out_pairs(
       NotFinite: a policy gives an answer no finite log-prob; names the pairs.
     """
     holdouts = {h: read_pairs(disk, h).held_out for h in iterations}
-    holdouts = {h: rows for h, rows in holdouts.items() if rows}
-    unique = {h: unique_sequences(rows) for h, rows in holdouts.items()}
+    return policy_log_probs(plan, disk, voice, iteration, holdouts, policies, NAME)
+
+
+def policy_log_probs(
+    plan: Plan,
+    disk: Disk,
+    voice: Voice,
+    iteration: int,
+    pairs: Mapping[int, Sequence[PairRow]],
+    policies: Iterable[int],
+    name: str,
+) -> CachedPairs:
+    """Returns pairs of several iterations with log-probs of some policies.
+
+    Args:
+      name: of the file that keeps what is computed: NAME where they are held out.
+    """
+    given = {h: rows for h, rows in pairs.items() if rows}
+    unique = {h: unique_sequences(rows) for h, rows in given.items()}
     of_holdout = {
         h: sha256([sequences, plan.runner.codec.digest, plan.decoder.compute_dtype])
         for h, (sequences, _) in unique.items()
     }
-    known = _read_known(disk, iteration)
-    rows = [row for some in holdouts.values() for row in some]
+    known = _read_known(disk, iteration, name)
+    rows = [row for some in given.values() for row in some]
     logps: dict[int, np.ndarray] = {}
     for k in policies:
         digest = disk.trajectory.digest(k)
         names = {h: sha256([of_holdout[h], digest])[:16] for h in unique}
-        if k in unique and names[k] not in known:
+        if name == NAME and k in unique and names[k] not in known:
             evaluated = _read_evaluated(disk, k, *unique[k])
             known |= {} if evaluated is None else {names[k]: evaluated}
         missing = [h for h in unique if names[h] not in known]
-        title = f"iteration {iteration}: held-out log-probs of theta_{k}"
+        which = "held-out" if name == NAME else "the pairs'"
+        title = f"iteration {iteration}: {which} log-probs of theta_{k}"
         if missing:
             computed = _compute(
                 plan, disk, voice, k, [unique[h][0] for h in missing], title
@@ -103,19 +121,19 @@ def held_out_pairs(
             known |= found
             # What is not finite is refused below, and computed again.
             found = {name: x for name, x in found.items() if np.isfinite(x).all()}
-            path = disk.folder(iteration) / NAME
+            path = disk.folder(iteration) / name
             write_npz(path, {**(read_npz(path) if is_finished(path) else {}), **found})
         of_pairs = [known[names[h]][places] for h, (_, places) in unique.items()]
         logps[k] = np.concatenate(of_pairs) if rows else np.zeros((0, 2), np.float32)
         refuse_log_probs(logps[k], rows, title)
-    return HeldOutPairs(rows, logps)
+    return CachedPairs(rows, logps)
 
 
-def _read_known(disk: Disk, last: int) -> dict[str, np.ndarray]:
+def _read_known(disk: Disk, last: int, name: str) -> dict[str, np.ndarray]:
     """Returns every array that the iterations up to ``last`` have kept."""
     known: dict[str, np.ndarray] = {}
     for t in range(1, last + 1):
-        if is_finished(path := disk.folder(t) / NAME):
+        if is_finished(path := disk.folder(t) / name):
             known |= read_npz(path)
     return known
 

@@ -20,7 +20,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.loop.cache import read_cache, write_cache
-from tpmm_jax.loop.held_out import HeldOutPairs, held_out_pairs, pooled_iterations
+from tpmm_jax.loop.held_out import CachedPairs, held_out_pairs, pooled_iterations
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
 from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import Disk, Plan
@@ -262,7 +262,7 @@ def _carried_logits(disk: Disk, iteration: int) -> np.ndarray | None:
     return None if logits is None else np.asarray(logits, np.float32)
 
 
-def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOutPairs:
+def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> CachedPairs:
     """Returns the held-out pairs so far, with log-probs of the policies that are read.
 
     Raises:
@@ -285,7 +285,7 @@ def _held_out(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> HeldOutPa
     return pairs
 
 
-def runnable(plan: Plan, pairs: HeldOutPairs, iteration: int) -> HeldOut:
+def runnable(plan: Plan, pairs: CachedPairs, iteration: int) -> HeldOut:
     """Returns the pairs as merged models are run on them."""
     runner, table = plan.runner, pair_table(plan.runner, pairs.rows)
     table["reference_BN"] = pairs.logps[0]

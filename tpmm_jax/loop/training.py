@@ -11,6 +11,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.errors import BadInput
+from tpmm_jax.loop.agreement import agreement, pair_weights
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
 from tpmm_jax.loop.reference import open_reference
 from tpmm_jax.loop.rollouts import IterationPairs
@@ -72,6 +73,9 @@ def train(
         table["reference_BN"] = reference_logps_PN
     if plan.config.loss.needs_margins:
         table["margin_B"] = np.asarray([row.margin for row in rows], np.float32)
+    if plan.config.pairing.weights == "agreement" and iteration > 1:
+        share_P = agreement(plan, disk, voice, iteration, pairs)
+        table["weight_B"] = pair_weights(share_P, iteration - 1)
     order = BatchOrder(
         len(rows), config.batch_size, config.epochs, plan.config.seed, iteration
     )

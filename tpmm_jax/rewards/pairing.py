@@ -25,12 +25,15 @@ class PairingConfig:
         label against the rewards counts as flipped.
       margins: what becomes of training pairs whose margin, of madpo.margins, is
         negative: "keep", "drop" or "relabel" (chosen and rejected change places).
+      weights: of training pairs in the loss: "equal", or by "agreement", how many of
+        the earlier policies prefer the chosen answer too (after CREAM).
     """
 
     holdout_fraction: float = 0.25
     flip_probability: float = 0.0
     labels: Literal["reward", "bt"] = "reward"
     margins: Literal["keep", "drop", "relabel"] = "keep"
+    weights: Literal["equal", "agreement"] = "equal"
 
     def validate(self) -> None:
         """Raises BadInput for a value out of range."""
