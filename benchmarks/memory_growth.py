@@ -54,20 +54,20 @@ LIBC.mallinfo2.restype = _Mallinfo
 
 
 class Watch:
-    """Prints a line behind every iteration, in place of ``iterate.show``."""
+    """Prints a line behind every iteration, in place of ``iterate.print_table``."""
 
     def __init__(self, trim: bool, trace: bool) -> None:
         self._trim, self._trace = trim, trace
         self._compiled = self._lines = 0
         self._warm: tracemalloc.Snapshot | None = None
-        self._show = iterate.show
+        self._print = iterate.print_table
         jax.monitoring.register_event_duration_secs_listener(self._count)
 
     def _count(self, event: str, _: float, **__: Any) -> None:
         self._compiled += event.endswith("backend_compile_duration")
 
     def __call__(self, run: Run) -> None:
-        self._show(run)
+        self._print(run)
         gc.collect()
         if self._trim:
             LIBC.malloc_trim(0)
@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(TESTS))
     watch = Watch(args.trim, args.trace)
-    iterate.show = watch
+    iterate.print_table = watch
     if args.trace:
         tracemalloc.start(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ import pathlib
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
@@ -16,6 +17,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop import agreement, training
 from tpmm_jax.losses import LossConfig
+from tpmm_jax.losses.gradients import with_totals
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import PairingConfig
 
@@ -77,6 +79,13 @@ def test_weights_follow_the_earlier_policies(
     rows = iteration_rows(workdir)
     assert "pairs/agreement" not in rows[1]
     assert rows[3]["pairs/agreement"] == pytest.approx(np.mean(agreed) / 2)
+
+
+def test_weights_count_between_batches() -> None:
+    """A batch is divided by its number of pairs, also of one."""
+    for weights, count in (([1.5, 0.5, 0.0], 2), ([0.5], 1)):
+        total = with_totals({"weight_B": jnp.array(weights, jnp.float32)})[1]
+        assert total == count
 
 
 def test_losses_that_take_a_batch_together_are_refused() -> None:

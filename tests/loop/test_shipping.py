@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
@@ -14,11 +15,14 @@ from tiny_run import start
 
 import tpmm_jax as tpmm
 from tpmm_jax.commands import export
+from tpmm_jax.commands._peft import mean_adapters
 from tpmm_jax.config import Config, ModelSource
+from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.metrics import iteration_rows
-from tpmm_jax.loop.shipping import held_out_prompts
-from tpmm_jax.merging import ReferenceConfig
+from tpmm_jax.loop.held_out import CachedPairs
+from tpmm_jax.loop.shipping import held_out_prompts, rated_samples
+from tpmm_jax.merging import ReferenceConfig, fit_listwise
 from tpmm_jax.models import LoraConfig
 from tpmm_jax.report.page import write_report
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
@@ -233,7 +237,7 @@ def weighted(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shipping, "fit_listwise", found)
         said = start(config(ship="learned"), workdir)
-    assert "prompts are too few to weight policies with; the plain mean" in said
+    assert "too few to weight policies with; the plain mean is shipped" in said
     return workdir
 
 
@@ -274,29 +278,63 @@ def test_a_mean_that_was_not_evaluated_is_said(
     plain = tmp_path / "plain"
     assert export.main([f"{weighted}/policy@mean", "--output", str(plain)]) == 0
     assert "did not evaluate this mean" in (plain / "README.md").read_text()
+    drawn = dataclasses.replace(config().rollout, temperature=0.7)
+    with pytest.raises(BadInput, match="ship=learned weighs samples by"):
+        config(ship="learned", rollout=drawn).validate()
     with pytest.raises(BadInput, match="holds no weights; a run with ship=learned"):
         tpmm.load(f"{run}/policy@learned")
 
 
-def test_samples_are_rated_once_a_prompt_and_iteration() -> None:
-    from tpmm_jax.data.records import LabelledPair
-    from tpmm_jax.loop.shipping import rated_samples
+def rollout(prompt: int, answers: list[int]) -> Rollout:
+    return Rollout(
+        prompt="p", responses=[str(x) for x in answers], held_out=True,
+        prompt_ids=[prompt], response_ids=[[x] for x in answers],
+        rewards=[float(x) for x in answers],
+    )  # fmt: skip
 
-    def pair(better: int, worse: int) -> LabelledPair:
-        return LabelledPair(
-            prompt="p", chosen=str(better), rejected=str(worse), prompt_ids=[1],
-            chosen_ids=[better], rejected_ids=[worse], chosen_reward=float(better),
-            rejected_reward=float(worse), flipped=False, held_out=True,
-        )  # fmt: skip
 
-    pairs = [(1, pair(9, 8)), (1, pair(9, 7)), (2, pair(9, 8))]
-    logps = {k: np.array([[-1.0, -2], [-1, -3], [-4, -5]]) - k for k in (1, 0, 2)}
-    found = rated_samples(pairs, logps)
-    np.testing.assert_array_equal(found.reward_PR, [[9, 8, 7], [9, 8, np.nan]])
-    np.testing.assert_array_equal(found.logp_PRK[0, :, 1], [-2, -3, -4])
+def test_every_sample_counts_with_the_policy_that_drew_it() -> None:
+    """One that was drawn twice counts twice; a prompt without a pair does not."""
+    pairs = CachedPairs(
+        [PairRow([1], [9], [8]), PairRow([1], [9], [7]), PairRow([1], [9], [8])],
+        {k: np.array([[-1.0, -2], [-1, -3], [-1, -2]]) - k for k in (1, 0, 2)},
+    )
+    drawn = [
+        (1, rollout(1, [9, 8, 9, 7])), (2, rollout(1, [9, 8])),
+        (2, rollout(2, [5, 5])), (2, rollout(1, [6, 6])),
+    ]  # fmt: skip
+    found = rated_samples(drawn, pairs)
+    nan = np.nan
+    np.testing.assert_array_equal(found.reward_PR, [[9, 8, 9, 7], [9, 8, nan, nan]])
+    np.testing.assert_array_equal(found.logp_PRK[0, :, 1], [-2, -3, -2, -4])
     # theta_0 drew the first, theta_1 the second.
-    np.testing.assert_array_equal(found.sampler_PR, [[-1, -2, -3], [-5, -6, 0]])
+    np.testing.assert_array_equal(found.sampler_PR, [[-1, -2, -1, -3], [-2, -3, 0, 0]])
     assert found.prompts == [(1,), (1,)]
+
+
+def test_without_a_held_out_pair_the_plain_mean_is_shipped() -> None:
+    nothing = CachedPairs([], {k: np.zeros((0, 2), np.float32) for k in (0, 1)})
+    fit = fit_listwise(rated_samples([(1, rollout(2, [5, 5]))], nothing))
+    assert not fit.learned and fit.weights_K.tolist() == [0.5, 0.5]
+
+
+def test_adapters_side_by_side_keep_their_weights() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [
+        {"a": jnp.asarray(rng.normal(size=(1, 5, 2))), "b": jnp.asarray(b)}
+        for b in (np.zeros((1, 2, 3)), *rng.normal(size=(2, 1, 2, 3)))
+    ]
+    lora = LoraConfig(rank=2, alpha=8.0)
+    trees = [{"layers": {"mlp": {"up": pair}}} for pair in pairs]
+    mean, wide = mean_adapters(trees, [1.0, 1.0, 6.0], lora)
+    up = mean["layers"]["mlp"]["up"]
+    products = [x["a"] @ x["b"] * 8 / 2 for x in pairs]
+    np.testing.assert_allclose(
+        up["a"] @ up["b"] * wide.alpha / wide.rank,
+        sum(w * x for w, x in zip((1 / 8, 1 / 8, 6 / 8), products)),
+        rtol=1e-6,
+    )
+    assert wide.rank == 4  # the first has no product
 
 
 def test_held_out_prompts_are_those_that_train_nothing() -> None:

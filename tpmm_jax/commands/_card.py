@@ -234,13 +234,16 @@ def run_facts(source: str) -> dict[str, Any] | None:
         digests += [
             (name, pinned[name]) for name in ("pairs", "prompts") if pinned[name]
         ]
+    rated = any(key.startswith(OF_MEAN) for key in last)
+    ship = LEARNED if config.get("ship") == LEARNED else "mean"
+    shipped = weights_of_mean(workdir, ship, step) if rated else None
+    weighted = "weighted " if len({*(shipped or {}).values()}) > 1 else ""
     loss, mean = config["loss"]["name"], config["loss"].get("length_normalized", True)
     losses = [loss] if isinstance(loss, str) else loss  # or a sum of them
     return {
         "step": step,
-        "of_mean_title": f"the {'weighted ' * (config.get('ship') == LEARNED)}mean of "
-        f"the policies 0 to {step}",
-        "mean": None if named is None else _mean(workdir, named["name"], step, last),
+        "of_mean_title": f"the {weighted}mean of the policies 0 to {step}",
+        "mean": None if named is None else _mean(workdir, named["name"], step, shipped),
         "config": config,
         "config_text": json.dumps(without_paths(config), indent=2, sort_keys=True),
         "loss": " + ".join(title_of(name, mean) for name in losses),
@@ -290,15 +293,12 @@ def first_model(
     return first + (f" at `{code(meta['commit'][:12])}`" if hub else ""), hub
 
 
-def _mean(
-    workdir: pathlib.Path, name: str, step: int, row: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns weights of a mean, "" of an equal one; whether ``row`` rates it."""
-    learned, rated = name == LEARNED, run_config(workdir).get("ship") == LEARNED
-    weights = weights_of_mean(workdir, name, step) if learned else {}
-    shares = [f"{weights.get(k, 0):.3f}" for k in range(step + 1) if learned]
-    evaluated = learned == rated and any(key.startswith(OF_MEAN) for key in row)
-    return {"weights": ", ".join(shares), "evaluated": evaluated}
+def _mean(workdir: pathlib.Path, name: str, step: int, shipped: Any) -> dict[str, Any]:
+    """Returns the weights of a mean, "" of equal ones; whether the run evaluated it."""
+    weights = weights_of_mean(workdir, name, step)
+    shares = ", ".join(f"{weights.get(k, 0):.3f}" for k in range(step + 1))
+    equal = weights == weights_of_mean(workdir, "mean", step)
+    return {"weights": "" if equal else shares, "evaluated": weights == shipped}
 
 
 def references(workdir: pathlib.Path, step: int) -> list[dict[str, Any]]:

@@ -333,6 +333,16 @@ class Config:
                 f"of rollout.prompts_per_iteration={count} a share of {share:g} is "
                 "held out (pairing.holdout_fraction); raise one of the two"
             )
+        drawn = self.rollout
+        if self.ship == "learned" and (
+            drawn.temperature != 1 or drawn.top_p != 1 or drawn.top_k != 0
+        ):
+            raise BadInput(
+                "ship=learned weighs samples by their probability under the policies "
+                "themselves, so they have to be drawn from one: set "
+                "rollout.temperature=1 and leave top_p and top_k unset, or use "
+                "ship=mean or auto"
+            )
         judged = all(name.startswith(JUDGE) for name in self.scorer.names)
         if self.ship == "auto" and judged:
             raise BadInput(

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.records import Judgement, Rollout
+from tpmm_jax.loop.agreement import NAME as AGREEMENT_LOGPS
 from tpmm_jax.loop.answers import LazyParams, doubts
 from tpmm_jax.loop.evaluation import (
     SUMMARY,
@@ -58,7 +59,7 @@ from tpmm_jax.weights.kept import SHIP
 # What an iteration derives from its answers' rewards, before its policy is stored.
 _DERIVED = (
     *("pairs.jsonl", "reference.json", "reference_logps.npz"),
-    *(HELD_OUT_LOGPS, PROGRESS),
+    *(HELD_OUT_LOGPS, AGREEMENT_LOGPS, PROGRESS),
 )
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.records import LabelledPair, Rollout
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.loop.answers import LazyParams, sample_answers
 from tpmm_jax.loop.cache import read_cache, write_cache
-from tpmm_jax.loop.held_out import held_out_pairs, pooled_iterations
+from tpmm_jax.loop.held_out import CachedPairs, held_out_pairs, pooled_iterations
 from tpmm_jax.loop.judging import Contest
 from tpmm_jax.loop.log_probs import answer_log_probs
 from tpmm_jax.loop.prompts import MAIN, SHIPPED, EncodedPrompts
+from tpmm_jax.loop.raters_record import earlier_labels
 from tpmm_jax.loop.run import EVALUATION, SHIPPING, Disk, Plan
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import LEAST_PROMPTS, RatedSamples, fit_listwise, running_mean
@@ -33,7 +34,7 @@ from tpmm_jax.store.digests import (
 from tpmm_jax.store.files import sha256
 from tpmm_jax.store.fingerprint import tree_digest
 from tpmm_jax.store.records import read_records
-from tpmm_jax.weights.kept import LAST, LEARNED, MEAN, SHIP
+from tpmm_jax.weights.kept import LAST, LEARNED, MEAN, SHIP, shares_of
 
 # Of mean rewards: no gain.
 ROUNDING = 1e-12
@@ -63,8 +64,7 @@ def evaluate_mean(
     fitted: dict[str, Any] = {}
     if name == LEARNED:
         fitted = fit_weights(plan, disk, voice, t, record)
-    shares = enumerate(fitted.get("weights", [1.0] * (t + 1)))
-    weights = {k: weight for k, weight in shares if weight}
+    weights = shares_of(fitted, t)
     mean = LazyParams(lambda: mean_policy(disk, weights))
     contest = None
     if plan.schedule is not None and MAIN in plan.schedule.sets:
@@ -104,49 +104,60 @@ def fit_weights(
     """Returns the weights of theta_0 to theta_t, and how they were found."""
     if is_finished(record):
         return read_listed_json(record)
-    iterations = pooled_iterations(t, plan.config.reference.holdout_window)
+    pooled = pooled_iterations(t, plan.config.reference.holdout_window)
+    # Of one version of the scorer.
+    iterations = [h for h in pooled if h > earlier_labels(disk.workdir)]
     pairs = held_out_pairs(plan, disk, voice, t, iterations, range(t + 1))
-    rated = [
+    rollouts = [
         (h, row)
         for h in iterations
-        for row in read_records(disk.folder(h) / "pairs.jsonl", LabelledPair)
+        for row in read_records(disk.folder(h) / "rollouts.jsonl", Rollout)
         if row.held_out
     ]
-    found = fit_listwise(rated_samples(rated, pairs.logps)).record()
+    found = fit_listwise(rated_samples(rollouts, pairs)).record()
     if not found["learned"]:
         why = "held-out samples did not show a better mean than the plain one"
         if found["held_out_prompts"] < LEAST_PROMPTS:
             count = found["held_out_prompts"]
-            why = f"{count} held-out prompts are too few to weight policies with"
+            why = (
+                f"{count} held-out prompts with different rewards are too few to "
+                "weight policies with"
+            )
         voice.console.note(f"iteration {t}: {why}; the plain mean is shipped")
     return found
 
 
 def rated_samples(
-    pairs: Sequence[tuple[int, LabelledPair]], logps: Mapping[int, np.ndarray]
+    rollouts: Sequence[tuple[int, Rollout]], pairs: CachedPairs
 ) -> RatedSamples:
-    """Returns the different answers of held-out pairs, by iteration and prompt.
+    """Returns the samples of held-out prompts of which some have different rewards.
 
     Args:
-      pairs: each with its iteration; the policy before that drew the answers.
-      logps: policy -> [P, 2], nats.
+      rollouts: each with its iteration; the policy before that drew the answers.
+      pairs: of these answers, with log-probs of all policies.
     """
-    found: dict[tuple[int, tuple[int, ...]], dict[tuple[int, ...], Any]] = {}
-    logps_PNK = np.stack([some for _, some in sorted(logps.items())], axis=-1)
-    for (h, row), logps_NK in zip(pairs, logps_PNK, strict=True):
-        some = found.setdefault((h, tuple(row.prompt_ids)), {})
-        some[tuple(row.chosen_ids)] = row.chosen_reward, logps_NK[0]
-        some[tuple(row.rejected_ids)] = row.rejected_reward, logps_NK[1]
-    most, K = max(map(len, found.values()), default=1), logps_PNK.shape[-1]
-    logp_PRK = np.zeros((len(found), most, K))
-    reward_PR = np.full((len(found), most), np.nan)
-    for p, some in enumerate(found.values()):
-        for r, (reward, logps_K) in enumerate(some.values()):
-            reward_PR[p, r], logp_PRK[p, r] = reward, logps_K
-    sampler_P = np.asarray([h - 1 for h, _ in found])
-    sampler_PR = np.take_along_axis(logp_PRK, sampler_P[:, None, None], axis=-1)
-    prompts = [prompt for _, prompt in found]
-    return RatedSamples(logp_PRK, sampler_PR[..., 0], reward_PR, prompts)
+    logps_PNK = np.stack([some for _, some in sorted(pairs.logps.items())], axis=-1)
+    known = {
+        (tuple(row.prompt_ids), tuple(ids)): logps_K
+        for row, logps_NK in zip(pairs.rows, logps_PNK, strict=True)
+        for ids, logps_K in zip((row.chosen_ids, row.rejected_ids), logps_NK)
+    }
+    # Where all answers to a prompt are rated alike, none is in a pair.
+    kept = [
+        (h, row, [known[tuple(row.prompt_ids), tuple(ids)] for ids in row.response_ids])
+        for h, row in rollouts
+        if all((tuple(row.prompt_ids), tuple(x)) in known for x in row.response_ids)
+    ]
+    most = max((len(row.responses) for _, row, _ in kept), default=1)
+    logp_PRK = np.zeros((len(kept), most, logps_PNK.shape[-1]))
+    reward_PR = np.full((len(kept), most), np.nan)
+    sampler_PR = np.zeros((len(kept), most))
+    for p, (h, row, logps_RK) in enumerate(kept):
+        count = len(logps_RK)
+        logp_PRK[p, :count], reward_PR[p, :count] = logps_RK, row.rewards
+        sampler_PR[p, :count] = logp_PRK[p, :count, h - 1]
+    prompts = [tuple(row.prompt_ids) for _, row, _ in kept]
+    return RatedSamples(logp_PRK, sampler_PR, reward_PR, prompts)
 
 
 def _answers(disk: Disk, t: int, name: str) -> pathlib.Path:

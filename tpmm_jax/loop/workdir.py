@@ -36,6 +36,7 @@ ADDED: Mapping[str, Any] = {
     "loss.lam": 1.0,
     "pairing.labels": "reward",
     "pairing.margins": "keep",
+    "pairing.weights": "equal",
     "madpo.margins": None,
     "madpo.calibrate": True,
     "reference.anchor_share": None,

@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tpmm_jax.merging.margins import LEAST_PROMPTS, clustered, cpu, folds
+from tpmm_jax.merging.margins import LEAST_PROMPTS, clustered, cpu, folds, room
 
 # Stops where no weight's gradient is above the first, of F over its deviation; or after
 # so many steps.
 TOLERANCE, MAX_STEPS = 1e-6, 200
+# Prompts and policies that a compiled solver has room for.
+LEAST_ROOM = 128, 8
 
 
 @dataclass(frozen=True)
@@ -113,25 +115,37 @@ def _solve_all(samples: RatedSamples, used_FP: np.ndarray) -> np.ndarray:
     known_PR = np.isfinite(samples.reward_PR)
     # In units of its deviation, so that the tolerance means the same for any reward.
     reward_PR = np.where(known_PR, samples.reward_PR, 0) / np.nanstd(samples.reward_PR)
+    offset_PR = np.where(known_PR, -samples.sampler_PR, -np.inf)
+    P, _, K = samples.logp_PRK.shape
+    more_P, more_K = (room(n, least) - n for n, least in zip((P, K), LEAST_ROOM))
+    part_FP = used_FP / used_FP.sum(axis=1, keepdims=True)
     with jax.enable_x64(True), jax.default_device(cpu()):
-        logits_FK = _solve(
-            samples.logp_PRK,
-            np.where(known_PR, -samples.sampler_PR, -np.inf),
-            reward_PR,
-            used_FP / used_FP.sum(axis=1, keepdims=True),
+        weights_FK = _solve(
+            np.pad(samples.logp_PRK, ((0, more_P), (0, 0), (0, more_K))),
+            np.pad(offset_PR, ((0, more_P), (0, 0))),
+            np.pad(reward_PR, ((0, more_P), (0, 0))),
+            np.pad(part_FP, ((0, 0), (0, more_P))),
+            np.arange(K + more_K) < K,
         )
-        return np.asarray(jax.nn.softmax(logits_FK, axis=-1))
+        return np.asarray(weights_FK)[:, :K]
 
 
 @jax.jit
 def _solve(
-    logp_PRK: jax.Array, offset_PR: jax.Array, reward_PR: jax.Array, part_FP: jax.Array
+    logp_PRK: jax.Array,
+    offset_PR: jax.Array,
+    reward_PR: jax.Array,
+    part_FP: jax.Array,
+    known_K: jax.Array,
 ) -> jax.Array:
-    """Returns fusion logits, one row for each row of the prompts' parts."""
+    """Returns the weights, one row for each row of the prompts' parts."""
+
+    def weights_of(logits_K: jax.Array) -> jax.Array:
+        return jax.nn.softmax(jnp.where(known_K, logits_K, -jnp.inf))
 
     def solve_one(part_P: jax.Array) -> jax.Array:
         def loss(logits_K: jax.Array) -> jax.Array:
-            lead_PR = logp_PRK @ jax.nn.softmax(logits_K) + offset_PR
+            lead_PR = logp_PRK @ weights_of(logits_K) + offset_PR
             reward_P = jnp.sum(jax.nn.softmax(lead_PR, axis=1) * reward_PR, axis=1)
             return -jnp.sum(part_P * reward_P)
 
@@ -152,6 +166,6 @@ def _solve(
 
         start_K = jnp.zeros(logp_PRK.shape[-1])
         carry = start_K, solver.init(start_K), jnp.inf, 0
-        return jax.lax.while_loop(unfinished, step, carry)[0]
+        return weights_of(jax.lax.while_loop(unfinished, step, carry)[0])
 
     return jax.lax.map(solve_one, part_FP)

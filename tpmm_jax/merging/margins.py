@@ -235,9 +235,7 @@ def solve(
     least LEAST_ROOM, so that one more checkpoint or pair seldom compiles anew.
     """
     P, K = D_PK.shape
-    room_P, room_K = (
-        2 ** (max(n, m) - 1).bit_length() for n, m in zip((P, K), LEAST_ROOM)
-    )
+    room_P, room_K = (room(n, least) for n, least in zip((P, K), LEAST_ROOM))
     filled_PK = np.zeros((room_P, room_K))
     filled_PK[:P, :K] = D_PK
     filled_RP = np.pad(weight_RP, ((0, 0), (0, room_P - P)))
@@ -245,6 +243,11 @@ def solve(
         found = _solve(filled_PK, np.arange(room_K) < K, filled_RP, tau_R)
         c_RK, residual_R = jax.device_get(found)
     return c_RK[:, :K], residual_R
+
+
+def room(count: int, least: int) -> int:
+    """Returns the next power of two, at least ``least``, itself one."""
+    return 2 ** (max(count, least) - 1).bit_length()
 
 
 def cpu() -> jax.Device | None:

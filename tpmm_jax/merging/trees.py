@@ -165,21 +165,21 @@ def running_mean(models: Iterator[Params], weights: Iterable[float]) -> Params:
     Args:
       weights: above 0, one for each tree; their ratios count.
     """
-    mean: Params = {}
+    mean: list[jax.Array] = []
     total = 0.0
     for weight in weights:
-        # Not by zip or enumerate, which hold on to the tree before.
-        params = next(models)
+        # Not by zip or enumerate, which hold on to the tree before; and leaf by leaf,
+        # so that of the old mean no more is left than was not added to.
+        leaves, structure = jax.tree.flatten(next(models))
         total += weight
         if not mean:
-            mean = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        else:
-            part = jnp.float32(weight / total)
-            mean = jax.tree.map(
-                lambda m, x, w=part: add_leaf(m, subtract_leaf(x, m), w), mean, params
-            )
-        del params
-    return mean
+            mean = [x.astype(jnp.float32) for x in leaves]
+            continue
+        part = jnp.float32(weight / total)
+        for k, x in enumerate(leaves):
+            mean[k] = add_leaf(mean[k], subtract_leaf(x, mean[k]), part)
+        del leaves
+    return jax.tree.unflatten(structure, mean)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

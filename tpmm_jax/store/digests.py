@@ -45,6 +45,7 @@ MADE_BY = {
     "pairs.jsonl": "labelling",
     "merge_progress.json": "merging the reference",
     "held_out_logps.npz": "merging the reference",
+    "agreement_logps.npz": "training",
     "reference.json": "merging the reference",
     "reference_logps.npz": "computing the reference's log-probs",
     "log_probs.npz": "the evaluation",
@@ -137,7 +138,8 @@ def lost_files(folder: pathlib.Path) -> list[str]:
     again where they are read again.
     """
     names = sorted(x for x in listing(folder) if not (folder / x).exists())
-    return [x for x in names if x not in ("reference_logps.npz", "held_out_logps.npz")]
+    caches = ("reference_logps.npz", "held_out_logps.npz", "agreement_logps.npz")
+    return [x for x in names if x not in caches]
 
 
 def read_listed(path: pathlib.Path) -> bytes:

@@ -1,6 +1,8 @@
 """The models that a run keeps: policies in trajectory/, reward models in reward/."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -54,12 +56,12 @@ def recommended(workdir: pathlib.Path) -> str:
     """
     config, last = workdir / "config.json", committed_steps(workdir)[-1]
     ship = read_json(config).get("ship", LAST) if config.exists() else LAST
-    if ship != "auto" or last == 0:
+    if ship not in ("auto", LEARNED) or last == 0:
         return ship if last else LAST
     path = workdir / "iterations" / f"{last:03d}" / SHIP
     if not path.exists():
         raise BadInput(
-            f"{workdir} has ship=auto, and {path} is not there: theta_{last} is not "
+            f"{workdir} has ship={ship}, and {path} is not there: theta_{last} is not "
             "evaluated. Continue the run, or name a policy: "
             f"{workdir}/policy@last, {workdir}/policy@mean"
         )
@@ -67,20 +69,28 @@ def recommended(workdir: pathlib.Path) -> str:
 
 
 def weights_of_mean(workdir: pathlib.Path, name: str, last: int) -> dict[int, float]:
-    """Returns the weights above 0 of theta_0 to theta_last in a mean; equal ones: 1.
+    """Returns the weights above 0 of theta_0 to theta_last in a mean; of equal ones, 1.
 
     Raises:
       BadInput: the run has not learned any.
     """
     if name != LEARNED:
-        return dict.fromkeys(range(last + 1), 1.0)
+        return shares_of({}, last)
     path = workdir / "iterations" / f"{last:03d}" / SHIP
     record = read_listed_json(path) if path.exists() else {}
     if "weights" not in record:
+        why = "holds no weights" if path.exists() else "is not there"
         raise BadInput(
-            f"{workdir}/policy@{LEARNED}..{last}: {path} holds no weights; a run with "
+            f"{workdir}/policy@{LEARNED}..{last}: {path} {why}; a run with "
             f"ship={LEARNED} writes them after each iteration"
         )
+    return shares_of(record, last)
+
+
+def shares_of(record: Mapping[str, Any], last: int) -> dict[int, float]:
+    """Returns what ship.json says of the weights of theta_0 to theta_last."""
+    if not record.get("learned"):
+        return dict.fromkeys(range(last + 1), 1.0)
     return {k: weight for k, weight in enumerate(record["weights"]) if weight}
 
 
