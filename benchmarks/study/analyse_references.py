@@ -6,12 +6,11 @@
 ``gather`` writes references.jsonl beside this file: one line for each cell, all that
 the tables need, so that anyone can analyse the study again. ``tables`` prints the
 tables of docs/results.md and draws docs/study-references.png. The unit is the seed,
-differences are paired by seed, p is by Holm over all 24 tests. Needs the demo extra.
+differences are paired by seed. Needs the demo extra.
 """
 
 import argparse
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,19 +19,32 @@ from typing import Any
 import numpy as np
 import scipy.stats
 from analyse import bounds, difference, interval
+from early_stopping import pooled_accuracies, stopping_place
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from references import ARMS, FRESH_SEEDS, PRESSED, fresh_grid
+from references import (
+    ARMS,
+    FIXED,
+    FRESH_SEEDS,
+    PRESSED,
+    STOPPED,
+    fresh_grid,
+    read_chosen,
+)
 from run import finished
 
-import tpmm_jax as tpmm
+from tpmm_jax.data.records import Rollout
+from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.rewards.vader import sentiment
 from tpmm_jax.store.files import write_text
+from tpmm_jax.store.records import read_records
 
 HERE = pathlib.Path(__file__).parent
 FILE, PICTURE = HERE / "references.jsonl", HERE.parents[1] / "docs/study-references.png"
-LAST, PEAK = 6, 2
+LAST = FIXED["iterations"]
+STUDIES = ("pressed", "tuned")
 SMALLEST = 0.10  # the smallest difference of interest
 KEPT = ("reward/mean", "kl/theta_0", "length/mean", "length/cut")
 PRIMARY = ("previous", "sft", "uniform", "learned")
@@ -44,18 +56,31 @@ Arms = dict[str, dict[int, CellRow]]
 
 
 def gather(workdir: pathlib.Path, console: RunConsole) -> list[CellRow]:
-    """Returns a row for each finished fresh cell."""
-    grid, found = fresh_grid(workdir), []
-    best = json.loads((workdir / "chosen.json").read_text(encoding="utf-8"))
+    """Returns a row for each fresh cell.
+
+    Raises:
+      BadInput: a cell has neither ended nor failed: the study is not over.
+    """
+    grid, found, chosen = fresh_grid(workdir), [], read_chosen(workdir)
+    failed = json.loads((workdir / "failed.json").read_text(encoding="utf-8"))
     cells = grid.cells()
     with console.phase("gather", len(cells), "cells") as bar:
         for cell in cells:
             folder = workdir / "fresh" / "cells" / cell.name
-            if finished(folder, grid.load(cell)):
-                arm, rate = cell.levels["arm"], float(cell.levels["rate"])
-                row = {"seed": int(cell.levels["seed"]), "arm": arm, "rate": rate}
-                row["best_rate"] = rate == best[arm]
-                found.append(row | read_cell(folder, stops=arm == "previous"))
+            if cell.name not in failed and not finished(folder, grid.load(cell)):
+                raise BadInput(f"{folder} is not finished; run fresh to its end first")
+            arm, rate = cell.levels["arm"], float(cell.levels["rate"])
+            best = {"pressed": PRESSED, "tuned": chosen["rates"][arm]}
+            row = {
+                "seed": int(cell.levels["seed"]), "arm": arm, "rate": rate,
+                "serves": [[s, arm] for s in STUDIES if rate == best[s]],
+                "failed": failed.get(cell.name, ""),
+            }  # fmt: skip
+            if arm == "previous":
+                best["tuned"] = chosen["rates"][STOPPED]
+                row["serves"] += [[s, STOPPED] for s in STUDIES if rate == best[s]]
+                row["peak"] = chosen["peaks"][f"{rate:g}"]
+            found.append(row | read_cell(folder, stops=arm == "previous"))
             bar.advance(1)
     return found
 
@@ -63,20 +88,42 @@ def gather(workdir: pathlib.Path, console: RunConsole) -> list[CellRow]:
 def read_cell(folder: pathlib.Path, *, stops: bool) -> CellRow:
     """Returns what the tables need of one run, each a list by iteration.
 
+    A run that failed keeps its last values to the end.
+
     Args:
-      stops: with the pooled held-out accuracy, by which a run would be stopped.
+      stops: with where held-out pairs would have it stopped.
     """
     rows = iteration_rows(folder)
-    found: CellRow = {name: [_round(row[name]) for row in rows] for name in KEPT}
+    done = len(rows) - 1
+    padded = [*rows, *[rows[-1]] * (LAST - done)]
+    found: CellRow = {}
     for name in KEPT:
-        found[f"ship/{name}"] = [_round(row[f"ship/{name}"]) for row in rows[1:]]
+        found[name] = [_round(row[name]) for row in padded]
+        # Of theta_0 alone, itself.
+        means = [row.get(f"ship/{name}", row[name]) for row in padded[1:]]
+        found[f"ship/{name}"] = [_round(x) for x in means]
+    files = {"": "evaluation", "ship/": "evaluation-ship" if done else "evaluation"}
+    for prefix, file in files.items():
+        answers = read_records(folder / f"iterations/{done:03d}/{file}.jsonl", Rollout)
+        texts = [row.prompt for row in answers], [row.responses for row in answers]
+        found[f"{prefix}vader"] = _round(np.mean(sentiment(*texts)))
     records = [
         json.loads((folder / f"iterations/{t:03d}/reference.json").read_text())
-        for t in range(1, len(rows))
+        for t in range(1, done + 1)
     ]
-    found["equal_weights"] = sum(record.get("learned") is False for record in records)
+    # Where more than one checkpoint could have a weight.
+    open_ = [
+        record["learned"]
+        for record in records
+        if len(record.get("accuracies", ())) - len(record.get("left_out", ())) > 1
+    ]
+    found["learned"] = [sum(open_), len(open_)]
     if stops:
-        found["accuracy"] = pooled_accuracy(folder, len(rows) - 1)
+        accuracies = pooled_accuracies(folder)
+        found["stopped_at"] = stopping_place(accuracies)
+        found["accuracies"] = [
+            [_round(np.mean(of[k])) for k in sorted(of)] for of in accuracies
+        ]
     return found
 
 
@@ -84,86 +131,46 @@ def _round(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def pooled_accuracy(folder: pathlib.Path, last: int) -> list[tuple[float, float]]:
-    """Returns theta_t's accuracy on the hold-outs 1..t and its standard error, t > 0.
-
-    A pair is right where log p rose more, from theta_0, on the answer that the label
-    prefers. The error is that of a mean over prompts.
-    """
-    holdouts = []
-    for t in range(1, last + 1):
-        lines = (folder / f"iterations/{t:03d}/pairs.jsonl").read_text().splitlines()
-        pairs = [json.loads(line) for line in lines]
-        holdouts.append([pair for pair in pairs if pair["held_out"]])
-    first = [logps_of(folder, 0, pairs) for pairs in holdouts]
-    found = []
-    for t in range(1, last + 1):
-        ratios = [logps_of(folder, t, h) - x for h, x in zip(holdouts[:t], first)]
-        right = np.concatenate([(x[:, 0] > x[:, 1]).astype(float) for x in ratios])
-        prompts = [tuple(p["prompt_ids"]) for h in holdouts[:t] for p in h]
-        means = [
-            np.mean(right[[k for k, p in enumerate(prompts) if p == one]])
-            for one in dict.fromkeys(prompts)
-        ]
-        found.append((_round(np.mean(means)), _round(scipy.stats.sem(means))))
-    return found
-
-
-def logps_of(folder: pathlib.Path, t: int, pairs: Sequence[CellRow]) -> np.ndarray:
-    """Returns log p of (chosen, rejected) under theta_t, nats, [P, 2]."""
-    model = tpmm.load(f"{folder}/trajectory@{t}")
-    rows = [
-        (p["prompt_ids"], p[x]) for p in pairs for x in ("chosen_ids", "rejected_ids")
-    ]
-    unique = list(dict.fromkeys((tuple(a), tuple(b)) for a, b in rows))
-    length = max(len(a) + len(b) for a, b in unique)
-    tokens = np.zeros((len(unique), length), np.int32)
-    mask, answer = np.zeros_like(tokens), np.zeros_like(tokens)
-    for i, (prompt, response) in enumerate(unique):
-        ids = [*prompt, *response]
-        tokens[i, : len(ids)], mask[i, : len(ids)] = ids, 1
-        answer[i, len(prompt) : len(ids)] = 1
-    logp = np.asarray(tpmm.log_probs(model, tokens, mask)) * answer[:, 1:]
-    known = dict(zip(unique, logp.sum(axis=1, dtype=np.float64)))
-    return np.array([known[tuple(a), tuple(b)] for a, b in rows]).reshape(-1, 2)
-
-
-def stopped_at(accuracy: Sequence[Sequence[float]]) -> int:
-    """Returns the policy before the first that falls by one standard error."""
-    highest = -math.inf
-    for t, (value, error) in enumerate(accuracy, start=1):
-        if value < highest - error:
-            return t - 1
-        highest = max(highest, value)
-    return len(accuracy)
-
-
-def select(rows: Sequence[CellRow], *, tuned: bool) -> Arms:
-    """Returns the cells of one arm of the study, of the seeds that have all arms."""
-    arms: Arms = {arm: {} for arm in ARMS}
+def select(rows: Sequence[CellRow]) -> dict[str, Arms]:
+    """Returns the cells of both arms of the study, of the first seeds that have all."""
+    studies: dict[str, Arms] = {s: {a: {} for a in (*ARMS, STOPPED)} for s in STUDIES}
     for row in rows:
-        if row["best_rate"] if tuned else row["rate"] == PRESSED:
-            arms[row["arm"]][row["seed"]] = row
-    whole = [seed for seed in FRESH_SEEDS if all(seed in arms[arm] for arm in ARMS)]
-    return {arm: {seed: cells[seed] for seed in whole} for arm, cells in arms.items()}
+        for study, arm in row["serves"]:
+            studies[study][arm][row["seed"]] = row
+    every = [cells for arms in studies.values() for cells in arms.values()]
+    whole = []
+    for seed in FRESH_SEEDS:
+        if not all(seed in cells for cells in every):
+            break
+        whole.append(seed)
+    return {
+        study: {arm: {seed: cells[seed] for seed in whole} for arm, cells in of.items()}
+        for study, of in studies.items()
+    }
 
 
-def ends(arms: Arms, arm: str, name: str = "reward/mean", at: int = -1) -> np.ndarray:
-    """Returns a measure of each seed's policy after an iteration, [S]."""
-    return np.array([cell[name][at] for cell in arms[arm].values()])
+def ends(
+    arms: Arms, arm: str, name: str = "reward/mean", at: int | None = None
+) -> np.ndarray:
+    """Returns a measure of each seed's policy after an iteration, the last, [S]."""
+    offset = 1 if name.startswith("ship/") else 0
+    place = LAST if at is None else at
+    return np.array([cell[name][place - offset] for cell in arms[arm].values()])
 
 
 def stopped(arms: Arms) -> np.ndarray:
     """Returns the reward of each seed's ``previous``, stopped early, [S]."""
-    cells = arms["previous"].values()
-    return np.array([c["reward/mean"][stopped_at(c["accuracy"])] for c in cells])
+    cells = arms[STOPPED].values()
+    return np.array([cell["reward/mean"][cell["stopped_at"]] for cell in cells])
 
 
 def questions(arms: Arms) -> dict[str, np.ndarray]:
-    """Returns the family's differences of one arm of the study, each [S]."""
+    """Returns the differences of one arm of the study, each [S]."""
     learned, previous = ends(arms, "learned"), ends(arms, "previous")
+    peak = next(iter(arms["previous"].values()))["peak"]
     found = {
-        "1. previous: theta_6 - theta_2": previous - ends(arms, "previous", at=PEAK),
+        f"1. previous: theta_6 - its peak of the tuning, theta_{peak}": previous
+        - ends(arms, "previous", at=peak),
         "2. learned - previous": learned - previous,
         "3. learned - uniform": learned - ends(arms, "uniform"),
         "4. learned - sft": learned - ends(arms, "sft"),
@@ -175,11 +182,21 @@ def questions(arms: Arms) -> dict[str, np.ndarray]:
         found[f"5. {arm}: mean - theta_6"] = mean - ends(arms, arm)
     for arm in ("dr_dpo", "robust"):
         found[f"6. {arm} - previous"] = ends(arms, arm) - previous
+        found[f"6. learned - {arm}"] = learned - ends(arms, arm)
     return found
 
 
+def p_value(gap: np.ndarray) -> float:
+    """Returns p of Student's t; 1 where all differences are 0."""
+    return float(scipy.stats.ttest_1samp(gap, 0).pvalue) if np.any(gap) else 1.0
+
+
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Returns p by Holm's step-down method, [T]."""
+    """Returns p by Holm's step-down method, [T].
+
+    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+    [0.03, 0.06, 0.06]
+    """
     order = np.argsort(p)
     scaled = np.asarray(p)[order] * (len(p) - np.arange(len(p)))
     adjusted = np.empty(len(p))
@@ -187,37 +204,56 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def test_table(studies: Mapping[str, Arms]) -> str:
-    """Returns the table of all tests, with p by Holm over all of them."""
-    gaps = {
-        (s, q): gap for s, arms in studies.items() for q, gap in questions(arms).items()
-    }
-    p = holm([scipy.stats.ttest_1samp(gap, 0).pvalue for gap in gaps.values()])
-    names = list(dict.fromkeys(question for _, question in gaps))
-    by_name = dict(zip(gaps, p))
-    rows = [["question", *(f"{s}: difference, 95 % | p" for s in studies)]]
-    for name in names:
-        row = [name]
-        for study in studies:
-            gap = gaps[study, name]
-            _, low, high = interval(gap)
-            none = " (no difference)" if low > -SMALLEST and high < SMALLEST else ""
-            row.append(f"{difference(gap)}{none} | {by_name[study, name]:.3f}")
-        rows.append(row)
+def primary_table(tuned: Mapping[str, np.ndarray]) -> str:
+    """Returns the three tests of the tuned arm; 4 holds if all its parts do."""
+    parts = {n: [q for q in tuned if q.startswith(f"{n}.")] for n in (2, 3, 4)}
+    p = holm([max(p_value(tuned[q]) for q in some) for some in parts.values()])
+    rows = [["primary", "difference, 95 %", "could have found", "equal seeds", "p"]]
+    for (_, some), after in zip(parts.items(), p):
+        for q in some:
+            gap = tuned[q]
+            free = len(gap) - 1
+            reach = scipy.stats.t.ppf(0.975, free) + scipy.stats.t.ppf(0.8, free)
+            rows.append([
+                q, told(gap), f"{reach * scipy.stats.sem(gap):.2f}",
+                f"{np.sum(gap == 0)} of {len(gap)}", f"{after:.3f}",
+            ])  # fmt: skip
     return markdown(rows)
+
+
+def secondary_table(studies: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Returns all other tests, with p by Holm over all of them."""
+    gaps = {
+        (study, q): gap
+        for study, found in studies.items()
+        for q, gap in found.items()
+        if not (study == "tuned" and q[0] in "234")
+    }
+    p = dict(zip(gaps, holm([p_value(gap) for gap in gaps.values()])))
+    rows = [["secondary", "arm of the study", "difference, 95 %", "p"]]
+    rows += [[q, s, told(gap), f"{p[s, q]:.3f}"] for (s, q), gap in gaps.items()]
+    return markdown(rows)
+
+
+def told(gap: np.ndarray) -> str:
+    """Returns a difference as text; "within 0.10" where its interval is."""
+    _, low, high = interval(gap)
+    inside = low > -SMALLEST and high < SMALLEST
+    return difference(gap) + (f", within {SMALLEST:.2f}" if inside else "")
 
 
 def arm_table(arms: Arms) -> str:
     """Returns the table of one arm of the study."""
     head = [
         "arm", "rate", *map(str, range(LAST + 1)), "theta_6, 95 %", "mean, 95 %",
-        "KL", "KL of the mean", "tokens", "cut", "equal weights",
+        "KL", "KL of the mean", "VADER", "tokens", "cut", "weights learned", "failed",
     ]  # fmt: skip
     rows = [head]
-    for arm, cells in arms.items():
+    for arm in ARMS:
+        cells = arms[arm]
         curves = np.array([cell["reward/mean"] for cell in cells.values()])
         last, mean = curves[:, -1], ends(arms, arm, "ship/reward/mean")
-        equal = [cell["equal_weights"] for cell in cells.values()]
+        learned, open_ = np.mean([cell["learned"] for cell in cells.values()], axis=0)
         rows.append([
             arm, f"{next(iter(cells.values()))['rate']:g}",
             *(f"{x:.2f}" for x in curves.mean(axis=0)),
@@ -225,9 +261,11 @@ def arm_table(arms: Arms) -> str:
             f"{mean.mean():.2f} {bounds(*interval(mean)[1:])}",
             f"{ends(arms, arm, 'kl/theta_0').mean():.1f}",
             f"{ends(arms, arm, 'ship/kl/theta_0').mean():.1f}",
+            f"{np.mean([cell['vader'] for cell in cells.values()]):.2f}",
             f"{ends(arms, arm, 'length/mean').mean():.1f}",
             f"{100 * ends(arms, arm, 'length/cut').mean():.0f} %",
-            f"{np.mean(equal):.1f} of {LAST}" if arm == "learned" else "",
+            f"{learned:.1f} of {open_:.0f}" if arm == "learned" else "",
+            f"{sum(bool(cell['failed']) for cell in cells.values())}",
         ])  # fmt: skip
     return markdown(rows)
 
@@ -273,14 +311,15 @@ def draw(studies: Mapping[str, Arms], path: pathlib.Path) -> None:
 def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
     """Prints every table and draws the figure."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    studies = {
-        "pressed": select(rows, tuned=False),
-        "tuned": select(rows, tuned=True),
-    }
+    studies = select(rows)
+    seeds = list(studies["tuned"]["learned"])
+    if len(seeds) < 2:
+        raise BadInput(f"{file} has {len(seeds)} whole seeds; wanted two or more")
     for name, arms in studies.items():
-        seeds = list(next(iter(arms.values())))
-        print(f"**{name}**, seeds {seeds[0]} to {seeds[-1]}\n\n{arm_table(arms)}\n")
-    print(test_table(studies))
+        told_seeds = f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
+        print(f"**{name}**, {told_seeds}\n\n{arm_table(arms)}\n")
+    found = {name: questions(arms) for name, arms in studies.items()}
+    print(f"{primary_table(found['tuned'])}\n\n{secondary_table(found)}")
     draw(studies, picture)
 
 

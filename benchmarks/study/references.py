@@ -5,9 +5,10 @@
     python benchmarks/study/references.py fresh --workdir runs/references
 
 ``tune`` runs every arm at every learning rate on the tuning seeds and writes
-WORKDIR/chosen.json, each arm's best rate. ``fresh`` then runs the fresh seeds, both
-arms of the study, every cell of a seed before the next seed. Each cell is an ordinary
-run in WORKDIR/tune/cells/NAME or WORKDIR/fresh/cells/NAME, one process a core; the same
+WORKDIR/chosen.json, each arm's best rate and peak. ``fresh`` then runs the fresh seeds,
+both arms of the study, every cell of a seed before the next seed, and at its end
+WORKDIR/failed.json, what ended with an error. Each cell is an ordinary run in
+WORKDIR/tune/cells/NAME or WORKDIR/fresh/cells/NAME, one process a core; the same
 command continues what was stopped. analyse_references.py makes the tables. Needs the
 demo extra.
 """
@@ -21,11 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from early_stopping import pooled_accuracies, stopping_place
 from grid import Cell, Grid
 from run import add_jobs, exit_code, run_cells, run_study
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.store.files import write_json
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "stories260k.py"
@@ -49,7 +52,12 @@ FIXED = {
     "evaluation.sets": {},
     "evaluation.scorers": {},
 }
-RATES, PRESSED = (5e-5, 1e-4, 2e-4, 4e-4), 2e-4
+# The first is run where an arm is best at the second.
+RATES, PRESSED = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), 2e-4
+# ``previous``, stopped early, is no run of its own; see early_stopping.py.
+STOPPED = "stopped"
+# Arms that get one rate, so that their difference is not one of rates.
+ALIKE = ("uniform", "learned")
 TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 225)
 
 
@@ -87,44 +95,85 @@ def grid_of(
     )
 
 
-def choose(results: pathlib.Path) -> dict[str, float]:
-    """Returns each arm's rate of the highest mean reward of theta_6.
+def choose(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns each arm's rate of the highest mean reward, and ``previous``'s peaks.
 
-    Raises:
-      BadInput: a cell of the tuning is not there.
+    The reward is that of theta_6, or of the policy at which ``previous`` is stopped. A
+    rate at which a cell failed or is missing is not chosen.
     """
-    reward = json.loads(results.read_text(encoding="utf-8"))["reward"]
-    found = {}
-    for arm in ARMS:
-        means = {}
-        for rate in RATES:
-            curves = reward.get(f"{rate:g}", {}).get(arm, {})
-            if len(curves) < len(TUNING_SEEDS):
-                raise BadInput(
-                    f"{results} has {len(curves)} of {len(TUNING_SEEDS)} seeds of "
-                    f"{arm} at {rate:g}; run tune to its end first"
-                )
-            means[rate] = float(np.mean([curve[-1] for curve in curves.values()]))
-        found[arm] = max(means, key=means.__getitem__)
-    return found
+    curves: dict[str, dict[float, list[list[float]]]] = {arm: {} for arm in ARMS}
+    stopped: dict[float, list[float]] = {}
+    for cell in tuning_grid(RATES).cells():
+        folder = workdir / "tune" / "cells" / cell.name
+        arm, rate = cell.levels["arm"], float(cell.levels["rate"])
+        rewards = [row["reward/mean"] for row in iteration_rows(folder)]
+        if len(rewards) < FIXED["iterations"] + 1:
+            continue
+        curves[arm].setdefault(rate, []).append(rewards)
+        if arm == "previous":
+            place = stopping_place(pooled_accuracies(folder))
+            stopped.setdefault(rate, []).append(rewards[place])
+    means = {arm: _means(found, at=-1) for arm, found in curves.items()}
+    means[STOPPED] = _means({rate: [[x] for x in xs] for rate, xs in stopped.items()})
+    for arm in ALIKE:
+        both = [means[a] for a in ALIKE]
+        means[f"{arm} (both)"] = {
+            rate: sum(found[rate] for found in both) / 2
+            for rate in both[0]
+            if rate in both[1]
+        }
+    best = {
+        arm: max(found, key=found.__getitem__)
+        for arm in (*ARMS, STOPPED)
+        if (found := means.get(f"{arm} (both)", means[arm]))
+    }
+    peaks = {
+        f"{rate:g}": int(np.mean(curves["previous"][rate], axis=0)[:-1].argmax())
+        for rate in means["previous"]
+    }
+    return {"rates": best, "peaks": peaks, "means": means}
+
+
+def _means(
+    curves: Mapping[float, Sequence[Sequence[float]]], at: int = -1
+) -> dict[float, float]:
+    """Returns the mean last reward of each rate that has all tuning seeds."""
+    return {
+        rate: float(np.mean([curve[at] for curve in some]))
+        for rate, some in curves.items()
+        if len(some) == len(TUNING_SEEDS)
+    }
+
+
+def tuning_grid(rates: Sequence[float], arms: Sequence[str] = tuple(ARMS)) -> Rates:
+    """Returns the grid of the tuning seeds."""
+    return grid_of(TUNING_SEEDS, {arm: rates for arm in arms}, "last")
 
 
 def tune(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
     """Runs the tuning and chooses the rates; returns what failed: name -> message."""
-    grid = grid_of(TUNING_SEEDS, {arm: RATES for arm in ARMS}, "last")
-    failed = run_study(grid, workdir / "tune", jobs, console)
-    write_json(workdir / "chosen.json", choose(workdir / "tune" / "results.json"))
+    failed = run_study(tuning_grid(RATES[1:]), workdir / "tune", jobs, console)
+    rates = choose(workdir)["rates"]
+    # One step beyond the edge; "stopped" is a matter of "previous".
+    edge = {arm.replace(STOPPED, "previous") for arm in rates if rates[arm] == RATES[1]}
+    edge |= set(ALIKE) if edge & set(ALIKE) else set()
+    if edge:
+        grid = tuning_grid(RATES[:1], [arm for arm in ARMS if arm in edge])
+        failed |= run_cells(grid, grid.cells(), workdir / "tune", jobs, console)
+    write_json(workdir / "chosen.json", choose(workdir))
     return failed
 
 
 def fresh(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
     """Runs the fresh seeds; returns what failed: name -> message."""
     cells = (grid := fresh_grid(workdir)).cells()
-    return run_cells(grid, cells, workdir / "fresh", jobs, console)
+    failed = run_cells(grid, cells, workdir / "fresh", jobs, console)
+    write_json(workdir / "failed.json", failed)
+    return failed
 
 
-def fresh_grid(workdir: pathlib.Path) -> Rates:
-    """Returns the grid of the fresh seeds: each arm pressed, and at its own best rate.
+def read_chosen(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns chosen.json.
 
     Raises:
       BadInput: the rates are not chosen yet.
@@ -132,8 +181,21 @@ def fresh_grid(workdir: pathlib.Path) -> Rates:
     path = workdir / "chosen.json"
     if not path.exists():
         raise BadInput(f"{path} is not there; run tune to its end first")
-    best = json.loads(path.read_text(encoding="utf-8"))
-    return grid_of(FRESH_SEEDS, {arm: (PRESSED, best[arm]) for arm in ARMS}, "mean")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fresh_grid(workdir: pathlib.Path) -> Rates:
+    """Returns the grid of the fresh seeds: each arm pressed, and at its own best rate.
+
+    Raises:
+      BadInput: the rates are not chosen yet, or an arm has none.
+    """
+    best = read_chosen(workdir)["rates"]
+    if missing := sorted({*ARMS, STOPPED} - set(best)):
+        raise BadInput(f"{workdir}/chosen.json has no rate of {', '.join(missing)}")
+    rates = {arm: {PRESSED, best[arm]} for arm in ARMS}
+    rates["previous"].add(best[STOPPED])
+    return grid_of(FRESH_SEEDS, {a: sorted(r) for a, r in rates.items()}, "mean")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
