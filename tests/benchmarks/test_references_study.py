@@ -82,14 +82,11 @@ def test_seeds_count_up_to_the_first_that_lacks_a_cell() -> None:
 def test_questions_are_the_registered_differences() -> None:
     arms = select(rows([200, 201]))["tuned"]
     found = questions(arms)
-    last = {
-        arm: [c["reward/mean"][6] for c in cells.values()]
-        for arm, cells in arms.items()
-    }
-    learned = np.array(last["learned"])
-    np.testing.assert_allclose(
-        found["2. learned - previous"], learned - last["previous"]
+    learned, previous = (
+        np.array([c["reward/mean"][6] for c in arms[arm].values()])
+        for arm in ("learned", "previous")
     )
+    np.testing.assert_allclose(found["2. learned - previous"], learned - previous)
     # Stopped at theta_2, the peak.
     np.testing.assert_allclose(
         found["4. learned - previous, stopped early"], learned - 0.7
