@@ -130,9 +130,12 @@ def policy_log_probs(
 
 
 def _read_known(disk: Disk, last: int, name: str) -> dict[str, np.ndarray]:
-    """Returns every array that the iterations up to ``last`` have kept."""
+    """Returns every array that iterations up to ``last`` have kept.
+
+    Training pairs are read in their own iteration alone.
+    """
     known: dict[str, np.ndarray] = {}
-    for t in range(1, last + 1):
+    for t in range(1 if name == NAME else last, last + 1):
         if is_finished(path := disk.folder(t) / name):
             known |= read_npz(path)
     return known
