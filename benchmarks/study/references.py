@@ -3,14 +3,15 @@
     export TPMM_ASSETS=/path/to/assets     # docs/models.md, "The stories260k model"
     python benchmarks/study/references.py tune --workdir runs/references
     python benchmarks/study/references.py fresh --workdir runs/references
+    python benchmarks/study/references.py explore --workdir runs/references
 
 ``tune`` runs every arm at every learning rate on the tuning seeds and writes
 WORKDIR/chosen.json, each arm's best rate and peak. ``fresh`` then runs the fresh seeds,
 both arms of the study, every cell of a seed before the next seed, and at its end
-WORKDIR/failed.json, what ended with an error. Each cell is an ordinary run in
-WORKDIR/tune/cells/NAME or WORKDIR/fresh/cells/NAME, one process a core; the same
-command continues what was stopped. analyse_references.py makes the tables. Needs the
-demo extra.
+WORKDIR/failed.json, what ended with an error; analyse_references.py makes the tables.
+``explore`` runs the exploratory settings on five of the seeds and writes its own tables
+to WORKDIR/explore. Each cell is an ordinary run in WORKDIR/PHASE/cells/NAME, one
+process a core; the same command continues what was stopped. Needs the demo extra.
 """
 
 import argparse
@@ -46,6 +47,54 @@ ARMS: dict[str, dict[str, Any]] = {
         "loss.label_smoothing": 0.3,
     },
 }
+# Arms that get one rate, so that their difference is not one of rates.
+ALIKE = ("uniform", "learned")
+TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 225)
+EXPLORING_SEEDS = FRESH_SEEDS[:5]
+LEARNED, UNIFORM = ARMS["learned"], ARMS["uniform"]
+FLIPS = "pairing.flip_probability"
+# name -> (the arm whose rate it takes, its fields)
+EXPLORED: dict[str, tuple[str, dict[str, Any]]] = {
+    "learned": ("learned", LEARNED),
+    "previous_half": ("previous", {"reference.rule": "previous", **HALF}),
+    "best_half": ("best", {"reference.rule": "best", **HALF}),
+    **{
+        f"{arm}_share_{share:g}": (
+            arm, {**ARMS[arm], "reference.anchor_share": share}
+        )
+        for arm in ALIKE
+        for share in (0.0, 0.25, 0.75)
+    },
+    "robust_0.4": ("robust", {**ARMS["robust"], "loss.label_smoothing": 0.4}),
+    **{
+        f"{arm}_flips_{flips:g}": (arm, {**ARMS[arm], FLIPS: flips})
+        for arm in ("previous", "uniform", "learned")
+        for flips in (0.0, 0.2)
+    },
+    **{
+        f"{arm}_one_epoch": (arm, {**ARMS[arm], "train.epochs": 1})
+        for arm in ("previous", "uniform", "learned")
+    },
+    # 192 pairs train, as everywhere.
+    "learned_512_held_out": ("learned", {
+        **LEARNED, "rollout.prompts_per_iteration": 704,
+        "pairing.holdout_fraction": 512 / 704,
+    }),
+    "ema": ("uniform", {"reference.rule": "ema"}),
+    "greedy_soup": ("uniform", {"reference.rule": "greedy_soup"}),
+    "trust_region": ("uniform", {
+        "reference.rule": "trust_region", "reference.trust_region_tau": 4,
+    }),
+    "learned_layers": ("learned", {
+        **LEARNED, "reference.fit": "exact", "reference.granularity": "layer",
+    }),
+    "uniform_log_probs": ("uniform", {**UNIFORM, "reference.mix": "log_probs"}),
+    "best_from_theta_0": ("best", {"reference.rule": "best", "train_from": "theta_0"}),
+    "uniform_from_reference": ("uniform", {**UNIFORM, "train_from": "reference"}),
+    "previous_agreement": ("previous", {
+        "reference.rule": "previous", "pairing.weights": "agreement",
+    }),
+}  # fmt: skip
 FIXED = {
     "iterations": 6,
     "pairing.flip_probability": 0.4,
@@ -56,9 +105,6 @@ FIXED = {
 RATES, PRESSED = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), 2e-4
 # ``previous``, stopped early, is no run of its own; see early_stopping.py.
 STOPPED = "stopped"
-# Arms that get one rate, so that their difference is not one of rates.
-ALIKE = ("uniform", "learned")
-TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 225)
 
 
 @dataclass(frozen=True)
@@ -172,6 +218,23 @@ def fresh(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, st
     return failed
 
 
+def explore(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
+    """Runs the exploratory settings; returns what failed: name -> message."""
+    best = read_chosen(workdir)["rates"]
+    lines = {
+        name: {**fields, "train.learning_rate": best[arm]}
+        for name, (arm, fields) in EXPLORED.items()
+    }
+    axes: dict[str, Any] = {
+        "seed": {str(seed): {"seed": seed} for seed in EXPLORING_SEEDS},
+        "setting": lines,
+        "world": {"stories260k": {}},
+    }
+    fixed = {**FIXED, "ship": "mean"}
+    grid = Grid(CONFIG, axes, fixed, "setting", "world", "learned")
+    return run_study(grid, workdir / "explore", jobs, console)
+
+
 def read_chosen(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns chosen.json.
 
@@ -200,7 +263,7 @@ def fresh_grid(workdir: pathlib.Path) -> Rates:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    phases = {"tune": tune, "fresh": fresh}
+    phases = {"tune": tune, "fresh": fresh, "explore": explore}
     parser = argparse.ArgumentParser(description="Runs the study of docs/study.md.")
     parser.add_argument("phase", choices=phases)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)

@@ -20,9 +20,11 @@ from analyse_references import (  # noqa: E402
     select,
 )
 from early_stopping import stopping_place  # noqa: E402
+from grid import Grid  # noqa: E402
 from references import ARMS, PRESSED, STOPPED, fresh_grid, tuning_grid  # noqa: E402
 
 from tpmm_jax.errors import BadInput  # noqa: E402
+from tpmm_jax.log.console import RunConsole  # noqa: E402
 
 RATES = {arm: 1e-4 for arm in ARMS} | {"uniform": PRESSED, "learned": PRESSED}
 
@@ -135,6 +137,26 @@ def test_fresh_cells_are_each_arm_pressed_and_at_its_own_rate(
     assert rates["previous"] == {"5e-05", "0.0001", "0.0002"}
     assert rates["learned"] == {"0.0002"} and rates["sft"] == {"0.0001", "0.0002"}
     assert "ship=mean" in first[0].overrides
+
+
+def test_every_exploratory_setting_is_a_valid_config(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "stories260k").mkdir(parents=True)
+    monkeypatch.setenv("TPMM_ASSETS", str(tmp_path))
+    (tmp_path / "chosen.json").write_text(json.dumps({"rates": RATES}))
+    loaded = {}
+
+    def kept(grid: Grid, *args: object) -> dict[str, str]:
+        loaded.update({cell.name: grid.load(cell) for cell in grid.cells()})
+        return {}
+
+    monkeypatch.setattr(references, "run_study", kept)
+    assert references.explore(tmp_path, 1, RunConsole()) == {}
+    assert len(loaded) == 5 * len(references.EXPLORED)
+    name = "seed_200-setting_learned_512_held_out-world_stories260k"
+    assert loaded[name].rollout.prompts_per_iteration == 704
+    assert loaded[name].train.learning_rate == PRESSED
 
 
 def test_rates_are_chosen_by_the_tuning(
