@@ -189,6 +189,48 @@ def test_an_interrupted_evaluation_ends_the_same(
 
 
 @pytest.mark.slow
+def test_an_interrupted_fit_ends_the_same(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With prompts enough to learn from; of a scorer's later version, fewer."""
+    from tpmm_jax.loop import shipping
+
+    class Crash(BaseException):
+        pass
+
+    many = dataclasses.replace(config().rollout, prompts_per_iteration=80)
+    learned = config(
+        ship="learned", rollout=many, pairing=PairingConfig(holdout_fraction=0.5)
+    )
+    start(learned, tmp_path / "whole")
+    found = ship(tmp_path / "whole", 2)
+    assert found["held_out_prompts"] >= 30 and np.isfinite(found["gain_error"])
+    for name in ("fit_listwise", "_sample", "tree_digest"):
+        crashed, calls = tmp_path / name, []
+        call = getattr(shipping, name)
+
+        def crashing(*args: Any, call: Any = call, calls: Any = calls) -> Any:
+            calls.append(args)
+            if len(calls) == 2:
+                raise Crash
+            return call(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shipping, name, crashing)
+            with pytest.raises(Crash):
+                start(learned, crashed)
+        start(learned, crashed)
+        for path in (tmp_path / "whole").glob("iterations/*/*"):
+            again = crashed / path.relative_to(tmp_path / "whole")
+            assert again.read_bytes() == path.read_bytes(), (name, path.name)
+    monkeypatch.setattr(shipping, "earlier_labels", lambda workdir: 1)
+    start(learned, tmp_path / "later")
+    fewer = ship(tmp_path / "later", 2)["held_out_prompts"]
+    assert ship(tmp_path / "later", 1)["held_out_prompts"] == 0
+    assert 0 < fewer < found["held_out_prompts"]
+
+
+@pytest.mark.slow
 def test_of_lora_the_mean_is_that_of_products(tmp_path: pathlib.Path) -> None:
     """As weights, and as one adapter of all ranks side by side."""
     source = dataclasses.replace(
