@@ -11,7 +11,7 @@ all different, which the model itself wrote. The score of a continuation is
 that is, cheerful but still fluent; 30 % of the labels are flipped on purpose. Each
 policy is evaluated on such beginnings and, out of domain, on unhappier ones. The share
 of different words, a score that labels nothing, watches for repetition.
-Hardware: two CPU cores, about a minute per iteration. What to expect, and where it was
+Hardware: two CPU cores, half a minute per iteration. What to expect, and where it was
 measured: docs/results.md. Needs the demo extra (VADER).
 """
 
