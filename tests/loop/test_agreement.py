@@ -17,7 +17,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop import agreement, training
 from tpmm_jax.losses import LossConfig
-from tpmm_jax.losses.gradients import with_totals
+from tpmm_jax.losses.preference import PairScores, coupled_loss
 from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import PairingConfig
 
@@ -81,11 +81,25 @@ def test_weights_follow_the_earlier_policies(
     assert rows[3]["pairs/agreement"] == pytest.approx(np.mean(agreed) / 2)
 
 
-def test_weights_count_between_batches() -> None:
-    """A batch is divided by its number of pairs, also of one."""
-    for weights, count in (([1.5, 0.5, 0.0], 2), ([0.5], 1)):
-        total = with_totals({"weight_B": jnp.array(weights, jnp.float32)})[1]
-        assert total == count
+def test_weights_count_between_batches(
+    weighted: tuple[pathlib.Path, list[np.ndarray]],
+) -> None:
+    """Of two batches of one pair each the loss is that pair's, times its weight."""
+    pair = PairScores(jnp.array([[-1.0, -2.0]]), jnp.array([[-1.0, -2.0]]), None)
+    objective = LossConfig(name="dpo").objective()
+    decoder = tpmm.load(f"{weighted[0]}/trajectory@0").decoder
+    whole = coupled_loss(decoder, objective)
+    batch = {
+        "completion_mask_BNT": jnp.ones((1, 2, 3)), "weight_B": jnp.ones(1),
+        "reference_BN": jnp.array([[-1.5, -1.5]]),
+    }  # fmt: skip
+    one = jnp.ones(())
+    plain = whole.loss(pair, batch, one, ())[0]
+    for trust in (0.5, 1.5):
+        counted = {**batch, "trust_B": jnp.array([trust])}
+        value, (metrics, _) = whole.loss(pair, counted, one, ())
+        assert value == pytest.approx(trust * plain)
+        assert metrics["rewards/accuracies"] == 1
 
 
 def test_losses_that_take_a_batch_together_are_refused() -> None:

@@ -95,6 +95,7 @@ def summarise(
             if plan.config.pairing.weights == "agreement" and iteration > 1:
                 share_P = agreement(plan, disk, voice, iteration, pairs)
                 values["pairs/agreement"] = float(share_P.mean())
+        values |= shipped_weights(disk, iteration)
         if 0 < iteration <= earlier_labels(disk.workdir):
             values[EARLIER_LABELS] = 1
         disk.log_seconds("evaluation", iteration, time.monotonic() - started)
@@ -120,7 +121,6 @@ def _evaluation(
     if t > 0 and plan.config.ship != LAST:
         met = met_by_mean(disk, t, answers)
         contests += filter(None, [evaluate_mean(plan, disk, voice, t, policy, met)])
-        values |= shipped_weights(disk, t)
     judged = disk.folder(t) / "judgements.jsonl"
     judgements = judge_contests(
         judged,

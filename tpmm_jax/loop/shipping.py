@@ -94,7 +94,8 @@ def evaluate_mean(
 
 def shipped_weights(disk: Disk, t: int) -> dict[str, float]:
     """Returns ship/weight_0, ... where they were learned."""
-    weights = read_listed_json(disk.folder(t) / SHIP).get("weights", ())
+    record = disk.folder(t) / SHIP
+    weights = read_listed_json(record).get("weights", ()) if record.exists() else ()
     return {f"{SHIPPED}/weight_{k}": weight for k, weight in enumerate(weights)}
 
 

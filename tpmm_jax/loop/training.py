@@ -75,7 +75,7 @@ def train(
         table["margin_B"] = np.asarray([row.margin for row in rows], np.float32)
     if plan.config.pairing.weights == "agreement" and iteration > 1:
         share_P = agreement(plan, disk, voice, iteration, pairs)
-        table["weight_B"] = pair_weights(share_P, iteration - 1)
+        table["trust_B"] = pair_weights(share_P, iteration - 1)
     order = BatchOrder(
         len(rows), config.batch_size, config.epochs, plan.config.seed, iteration
     )

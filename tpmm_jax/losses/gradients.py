@@ -100,7 +100,7 @@ def coupled_gradients(
 
 
 def with_totals(batch: Batch) -> tuple[Batch, jax.Array]:
-    """Returns the batch with what only the whole of it tells, and its number of pairs.
+    """Returns the batch with what only the whole of it tells, and its total weight.
 
     Pairs get mean_length_B, the mean number of chosen tokens, the same in every row:
     micro-batches need the whole batch's.
@@ -110,9 +110,7 @@ def with_totals(batch: Batch) -> tuple[Batch, jax.Array]:
         weight_B = batch["weight_B"]
         mean = mean_chosen_length(length_BN, weight_B, weight_B.dtype)
         batch = {**batch, "mean_length_B": jnp.broadcast_to(mean, weight_B.shape)}
-    # Not the sum of weights, which would undo them between batches.
-    count = jnp.sum((batch["weight_B"] > 0).astype(jnp.float32))
-    return batch, jnp.maximum(count, 1e-9)
+    return batch, jnp.maximum(jnp.sum(batch["weight_B"]), 1e-9)
 
 
 def _split(batch: Any, accumulation: int, mesh: Mesh | None) -> Any:

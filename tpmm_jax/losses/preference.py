@@ -101,7 +101,8 @@ def preference_loss(decoder: Decoder, objective: Objective) -> LossFn:
 
     The batch: tokens_BNT, mask_BNT, completion_mask_BNT int32; reference_BN float32
     nats, unless the loss has no reference; weight_B float32, 0 for rows that only
-    fill the batch; margin_B float32, where the loss needs the rewards' margins.
+    fill the batch; margin_B float32, where the loss needs the rewards' margins; trust_B
+    float32, what each pair's loss counts, mean 1 over an iteration; without it, 1.
     """
     assert not is_coupled(objective.names)
     whole = coupled_loss(decoder, objective)
@@ -125,7 +126,8 @@ def coupled_loss(decoder: Decoder, objective: Objective) -> CoupledLoss:
         logps = loss_inputs(scores, batch, objective)
         logps, state, ours = with_state(logps, state, objective)
         weight_B = batch["weight_B"] / total_weight
-        value = jnp.sum(weight_B * pair_loss(logps, objective))
+        loss_B = pair_loss(logps, objective) * batch.get("trust_B", 1.0)
+        value = jnp.sum(weight_B * loss_B)
         means = {
             name: jnp.sum(weight_B * x)
             for name, x in pair_metrics(logps, objective).items()
