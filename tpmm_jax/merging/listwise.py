@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from tpmm_jax.merging.lbfgs import minimise
 from tpmm_jax.merging.margins import LEAST_PROMPTS, clustered, cpu, folds, room
 
 # Stops where no weight's gradient is above the first, of F over its deviation; or after
@@ -149,23 +149,13 @@ def _solve(
             reward_P = jnp.sum(jax.nn.softmax(lead_PR, axis=1) * reward_PR, axis=1)
             return -jnp.sum(part_P * reward_P)
 
-        solver = optax.lbfgs()
-        value_and_grad = optax.value_and_grad_from_state(loss)
-
-        def step(carry: tuple) -> tuple:
-            logits_K, state, _, number = carry
-            value, grad_K = value_and_grad(logits_K, state=state)
-            updates, state = solver.update(
-                grad_K, state, logits_K, value=value, grad=grad_K, value_fn=loss
-            )
-            logits_K = optax.apply_updates(logits_K, updates)
-            return logits_K, state, jnp.max(jnp.abs(grad_K)), number + 1
-
-        def unfinished(carry: tuple) -> jax.Array:
-            return (carry[3] < MAX_STEPS) & (carry[2] > TOLERANCE)
+        def steepest(logits_K: jax.Array) -> jax.Array:
+            return jnp.max(jnp.abs(jax.grad(loss)(logits_K)))
 
         start_K = jnp.zeros(logp_PRK.shape[-1])
-        carry = start_K, solver.init(start_K), jnp.inf, 0
-        return weights_of(jax.lax.while_loop(unfinished, step, carry)[0])
+        found_K, _ = minimise(
+            loss, start_K, steepest, tolerance=TOLERANCE, most=MAX_STEPS
+        )
+        return weights_of(found_K)
 
     return jax.lax.map(solve_one, part_FP)

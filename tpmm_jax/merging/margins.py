@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tpmm_jax.evaluation import Interval, accuracy_interval
+from tpmm_jax.merging.lbfgs import minimise
 from tpmm_jax.merging.scale import fitted_scale
 
 # Penalties tau that are tried, and the folds that choose among them.
@@ -285,26 +285,9 @@ def _solve_one(
         moved_K = jnp.clip(c_K - jax.grad(loss_of)(c_K), 0, MAX_C)
         return jnp.max(jnp.where(known_K, jnp.abs(c_K - moved_K), 0.0))
 
-    solver = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carry: tuple) -> tuple:
-        a_K, state, _, number = carry
-        value, grad_K = value_and_grad(a_K, state=state)
-        updates, state = solver.update(
-            grad_K, state, a_K, value=value, grad=grad_K, value_fn=loss
-        )
-        a_K = optax.apply_updates(a_K, updates)
-        return a_K, state, residual(a_K), number + 1
-
-    def unfinished(carry: tuple) -> jax.Array:
-        _, _, off, number = carry
-        return (number < MAX_STEPS) & (off > TOLERANCE)
-
     # Where c is one over the root mean square of D.
     a_K = jnp.full(D_PK.shape[1], jnp.arcsin(MAX_C**-0.5))
-    carry = a_K, solver.init(a_K), residual(a_K), 0
-    a_K, _, off, _ = jax.lax.while_loop(unfinished, step, carry)
+    a_K, off = minimise(loss, a_K, residual, tolerance=TOLERANCE, most=MAX_STEPS)
     return _coefficients(a_K, known_K), off
 
 
