@@ -1,142 +1,65 @@
-"""Tables and the figure of the study of docs/study.md, from its fresh cells.
+"""Tables and the figure of the study of docs/study.md.
 
-    python benchmarks/study/analyse_references.py gather --workdir runs/references
-    python benchmarks/study/analyse_references.py tables
+    python benchmarks/study/analyse_references.py
 
-``gather`` writes references.jsonl beside this file: one line for each cell, all that
-the tables need, so that anyone can analyse the study again. ``tables`` prints the
-tables of docs/results.md and draws docs/study-references.png. The unit is the seed,
-differences are paired by seed. Needs the demo extra.
+Prints the tables of docs/results.md, from references.jsonl beside this file, and draws
+docs/study-references.png. The unit is the seed, differences are paired by seed.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import scipy.stats
 from analyse import bounds, difference, interval
-from early_stopping import pooled_accuracies, stopping_place
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from references import (
     ARMS,
+    EXPLORED,
     FIXED,
     FRESH_SEEDS,
     PRESSED,
+    PRIMARY,
+    RATES,
     STOPPED,
-    fresh_grid,
-    read_chosen,
+    choose,
 )
-from run import finished
+from references_rows import FILE, CellRow, read_rows
 
-from tpmm_jax.data.records import Rollout
 from tpmm_jax.errors import BadInput
-from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.metrics import iteration_rows
-from tpmm_jax.rewards.vader import sentiment
-from tpmm_jax.store.files import write_text
-from tpmm_jax.store.records import read_records
 
-HERE = pathlib.Path(__file__).parent
-FILE, PICTURE = HERE / "references.jsonl", HERE.parents[1] / "docs/study-references.png"
+PICTURE = pathlib.Path(__file__).parents[2] / "docs/study-references.png"
 LAST = FIXED["iterations"]
-STUDIES = ("pressed", "tuned")
 SMALLEST = 0.10  # the smallest difference of interest
-KEPT = ("reward/mean", "kl/theta_0", "length/mean", "length/cut")
-PRIMARY = ("previous", "sft", "uniform", "learned")
 COLOURS = dict(zip(PRIMARY, ("#000000", "#d55e00", "#009e73", "#0072b2")))
 
-CellRow = dict[str, Any]
 # arm -> seed -> its cell, at one rate for each arm
 Arms = dict[str, dict[int, CellRow]]
 
 
-def gather(workdir: pathlib.Path, console: RunConsole) -> list[CellRow]:
-    """Returns a row for each fresh cell.
-
-    Raises:
-      BadInput: a cell has neither ended nor failed: the study is not over.
-    """
-    grid, found, chosen = fresh_grid(workdir), [], read_chosen(workdir)
-    failed = json.loads((workdir / "failed.json").read_text(encoding="utf-8"))
-    cells = grid.cells()
-    with console.phase("gather", len(cells), "cells") as bar:
-        for cell in cells:
-            folder = workdir / "fresh" / "cells" / cell.name
-            if cell.name not in failed and not finished(folder, grid.load(cell)):
-                raise BadInput(f"{folder} is not finished; run fresh to its end first")
-            arm, rate = cell.levels["arm"], float(cell.levels["rate"])
-            best = {"pressed": PRESSED, "tuned": chosen["rates"][arm]}
-            row = {
-                "seed": int(cell.levels["seed"]), "arm": arm, "rate": rate,
-                "serves": [[s, arm] for s in STUDIES if rate == best[s]],
-                "failed": failed.get(cell.name, ""),
-            }  # fmt: skip
-            if arm == "previous":
-                best["tuned"] = chosen["rates"][STOPPED]
-                row["serves"] += [[s, STOPPED] for s in STUDIES if rate == best[s]]
-                row["peak"] = chosen["peaks"][f"{rate:g}"]
-            found.append(row | read_cell(folder, stops=arm == "previous"))
-            bar.advance(1)
-    return found
-
-
-def read_cell(folder: pathlib.Path, *, stops: bool) -> CellRow:
-    """Returns what the tables need of one run, each a list by iteration.
-
-    A run that failed keeps its last values to the end.
-
-    Args:
-      stops: with where held-out pairs would have it stopped.
-    """
-    rows = iteration_rows(folder)
-    done = len(rows) - 1
-    padded = [*rows, *[rows[-1]] * (LAST - done)]
-    found: CellRow = {}
-    for name in KEPT:
-        found[name] = [_round(row[name]) for row in padded]
-        # Of theta_0 alone, itself.
-        means = [row.get(f"ship/{name}", row[name]) for row in padded[1:]]
-        found[f"ship/{name}"] = [_round(x) for x in means]
-    files = {"": "evaluation", "ship/": "evaluation-ship" if done else "evaluation"}
-    for prefix, file in files.items():
-        answers = read_records(folder / f"iterations/{done:03d}/{file}.jsonl", Rollout)
-        texts = [row.prompt for row in answers], [row.responses for row in answers]
-        found[f"{prefix}vader"] = _round(np.mean(sentiment(*texts)))
-    records = [
-        json.loads((folder / f"iterations/{t:03d}/reference.json").read_text())
-        for t in range(1, done + 1)
-    ]
-    # Where more than one checkpoint could have a weight.
-    open_ = [
-        record["learned"]
-        for record in records
-        if len(record.get("accuracies", ())) - len(record.get("left_out", ())) > 1
-    ]
-    found["learned"] = [sum(open_), len(open_)]
-    if stops:
-        accuracies = pooled_accuracies(folder)
-        found["stopped_at"] = stopping_place(accuracies)
-        found["accuracies"] = [
-            [_round(np.mean(of[k])) for k in sorted(of)] for of in accuracies
-        ]
-    return found
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
 def select(rows: Sequence[CellRow]) -> dict[str, Arms]:
     """Returns the cells of both arms of the study, of the first seeds that have all."""
-    studies: dict[str, Arms] = {s: {a: {} for a in (*ARMS, STOPPED)} for s in STUDIES}
-    for row in rows:
-        for study, arm in row["serves"]:
-            studies[study][arm][row["seed"]] = row
+    best = choose(rows)["rates"]
+    rates = {
+        "pressed": dict.fromkeys((*PRIMARY, STOPPED), PRESSED),
+        "tuned": {arm: best.get(arm) for arm in (*ARMS, STOPPED)},
+    }
+    fresh = [row for row in rows if row["phase"] == "fresh"]
+    studies: dict[str, Arms] = {
+        study: {
+            arm: {
+                int(row["seed"]): row
+                for row in fresh
+                if row["arm"] == arm.replace(STOPPED, "previous")
+                and row["rate"] == rate
+            }
+            for arm, rate in of.items()
+        }
+        for study, of in rates.items()
+    }
     every = [cells for arms in studies.values() for cells in arms.values()]
     whole = []
     for seed in FRESH_SEEDS:
@@ -149,13 +72,9 @@ def select(rows: Sequence[CellRow]) -> dict[str, Arms]:
     }
 
 
-def ends(
-    arms: Arms, arm: str, name: str = "reward/mean", at: int | None = None
-) -> np.ndarray:
+def ends(arms: Arms, arm: str, name: str = "reward/mean", at: int = LAST) -> np.ndarray:
     """Returns a measure of each seed's policy after an iteration, the last, [S]."""
-    offset = 1 if name.startswith("ship/") else 0
-    place = LAST if at is None else at
-    return np.array([cell[name][place - offset] for cell in arms[arm].values()])
+    return np.array([cell[name][at] for cell in arms[arm].values()])
 
 
 def stopped(arms: Arms) -> np.ndarray:
@@ -164,25 +83,30 @@ def stopped(arms: Arms) -> np.ndarray:
     return np.array([cell["reward/mean"][cell["stopped_at"]] for cell in cells])
 
 
-def questions(arms: Arms) -> dict[str, np.ndarray]:
-    """Returns the differences of one arm of the study, each [S]."""
+def questions(arms: Arms, peak: int) -> dict[str, np.ndarray]:
+    """Returns the differences of one arm of the study, each [S].
+
+    Args:
+      peak: the iteration at which the tuning's ``previous`` was highest.
+    """
     learned, previous = ends(arms, "learned"), ends(arms, "previous")
-    peak = next(iter(arms["previous"].values()))["peak"]
     found = {
         f"1. previous: theta_6 - its peak of the tuning, theta_{peak}": previous
         - ends(arms, "previous", at=peak),
         "2. learned - previous": learned - previous,
         "3. learned - uniform": learned - ends(arms, "uniform"),
-        "4. learned - sft": learned - ends(arms, "sft"),
-        "4. learned - best": learned - ends(arms, "best"),
-        "4. learned - previous, stopped early": learned - stopped(arms),
     }
+    for arm in ("sft", "best"):
+        if arm in arms:
+            found[f"4. learned - {arm}"] = learned - ends(arms, arm)
+    found["4. learned - previous, stopped early"] = learned - stopped(arms)
     for arm in PRIMARY:
         mean = ends(arms, arm, "ship/reward/mean")
         found[f"5. {arm}: mean - theta_6"] = mean - ends(arms, arm)
     for arm in ("dr_dpo", "robust"):
-        found[f"6. {arm} - previous"] = ends(arms, arm) - previous
-        found[f"6. learned - {arm}"] = learned - ends(arms, arm)
+        if arm in arms:
+            found[f"6. {arm} - previous"] = ends(arms, arm) - previous
+            found[f"6. learned - {arm}"] = learned - ends(arms, arm)
     return found
 
 
@@ -249,8 +173,9 @@ def arm_table(arms: Arms) -> str:
         "KL", "KL of the mean", "VADER", "tokens", "cut", "weights learned", "failed",
     ]  # fmt: skip
     rows = [head]
-    for arm in ARMS:
-        cells = arms[arm]
+    for arm, cells in arms.items():
+        if arm == STOPPED:
+            continue
         curves = np.array([cell["reward/mean"] for cell in cells.values()])
         last, mean = curves[:, -1], ends(arms, arm, "ship/reward/mean")
         learned, open_ = np.mean([cell["learned"] for cell in cells.values()], axis=0)
@@ -290,10 +215,9 @@ def draw(studies: Mapping[str, Arms], path: pathlib.Path) -> None:
                     np.mean([cell[prefix + name] for cell in cells], axis=0)
                     for name in ("reward/mean", "kl/theta_0")
                 )
-                steps = range(LAST + 1 - len(reward), LAST + 1)
                 look = {"color": colour, "linestyle": dash, "linewidth": 2}
                 label = arm if not prefix else f"{arm}, mean"
-                by_iteration.plot(steps, reward, label=label, **look)
+                by_iteration.plot(range(LAST + 1), reward, label=label, **look)
                 by_kl.plot(kl, reward, marker="o", markersize=3, **look)
         count = len(next(iter(arms.values())))
         by_iteration.set_title(f"{study}, {count} seeds", loc="left")
@@ -308,36 +232,76 @@ def draw(studies: Mapping[str, Arms], path: pathlib.Path) -> None:
     figure.savefig(path, facecolor="white", metadata={"Software": None})
 
 
+def tuning_table(rows: Sequence[CellRow]) -> str:
+    """Returns the mean reward of the tuning by arm and rate, the chosen one in bold."""
+    chosen = choose(rows)
+    table = [["tuning", *(f"{rate:g}" for rate in RATES)]]
+    for arm, best in chosen["rates"].items():
+        means = chosen["means"][arm]
+        told_means = {rate: f"{mean:.2f}" for rate, mean in means.items()}
+        told_means[best] = f"**{told_means[best]}**"
+        table.append([arm, *(told_means.get(rate, "") for rate in RATES)])
+    return markdown(table)
+
+
+def exploring_table(rows: Sequence[CellRow]) -> str:
+    """Returns the exploratory settings, each beside ``learned`` of the same seeds."""
+    settings: Arms = {
+        name: {
+            int(row["seed"]): row
+            for row in rows
+            if row["phase"] == "explore" and row["arm"] == name
+        }
+        for name in EXPLORED
+    }
+    head = ["exploratory", "rate", "seeds", "theta_6", "- learned, 95 %", "mean", "KL"]
+    table = [head]
+    for name, cells in settings.items():
+        both = {seed for seed in cells if seed in settings["learned"]}
+        if len(both) < 2:
+            continue
+        arms = {
+            arm: {seed: settings[arm][seed] for seed in sorted(both)}
+            for arm in (name, "learned")
+        }
+        last = ends(arms, name)
+        table.append([
+            name, f"{next(iter(cells.values()))['rate']:g}", f"{len(both)}",
+            f"{last.mean():.2f}", difference(last - ends(arms, "learned")),
+            f"{ends(arms, name, 'ship/reward/mean').mean():.2f}",
+            f"{ends(arms, name, 'kl/theta_0').mean():.1f}",
+        ])  # fmt: skip
+    return markdown(table)
+
+
 def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
     """Prints every table and draws the figure."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(file)
     studies = select(rows)
     seeds = list(studies["tuned"]["learned"])
     if len(seeds) < 2:
         raise BadInput(f"{file} has {len(seeds)} whole seeds; wanted two or more")
+    print(f"{tuning_table(rows)}\n")
     for name, arms in studies.items():
         told_seeds = f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
         print(f"**{name}**, {told_seeds}\n\n{arm_table(arms)}\n")
-    found = {name: questions(arms) for name, arms in studies.items()}
-    print(f"{primary_table(found['tuned'])}\n\n{secondary_table(found)}")
+    peaks = choose(rows)["peaks"]
+    found = {
+        name: questions(arms, peaks[next(iter(arms["previous"].values()))["rate"]])
+        for name, arms in studies.items()
+    }
+    print(f"{primary_table(found['tuned'])}\n\n{secondary_table(found)}\n")
+    print(exploring_table(rows))
     draw(studies, picture)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     parser = argparse.ArgumentParser(description="Analyses the study of docs/study.md.")
-    parser.add_argument("phase", choices=("gather", "tables"))
-    parser.add_argument("--workdir", type=pathlib.Path, help="of gather")
     parser.add_argument("--file", type=pathlib.Path, default=FILE)
     parser.add_argument("--picture", type=pathlib.Path, default=PICTURE)
     args = parser.parse_args(argv)
-    if args.phase == "tables":
-        print_tables(args.file, args.picture)
-    elif args.workdir is None:
-        parser.error("gather needs --workdir")
-    else:
-        rows = gather(args.workdir.resolve(), RunConsole())
-        write_text(args.file, "".join(json.dumps(row) + "\n" for row in rows))
+    print_tables(args.file, args.picture)
     return 0
 
 

@@ -5,17 +5,17 @@
     python benchmarks/study/references.py fresh --workdir runs/references
     python benchmarks/study/references.py explore --workdir runs/references
 
-``tune`` runs every arm at every learning rate on the tuning seeds and writes
-WORKDIR/chosen.json, each arm's best rate and peak. ``fresh`` then runs the fresh seeds,
-both arms of the study, every cell of a seed before the next seed, and at its end
-WORKDIR/failed.json, what ended with an error; analyse_references.py makes the tables.
-``explore`` runs the exploratory settings on five of the seeds and writes its own tables
-to WORKDIR/explore. Each cell is an ordinary run in WORKDIR/PHASE/cells/NAME, one
-process a core; the same command continues what was stopped. Needs the demo extra.
+``tune`` runs every arm at every learning rate on the tuning seeds. ``fresh`` then runs
+the fresh seeds, each arm at its best rate and some at the pressing one too, every cell
+of a seed before the next seed. ``explore`` runs the exploratory settings on five of the
+seeds. Each cell is an ordinary run in WORKDIR/PHASE/cells/NAME, one process a core, and
+ends as a line of references.jsonl beside this file, of which analyse_references.py
+makes the tables. The same command continues what was stopped: it runs the cells that
+have no line. Needs the demo extra.
 """
 
 import argparse
-import json
+import functools
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from early_stopping import pooled_accuracies, stopping_place
 from grid import Cell, Grid
-from run import add_jobs, exit_code, run_cells, run_study
+from references_rows import FILE, CellRow, read_rows, run_and_keep
+from run import add_jobs, exit_code, run_cells
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.metrics import iteration_rows
-from tpmm_jax.store.files import write_json
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "stories260k.py"
 HALF = {"reference.anchor_share": 0.5}
@@ -49,7 +47,9 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 # Arms that get one rate, so that their difference is not one of rates.
 ALIKE = ("uniform", "learned")
-TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 225)
+# The arms that are run at the pressing rate too.
+PRIMARY = ("previous", "sft", "uniform", "learned")
+TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 220)
 EXPLORING_SEEDS = FRESH_SEEDS[:5]
 LEARNED, UNIFORM = ARMS["learned"], ARMS["uniform"]
 FLIPS = "pairing.flip_probability"
@@ -108,6 +108,35 @@ STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
+class Run:
+    """Runs the cells of a phase that have no line yet.
+
+    Attributes:
+      workdir: holds the cells' runs.
+      file: holds the lines.
+      jobs: processes, one core each.
+    """
+
+    workdir: pathlib.Path
+    file: pathlib.Path
+    jobs: int
+    console: RunConsole
+
+    def rows(self) -> list[CellRow]:
+        """Returns the lines."""
+        return read_rows(self.file)
+
+    def __call__(self, grid: Grid, phase: str) -> dict[str, str]:
+        """Runs what is missing; returns what failed: name -> message."""
+        kept = {row["cell"] for row in self.rows() if row["phase"] == phase}
+        cells = [cell for cell in grid.cells() if cell.name not in kept]
+        run = functools.partial(run_and_keep, phase=phase, file=self.file)
+        return run_cells(
+            grid, cells, self.workdir / phase, self.jobs, self.console, run
+        )
+
+
+@dataclass(frozen=True)
 class Rates(Grid):
     """A grid in which each arm runs at some of the learning rates.
 
@@ -141,7 +170,7 @@ def grid_of(
     )
 
 
-def choose(workdir: pathlib.Path) -> dict[str, Any]:
+def choose(rows: Sequence[CellRow]) -> dict[str, Any]:
     """Returns each arm's rate of the highest mean reward, and ``previous``'s peaks.
 
     The reward is that of theta_6, or of the policy at which ``previous`` is stopped. A
@@ -149,43 +178,35 @@ def choose(workdir: pathlib.Path) -> dict[str, Any]:
     """
     curves: dict[str, dict[float, list[list[float]]]] = {arm: {} for arm in ARMS}
     stopped: dict[float, list[float]] = {}
-    for cell in tuning_grid(RATES).cells():
-        folder = workdir / "tune" / "cells" / cell.name
-        arm, rate = cell.levels["arm"], float(cell.levels["rate"])
-        rewards = [row["reward/mean"] for row in iteration_rows(folder)]
-        if len(rewards) < FIXED["iterations"] + 1:
+    for row in rows:
+        if row["phase"] != "tune" or row["failed"]:
             continue
+        arm, rate, rewards = row["arm"], row["rate"], row["reward/mean"]
         curves[arm].setdefault(rate, []).append(rewards)
         if arm == "previous":
-            place = stopping_place(pooled_accuracies(folder))
-            stopped.setdefault(rate, []).append(rewards[place])
-    means = {arm: _means(found, at=-1) for arm, found in curves.items()}
+            stopped.setdefault(rate, []).append(rewards[row["stopped_at"]])
+    means = {arm: _means(found) for arm, found in curves.items()}
     means[STOPPED] = _means({rate: [[x] for x in xs] for rate, xs in stopped.items()})
-    for arm in ALIKE:
-        both = [means[a] for a in ALIKE]
-        means[f"{arm} (both)"] = {
-            rate: sum(found[rate] for found in both) / 2
-            for rate in both[0]
-            if rate in both[1]
-        }
+    both = [means[arm] for arm in ALIKE]
+    alike = {
+        rate: (both[0][rate] + both[1][rate]) / 2 for rate in both[0] if rate in both[1]
+    }
     best = {
         arm: max(found, key=found.__getitem__)
         for arm in (*ARMS, STOPPED)
-        if (found := means.get(f"{arm} (both)", means[arm]))
+        if (found := alike if arm in ALIKE else means[arm])
     }
     peaks = {
-        f"{rate:g}": int(np.mean(curves["previous"][rate], axis=0)[:-1].argmax())
+        rate: int(np.mean(curves["previous"][rate], axis=0)[:-1].argmax())
         for rate in means["previous"]
     }
     return {"rates": best, "peaks": peaks, "means": means}
 
 
-def _means(
-    curves: Mapping[float, Sequence[Sequence[float]]], at: int = -1
-) -> dict[float, float]:
+def _means(curves: Mapping[float, Sequence[Sequence[float]]]) -> dict[float, float]:
     """Returns the mean last reward of each rate that has all tuning seeds."""
     return {
-        rate: float(np.mean([curve[at] for curve in some]))
+        rate: float(np.mean([curve[-1] for curve in some]))
         for rate, some in curves.items()
         if len(some) == len(TUNING_SEEDS)
     }
@@ -196,69 +217,63 @@ def tuning_grid(rates: Sequence[float], arms: Sequence[str] = tuple(ARMS)) -> Ra
     return grid_of(TUNING_SEEDS, {arm: rates for arm in arms}, "last")
 
 
-def tune(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
-    """Runs the tuning and chooses the rates; returns what failed: name -> message."""
-    failed = run_study(tuning_grid(RATES[1:]), workdir / "tune", jobs, console)
-    rates = choose(workdir)["rates"]
+def tune(run: Run) -> dict[str, str]:
+    """Runs the tuning; returns what failed: name -> message."""
+    failed = run(tuning_grid(RATES[1:]), "tune")
+    rates = choose(run.rows())["rates"]
     # One step beyond the edge; "stopped" is a matter of "previous".
     edge = {arm.replace(STOPPED, "previous") for arm in rates if rates[arm] == RATES[1]}
     edge |= set(ALIKE) if edge & set(ALIKE) else set()
     if edge:
         grid = tuning_grid(RATES[:1], [arm for arm in ARMS if arm in edge])
-        failed |= run_cells(grid, grid.cells(), workdir / "tune", jobs, console)
-    write_json(workdir / "chosen.json", choose(workdir))
+        failed |= run(grid, "tune")
     return failed
 
 
-def fresh(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
+def fresh(run: Run) -> dict[str, str]:
     """Runs the fresh seeds; returns what failed: name -> message."""
-    cells = (grid := fresh_grid(workdir)).cells()
-    failed = run_cells(grid, cells, workdir / "fresh", jobs, console)
-    write_json(workdir / "failed.json", failed)
-    return failed
+    return run(fresh_grid(best_rates(run.rows())), "fresh")
 
 
-def explore(workdir: pathlib.Path, jobs: int, console: RunConsole) -> dict[str, str]:
+def explore(run: Run) -> dict[str, str]:
     """Runs the exploratory settings; returns what failed: name -> message."""
-    best = read_chosen(workdir)["rates"]
-    lines = {
-        name: {**fields, "train.learning_rate": best[arm]}
-        for name, (arm, fields) in EXPLORED.items()
-    }
-    axes: dict[str, Any] = {
-        "seed": {str(seed): {"seed": seed} for seed in EXPLORING_SEEDS},
-        "setting": lines,
-        "world": {"stories260k": {}},
-    }
-    fixed = {**FIXED, "ship": "mean"}
-    grid = Grid(CONFIG, axes, fixed, "setting", "world", "learned")
-    return run_study(grid, workdir / "explore", jobs, console)
+    return run(exploring_grid(best_rates(run.rows())), "explore")
 
 
-def read_chosen(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns chosen.json.
+def best_rates(rows: Sequence[CellRow]) -> dict[str, float]:
+    """Returns the rates that the tuning chose.
 
     Raises:
-      BadInput: the rates are not chosen yet.
+      BadInput: the tuning is not over.
     """
-    path = workdir / "chosen.json"
-    if not path.exists():
-        raise BadInput(f"{path} is not there; run tune to its end first")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def fresh_grid(workdir: pathlib.Path) -> Rates:
-    """Returns the grid of the fresh seeds: each arm pressed, and at its own best rate.
-
-    Raises:
-      BadInput: the rates are not chosen yet, or an arm has none.
-    """
-    best = read_chosen(workdir)["rates"]
+    done = {row["cell"] for row in rows if row["phase"] == "tune"}
+    if any(cell.name not in done for cell in tuning_grid(RATES[1:]).cells()):
+        raise BadInput("the tuning is not over; run tune to its end first")
+    best = choose(rows)["rates"]
     if missing := sorted({*ARMS, STOPPED} - set(best)):
-        raise BadInput(f"{workdir}/chosen.json has no rate of {', '.join(missing)}")
-    rates = {arm: {PRESSED, best[arm]} for arm in ARMS}
+        raise BadInput(f"every rate failed for {', '.join(missing)}")
+    return best
+
+
+def fresh_grid(best: Mapping[str, float]) -> Rates:
+    """Returns the grid of the fresh seeds: each arm at its best rate, or pressed."""
+    rates = {
+        arm: {best[arm]} | ({PRESSED} if arm in PRIMARY else set()) for arm in ARMS
+    }
     rates["previous"].add(best[STOPPED])
     return grid_of(FRESH_SEEDS, {a: sorted(r) for a, r in rates.items()}, "mean")
+
+
+def exploring_grid(best: Mapping[str, float]) -> Grid:
+    """Returns the grid of the exploratory settings."""
+    axes: dict[str, Any] = {
+        "seed": {str(seed): {"seed": seed} for seed in EXPLORING_SEEDS},
+        "arm": {
+            name: {**fields, "train.learning_rate": best[arm]}
+            for name, (arm, fields) in EXPLORED.items()
+        },
+    }
+    return Grid(CONFIG, axes, {**FIXED, "ship": "mean"}, "arm", "seed", "learned")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,11 +282,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Runs the study of docs/study.md.")
     parser.add_argument("phase", choices=phases)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--file", type=pathlib.Path, default=FILE, help="the lines")
     add_jobs(parser)
     args, console = parser.parse_args(argv), RunConsole()
-    return exit_code(
-        lambda: phases[args.phase](args.workdir.resolve(), args.jobs, console), console
-    )
+    run = Run(args.workdir.resolve(), args.file.resolve(), args.jobs, console)
+    return exit_code(lambda: phases[args.phase](run), console)
 
 
 if __name__ == "__main__":

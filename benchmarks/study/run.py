@@ -121,8 +121,12 @@ def run_cells(
     workdir: pathlib.Path,
     jobs: int,
     console: RunConsole,
+    run: Callable[[Grid, Cell, pathlib.Path], str | None] | None = None,
 ) -> dict[str, str]:
     """Runs what is missing of all cells; returns what failed: name -> message.
+
+    Args:
+      run: runs one of them (default: ``run_cell``).
 
     Raises:
       Stopped: by Ctrl-C or SIGTERM.
@@ -137,7 +141,8 @@ def run_cells(
         )
 
     tasks = {
-        cell.name: functools.partial(run_cell, grid, cell, workdir) for cell in cells
+        cell.name: functools.partial(run or run_cell, grid, cell, workdir)
+        for cell in cells
     }
     amount = sum(total.values()), "iterations"
     return run_tasks(tasks, jobs, console, amount, done)

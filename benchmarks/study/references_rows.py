@@ -1,0 +1,98 @@
+"""What is kept of each cell of the study of references: a line of references.jsonl.
+
+The lines are all that its tables need, so that anyone can analyse the study again, and
+so that a study may go on where the cells' folders are gone.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from early_stopping import pooled_accuracies, stopping_place
+from grid import Cell, Grid
+from run import run_cell
+
+from tpmm_jax.config import Config
+from tpmm_jax.data.records import Rollout
+from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.rewards.vader import sentiment
+from tpmm_jax.store.records import read_records
+
+FILE = pathlib.Path(__file__).parent / "references.jsonl"
+KEPT = ("reward/mean", "kl/theta_0", "length/mean", "length/cut")
+
+CellRow = dict[str, Any]
+
+
+def read_rows(file: pathlib.Path) -> list[CellRow]:
+    """Returns the lines of the file; none where there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def run_and_keep(
+    grid: Grid, cell: Cell, workdir: pathlib.Path, *, phase: str, file: pathlib.Path
+) -> str | None:
+    """Runs one cell and appends its line; returns what went wrong, in words, or None.
+
+    A cell that failed before theta_0 was evaluated has no line, and is run again.
+    """
+    message = run_cell(grid, cell, workdir)
+    folder = workdir / "cells" / cell.name
+    if message is not None and not iteration_rows(folder):
+        return message
+    config = grid.load(cell)
+    row = {
+        "phase": phase, "cell": cell.name, **cell.levels, "failed": message or "",
+        "rate": config.train.learning_rate,
+        **read_cell(folder, config),
+    }  # fmt: skip
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")  # one write: two processes do not mix
+    return message
+
+
+def read_cell(folder: pathlib.Path, config: Config) -> CellRow:
+    """Returns what the tables need of one run, most of it a list by iteration.
+
+    A run that failed keeps its last values to the end. Where nothing but theta_t is
+    evaluated (theta_0), what is shipped has the values of theta_t.
+    """
+    rows = iteration_rows(folder)
+    done = len(rows) - 1
+    padded = [*rows, *[rows[-1]] * (config.iterations - done)]
+    files = {"": "evaluation"}
+    if config.ship != "last":
+        files["ship/"] = "evaluation-ship" if done else "evaluation"
+    found: CellRow = {}
+    for prefix, file in files.items():
+        for name in KEPT:
+            values = [row.get(prefix + name, row[name]) for row in padded]
+            found[prefix + name] = [_round(x) for x in values]
+        answers = read_records(folder / f"iterations/{done:03d}/{file}.jsonl", Rollout)
+        texts = [row.prompt for row in answers], [row.responses for row in answers]
+        found[f"{prefix}vader"] = _round(np.mean(sentiment(*texts)))
+    records = [
+        json.loads((folder / f"iterations/{t:03d}/reference.json").read_text())
+        for t in range(1, done + 1)
+    ]
+    # Where more than one checkpoint could have a weight.
+    open_ = [
+        record["learned"]
+        for record in records
+        if len(record.get("accuracies", ())) - len(record.get("left_out", ())) > 1
+    ]
+    found["learned"] = [sum(open_), len(open_)]
+    if config.reference.rule == "previous":
+        accuracies = pooled_accuracies(folder)
+        found["stopped_at"] = stopping_place(accuracies)
+        found["accuracies"] = [
+            [_round(np.mean(of[k])) for k in sorted(of)] for of in accuracies
+        ]
+    return found
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")
