@@ -16,6 +16,9 @@ have no line. Needs the demo extra.
 
 import argparse
 import functools
+import gzip
+import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,6 +54,7 @@ ALIKE = ("uniform", "learned")
 PRIMARY = ("previous", "sft", "uniform", "learned")
 TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 220)
 EXPLORING_SEEDS = FRESH_SEEDS[:5]
+OFFLINE_SEEDS = range(300, 305)
 LEARNED, UNIFORM = ARMS["learned"], ARMS["uniform"]
 FLIPS = "pairing.flip_probability"
 # name -> (the arm whose rate it takes, its fields)
@@ -94,6 +98,12 @@ EXPLORED: dict[str, tuple[str, dict[str, Any]]] = {
     "previous_agreement": ("previous", {
         "reference.rule": "previous", "pairing.weights": "agreement",
     }),
+    # flips.py reads the ends of these names.
+    "previous_training_flips": ("previous", ARMS["previous"]),
+    "uniform_training_flips": ("uniform", UNIFORM),
+    "learned_training_flips": ("learned", LEARNED),
+    "learned_held_out_flips": ("learned", LEARNED),
+    **{f"{arm}_poisoned": (arm, ARMS[arm]) for arm in (*PRIMARY, "best")},
 }  # fmt: skip
 FIXED = {
     "iterations": 6,
@@ -240,6 +250,12 @@ def explore(run: Run) -> dict[str, str]:
     return run(exploring_grid(best_rates(run.rows())), "explore")
 
 
+def offline(run: Run) -> dict[str, str]:
+    """Trains on files of pairs; returns what failed: name -> message."""
+    files = write_offline(run.workdir / "data")
+    return run(offline_grid(files, best_rates(run.rows())), "offline")
+
+
 def best_rates(rows: Sequence[CellRow]) -> dict[str, float]:
     """Returns the rates that the tuning chose.
 
@@ -276,9 +292,58 @@ def exploring_grid(best: Mapping[str, float]) -> Grid:
     return Grid(CONFIG, axes, {**FIXED, "ship": "mean"}, "arm", "seed", "learned")
 
 
+def write_offline(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Writes the pairs of two published sets as files for a run; returns them by name.
+
+    Reads $TPMM_ASSETS/data/hh_harmless_base_test.jsonl.gz (Anthropic's hh-rlhf) and
+    polite_impolite.json (of rasbt's LLMs-from-scratch).
+    """
+    data = pathlib.Path(os.environ["TPMM_ASSETS"]) / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}.jsonl" for name in ("hh", "polite")}
+    with gzip.open(data / "hh_harmless_base_test.jsonl.gz", "rt") as lines:
+        files["hh"].write_text("".join(lines), encoding="utf-8")
+    rows = [
+        {
+            "prompt": f"{row['instruction']} {row['input']}".strip() + "\n",
+            "chosen": row["chosen"],
+            "rejected": row["rejected"],
+        }
+        for row in json.loads((data / "polite_impolite.json").read_text())
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    files["polite"].write_text(text, encoding="utf-8")
+    return files
+
+
+def offline_grid(files: Mapping[str, pathlib.Path], best: Mapping[str, float]) -> Grid:
+    """Returns the grid of the offline world: each set in six chunks, once each."""
+    axes: dict[str, Any] = {
+        "seed": {str(seed): {"seed": seed} for seed in OFFLINE_SEEDS},
+        "arm": {
+            arm: {**ARMS[arm], "train.learning_rate": best[arm]}
+            for arm in (*PRIMARY, "best")
+        },
+        "data": {name: {"data.pairs": str(path)} for name, path in files.items()},
+    }
+    fixed = {
+        **FIXED,
+        "ship": "mean",
+        "data.prompts": None,
+        "data.eval_prompts": "stories260k:prompts",
+        "scorer.name": None,
+        "data.on_bad_rows": "drop",
+        "data.max_prompt_length": 128,
+        "data.max_completion_length": 128,
+        "train.epochs": 1,
+        "evaluation.num_prompts": 128,
+    }
+    return Grid(CONFIG, axes, fixed, "arm", "data", "previous")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    phases = {"tune": tune, "fresh": fresh, "explore": explore}
+    phases = {"tune": tune, "fresh": fresh, "explore": explore, "offline": offline}
     parser = argparse.ArgumentParser(description="Runs the study of docs/study.md.")
     parser.add_argument("phase", choices=phases)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)

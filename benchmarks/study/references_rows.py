@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from early_stopping import pooled_accuracies, stopping_place
+from flips import flipped
 from grid import Cell, Grid
 from run import run_cell
 
@@ -20,7 +21,7 @@ from tpmm_jax.rewards.vader import sentiment
 from tpmm_jax.store.records import read_records
 
 FILE = pathlib.Path(__file__).parent / "references.jsonl"
-KEPT = ("reward/mean", "kl/theta_0", "length/mean", "length/cut")
+KEPT = ("reward/mean", "heldout/accuracy", "kl/theta_0", "length/mean", "length/cut")
 
 CellRow = dict[str, Any]
 
@@ -39,7 +40,8 @@ def run_and_keep(
 
     A cell that failed before theta_0 was evaluated has no line, and is run again.
     """
-    message = run_cell(grid, cell, workdir)
+    with flipped(cell.levels["arm"]):
+        message = run_cell(grid, cell, workdir)
     folder = workdir / "cells" / cell.name
     if message is not None and not iteration_rows(folder):
         return message
@@ -69,8 +71,11 @@ def read_cell(folder: pathlib.Path, config: Config) -> CellRow:
     found: CellRow = {}
     for prefix, file in files.items():
         for name in KEPT:
-            values = [row.get(prefix + name, row[name]) for row in padded]
-            found[prefix + name] = [_round(x) for x in values]
+            values = [row.get(prefix + name, row.get(name)) for row in padded]
+            if values[-1] is not None:
+                found[prefix + name] = [x if x is None else _round(x) for x in values]
+        if config.offline:
+            continue
         answers = read_records(folder / f"iterations/{done:03d}/{file}.jsonl", Rollout)
         texts = [row.prompt for row in answers], [row.responses for row in answers]
         found[f"{prefix}vader"] = _round(np.mean(sentiment(*texts)))
@@ -85,7 +90,7 @@ def read_cell(folder: pathlib.Path, config: Config) -> CellRow:
         if len(record.get("accuracies", ())) - len(record.get("left_out", ())) > 1
     ]
     found["learned"] = [sum(open_), len(open_)]
-    if config.reference.rule == "previous":
+    if config.reference.rule == "previous" and not config.offline:
         accuracies = pooled_accuracies(folder)
         found["stopped_at"] = stopping_place(accuracies)
         found["accuracies"] = [

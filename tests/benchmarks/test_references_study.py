@@ -19,6 +19,7 @@ from analyse_references import (  # noqa: E402
     select,
 )
 from early_stopping import stopping_place  # noqa: E402
+from flips import flipped  # noqa: E402
 from references import (  # noqa: E402
     ARMS,
     EXPLORED,
@@ -31,10 +32,13 @@ from references import (  # noqa: E402
     choose,
     exploring_grid,
     fresh_grid,
+    offline_grid,
     tuning_grid,
 )
 
+import tpmm_jax.loop.rollouts as rollouts  # noqa: E402
 from tpmm_jax.errors import BadInput  # noqa: E402
+from tpmm_jax.rewards import make_pairs  # noqa: E402
 
 # Where the made-up tuning rewards an arm most.
 BEST = {"uniform": 5e-5, "learned": 2e-4, "sft": 4e-4}
@@ -194,3 +198,26 @@ def test_every_exploratory_setting_is_a_valid_config(
     config = loaded["seed_200-arm_learned_512_held_out"]
     assert config.rollout.prompts_per_iteration == 704
     assert config.train.learning_rate == 1e-4
+    files = {"hh": tmp_path / "hh.jsonl"}
+    grid = offline_grid(files, best_rates(tuning()))
+    assert all(grid.load(cell).offline for cell in grid.cells())
+
+
+@pytest.mark.parametrize(
+    "name, training, held_out",
+    [("training_flips", 0.4, 0), ("held_out_flips", 0, 0.4), ("poisoned", 1, 0.4)],
+)
+def test_labels_are_flipped_where_the_setting_says(
+    name: str, training: float, held_out: float
+) -> None:
+    rewards = np.arange(800.0).reshape(400, 2)
+    held = [place % 2 == 0 for place in range(400)]
+    with flipped(f"learned_{name}"):
+        pairs, _ = rollouts.make_pairs(rewards, held, 0.4, seed=[0, 3], labels="reward")
+        other, _ = rollouts.make_pairs(rewards, held, 0.4, seed=[0, 2], labels="reward")
+    assert rollouts.make_pairs is make_pairs
+    for kind, wanted in ((False, training), (True, held_out)):
+        shares = np.mean([pair.flipped for pair in pairs if pair.held_out == kind])
+        assert abs(shares - wanted) < 0.1
+    if name == "poisoned":
+        assert 0.3 < np.mean([pair.flipped for pair in other]) < 0.5
