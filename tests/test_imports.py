@@ -14,6 +14,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tpmm_jax"
 ORDER = (
     ("axes", "errors"),
     ("mesh", "stopping"),
+    ("hosts",),
     ("models",),
     ("data", "losses", "rewards"),
     ("evaluation",),

@@ -6,6 +6,7 @@ Nothing is carried from one iteration to the next but what is on disk.
 import time
 
 from tpmm_jax.errors import TpmmError
+from tpmm_jax.hosts import first_only
 from tpmm_jax.log.metrics import iteration_rows
 from tpmm_jax.loop.evaluation import evaluate
 from tpmm_jax.loop.reference import reference_log_probs
@@ -78,6 +79,10 @@ def print_table(run: Run) -> None:
 
 def draw(run: Run) -> None:
     """Writes report.html, and reward by iteration where there is a reward."""
+    first_only(lambda: _draw(run))
+
+
+def _draw(run: Run) -> None:
     workdir = run.disk.workdir
     rows = iteration_rows(workdir)
     if any("reward/mean" in row for row in rows):

@@ -6,12 +6,14 @@ fills in the rest. An axis that does not divide a dimension is dropped from the
 spec (the dimension is then replicated), so no shape is ever refused.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tpmm_jax.errors import BadInput
@@ -92,6 +94,27 @@ def put_batch(batch: Any, mesh: Mesh | None) -> Any:
     """Moves a pytree of host arrays to the devices, leading axis over BATCH."""
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, batch)
-    return jax.tree.map(
-        lambda x: jax.device_put(x, sharding(mesh, x.shape, BATCH)), batch
-    )
+
+    def put(x: Any) -> jax.Array:
+        where = sharding(mesh, x.shape, BATCH)
+        if where.is_fully_addressable:
+            return jax.device_put(x, where)
+        # Of several processes each gives its own shards; device_put would compare the
+        # whole array between them.
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+    return jax.tree.map(put, batch)
+
+
+def fetch(x: Any) -> np.ndarray:
+    """Returns a whole array on every process, wherever its shards lie."""
+    if isinstance(x, jax.Array) and not (
+        x.is_fully_addressable or x.is_fully_replicated
+    ):
+        x = _replicate(x.sharding.mesh)(x)  # type: ignore[attr-defined]
+    return np.asarray(x)
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -7,9 +7,13 @@ import io
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+import jax
+
+from tpmm_jax import hosts
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.escapes import printable
@@ -157,6 +161,7 @@ def guarded(
     result_alone: bool = False,
     needs_reader: bool = False,
     own_keyboard: bool = False,
+    many: bool = False,
 ) -> int:
     """Returns the exit code of ``work``; errors are said without a traceback.
 
@@ -169,12 +174,25 @@ def guarded(
       needs_reader: whether a closed standard output ends the work early; else its
         reader (head, less) has just seen enough.
       own_keyboard: whether ``work`` gives Ctrl-C a meaning of its own.
+      many: whether many processes may run it, which then end alike.
     """
     console = RunConsole(sys.stderr if result_alone else None)  # type: ignore[arg-type]
     keyboard = keyboard_as_before if own_keyboard else contextlib.nullcontext
     with watched(console.note, console.stop_bars), keyboard():
+        try:
+            if many:
+                hosts.join(args)
+            else:
+                hosts.refuse_many("this command")
+        except BadInput as error:
+            console.error(str(error))
+            return error.exit_code
+        if hosts.index() > 0:
+            # Process 0 speaks for all.
+            console = RunConsole(io.StringIO(), io.StringIO())
         code = _run(work, args, console, needs_reader)
         ends_with(code)
+        hosts.leave(code)
         return code
 
 
@@ -185,20 +203,35 @@ def _run(
     needs_reader: bool,
 ) -> int:
     try:
-        return work(args, console) or 0
+        # Of many processes one may be asked to stop where the others are not.
+        return hosts.end(work(args, console) or 0)[0]
     except Stopped as error:
-        console.note(str(error))
-        return error.exit_code
+        code, text = hosts.end(error.exit_code, str(error))
+        console.note(text)
+        return code
     except TpmmError as error:
-        console.error(str(error))
-        return error.exit_code
+        code, text = hosts.end(error.exit_code, str(error))
+        console.error(text)
+        return code
     except KeyboardInterrupt:
-        console.note("stopped")
-        return Stopped.exit_code
+        code, text = hosts.end(Stopped.exit_code, "stopped")
+        console.note(text)
+        return code
     except BrokenPipeError:
         # Python flushes again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not needs_reader:
             return 0
-        console.error("standard output was closed; the same command continues")
-        return TpmmError.exit_code
+        text = "standard output was closed; the same command continues"
+        console.error(text)
+        return hosts.end(TpmmError.exit_code, text)[0]
+    except Exception as error:
+        if hosts.count() == 1:
+            raise
+        traceback.print_exc()
+        # A computation of all fails here where another process is gone.
+        collective = isinstance(error, jax.errors.JaxRuntimeError)
+        said = f"{type(error).__name__}: {error}"
+        code, text = hosts.end(TpmmError.exit_code, said, collective=collective)
+        console.error(text)
+        return code

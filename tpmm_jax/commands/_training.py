@@ -1,12 +1,17 @@
 """What the commands that train share: their options, and how a stopped run goes on."""
 
 import argparse
+import hashlib
 import pathlib
 import shlex
 from collections.abc import Callable, Sequence
 
+import tpmm_jax
 from tpmm_jax.errors import Stopped
+from tpmm_jax.hosts import add_options as add_process_options
+from tpmm_jax.hosts import agree_same
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.versions import versions
 
 
 def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
@@ -15,6 +20,7 @@ def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
     Args:
       example: of a field and its value, for the help of --set.
     """
+    add_process_options(parser)
     add = parser.add_argument
     add("--config", required=True, help="a Python file with get_config()")
     add("--workdir", help="where the run is kept (default: runs/NAME of the config)")
@@ -26,6 +32,14 @@ def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
         dest="overrides",
         help=f"change one field of the config, such as {example}; repeatable",
     )
+
+
+def code_digest() -> str:
+    """Returns a SHA-256 of the package's own files."""
+    root, found = pathlib.Path(tpmm_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def run_in_workdir(
@@ -40,6 +54,7 @@ def run_in_workdir(
       words: the whole command as it was given.
       run: called with the workdir.
     """
+    agree_same({"tpmm_jax": code_digest(), "libraries": versions()})
     workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
     try:
         run(workdir)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from tpmm_jax.commands._line import Parser, guarded
 from tpmm_jax.commands._training import add_run_options, run_in_workdir
-from tpmm_jax.config import Config, load_config
+from tpmm_jax.config import Config, flatten, load_config
+from tpmm_jax.hosts import agree_same
 from tpmm_jax.iterate import iterate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
@@ -72,6 +73,7 @@ def train(command: Sequence[str], args: argparse.Namespace, console: RunConsole)
 
     def start(workdir: pathlib.Path) -> None:
         config = load_config(args.config, args.overrides)
+        agree_same(flatten(config))
         run(config, workdir, console, rescore=args.rescore)
 
     return run_in_workdir(["tpmm", "train", *command], args, console, start)
@@ -80,4 +82,4 @@ def train(command: Sequence[str], args: argparse.Namespace, console: RunConsole)
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     work = functools.partial(train, sys.argv[1:] if argv is None else argv)
-    return guarded(work, parse_args(argv), needs_reader=True)
+    return guarded(work, parse_args(argv), needs_reader=True, many=True)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from tpmm_jax.commands._line import Parser, guarded
 from tpmm_jax.commands._training import add_run_options, run_in_workdir
-from tpmm_jax.config import RewardConfig, load_config
+from tpmm_jax.config import RewardConfig, flatten, load_config
 from tpmm_jax.errors import TpmmError
+from tpmm_jax.hosts import agree_same, first_only
 from tpmm_jax.log.compared import show_compared
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.rewards import failure, show_rewards
@@ -64,11 +65,7 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
         routers = read_listed_json(path) if path.exists() else {}
         show_rewards(console, summary, routers)
         show_compared(console, summary)
-        try:
-            write_report([workdir])
-        except TpmmError as error:
-            # A picture of the run is not worth the run.
-            console.warn(f"report.html was not written: {error}")
+        first_only(lambda: report(workdir, console))
         lines = [f"look    {workdir}/report.html in a browser"]
         if text := failure(summary):
             console.warn(text)
@@ -85,6 +82,14 @@ def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> Non
         console.next_steps([*lines, f"curves  tensorboard --logdir {workdir}"])
 
 
+def report(workdir: pathlib.Path, console: RunConsole) -> None:
+    """Writes report.html; a picture of the run is not worth the run."""
+    try:
+        write_report([workdir])
+    except TpmmError as error:
+        console.warn(f"report.html was not written: {error}")
+
+
 def train_reward(
     command: Sequence[str], args: argparse.Namespace, console: RunConsole
 ) -> int:
@@ -96,6 +101,7 @@ def train_reward(
 
     def start(workdir: pathlib.Path) -> None:
         config = load_config(args.config, args.overrides, kind=RewardConfig)
+        agree_same(flatten(config))
         run(config, workdir, console)
 
     return run_in_workdir(["tpmm", "train_reward", *command], args, console, start)
@@ -104,4 +110,4 @@ def train_reward(
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     work = functools.partial(train_reward, sys.argv[1:] if argv is None else argv)
-    return guarded(work, parse_args(argv), needs_reader=True)
+    return guarded(work, parse_args(argv), needs_reader=True, many=True)

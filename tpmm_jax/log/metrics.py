@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
 from tpmm_jax.errors import CorruptCheckpoint
+from tpmm_jax.hosts import first_only, once
 from tpmm_jax.log.jsonl import (
     Row,
     lines_of,
@@ -83,16 +84,19 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         # (iteration, kind's place, step) of the last row.
         self._last = (-1, 0, 0)
         self._metrics, self._timing = (self._folder / n for n in (METRICS, TIMING))
+        # What was put back, for whoever says so.
+        self.mended = once(self._open, f"open {self._metrics}")
+
+    def _open(self) -> list[str]:
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         rewrite(self._timing, lambda row: True)
-        # What was put back, for whoever says so.
-        self.mended: list[str] = []
-        self._restore()
+        mended = self._restore()
         if not self._concatenate():
-            self.mended.append(
+            mended.append(
                 f"{self._metrics}: written again from the iterations' own files"
             )
+        return mended
 
     def log(
         self,
@@ -130,6 +134,10 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         if timing:
             row["time"] = round(time.time(), 3)
         row |= {name: plain(name, values[name]) for name in sorted(values)}
+        # Nobody reads them before the process that writes them comes to a call of all.
+        first_only(lambda: self._append(row, timing))
+
+    def _append(self, row: Row, timing: bool) -> None:
         line = json.dumps(row, allow_nan=False)
         if not timing and (row["iteration"], *_order(row)) < self._last:
             self._insert(row, line)
@@ -138,7 +146,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         if timing:
             append_lines(self._timing, [line], flush=False)
         else:
-            append_lines(self.path(iteration), [line], flush=False)
+            append_lines(self.path(row["iteration"]), [line], flush=False)
             append_lines(self._metrics, [line], flush=False)
             self._last = (row["iteration"], *_order(row))
         if board is not None:
@@ -163,23 +171,31 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         Returns:
             How many rows of metrics were dropped.
         """
-        self._close_board()
-        if timing:
-            rewrite(
-                self._timing, lambda row: row["iteration"] != iteration or keep(row)
-            )
-        path = self.path(iteration)
-        unlist(path)
-        dropped = rewrite(path, keep)
-        self._concatenate()
-        return dropped
+
+        def act() -> int:
+            self._close_board()
+            if timing:
+                rewrite(
+                    self._timing, lambda row: row["iteration"] != iteration or keep(row)
+                )
+            path = self.path(iteration)
+            unlist(path)
+            dropped = rewrite(path, keep)
+            self._concatenate()
+            return dropped
+
+        return once(act, f"rewind {self._metrics}")
 
     def finish(self, iteration: int) -> None:
         """List the digests of an iteration's rows: they are all there."""
         path = self.path(iteration)
-        with storage_errors(path):
-            data = path.read_bytes()
-        write_listed(path, data, replace=True)
+
+        def act() -> None:
+            with storage_errors(path):
+                data = path.read_bytes()
+            write_listed(path, data, replace=True)
+
+        once(act, f"finish {path}")
 
     def path(self, iteration: int) -> pathlib.Path:
         """Where an iteration's rows lie."""
@@ -191,8 +207,13 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         numbered = [path for path in found if path.parent.name.isdigit()]
         return sorted(numbered, key=lambda path: int(path.parent.name))
 
-    def _restore(self) -> None:
-        """Checks each iteration's rows; takes lost ones from metrics.jsonl."""
+    def _restore(self) -> list[str]:
+        """Checks each iteration's rows; takes lost ones from metrics.jsonl.
+
+        Returns:
+            What was put back.
+        """
+        mended = list[str]()
         copied = dict[pathlib.Path, bytes]()
         for row, line in readable(self._metrics):
             path = self.path(row["iteration"])
@@ -201,7 +222,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
             path, known = folder / METRICS, listing(folder).get(METRICS)
             if not path.exists() and path in copied:
                 write_file(path, lambda file, data=copied[path]: file.write(data))
-                self.mended.append(f"{path}: taken from {self._metrics} again")
+                mended.append(f"{path}: taken from {self._metrics} again")
             if known is None:
                 rewrite(path, lambda row: True)
             elif path.exists():
@@ -211,6 +232,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
                     f"{path} is missing, and {self._metrics} does not hold its rows "
                     f"either; {advice(path)}"
                 )
+        return mended
 
     def _insert(self, row: Row, line: str) -> None:
         """Put a row of a phase that came again where it stood."""
@@ -244,6 +266,9 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
 
     def flush(self) -> None:
         """Put all rows on the disk (fsync)."""
+        first_only(self._flush)
+
+    def _flush(self) -> None:
         paths = [self._metrics, self._timing]
         if self._last[0] >= 0:
             paths.append(self.path(self._last[0]))

@@ -12,7 +12,7 @@ from tpmm_jax.data.table import Table, take
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.prompts import MAIN
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.mesh import fetch, put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.steps import pair_log_probs_step, token_log_probs_step
 
@@ -96,7 +96,9 @@ def sequence_log_probs(
                 params,
                 *put_batch((tokens_BT, mask_BT), runner.decoder.mesh),
             )
-            logp_B = (np.asarray(logp_BT, np.float64) * of_answer_BT[:, 1:]).sum(axis=1)
+            logp_B = (fetch(logp_BT).astype(np.float64) * of_answer_BT[:, 1:]).sum(
+                axis=1
+            )
             out.append(logp_B[: len(some)])
             advance(len(some))
     return np.concatenate(out)
@@ -157,6 +159,6 @@ def batched_log_probs(
         places = np.arange(start, min(start + size, rows))
         batch = put_batch(take(table, places, size), decoder.mesh)
         logps_BN = pair_log_probs_step(decoder, params, batch, ld_alpha=ld_alpha)
-        out.append(np.asarray(logps_BN)[: len(places)])
+        out.append(fetch(logps_BN)[: len(places)])
         advance(len(places))
     return np.concatenate(out)

@@ -9,6 +9,7 @@ from typing import Any
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hosts import once
 from tpmm_jax.rewards import import_object, left_alone
 from tpmm_jax.stopping import call_user
 from tpmm_jax.store.files import write_text
@@ -24,8 +25,12 @@ def prompt_file(
     if not is_function(source):
         return source, data
     function = import_object(source, option)
-    write_text(cache, made_lines(source, option, function, data.timeout))
-    write_text(cache.with_name(cache.name + ".source"), source)
+
+    def make() -> None:
+        write_text(cache, made_lines(source, option, function, data.timeout))
+        write_text(cache.with_name(cache.name + ".source"), source)
+
+    once(make, f"prompts of {source}")
     return of_cache(cache, data)
 
 
@@ -43,6 +48,21 @@ def kept_file(
     """
     if not is_function(source) or not cache.exists():
         return prompt_file(source, option, data, cache)
+    once(
+        lambda: _compare(source, option, data, cache, warn),
+        f"prompts of {source} again",
+    )
+    return of_cache(cache, data)
+
+
+def _compare(
+    source: str,
+    option: str,
+    data: DataConfig,
+    cache: pathlib.Path,
+    warn: Callable[[str], None],
+) -> None:
+    """Refuses a function that returns other prompts than those of the cache."""
     then = cache.read_text(encoding="utf-8", errors="replace")
     function = import_object(source, option)
     try:
@@ -55,7 +75,7 @@ def kept_file(
             f"{option} = {source} cannot be called again ({error}); the run goes on "
             f"with the prompts that it began with, {cache}"
         )
-        return of_cache(cache, data)
+        return
     if now != then:
         raise BadInput(
             f"{option} = {source} returns another list than the run began with, "
@@ -63,7 +83,6 @@ def kept_file(
             "sets of prompts. Make it return that list at every call (a seed of its "
             "own for what it draws), or choose another --workdir"
         )
-    return of_cache(cache, data)
 
 
 def is_function(source: str) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
+from tpmm_jax.hosts import index
 from tpmm_jax.loop.cache import read_cache, write_cache
 from tpmm_jax.loop.held_out import CachedPairs, held_out_pairs, pooled_iterations
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
@@ -38,7 +39,7 @@ from tpmm_jax.merging import (
     signal_to_rounding,
 )
 from tpmm_jax.merging.margins import ACCEPTED, LEAST_PROMPTS
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.mesh import fetch, put_batch
 from tpmm_jax.steps import pair_check_step
 from tpmm_jax.store.digests import (
     is_finished,
@@ -133,7 +134,9 @@ def open_reference(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> Refe
 
         @functools.cache
         def deltas() -> Deltas:
-            scratch, names = disk.workdir / "scratch" / "deltas", _groups(plan)
+            # Of each process its own: it keeps the shards of its devices.
+            scratch = disk.workdir / "scratch" / f"deltas-{index()}"
+            names = _groups(plan)
             return stack.enter_context(Deltas(scratch, disk.policy, iteration, names))
 
         record = known or _choose(plan, disk, voice, iteration, deltas)
@@ -344,7 +347,7 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
             jnp.float32(shift),
             jnp.asarray(swap),
         )
-        return np.asarray(margin_B)[:size], float(loss)
+        return fetch(margin_B)[:size], float(loss)
 
     margin_B, loss = look(0.0, False)
     shifted_B, swapped_B = look(1.0, False)[0], look(1.0, True)[0]

@@ -15,6 +15,7 @@ from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.table import pair_length, round_up
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hosts import agree_same, once, shared_fate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import show_header
 from tpmm_jax.log.metrics import MetricsLog
@@ -128,7 +129,8 @@ def open_run(
             sources=sources,
             rescored=list(record.rescoring),
         )
-        yield Run(plan, disk, Voice(console))
+        with shared_fate():
+            yield Run(plan, disk, Voice(console))
 
 
 def settle(
@@ -280,7 +282,7 @@ def may_change(config: Config) -> set[str]:
 def start_date(workdir: pathlib.Path, started: bool) -> datetime.date:
     """Returns the day that the run's chat template writes: that on which it began."""
     if not started:
-        return today()
+        return datetime.date.fromisoformat(once(lambda: today().isoformat(), "date"))
     record = read_listed_json(workdir / DATA)
     return datetime.date.fromisoformat(record["date"])
 
@@ -317,6 +319,7 @@ def pin_run(workdir: pathlib.Path, plan: Plan, *, started: bool) -> None:
     pin_config(workdir, to_dict(plan.config), started=started, added=ADDED)
     date = plan.runner.codec.date.isoformat()
     digests = data_digests(plan.config, plan.schedule, plan.pair_chunks)
+    agree_same({"data": digests, "tokenizer": plan.runner.codec.digest})
     data = {**digests, "date": date, "format": FORMAT}
     write_listed_json(workdir / DATA, data, replace=True)
 

@@ -12,6 +12,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.config import ModelSource
 from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hosts import once
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.run import ADAPTERS
 from tpmm_jax.models import Decoder
@@ -105,11 +106,15 @@ def _not_needed(decoder: Decoder, dtype: str) -> Any:
 def made_from(path: pathlib.Path, source: str, make: Callable[[], None]) -> None:
     """Calls ``make`` unless ``path`` was made from ``source`` before."""
     mark = path.with_name(path.name + ".source")
-    if path.exists() and mark.exists() and mark.read_text() == source:
-        return
-    mark.unlink(missing_ok=True)
-    make()
-    write_text(mark, source)
+
+    def act() -> None:
+        if path.exists() and mark.exists() and mark.read_text() == source:
+            return
+        mark.unlink(missing_ok=True)
+        make()
+        write_text(mark, source)
+
+    once(act, f"make {path}")
 
 
 def build_model(name: str, directory: pathlib.Path, console: RunConsole) -> None:
@@ -219,12 +224,16 @@ def store_first(
 ) -> None:
     """Reads theta_0's weights and appends them, or LoRA's zero product, as step 0."""
     described = workdir / "model"
-    shutil.rmtree(described, ignore_errors=True)
-    described.mkdir()
-    write_description(
-        source.config, source.tokenizer, "float32", described, source.generation
-    )
-    list_folder(described)
+
+    def describe() -> None:
+        shutil.rmtree(described, ignore_errors=True)
+        described.mkdir()
+        write_description(
+            source.config, source.tokenizer, "float32", described, source.generation
+        )
+        list_folder(described)
+
+    once(describe, f"describe {described}")
     with console.phase(title, 1, "models") as bar:
         meta = {"iteration": 0, **source.origin}
         if decoder.lora is None:

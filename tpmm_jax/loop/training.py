@@ -33,6 +33,7 @@ from tpmm_jax.steps import (
     make_learning_rate,
     preference_step,
 )
+from tpmm_jax.store.digests import remove_listed
 from tpmm_jax.store.fingerprint import tree_digest
 
 # bfloat16 peak of one device, FLOP/s (vendors' data sheets), by device_kind.
@@ -237,7 +238,7 @@ def _finish(task: Task, params: Params) -> None:
     with disk.timed("save", iteration):
         disk.trajectory.append(iteration, params, meta)
     disk.work.clear()
-    (disk.folder(iteration) / NOT_FINITE).unlink(missing_ok=True)
+    remove_listed(disk.folder(iteration) / NOT_FINITE)
 
 
 def _log_speed(task: Task, first: int, seconds: float) -> None:

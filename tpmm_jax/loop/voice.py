@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpmm_jax.errors import Stopped
+from tpmm_jax.hosts import asked_all
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.stopping import asked, boundaries
+from tpmm_jax.stopping import boundaries
 
 
 class StopFlag:
@@ -25,13 +26,16 @@ class StopFlag:
 
     @property
     def raised(self) -> str | None:
-        """The signal that came; who reads it is at a boundary, and stops."""
-        return asked()
+        """The signal that came; who reads it is at a boundary, and stops.
+
+        Of several processes all read it, in the same order.
+        """
+        return asked_all()
 
     def check(self) -> None:
         """Raises Stopped if a signal came."""
-        if self.raised is not None:
-            raise Stopped(f"stopped by {self.raised}")
+        if (name := self.raised) is not None:
+            raise Stopped(f"stopped by {name}")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import tpmm_jax
 from tpmm_jax.config.fields import changes, flatten
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.hosts import agree_same
 from tpmm_jax.store import RunLock, Trajectory, check_writable
 from tpmm_jax.store.digests import check_folder, read_listed_json
 from tpmm_jax.store.files import read_json, write_json
@@ -64,14 +66,28 @@ OF_THEN = "reference.earlier_holdouts"
 
 @contextlib.contextmanager
 def open_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds a folder: it can be written to, and no other process trains in it.
+    """Holds a folder: it can be written to, and no other command trains in it.
 
     Raises:
-      BadInput, StorageError: it is in use, or its disk refuses.
+      BadInput, StorageError: it is in use, its disk refuses, or the processes do not
+        share it.
     """
+    refuse_url(workdir)
     check_writable(workdir)
-    with RunLock(workdir):
+    with RunLock(workdir) as lock:
+        agree_same({f"{workdir}/{RunLock.FILE} (is the folder shared?)": lock.owner()})
         yield
+
+
+def refuse_url(workdir: pathlib.Path) -> None:
+    """Raises BadInput for a bucket: a run locks, appends to and renames its files."""
+    # pathlib makes gs://bucket a folder gs:/bucket.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
+        raise BadInput(
+            f"--workdir {workdir}: a run is kept on a file system, for it locks, "
+            "appends to and renames its files, which buckets do not. Use a disk that "
+            "all hosts mount (NFS, Filestore, Lustre), and copy what is finished"
+        )
 
 
 def check_format(workdir: pathlib.Path) -> None:

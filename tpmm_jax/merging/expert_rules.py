@@ -39,7 +39,7 @@ from tpmm_jax.merging.experts import (
     with_feed_forwards,
 )
 from tpmm_jax.merging.learned import softmax
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.mesh import fetch, put_batch
 from tpmm_jax.models import Decoder
 
 # The start's logarithm of a gate that is never open.
@@ -208,7 +208,7 @@ def gating(context: ExpertsContext) -> np.ndarray:
     table, total_LX = context.pairs.table, np.zeros(context.shape)
     for batch, size in micro_batches(context.decoder, table):
         sums = gate_sums(context.decoder, context.params, batch)
-        total_LX += np.asarray(sums, np.float64)
+        total_LX += fetch(sums).astype(np.float64)
         context.advance(size)
     if not np.isfinite(total_LX).all():
         raise BadInput(
@@ -265,7 +265,7 @@ def _learn(context: ExpertsContext, start: np.ndarray) -> np.ndarray:
             context.decoder, accumulation, context.params, variables, batch
         )
         context.step(float(loss))
-    return np.asarray(logits, np.float64)
+    return fetch(logits).astype(np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -26,7 +26,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import Batch, pair_rewards, pair_rewards_and_aux
 from tpmm_jax.losses.inputs import difference
 from tpmm_jax.merging.trees import add_leaf, scale_leaf, subtract_leaf
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.mesh import fetch, put_batch
 from tpmm_jax.models import Decoder, ModelConfig
 
 # Pairs in one forward or backward pass.
@@ -96,7 +96,7 @@ def pair_margins(
     """Returns r(chosen) - r(rejected) of every pair, float64 [P]."""
     found = []
     for batch, size in micro_batches(decoder, table):
-        margin_B = np.asarray(_margin(decoder, params, batch), np.float64)
+        margin_B = fetch(_margin(decoder, params, batch)).astype(np.float64)
         found.append(margin_B[:size])
         advance(size)
     return np.concatenate(found)

@@ -25,7 +25,7 @@ from tpmm_jax.losses import Batch, Metrics, gradients, pair_log_probs
 from tpmm_jax.merging.config import ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
 from tpmm_jax.merging.scale import objective
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.mesh import fetch, put_batch
 from tpmm_jax.models import Decoder
 
 OnStep = Callable[[dict[str, Any], dict[str, float]], None]
@@ -61,7 +61,7 @@ class HeldOut:
         out = []
         for start in range(0, self.size, self.micro):
             places = np.arange(start, min(start + self.micro, self.size))
-            margin_B = np.asarray(_margin(*how, params, self.rows(places, self.micro)))
+            margin_B = fetch(_margin(*how, params, self.rows(places, self.micro)))
             out.append(margin_B[: len(places)])
         return np.concatenate(out).astype(np.float64)
 

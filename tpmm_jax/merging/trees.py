@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
+from tpmm_jax.mesh import fetch
 
 Path = tuple[str, ...]
 
@@ -105,7 +106,7 @@ def dot_leaf(gradient: jax.Array, delta: jax.Array, groups: int) -> np.ndarray:
     The last axis is summed in float32 on the device, the others on the host, so
     that a sum of 1e9 products keeps its digits.
     """
-    rows = np.asarray(_row_dots(gradient, delta), np.float64)
+    rows = fetch(_row_dots(gradient, delta)).astype(np.float64)
     return rows.reshape(groups, -1).sum(axis=1)
 
 

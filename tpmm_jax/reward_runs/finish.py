@@ -35,6 +35,7 @@ from tpmm_jax.reward_runs.routers import (
 from tpmm_jax.store.digests import (
     is_finished,
     read_listed_json,
+    remove_listed,
     write_listed,
     write_listed_json,
 )
@@ -90,7 +91,7 @@ def finish(plan: RewardPlan, disk: Disk, voice: Voice) -> dict[str, Any]:
     disk.log.log("iteration", iteration=ITERATION, step=None, values=values)
     disk.log.finish(ITERATION)
     disk.work.clear()
-    (folder / NOT_FINITE).unlink(missing_ok=True)
+    remove_listed(folder / NOT_FINITE)
     return summary
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.loop.run import Disk
+from tpmm_jax.mesh import fetch
 from tpmm_jax.models import ExpertsConfig, ModelConfig
 from tpmm_jax.reward_runs.plan import RewardPlan
 
@@ -29,7 +30,7 @@ class Routing:
     def add(self, sums: Mapping[str, Any]) -> None:
         """Adds the sums of a batch, in float64."""
         for name, found in sums.items():
-            found = np.asarray(found, np.float64)
+            found = fetch(found).astype(np.float64)
             self.sums[name] = self.sums.get(name, 0.0) + found
 
 
@@ -67,7 +68,7 @@ def read_start(plan: RewardPlan, disk: Disk) -> Start | None:
 
 
 def _host(weights: Params) -> dict[str, np.ndarray]:
-    return {name: np.asarray(weights[name]) for name in _MATRICES}
+    return {name: fetch(weights[name]) for name in _MATRICES}
 
 
 def describe(
@@ -126,7 +127,7 @@ def _distances(
     """Returns ``from_start`` and, of two experts and more, how far apart they are."""
     parts = [_squares(experts[name], jnp.asarray(start[name])) for name in _MATRICES]
     moved_LX, norm_LX, gram_LXX = (
-        np.sum([np.asarray(part[at], np.float64) for part in parts], axis=0)
+        np.sum([fetch(part[at]).astype(np.float64) for part in parts], axis=0)
         for at in range(3)
     )
     found = {"from_start": np.sqrt(moved_LX / norm_LX).tolist()}

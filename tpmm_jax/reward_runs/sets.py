@@ -18,6 +18,7 @@ from tpmm_jax.data.reward_kinds import find_kind
 from tpmm_jax.data.reward_pairs import fitting, load_reward_pairs
 from tpmm_jax.data.table import Table, pair_length, round_up
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hosts import once
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.prompt_functions import is_function
 from tpmm_jax.rewards import import_object
@@ -117,6 +118,14 @@ def _written(
     """Returns the file of a source: of a "module:function", what it returns."""
     if not is_function(source):
         return source
+    once(lambda: _write_rows(source, option, path, timeout), f"pairs of {source}")
+    return str(path)
+
+
+def _write_rows(
+    source: str, option: str, path: pathlib.Path, timeout: float | None
+) -> None:
+    """Writes what a function of pairs returns, as lines of JSON."""
     function = import_object(source, option)
     what = f"{option} = {source}"
     rows = call_user(what, function, timeout=timeout, option="data.timeout")
@@ -133,7 +142,6 @@ def _written(
             "finite numbers"
         ) from None
     write_text(path, text)
-    return str(path)
 
 
 def _load(

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tpmm_jax.config import HELD_OUT, REWARD_MAY_CHANGE, RewardConfig, to_dict
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.hosts import agree_same, shared_fate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import mesh_advice, model_rows
 from tpmm_jax.log.metrics import MetricsLog
@@ -83,7 +84,8 @@ def open_reward_run(
             console.note(text)
         warn_versions(last_session(workdir), console)
         log_session(workdir, resumed=started)
-        yield RewardRun(plan, disk, Voice(console))
+        with shared_fate():
+            yield RewardRun(plan, disk, Voice(console))
 
 
 def _refuse_other_kind(workdir: pathlib.Path) -> None:
@@ -246,5 +248,6 @@ def _pin(workdir: pathlib.Path, plan: RewardPlan, *, started: bool) -> None:
     """Writes what later starts are compared with."""
     pin_config(workdir, to_dict(plan.config), started=started, added={})
     date = plan.codec.date.isoformat()
+    agree_same({"data": plan.sets.digest(), "tokenizer": plan.codec.digest})
     data = {"pairs": plan.sets.digest(), "date": date, "format": FORMAT}
     write_listed_json(workdir / DATA, data, replace=True)

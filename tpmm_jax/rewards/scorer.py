@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hosts import once
 from tpmm_jax.rewards.surroundings import left_alone
 from tpmm_jax.stopping import TIMEOUT, call_user
 
@@ -291,6 +292,8 @@ def call_checked(
 ) -> np.ndarray:
     """Returns a copy of what a user's function gives, float64, of the wanted shape.
 
+    Of several processes the first calls it; the others wait as long as it takes.
+
     Args:
       name: "scorer ..." or "judge ...", for messages.
       call: calls it on the prompts.
@@ -309,7 +312,15 @@ def call_checked(
         with left_alone(name):
             return call_user(name, call, timeout=timeout, option=option, on=on)
 
-    raw = _repeated(name, called, on, retries)
+    def checked() -> list[Any]:
+        raw = _repeated(name, called, on, retries)
+        return _as_array(name, raw, shape, meaning).tolist()
+
+    return np.asarray(once(checked, name), np.float64).reshape(shape)
+
+
+def _as_array(name: str, raw: Any, shape: tuple[int, ...], meaning: str) -> np.ndarray:
+    """Returns a function's numbers; raises BadInput where they are none."""
     try:
         # Always a copy: the function may keep its array, and change it.
         found = np.array(_real(raw), np.float64)

@@ -17,7 +17,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import pad_prompts
 from tpmm_jax.data.table import round_up
 from tpmm_jax.errors import BadInput
-from tpmm_jax.mesh import BATCH, TENSOR, constrain, put_batch
+from tpmm_jax.mesh import BATCH, TENSOR, constrain, fetch, put_batch
 from tpmm_jax.models import Decoder, DecodeState, from_mask
 from tpmm_jax.sampling.rules import SamplingConfig, draw
 
@@ -181,7 +181,7 @@ def generate_batches(
             decoder, params, *batch, key,
             num_samples=num_samples, config=config, eos_ids=eos_ids, pad_id=pad_id,
         )  # fmt: skip
-        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        tokens, lengths = fetch(tokens), fetch(lengths)
         yield (
             places,
             [

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpmm_jax.axes import Params
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.mesh import fetch, put_batch
 from tpmm_jax.models import Adapted, Decoder
 from tpmm_jax.steps import rewards_and_routing_step, rewards_step
 
@@ -59,7 +59,7 @@ def row_rewards(
                 put = put_batch((*arrays, count_B), decoder.mesh)
                 rewards_B, sums = rewards_and_routing_step(decoder, params, *put)
                 routing(sums)
-            for some, reward in zip(batch, np.asarray(rewards_B, np.float64)):
+            for some, reward in zip(batch, fetch(rewards_B).astype(np.float64)):
                 found[some] = reward
             advance(sum(map(len, batch)))
     return found

@@ -78,6 +78,9 @@ class Guard:
       keeps: whether the loop of a run was entered, which keeps what it finishes.
       interrupted: whether a user's function was.
       code: what the process is about to end with, where it may hang at its end.
+      beside: of several processes: called at every look, with the time.
+      leaving: of several processes: called with the code and the reason of an end that
+        the guard brings about.
       lock: of the pipe and of what is read from it.
     """
 
@@ -89,6 +92,8 @@ class Guard:
         self.request: Request | None = None
         self.keeps = self.interrupted = False
         self.code: int | None = None
+        self.beside: Callable[[float], None] = lambda now: None
+        self.leaving: Callable[[int, str], None] = lambda code, reason: None
         self.lock = threading.Lock()
         self.pipe: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
@@ -123,6 +128,11 @@ class Guard:
         if len(times) > 1:
             self.request.again = True
         return len(times) == 1
+
+    def ask_for(self, name: str) -> None:
+        """Notes a signal that another process of the run was sent."""
+        if self.request is None:
+            self.request = Request(name, time.monotonic())
 
     def end_with(self, code: int) -> None:
         """Ends the process with that code if it should hang at its end."""
@@ -160,6 +170,7 @@ class Guard:
             self._look_at_request(self.request, now)
         if self.code is not None:
             self._look_at_end(self.code, now)
+        self.beside(now)
 
     def _look_at_call(self, wait: waits.Wait, now: float) -> None:
         if (line := wait.due_line(now)) is not None:
@@ -173,6 +184,7 @@ class Guard:
         held = wait.pressed is not None and now - wait.pressed >= GRACE
         if held and self.stage is not None:
             text = f"error: {wait.too_late()}. It cannot be interrupted"
+            self.leaving(BadInput.exit_code, text)
             self._leave(BadInput.exit_code, lambda: to_stderr(text))
 
     def _look_at_request(self, request: Request, now: float) -> None:
@@ -198,6 +210,7 @@ class Guard:
         if reason is not None:
             kept = "what was finished is kept: " * self.keeps
             text = f"ended by {reason}; {kept}run the same command again"
+            self.leaving(Stopped.exit_code, text)
             self._leave(Stopped.exit_code, lambda: self.say(text))
 
     def _plan(self, busy: str | None) -> str:

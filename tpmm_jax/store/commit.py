@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import StorageError
+from tpmm_jax.hosts import first_only, once
 from tpmm_jax.store import manager
 from tpmm_jax.store.files import remove_tree, storage_errors
 from tpmm_jax.store.listing import ITEMS
@@ -35,7 +36,7 @@ def save_step(
     Raises:
       StorageError: the disk refuses; names the step's folder.
     """
-    _discard(directory, step)
+    once(lambda: _discard(directory, step), f"discard {directory}/{step}")
     args = ocp.args.Composite(
         policy=ocp.args.StandardSave(policy),
         meta=ocp.args.JsonSave(meta),
@@ -51,10 +52,12 @@ def save_step(
             manager.save(writer, directory, step, args)
             writer.wait_until_finished()
     except BaseException:
+        # One process may be the only one that failed.
         with contextlib.suppress(Exception):
-            _remove_all(directory, f"{step}{manager.UNFINISHED}*")
+            unfinished = f"{step}{manager.UNFINISHED}*"
+            first_only(lambda: _remove_all(directory, unfinished))
         raise
-    return _saved_files(directory, step)
+    return once(lambda: _saved_files(directory, step), f"saved {directory}/{step}")
 
 
 def _discard(directory: pathlib.Path, step: int) -> None:

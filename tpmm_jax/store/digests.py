@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.hosts import once
 from tpmm_jax.store.files import (
     append_lines,
     canonical_json,
@@ -205,6 +206,10 @@ def write_listed(path: pathlib.Path, data: bytes, *, replace: bool = False) -> N
       CorruptCheckpoint: made again, it is not what it was; the file is not written.
       StorageError: the disk refuses.
     """
+    once(lambda: _write_listed(path, data, replace), f"write {path}")
+
+
+def _write_listed(path: pathlib.Path, data: bytes, replace: bool) -> None:
     known, now = listing(path.parent).get(path.name), digests_of(path, data)
     if known is not None and known != now:
         if not replace:
@@ -221,6 +226,10 @@ def append_listed(path: pathlib.Path, lines: Sequence[str], at: int) -> None:
     Raises:
       CorruptCheckpoint: made again, a line is not what it was; nothing is written.
     """
+    once(lambda: _append_listed(path, lines, at), f"append to {path}")
+
+
+def _append_listed(path: pathlib.Path, lines: Sequence[str], at: int) -> None:
     known = listing(path.parent).get(path.name, [])
     data = "".join(line + "\n" for line in lines).encode()
     now = digests_of(path, data)
@@ -258,22 +267,34 @@ def _give_up(path: pathlib.Path) -> str:
 
 def unlist(path: pathlib.Path, at: int = 0) -> None:
     """Takes digests back from line ``at`` on: what comes there may be different."""
-    if len(listing(path.parent).get(path.name, [])) > at:
-        append_lines(path.parent / DIGESTS, [_entry(path.name, at, None)])
+
+    def act() -> None:
+        if len(listing(path.parent).get(path.name, [])) > at:
+            append_lines(path.parent / DIGESTS, [_entry(path.name, at, None)])
+
+    once(act, f"unlist {path}")
 
 
 def remove_listed(path: pathlib.Path) -> None:
     """Removes a file and takes its digests back; nothing if it is not there."""
-    unlist(path)
-    with storage_errors(path):
-        path.unlink(missing_ok=True)
+
+    def act() -> None:
+        unlist(path)
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
+
+    once(act, f"remove {path}")
 
 
 def compact(folder: pathlib.Path) -> None:
     """Writes digests.jsonl anew, one line per file, in the order of their names."""
-    found = sorted(listing(folder).items())
-    lines = [_entry(name, 0, digests) + "\n" for name, digests in found]
-    write_text(folder / DIGESTS, "".join(lines))
+
+    def act() -> None:
+        found = sorted(listing(folder).items())
+        lines = [_entry(name, 0, digests) + "\n" for name, digests in found]
+        write_text(folder / DIGESTS, "".join(lines))
+
+    once(act, f"compact {folder}")
 
 
 def check_folder(folder: pathlib.Path) -> None:
@@ -286,9 +307,13 @@ def check_folder(folder: pathlib.Path) -> None:
 
 def list_folder(folder: pathlib.Path) -> None:
     """Lists every file of a folder as it is; for one that others have just written."""
-    for path in sorted(folder.iterdir()):
-        if path.name != DIGESTS:
-            write_listed(path, path.read_bytes(), replace=True)
+
+    def act() -> None:
+        for path in sorted(folder.iterdir()):
+            if path.name != DIGESTS:
+                write_listed(path, path.read_bytes(), replace=True)
+
+    once(act, f"list {folder}")
 
 
 def read_listed_json(path: pathlib.Path) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeAlias
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
+from tpmm_jax.hosts import once
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -57,12 +58,17 @@ def sync(path: PathLike) -> None:
 def write_file(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Writes a whole file under a temporary name and renames it over `path`.
 
-    Every file that is written whole goes through here.
+    Every file that is written whole goes through here; of several processes the first
+    writes it.
 
     Raises:
       StorageError: the disk refuses; names `path`, and the old file is as it was.
     """
     path = pathlib.Path(path)
+    once(lambda: _write_file(path, write), f"write {path}")
+
+
+def _write_file(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     # A name of fixed length: the final name may already be as long as allowed.
     temporary = path.parent / f".writing-{os.getpid()}.tmp"
     with storage_errors(path):
@@ -169,6 +175,10 @@ def append_lines(path: PathLike, lines: Sequence[str], *, flush: bool = True) ->
         if "\n" in line or "\r" in line:
             raise BadInput(f"{path}: a line to append has a line break: {line[:80]!r}")
     path = pathlib.Path(path)
+    once(lambda: _append_lines(path, lines, flush), f"append to {path}")
+
+
+def _append_lines(path: pathlib.Path, lines: Sequence[str], flush: bool) -> None:
     data = "".join(line + "\n" for line in lines).encode("utf-8")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,9 +229,7 @@ def read_lines_repaired(path: PathLike, *, truncate: bool = True) -> list[str]:
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if truncate and whole < len(data):
-            with open(path, "rb+") as file:
-                file.truncate(whole)
-                os.fsync(file.fileno())
+            once(lambda: _cut(path, whole), f"cut {path}")
     lines = []
     for number, raw in enumerate(data[:whole].split(b"\n")[:-1], start=1):
         try:
@@ -234,15 +242,25 @@ def read_lines_repaired(path: PathLike, *, truncate: bool = True) -> list[str]:
     return lines
 
 
+def _cut(path: pathlib.Path, size: int) -> None:
+    with open(path, "rb+") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
 def remove_tree(path: pathlib.Path) -> None:
     """Removes a folder if it is there."""
+    once(lambda: _remove_tree(path), f"remove {path}")
+
+
+def _remove_tree(path: pathlib.Path) -> None:
     with storage_errors(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
 
 
 class RunLock:
-    """Lets one process at a time write to a run's folder.
+    """Lets one command at a time write to a run's folder.
 
     The kernel holds the lock, on an open file, so that it goes with the process
     however the process ends. The file's content only serves the message.
@@ -259,6 +277,10 @@ class RunLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> "RunLock":
+        once(self._take, f"lock {self.path}")
+        return self
+
+    def _take(self) -> None:
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -271,7 +293,6 @@ class RunLock:
         # A forked child must not keep it open, or the lock of a killed run would live
         # on in its data workers.
         os.register_at_fork(after_in_child=self.release)
-        return self
 
     def _lock(self, descriptor: int) -> None:
         with storage_errors(self.path):
@@ -287,6 +308,12 @@ class RunLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
             os.fsync(descriptor)
+
+    def owner(self) -> str:
+        """Returns what the file says of who holds it; "" where it is not there."""
+        with contextlib.suppress(OSError):
+            return self.path.read_text(encoding="utf-8")
+        return ""
 
     def _holder(self, descriptor: int) -> str:
         try:

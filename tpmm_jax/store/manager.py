@@ -229,7 +229,7 @@ def flush(folder: pathlib.Path) -> None:
 
 def default_sharding() -> Sharding:
     """Where a leaf lies whose target names no sharding."""
-    return SingleDeviceSharding(jax.devices()[0])
+    return SingleDeviceSharding(jax.local_devices()[0])
 
 
 def abstract(name: str, leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:

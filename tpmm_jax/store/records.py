@@ -6,6 +6,7 @@ from typing import Any
 
 from tpmm_jax.data.records import Record, parse_lines, to_line
 from tpmm_jax.errors import CorruptCheckpoint
+from tpmm_jax.hosts import once
 from tpmm_jax.store.digests import (
     advice,
     append_listed,
@@ -83,14 +84,19 @@ def resume_records(
     """
     if path is None:
         return []
-    lines, listed = _lines(path)
-    kept = lines[: whole(listed)]
-    if len(kept) < listed == len(listing(path.parent)[path.name]):
-        # In batches of another size they may come out otherwise.
-        unlist(path, at=len(kept))
-    if len(kept) < len(lines):
-        write_file(path, lambda file: file.writelines(kept))
-    return parse_lines(kind, kept, path)
+
+    def cut() -> int:
+        lines, listed = _lines(path)
+        kept = lines[: whole(listed)]
+        if len(kept) < listed == len(listing(path.parent)[path.name]):
+            # In batches of another size they may come out otherwise.
+            unlist(path, at=len(kept))
+        if len(kept) < len(lines):
+            write_file(path, lambda file: file.writelines(kept))
+        return len(kept)
+
+    count = once(cut, f"resume {path}")
+    return parse_lines(kind, _lines(path)[0][:count], path)
 
 
 def append_records(path: pathlib.Path | None, records: Sequence[Any], at: int) -> None:

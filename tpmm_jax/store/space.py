@@ -9,6 +9,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput, StorageError
+from tpmm_jax.hosts import once
 from tpmm_jax.store.files import PathLike, storage_errors, write_file
 
 STORAGES = ("float32", "bfloat16_delta", "lora")
@@ -67,10 +68,14 @@ def check_writable(directory: PathLike) -> None:
     Raises:
       StorageError: any of these fails; names the folder.
     """
-    probe = pathlib.Path(directory) / f".probe-{os.getpid()}"
-    with storage_errors(directory):
-        write_file(probe, lambda file: file.write(b"probe"))
-        probe.unlink()
+
+    def act() -> None:
+        probe = pathlib.Path(directory) / f".probe-{os.getpid()}"
+        with storage_errors(directory):
+            write_file(probe, lambda file: file.write(b"probe"))
+            probe.unlink()
+
+    once(act, f"probe {directory}")
 
 
 def check_space(directory: PathLike, need: int) -> None:
@@ -83,6 +88,10 @@ def check_space(directory: PathLike, need: int) -> None:
     Raises:
       StorageError: 1.2 x need exceeds the free space; names folder, need and free.
     """
+    once(lambda: _check_space(directory, need), f"space of {directory}")
+
+
+def _check_space(directory: PathLike, need: int) -> None:
     directory = pathlib.Path(directory).absolute()
     existing = next(
         (d for d in (directory, *directory.parents) if d.exists()), directory

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError
+from tpmm_jax.hosts import once
 from tpmm_jax.store import manager, trees
 from tpmm_jax.store.files import (
     PathLike,
@@ -142,12 +143,16 @@ class WorkStore:
     def _remove(self, steps: list[int]) -> None:
         """Moves steps to the trash by one rename each, and empties the trash."""
         trash = self.directory / _TRASH
-        with storage_errors(trash):
-            remove_tree(trash)
-            for step in steps:
-                trash.mkdir(exist_ok=True)
-                (self.directory / str(step)).rename(trash / str(step))
-            remove_tree(trash)
+
+        def act() -> None:
+            with storage_errors(trash):
+                remove_tree(trash)
+                for step in steps:
+                    trash.mkdir(exist_ok=True)
+                    (self.directory / str(step)).rename(trash / str(step))
+                remove_tree(trash)
+
+        once(act, f"remove {steps} of {self.directory}")
 
     def clear(self) -> None:
         """Removes every step; for the end of an iteration.

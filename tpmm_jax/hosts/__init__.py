@@ -1,0 +1,39 @@
+"""Many processes that run one host program on a shared folder.
+
+jax.distributed connects them; here is what they say to one another beside that. Process
+0 alone acts on the disk and calls what a user wrote, and the others learn what came of
+it (``once``). Nothing waits inside a device's collective, whose deadline is short.
+"""
+
+from tpmm_jax.hosts.connecting import Place, add_options, join, refuse_many
+from tpmm_jax.hosts.meeting import (
+    LOST,
+    OthersEnded,
+    agree_same,
+    asked_all,
+    count,
+    end,
+    first_only,
+    index,
+    leave,
+    once,
+    shared_fate,
+)
+
+__all__ = [
+    "LOST",
+    "OthersEnded",
+    "Place",
+    "add_options",
+    "agree_same",
+    "asked_all",
+    "count",
+    "end",
+    "first_only",
+    "index",
+    "join",
+    "leave",
+    "once",
+    "refuse_many",
+    "shared_fate",
+]
