@@ -2,32 +2,76 @@
 # Runs one training command on this machine and starts it again when it dies.
 #
 #   launch/node.sh --config configs/gemma2b.py --workdir runs/gemma2b
+#   PROCESSES=2 launch/node.sh --config ...       # several processes on this machine
 #
-# Death by a signal (exit code above 128: out of memory, a preempted machine) and exit
-# code 75 (stopped on request) are answered by the same command, which continues; at
-# most MAX_RESTARTS times (default 20). Stopping the launcher itself (Ctrl-C, SIGTERM)
-# stops the run, which saves, and is final; so are 0 done, 2 bad input, 3 corrupt
-# checkpoint, 4 storage and 1 other.
+# One process drives all devices of a machine. On each host of a TPU pod, or as each task
+# of a cluster, the same line: the processes find one another (docs/sharding.md).
+#
+# Exit code 75 (stopped on request) is answered by the same command, which continues; so
+# is death by a signal (a code above 128: out of memory, a process that is gone), at most
+# MAX_RESTARTS times (default 20). When one process has ended, the others have GRACE
+# seconds (default 20) until they are killed, stopped ones too; then all start together.
+# Stopping the launcher itself (Ctrl-C, SIGTERM) stops the run, which saves, and is final;
+# so are 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage and 1 other.
 set -u
-restarts=0 stopping=0 child=
-trap 'stopping=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' INT TERM
-while true; do
-  python -m tpmm_jax.train "$@" &
-  child=$!
-  wait "$child"
-  code=$?
-  # A trapped signal ends the wait early, while the run still saves.
-  while kill -0 "$child" 2>/dev/null; do
-    wait "$child"
-    code=$?
+processes=${PROCESSES:-1} module=${MODULE:-tpmm_jax.train} python=${PYTHON:-python}
+restarts=0 stopping=0 children=()
+
+signal_all() {
+  for child in "${children[@]}"; do kill "-$1" "$child" 2>/dev/null; done
+}
+trap 'stopping=1; signal_all TERM' INT TERM
+
+alive() {
+  for child in "${children[@]}"; do kill -0 "$child" 2>/dev/null && return 0; done
+  return 1
+}
+
+start() {
+  children=()
+  if [ "$processes" -eq 1 ]; then
+    "$python" -m "$module" "$@" &
+    children+=("$!")
+    return
+  fi
+  local port i
+  port=${PORT:-$((20000 + RANDOM % 20000))}
+  for ((i = 0; i < processes; i++)); do
+    "$python" -m "$module" "$@" --coordinator "localhost:$port" \
+      --num-processes "$processes" --process-id "$i" &
+    children+=("$!")
   done
-  if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then
-    exit "$code"
+}
+
+# Sets code: that of the first process that ended.
+await() {
+  local ended=
+  while [ -z "$ended" ]; do
+    # A trapped signal ends the wait early, while the run still saves.
+    wait -n "${children[@]}"
+    code=$?
+    for child in "${children[@]}"; do
+      kill -0 "$child" 2>/dev/null || ended=$child
+    done
+  done
+  wait "$ended"
+  code=$?
+  local until=$((SECONDS + ${GRACE:-20}))
+  while alive && [ "$SECONDS" -lt "$until" ]; do sleep 0.2; done
+  signal_all KILL
+  wait "${children[@]}"
+}
+
+while true; do
+  start "$@"
+  await
+  if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then exit "$code"; fi
+  if [ "$stopping" -eq 1 ]; then exit "$code"; fi
+  if [ "$code" -gt 128 ]; then
+    restarts=$((restarts + 1))
+    if [ "$restarts" -gt "${MAX_RESTARTS:-20}" ]; then exit "$code"; fi
   fi
-  if [ "$stopping" -eq 1 ] || [ "$restarts" -ge "${MAX_RESTARTS:-20}" ]; then
-    exit "$code"
-  fi
-  restarts=$((restarts + 1))
   echo "launch/node.sh: exit code $code, starting again ($restarts)" >&2
-  sleep 5
+  sleep "${PAUSE:-5}"
+  if [ "$stopping" -eq 1 ]; then exit "$code"; fi
 done

@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Open MPI and Kubernetes.",
     ).add_argument
     add("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    add("--num-processes", type=int, metavar="N", help="how many there are")
+    add("--num-processes", type=int, metavar="N", help="how many; 1: look for no others")
     add("--process-id", type=int, metavar="I", help="which this is, from 0")
     add(
         "--connect-timeout", type=float, default=TIMEOUT, metavar="SECONDS",
@@ -97,6 +97,8 @@ def find_place(args: argparse.Namespace) -> Place | None:
         "--process-id": args.process_id,
     }
     missing = [name for name, value in given.items() if value is None]
+    if args.num_processes == 1 and args.coordinator is None:
+        return None
     if 0 < len(missing) < len(given):
         raise BadInput(
             f"{', '.join(x for x in given if x not in missing)} without "

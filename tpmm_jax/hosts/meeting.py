@@ -387,7 +387,7 @@ def end(code: int, message: str = "", *, collective: bool = False) -> tuple[int,
         time.sleep(0.05)
         said = _group.ended()
     _group.wait_for_others()
-    if said is None or said["process"] == _group.index:
+    if said is None or said["process"] == _group.index or said["message"] == message:
         return code, message
     where = f"process {said['process']}: " if said["message"] else ""
     return said["code"], where + said["message"]

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs one training command on GPU nodes under SLURM, one process per GPU.
+#
+#   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh \
+#       --config configs/gemma2b.py --workdir /shared/runs/gemma2b
+#
+# The environment that sbatch is called in has the package (pip install -e ".[cuda]"); the
+# workdir is on a file system that all nodes share. Two minutes before its time is over the
+# run saves and ends with 75, and the job is queued again. When one process has ended, the
+# others have 30 seconds until srun kills them; then all start together, on 75, and at most
+# MAX_RESTARTS times (default 20) on 134 and 137 (a process that is gone, or was killed).
+#SBATCH --job-name=tpmm
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+set -u
+restarts=0 stopping=0 step=
+trap 'stopping=1; [ -n "$step" ] && kill -TERM "$step" 2>/dev/null' TERM INT
+while true; do
+  srun --wait=30 --kill-on-bad-exit=0 python -m "${MODULE:-tpmm_jax.train}" "$@" &
+  step=$!
+  wait "$step"
+  code=$?
+  while kill -0 "$step" 2>/dev/null; do
+    wait "$step"
+    code=$?
+  done
+  if [ "$stopping" -eq 1 ] && [ "$code" -eq 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 75
+  fi
+  case $code in
+    75) ;;
+    134 | 137)
+      restarts=$((restarts + 1))
+      if [ "$restarts" -gt "${MAX_RESTARTS:-20}" ]; then exit "$code"; fi
+      ;;
+    *) exit "$code" ;;
+  esac
+  if [ "$stopping" -eq 1 ]; then exit "$code"; fi
+  echo "launch/slurm.sh: exit code $code, starting again ($restarts)" >&2
+  sleep "${PAUSE:-5}"
+done

@@ -1,0 +1,209 @@
+"""Commands in two real processes: the same run, the same end, whatever goes wrong."""
+
+import pathlib
+import signal
+import time
+
+import pytest
+from processes import CONFIG, differences, finish, rows, run, start
+
+# |a - b| <= this (|b| + 1e-3), between one process and two of as many devices.
+CLOSE = 1e-4
+TRAINED = "tpmm_jax.train_reward"
+PLAIN = (
+    *("--config", CONFIG, "--set", "reference.fit=margins"),
+    *("--set", "reference.steps=100", "--set", "reference.batch_size=64"),
+    *("--set", "train.learning_rate=3e-4"),
+)
+ROLLOUTS = "iterations/001/rollouts.jsonl"
+
+
+def one_and_two(tmp_path: pathlib.Path, *words: object, **options: object) -> None:
+    """Runs in one process and in two; compares metrics and the first rollouts."""
+    cache = tmp_path / "cache"
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(tmp_path, *words, "--workdir", two, cache=cache, **options)
+    given = {"processes": 1, "devices": 8, "cache": cache, **options}
+    run(tmp_path, *words, "--workdir", one, **given)
+    assert differences(two, one) <= CLOSE
+    if (one / ROLLOUTS).exists():
+        assert (two / ROLLOUTS).read_bytes() == (one / ROLLOUTS).read_bytes()
+
+
+@pytest.mark.loop
+def test_two_processes_run_what_one_runs(tmp_path: pathlib.Path) -> None:
+    one_and_two(tmp_path, *PLAIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "trust_region", "offline", "adam"])
+def test_two_processes_run_every_mode(tmp_path: pathlib.Path, mode: str) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    row = '{{"prompt": "w{} w{}", "chosen": "w{} w2 w4", "rejected": "w{} w{}"}}\n'
+    pairs.write_text(
+        "".join(
+            row.format(i % 20, i * 7 % 20, i * 3 % 20, (i * 5 + 1) % 20, i * 11 % 20)
+            for i in range(40)
+        )
+    )
+    rate = ("--set", "train.learning_rate=3e-4")
+    base = {
+        "lora": (*PLAIN, "--set", "model.lora.rank=2", "--set", "model.lora.alpha=4"),
+        "trust_region": (
+            *("--config", CONFIG, *rate, "--set", "reference.rule=trust_region"),
+            *("--set", "reference.trust_region_tau=2"),
+        ),
+        "offline": (
+            *(*PLAIN, "--set", "data.prompts=null", "--set", f"data.pairs={pairs}"),
+            *("--set", "scorer.name=null"),
+        ),
+        "adam": ("--config", CONFIG, *rate),
+    }
+    one_and_two(tmp_path, *base[mode])
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_reward_model(tmp_path: pathlib.Path) -> None:
+    import tiny_reward
+
+    config = pathlib.Path(tiny_reward.__file__)
+    made = tiny_reward.get_config()
+    words = [
+        *("--config", config, "--set", f"data.pairs={made.data.pairs}"),
+        *("--set", "evaluation.sets={}"),
+    ]
+    one_and_two(tmp_path, *words, module=TRAINED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, then", [((2, 4), (1, 8)), ((1, 8), (2, 4))])
+def test_another_number_of_processes_continues(
+    tmp_path: pathlib.Path, first: tuple[int, int], then: tuple[int, int]
+) -> None:
+    cache, mixed, whole = (tmp_path / name for name in ("cache", "mixed", "whole"))
+    given = {"cache": cache}
+    run(
+        tmp_path, *PLAIN, "--set", "iterations=1", "--workdir", mixed,
+        processes=first[0], devices=first[1], **given,
+    )  # fmt: skip
+    run(
+        tmp_path, *PLAIN, "--workdir", mixed,
+        processes=then[0], devices=then[1], **given,
+    )  # fmt: skip
+    run(tmp_path, *PLAIN, "--workdir", whole, processes=1, devices=8, **given)
+    assert differences(mixed, whole) <= CLOSE
+
+
+# What process 0 says when a phase begins, and how long after that the signal comes.
+MOMENTS = [
+    (text, delay)
+    for text, delays in {
+        "load theta_0": (0.0, 1.0),
+        "evaluate theta_0": (0.0, 0.7, 1.5),
+        "iteration 1: sample and score": (0.0, 0.5),
+        "iteration 1: reference log-probs": (0.0, 0.5),
+        "iteration 1: DPO": (0.0, 0.3, 1.0),
+        "iteration 1: log-probs of policy": (0.0,),
+        "iteration 2: sample and score": (0.0, 0.3),
+        "iteration 2: learned reference": (0.0, 0.2),
+        "iteration 2: DPO": (0.0, 0.2, 0.5),
+    }.items()
+    for delay in delays
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder, *PLAIN, "--workdir", folder / "run", cache=folder / "cache")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(len(MOMENTS)), ids=lambda n: f"{n}")
+def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(
+    tmp_path: pathlib.Path, undisturbed: pathlib.Path, place: int
+) -> None:
+    (text, delay), words = MOMENTS[place], (*PLAIN, "--workdir", tmp_path / "run")
+    # Half of them compile, so that signals come in compilations too.
+    cache = undisturbed / "cache" if place % 2 else None
+    made = start(tmp_path, *words, cache=cache)
+    made[0].wait_for(text)
+    time.sleep(delay)
+    began = time.monotonic()
+    made[1 - place % 3 // 2].popen.send_signal(signal.SIGTERM)
+    codes = finish(made, 60)
+    if codes != [0, 0]:  # it may have come at the very end
+        assert codes == [75, 75], "\n".join(one.said for one in made)
+    assert time.monotonic() - began < 10
+    run(tmp_path, *words, cache=undisturbed / "cache")
+    whole = (undisturbed / "run" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_process_that_is_gone_ends_the_other(
+    tmp_path: pathlib.Path,
+    undisturbed: pathlib.Path,
+    number: signal.Signals,
+    which: int,
+) -> None:
+    words = (*PLAIN, "--workdir", tmp_path / "run")
+    for text in ("evaluate theta_0", "iteration 1: DPO", "iteration 2: sample"):
+        made = start(tmp_path, *words, cache=undisturbed / "cache")
+        made[0].wait_for(text)
+        began = time.monotonic()
+        made[which].popen.send_signal(number)
+        other = made[1 - which]
+        code = other.popen.wait(60)
+        assert time.monotonic() - began < 35
+        finish(made, 0.1)
+        assert code in (134, -signal.SIGABRT), other.said
+        assert "not been heard of" in other.said or "task died" in other.said
+    run(tmp_path, *words, cache=undisturbed / "cache")
+    whole = (undisturbed / "run" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_a_scorer_that_raises_ends_both_with_one_message(
+    tmp_path: pathlib.Path,
+) -> None:
+    words = (*PLAIN, "--set", "scorer.name=user_code:raises")
+    made = start(tmp_path, *words, "--workdir", tmp_path / "run")
+    assert finish(made) == [2, 2]
+    said = "".join(one.said for one in made)
+    assert said.count("the scorer's database is gone") == 1
+    assert "error: scorer user_code:raises raised RuntimeError" in made[0].said
+
+
+@pytest.mark.slow
+def test_a_slow_scorer_is_waited_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOW", "40")
+    words = (*PLAIN, "--set", "scorer.name=user_code:slow", "--set", "iterations=0")
+    run(tmp_path, *words, "--workdir", tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == 1
+
+
+@pytest.mark.loop
+def test_unequal_configs_end_both_with_one_message(tmp_path: pathlib.Path) -> None:
+    own = ((), ("--set", "loss.beta=0.3"))
+    made = start(tmp_path, *PLAIN, "--workdir", tmp_path / "run", own=own)
+    assert finish(made) == [2, 2]
+    said = "".join(one.said for one in made)
+    assert said.count("process 1 differs from process 0: loss.beta is 0.3 there") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.loop
+def test_a_process_that_does_not_come_is_named(tmp_path: pathlib.Path) -> None:
+    words = (*PLAIN, "--workdir", tmp_path / "run", "--connect-timeout", "2")
+    made = start(tmp_path, *words)
+    made[1].popen.kill()
+    assert finish(made)[0] == 2
+    assert "2 processes were to come, and 1 did not within 2 s" in made[0].said
+    assert not (tmp_path / "run").exists()
