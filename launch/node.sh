@@ -15,12 +15,20 @@
 # so are 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage and 1 other.
 set -u
 processes=${PROCESSES:-1} module=${MODULE:-tpmm_jax.train} python=${PYTHON:-python}
-restarts=0 stopping=0 children=()
+restarts=0 stopping=0 started=0 children=()
 
 signal_all() {
   for child in "${children[@]}"; do kill "-$1" "$child" 2>/dev/null; done
 }
-trap 'stopping=1; signal_all TERM' INT TERM
+# A second signal would end a process that saves: each gets one, once all are started.
+stop_all() {
+  stopping=1
+  if [ "$started" -eq 1 ]; then
+    started=0
+    signal_all TERM
+  fi
+}
+trap stop_all INT TERM
 
 alive() {
   for child in "${children[@]}"; do kill -0 "$child" 2>/dev/null && return 0; done
@@ -64,7 +72,10 @@ await() {
 
 while true; do
   start "$@"
+  started=1
+  if [ "$stopping" -eq 1 ]; then stop_all; fi
   await
+  started=0
   if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then exit "$code"; fi
   if [ "$stopping" -eq 1 ]; then exit "$code"; fi
   if [ "$code" -gt 128 ]; then

@@ -24,11 +24,14 @@ on_all_hosts() {
 case $action in
   start)
     words=$(printf ' %q' "$@")
-    on_all_hosts "cd $directory && if pgrep -f '[l]aunch/node.sh' >/dev/null; then \
-echo 'it runs already; stop it first' >&2; exit 2; fi; PYTHON=.venv/bin/python setsid \
-nohup launch/node.sh$words >launch.log 2>&1 </dev/null & sleep 1; echo started"
+    on_all_hosts "cd $directory || exit 2
+if kill -0 \$(cat launch.pid 2>/dev/null) 2>/dev/null; then
+  echo 'it runs already; stop it first' >&2; exit 2
+fi
+PYTHON=.venv/bin/python nohup launch/node.sh$words >launch.log 2>&1 </dev/null &
+echo \$! >launch.pid; echo started"
     ;;
-  stop) on_all_hosts "pkill -TERM -f '[l]aunch/node.sh'" ;;
+  stop) on_all_hosts "kill -TERM \$(cat $directory/launch.pid)" ;;
   logs) on_all_hosts "tail -n 20 $directory/launch.log" ;;
   *)
     echo "launch/tpu_pod.sh: $action is none of start, stop, logs" >&2

@@ -211,7 +211,8 @@ def _run(
         return code
     except TpmmError as error:
         code, text = hosts.end(error.exit_code, str(error))
-        console.error(text)
+        say = console.note if code == Stopped.exit_code else console.error
+        say(text)
         return code
     except KeyboardInterrupt:
         code, text = hosts.end(Stopped.exit_code, "stopped")

@@ -363,7 +363,7 @@ def shared_fate() -> Iterator[None]:
         yield
     except BaseException as error:
         if _group is not None:
-            _group.tell_end(_code(error), str(error))
+            _group.tell_end(_code(error), str(error) or "stopped")
         raise
 
 

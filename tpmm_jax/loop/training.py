@@ -236,6 +236,8 @@ def _finish(task: Task, params: Params) -> None:
     refuse_weights(params, f"theta_{iteration}")
     meta = {"iteration": iteration, "rule": task.plan.config.reference.rule}
     with disk.timed("save", iteration):
+        # One save at a time: Orbax's barriers between processes have one name.
+        disk.work.wait()
         disk.trajectory.append(iteration, params, meta)
     disk.work.clear()
     remove_listed(disk.folder(iteration) / NOT_FINITE)

@@ -191,6 +191,8 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
     if step > max(kept) and held["loss"] < progress.best:
         refuse_weights(state.params, f"the reward model after step {step}")
         meta = {"step": step, "loss": held["loss"], "accuracy": held["accuracy"]}
+        # One save at a time: Orbax's barriers between processes have one name.
+        disk.work.wait()
         disk.trajectory.append(len(kept), state.params, meta)
     values = as_row(measures)
     if task.start is not None and routing is not None:
