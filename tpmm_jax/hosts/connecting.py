@@ -51,7 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Open MPI and Kubernetes.",
     ).add_argument
     add("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    add("--num-processes", type=int, metavar="N", help="how many; 1: look for no others")
+    add(
+        "--num-processes", type=int, metavar="N", help="how many; 1: look for no others"
+    )
     add("--process-id", type=int, metavar="I", help="which this is, from 0")
     add(
         "--connect-timeout", type=float, default=TIMEOUT, metavar="SECONDS",

@@ -19,6 +19,7 @@ from tpmm_jax.data.table import round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import BATCH, TENSOR, constrain, fetch, put_batch
 from tpmm_jax.models import Decoder, DecodeState, from_mask
+from tpmm_jax.sampling.layout import for_sampling
 from tpmm_jax.sampling.rules import SamplingConfig, draw
 
 
@@ -166,7 +167,7 @@ def generate_batches(
     for place, ids in enumerate(prompts):
         check_prompt(place, ids, decoder, config)
     numbers = range(len(prompts)) if numbers is None else numbers
-    params = decoder.for_decoding(params)
+    decoder, params = for_sampling(decoder, params)
     for first in range(start, len(prompts), batch_size):
         places = list(range(first, min(first + batch_size, len(prompts))))
         rows = [prompts[i] for i in places]

@@ -19,6 +19,7 @@ from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.models import Decoder, DecodeState, from_mask
 from tpmm_jax.sampling.decode import check_prompt, draw_next, prompt_limit, row_keys
+from tpmm_jax.sampling.layout import for_sampling
 from tpmm_jax.sampling.rules import SamplingConfig
 
 # Prompts are padded to this times a power of two: a conversation that grows to N
@@ -97,8 +98,8 @@ def stream_tokens(
     """
     check_prompt(number, prompt, decoder, config)
     width = padded_length(len(prompt), prompt_limit(decoder, config))
+    decoder, params = for_sampling(decoder, params)
     batch = put_batch(pad_prompts([prompt], length=width, pad_id=pad_id), decoder.mesh)
-    params = decoder.for_decoding(params)
     keys_B = row_keys(key, jnp.asarray([number]), jnp.asarray([sample]))[:, 0]
     new = config.max_new_tokens
     hidden_BD, state = start(decoder, params, *batch, new_tokens=new)

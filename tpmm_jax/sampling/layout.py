@@ -1,0 +1,99 @@
+"""How weights lie while answers are drawn, so that no token moves any of them.
+
+Under fsdp each device holds a part of every matrix: training gathers them once a step,
+decoding would gather them once a token. Before answers are drawn the policy is cast and
+laid out anew, on the same devices as another mesh.
+"""
+
+import functools
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
+
+from tpmm_jax.axes import Params
+from tpmm_jax.hosts import once
+from tpmm_jax.mesh import AXES, DATA, FSDP, TENSOR
+from tpmm_jax.models import Decoder
+
+# Of a device's memory, what weights may take: the rest is of caches and logits.
+SHARE = 0.7
+
+
+def for_sampling(decoder: Decoder, params: Params) -> tuple[Decoder, Params]:
+    """Returns the decoder that draws, and its weights, cast and laid out for it.
+
+    Replicated where they fit, and the draws are then those of a mesh without fsdp;
+    else the devices of fsdp split each layer, as mesh.tensor does.
+    """
+    mesh = decoder.mesh
+    if mesh is None or mesh.shape[FSDP] == 1:
+        return decoder, decoder.for_decoding(params)
+    limit = once(_memory, "memory")
+    laid = replace(decoder, mesh=sampling_mesh(decoder, limit))
+    return laid, _lay(decoder, laid, params)
+
+
+def sampling_mesh(decoder: Decoder, limit: int | None) -> Mesh:
+    """Returns the mesh, over the same devices, on which answers are drawn.
+
+    Args:
+      limit: bytes of a device's memory; None: not known, and taken to be enough.
+    """
+    assert decoder.mesh is not None
+    for axis in (DATA, TENSOR):
+        mesh = _without_fsdp(decoder.mesh, axis)
+        laid = replace(decoder, mesh=mesh)
+        need = bytes_of_weights(laid, sampling=True) + bytes_of_weights(decoder)
+        if limit is None or need <= SHARE * limit:
+            break
+    return mesh
+
+
+def _without_fsdp(mesh: Mesh, axis: str) -> Mesh:
+    """Returns the mesh whose fsdp axis is part of another one."""
+    shape = dict(mesh.shape)
+    shape[axis] *= shape.pop(FSDP)
+    sizes = [shape.get(name, 1) for name in AXES]
+    # fsdp lies between data and tensor, so that the order of devices stays.
+    devices = mesh.devices.reshape(sizes)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def bytes_of_weights(decoder: Decoder, *, sampling: bool = False) -> int:
+    """Returns the bytes of a policy's weights on one device.
+
+    Args:
+      sampling: as answers are drawn; else as they are trained, float32.
+    """
+    params = decoder.abstract_params("float32")
+    if sampling:
+        params = jax.eval_shape(decoder.for_decoding, params)
+    shapes = decoder.abstract_params("float32")
+
+    def size(leaf: Any, place: Any) -> int:
+        shape = place.shape
+        if place.sharding is not None:
+            shape = place.sharding.shard_shape(shape)
+        return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, params, shapes)))
+
+
+def _memory() -> int | None:
+    """Returns the bytes of a device's memory; None where it does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def _lay(decoder: Decoder, laid: Decoder, params: Params) -> Params:
+    return _layer(decoder, laid)(params)
+
+
+@functools.cache
+def _layer(decoder: Decoder, laid: Decoder) -> Any:
+    where = jax.tree.map(lambda x: x.sharding, laid.abstract_params("float32"))
+    return jax.jit(decoder.for_decoding, out_shardings=where)
