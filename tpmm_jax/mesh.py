@@ -106,6 +106,25 @@ def put_batch(batch: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(put, batch)
 
 
+def fill(mesh: Mesh | None, rows: int, sides: int = 1) -> int:
+    """Returns to how many rows a batch is filled up, so that all devices share it.
+
+    >>> fill(None, 6)
+    6
+
+    Devices that could not share one evenly would each compute the whole of it. Rows
+    that are filled in have weight 0, or are left out of what is returned.
+
+    Args:
+      sides: sequences in a row: 2 of a pair.
+    """
+    if mesh is None:
+        return rows
+    shards = math.prod(mesh.shape[name] for name in BATCH)
+    step = shards // math.gcd(shards, sides)
+    return -(-rows // step) * step
+
+
 def fetch(x: Any) -> np.ndarray:
     """Returns a whole array on every process, wherever its shards lie."""
     if isinstance(x, jax.Array) and not (

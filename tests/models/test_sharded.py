@@ -11,7 +11,7 @@ import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import LossConfig, gradients, log_probs, preference_loss
 from tpmm_jax.merging import Deltas, group_names, weighted_sum
-from tpmm_jax.mesh import MeshConfig, fit_spec, make_mesh, put_batch
+from tpmm_jax.mesh import MeshConfig, fill, fit_spec, make_mesh, put_batch
 from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
 from tpmm_jax.steps import TrainConfig, init_state, preference_step
@@ -248,3 +248,14 @@ def test_meshes_that_do_not_fit_are_refused(sizes):
 
 def test_put_batch_without_a_mesh_gives_arrays():
     assert isinstance(put_batch({"x": np.ones(3)}, None)["x"], jax.Array)
+
+
+@pytest.mark.parametrize(
+    "rows, sides, filled", [(6, 1, 8), (8, 1, 8), (9, 1, 16), (4, 2, 4), (3, 2, 4)]
+)
+def test_batches_are_filled_up_so_that_all_devices_share_them(
+    rows: int, sides: int, filled: int
+) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    assert fill(mesh, rows, sides) == filled
+    assert fill(make_mesh(MeshConfig(data=1, tensor=8)), rows, sides) == rows

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.config import Config, ModelSource
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.mesh import fill
 from tpmm_jax.models import Decoder
 from tpmm_jax.weights.source import Source
 
@@ -122,9 +123,11 @@ def mesh_advice(mesh: Mesh, source: Source, sizes: Mapping[str, int]) -> list[st
         )
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     for name, size in sizes.items():
-        if size % parts:
+        filled = fill(mesh, size, sides=2 if name.startswith("train.") else 1)
+        if filled > size:
             advice.append(
-                f"{name} = {size} is not a multiple of data x fsdp = {parts}: devices "
-                "repeat each other's work; choose a multiple"
+                f"{name} = {size} is filled up to {filled}, so that data x fsdp = "
+                f"{parts} devices share it: {1 - size / filled:.0%} of that work is "
+                "for nothing; choose a multiple"
             )
     return advice

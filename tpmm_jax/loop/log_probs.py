@@ -12,7 +12,7 @@ from tpmm_jax.data.table import Table, take
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.prompts import MAIN
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.mesh import fetch, put_batch
+from tpmm_jax.mesh import fetch, fill, put_batch
 from tpmm_jax.models import Decoder
 from tpmm_jax.steps import pair_log_probs_step, token_log_probs_step
 
@@ -85,7 +85,7 @@ def sequence_log_probs(
     title: str,
 ) -> np.ndarray:
     """Returns log p(answer | prompt), nats, of (prompt, answer) ids, float64 [S]."""
-    size, out = 2 * runner.micro_batch, []
+    size, out = fill(runner.decoder.mesh, 2 * runner.micro_batch), []
     with voice.phase(title, len(sequences), "answers") as advance:
         for first in range(0, len(sequences), size):
             some = sequences[first : first + size]
@@ -155,9 +155,10 @@ def batched_log_probs(
       advance: called with the number of pairs that were done.
     """
     rows, out = len(table["weight_B"]), []
+    filled = fill(decoder.mesh, size, sides=2)
     for start in range(0, rows, size):
         places = np.arange(start, min(start + size, rows))
-        batch = put_batch(take(table, places, size), decoder.mesh)
+        batch = put_batch(take(table, places, filled), decoder.mesh)
         logps_BN = pair_log_probs_step(decoder, params, batch, ld_alpha=ld_alpha)
         out.append(fetch(logps_BN)[: len(places)])
         advance(len(places))

@@ -39,7 +39,7 @@ from tpmm_jax.merging import (
     signal_to_rounding,
 )
 from tpmm_jax.merging.margins import ACCEPTED, LEAST_PROMPTS
-from tpmm_jax.mesh import fetch, put_batch
+from tpmm_jax.mesh import fetch, fill, put_batch
 from tpmm_jax.steps import pair_check_step
 from tpmm_jax.store.digests import (
     is_finished,
@@ -296,7 +296,7 @@ def runnable(plan: Plan, pairs: CachedPairs, iteration: int) -> HeldOut:
         runner.decoder,
         plan.config.reference,
         table,
-        min(runner.micro_batch, len(pairs.rows)),
+        fill(plan.mesh, min(runner.micro_batch, len(pairs.rows)), sides=2),
         plan.config.seed * 1009 + iteration,
     )
 
@@ -334,9 +334,8 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
     config, dtype = plan.config.loss, plan.decoder.compute_dtype
     size = min(plan.runner.micro_batch, len(logps_PN))
     table = {**table, "reference_BN": logps_PN, **_no_margins(config, len(logps_PN))}
-    batch = put_batch(
-        take(table, np.arange(size), plan.runner.micro_batch), plan.decoder.mesh
-    )
+    filled = fill(plan.mesh, plan.runner.micro_batch, sides=2)
+    batch = put_batch(take(table, np.arange(size), filled), plan.mesh)
 
     def look(shift: float, swap: bool) -> tuple[np.ndarray, float]:
         margin_B, loss = pair_check_step(

@@ -192,7 +192,7 @@ def _by_gradient(task: Task, state: TrainState, places: np.ndarray) -> dict[int,
     plan, config, found = task.plan, task.plan.config.train, {}
     norm_of = preference_gradient_norm_step(plan.decoder, plan.config.loss, config)
     for place in places:
-        row = take(task.table, np.array([place]), config.batch_size)
+        row = take(task.table, np.array([place]), config.filled(plan.mesh))
         if not np.isfinite(norm_of(state, put_batch(row, plan.mesh), task.frozen)):
             found[int(place)] = "its gradient"
     return found

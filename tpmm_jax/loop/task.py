@@ -74,6 +74,6 @@ class Task:
 
     def batch(self, step: int) -> Batch:
         """Returns a step's pairs, on the devices."""
-        size = self.plan.config.train.batch_size
+        size = self.plan.config.train.filled(self.plan.mesh)
         rows = take(self.table, self.order.places(step), size)
         return put_batch(rows, self.plan.mesh)

@@ -1,5 +1,6 @@
 """DPO from theta_{t-1} against the reference's log-probs; appends theta_t."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -24,8 +25,9 @@ from tpmm_jax.loop.safety import (
 )
 from tpmm_jax.loop.task import BatchOrder, Task
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.losses import Metrics, init_loss_state
+from tpmm_jax.losses import Batch, Metrics, init_loss_state
 from tpmm_jax.steps import (
+    Frozen,
     TrainState,
     abstract_state,
     fit,
@@ -33,6 +35,7 @@ from tpmm_jax.steps import (
     make_learning_rate,
     preference_step,
 )
+from tpmm_jax.steps.flops import count_flops
 from tpmm_jax.store.digests import remove_listed
 from tpmm_jax.store.fingerprint import tree_digest
 
@@ -243,6 +246,23 @@ def _finish(task: Task, params: Params) -> None:
     remove_listed(disk.folder(iteration) / NOT_FINITE)
 
 
+def step_flops(plan: Plan, batch: Batch, frozen: Frozen | None) -> float:
+    """Returns the operations of a training step; what remat repeats is not counted.
+
+    Padding is: it is computed.
+    """
+    config = plan.config
+    decoder = dataclasses.replace(plan.decoder, remat=False)
+    state = abstract_state(
+        decoder.abstract_trained(), config.train, init_loss_state(config.loss)
+    )
+    step = preference_step(decoder, config.loss, config.train)
+    return count_flops(
+        lambda state, batch, frozen: step(state, batch, 0.0, frozen=frozen),
+        *(state, batch, frozen),
+    )
+
+
 def _log_speed(task: Task, first: int, seconds: float) -> None:
     """Writes the tokens per second of the steps from ``first`` on."""
     plan, order, mask_BNT = task.plan, task.order, task.table["mask_BNT"]
@@ -255,10 +275,7 @@ def _log_speed(task: Task, first: int, seconds: float) -> None:
     kind = devices.flat[0].device_kind
     peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
     if peak is not None:
-        # FLOP per parameter and token: 2 forward, 2 for the gradient of what enters,
-        # 2 for that of the weight, which LoRA leaves out; remat is not counted.
-        per_weight = 6 if plan.decoder.lora is None else 4
-        flops = per_weight * plan.decoder.num_params * tokens
+        flops = step_flops(plan, task.batch(first), task.frozen) * len(steps)
         values["mfu"] = flops / seconds / (peak * devices.size)
     task.disk.log.log_timing(
         "train", iteration=task.iteration, step=None, values=values

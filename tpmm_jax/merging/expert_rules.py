@@ -39,7 +39,7 @@ from tpmm_jax.merging.experts import (
     with_feed_forwards,
 )
 from tpmm_jax.merging.learned import softmax
-from tpmm_jax.mesh import fetch, put_batch
+from tpmm_jax.mesh import fetch, fill, put_batch
 from tpmm_jax.models import Decoder
 
 # The start's logarithm of a gate that is never open.
@@ -258,7 +258,8 @@ def _learn(context: ExpertsContext, start: np.ndarray) -> np.ndarray:
     for step in range(config.steps):
         rng = np.random.default_rng([config.seed, step])
         places = rng.permutation(len(pairs.rows))[:size]
-        rows = take(pairs.table, places, accumulation * MICRO_BATCH)
+        micro = fill(context.decoder.mesh, MICRO_BATCH, sides=2)
+        rows = take(pairs.table, places, accumulation * micro)
         batch = put_batch(rows, context.decoder.mesh)
         variables = (logits, state, rate(step))
         logits, state, loss = _step(

@@ -26,7 +26,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import Batch, pair_rewards, pair_rewards_and_aux
 from tpmm_jax.losses.inputs import difference
 from tpmm_jax.merging.trees import add_leaf, scale_leaf, subtract_leaf
-from tpmm_jax.mesh import fetch, put_batch
+from tpmm_jax.mesh import fetch, fill, put_batch
 from tpmm_jax.models import Decoder, ModelConfig
 
 # Pairs in one forward or backward pass.
@@ -104,10 +104,10 @@ def pair_margins(
 
 def micro_batches(decoder: Decoder, table: Table) -> Iterator[tuple[Batch, int]]:
     """Yields (batch, its pairs), filled up to MICRO_BATCH."""
-    count = len(table["weight_B"])
+    count, filled = len(table["weight_B"]), fill(decoder.mesh, MICRO_BATCH, sides=2)
     for start in range(0, count, MICRO_BATCH):
         places = np.arange(start, min(start + MICRO_BATCH, count))
-        yield put_batch(take(table, places, MICRO_BATCH), decoder.mesh), len(places)
+        yield put_batch(take(table, places, filled), decoder.mesh), len(places)
 
 
 @functools.partial(jax.jit, static_argnames="decoder")

@@ -78,7 +78,8 @@ class _Task:
     def batch(self, step: int) -> Batch:
         """Returns a step's pairs, on the devices."""
         places = self.plan.order.places(step)
-        rows = take(self.plan.table, places, self.plan.config.train.batch_size)
+        size = self.plan.config.train.filled(self.plan.mesh)
+        rows = take(self.plan.table, places, size)
         return put_batch(rows, self.plan.mesh)
 
 
@@ -225,7 +226,7 @@ def _refuse(
     if task.frozen is not None and task.frozen.base:
         params = Adapted(task.frozen.base, state.params)
     for place in map(int, places):
-        row = take(plan.table, np.array([place]), config.batch_size)
+        row = take(plan.table, np.array([place]), config.filled(plan.mesh))
         batch = put_batch(row, plan.mesh)
         if not np.isfinite(pair_rewards_step(plan.decoder, params, batch)).all():
             found[place] = "its rewards"

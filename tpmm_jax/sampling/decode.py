@@ -17,7 +17,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import pad_prompts
 from tpmm_jax.data.table import round_up
 from tpmm_jax.errors import BadInput
-from tpmm_jax.mesh import BATCH, TENSOR, constrain, fetch, put_batch
+from tpmm_jax.mesh import BATCH, TENSOR, constrain, fetch, fill, put_batch
 from tpmm_jax.models import Decoder, DecodeState, from_mask
 from tpmm_jax.sampling.layout import for_sampling
 from tpmm_jax.sampling.rules import SamplingConfig, draw
@@ -168,10 +168,11 @@ def generate_batches(
         check_prompt(place, ids, decoder, config)
     numbers = range(len(prompts)) if numbers is None else numbers
     decoder, params = for_sampling(decoder, params)
+    count = fill(decoder.mesh, min(batch_size, len(prompts)))
     for first in range(start, len(prompts), batch_size):
         places = list(range(first, min(first + batch_size, len(prompts))))
         rows = [prompts[i] for i in places]
-        rows += [rows[-1]] * (min(batch_size, len(prompts)) - len(rows))
+        rows += [rows[-1]] * (count - len(rows))
         longest = max(len(row) for row in rows)
         width = length or round_up(longest, limit)
         tokens_BT, mask_BT = pad_prompts(rows, length=width, pad_id=pad_id)

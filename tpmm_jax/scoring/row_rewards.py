@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tpmm_jax.axes import Params
-from tpmm_jax.mesh import fetch, put_batch
+from tpmm_jax.mesh import fetch, fill, put_batch
 from tpmm_jax.models import Adapted, Decoder
 from tpmm_jax.steps import rewards_and_routing_step, rewards_step
 
@@ -46,15 +46,16 @@ def row_rewards(
         length = padded_length(len(rows[some[0]]), decoder.config.max_positions)
         groups.setdefault(length, []).append(some)
     found = np.empty(len(rows), np.float64)
+    filled = fill(decoder.mesh, batch_size)
     for length, group in sorted(groups.items()):
         for at in range(0, len(group), batch_size):
             batch = group[at : at + batch_size]
-            arrays = _pad([rows[some[0]] for some in batch], batch_size, length)
+            arrays = _pad([rows[some[0]] for some in batch], filled, length)
             if routing is None:
                 put = put_batch(arrays, decoder.mesh)
                 rewards_B = rewards_step(decoder, params, *put)
             else:
-                count_B = np.zeros(batch_size, np.float32)
+                count_B = np.zeros(filled, np.float32)
                 count_B[: len(batch)] = [len(some) for some in batch]
                 put = put_batch((*arrays, count_B), decoder.mesh)
                 rewards_B, sums = rewards_and_routing_step(decoder, params, *put)

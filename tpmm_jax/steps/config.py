@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jax.sharding import Mesh
+
 from tpmm_jax.errors import BadInput
+from tpmm_jax.mesh import fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,11 @@ class TrainConfig:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
+
+    def filled(self, mesh: Mesh | None) -> int:
+        """Returns the pairs of a step's arrays, those that are filled in included."""
+        micro = self.batch_size // self.accumulation
+        return self.accumulation * fill(mesh, micro, sides=2)
 
     def validate(self) -> None:
         """Raises BadInput for a value out of range."""

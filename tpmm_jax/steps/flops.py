@@ -1,0 +1,60 @@
+"""Floating-point operations of a program, read from what it is traced to.
+
+The compiler's own count takes the body of a scan once, however often it runs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+def count_flops(function: Callable[..., Any], *args: Any) -> float:
+    """Returns the operations of a function's matrix products, 2 a multiply-add.
+
+    Products are nearly all that a transformer computes. A while loop, whose length is
+    not known, counts once; of a cond the dearest branch.
+
+    >>> x = jax.ShapeDtypeStruct((8, 16), "float32")
+    >>> count_flops(lambda x: x @ x.T, x)
+    2048.0
+
+    Args:
+      args: arrays, or jax.ShapeDtypeStruct.
+    """
+    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _flops(jaxpr: Jaxpr) -> float:
+    return float(sum(_of_equation(equation) for equation in jaxpr.eqns))
+
+
+def _of_equation(equation: JaxprEqn) -> float:
+    name, inner = equation.primitive.name, [_flops(x) for x in _jaxprs(equation)]
+    if name == "dot_general":
+        return _of_product(equation)
+    if name == "scan":
+        return equation.params["length"] * sum(inner)
+    if name == "cond":
+        return max(inner)
+    return sum(inner)
+
+
+def _of_product(equation: JaxprEqn) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left: Any = equation.invars[0].aval
+    out: Any = equation.outvars[0].aval
+    lengths = [left.shape[axis] for axis in contracted]
+    return 2 * math.prod(out.shape) * math.prod(lengths)
+
+
+def _jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """Yields the programs inside an equation."""
+    for value in equation.params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, Jaxpr):
+                yield one
