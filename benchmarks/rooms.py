@@ -15,6 +15,7 @@ HOLDS = {
     "errors": "errors, exit codes",
     "mesh": "devices, shardings",
     "stopping": "signals, time-outs",
+    "hosts": "many processes",
     "models": "layers to Decoder",
     "data": "prompts, pairs, tokens",
     "evaluation": "intervals, the watch",

@@ -7,9 +7,9 @@ first 32 tokens of a review are continued by 64. Weights, gradients and Adam mom
 are float32 (40 GB in all), activations bfloat16.
 
 Hardware: one machine with 8 GPUs of 80 GB (mesh GPU_NODE). TPU_POD is the mesh for a
-pod slice such as v5e-64, which needs several processes: not supported yet. Shapes are
-checked by eval_shape on 8 virtual devices (tests/test_configs.py). We have not run it
-at full size: there is no result yet.
+pod slice such as v5e-64 (launch/tpu_pod.sh). Shapes are checked by eval_shape on 8
+virtual devices (tests/test_configs.py). We have not run it at full size: there is no
+result yet.
 """
 
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
