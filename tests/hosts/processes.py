@@ -14,6 +14,7 @@ from dataclasses import dataclass
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = (ROOT, ROOT / "tests/loop", ROOT / "tests/reward_runs", ROOT / "tests/hosts")
 CONFIG = ROOT / "tests" / "loop" / "tiny_run.py"
+REWARD = ROOT / "tests" / "reward_runs" / "tiny_reward.py"
 
 
 @dataclass

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from processes import CONFIG, differences, finish, rows, run, start
+from processes import CONFIG, REWARD, differences, finish, rows, run, start
 
 # |a - b| <= this (|b| + 1e-3), between one process and two of as many devices.
 CLOSE = 1e-4
@@ -16,6 +16,18 @@ PLAIN = (
     *("--set", "train.learning_rate=3e-4"),
 )
 ROLLOUTS = "iterations/001/rollouts.jsonl"
+
+
+def pairs_file(folder: pathlib.Path) -> pathlib.Path:
+    path = folder / "pairs.jsonl"
+    row = '{{"prompt": "w{} w{}", "chosen": "w{} w2 w4", "rejected": "w{} w{}"}}\n'
+    path.write_text(
+        "".join(
+            row.format(i % 20, i * 7 % 20, i * 3 % 20, (i * 5 + 1) % 20, i * 11 % 20)
+            for i in range(40)
+        )
+    )
+    return path
 
 
 def one_and_two(tmp_path: pathlib.Path, *words: object, **options: object) -> None:
@@ -38,14 +50,7 @@ def test_two_processes_run_what_one_runs(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "trust_region", "offline", "adam"])
 def test_two_processes_run_every_mode(tmp_path: pathlib.Path, mode: str) -> None:
-    pairs = tmp_path / "pairs.jsonl"
-    row = '{{"prompt": "w{} w{}", "chosen": "w{} w2 w4", "rejected": "w{} w{}"}}\n'
-    pairs.write_text(
-        "".join(
-            row.format(i % 20, i * 7 % 20, i * 3 % 20, (i * 5 + 1) % 20, i * 11 % 20)
-            for i in range(40)
-        )
-    )
+    pairs = pairs_file(tmp_path)
     rate = ("--set", "train.learning_rate=3e-4")
     base = {
         "lora": (*PLAIN, "--set", "model.lora.rank=2", "--set", "model.lora.alpha=4"),
@@ -64,13 +69,9 @@ def test_two_processes_run_every_mode(tmp_path: pathlib.Path, mode: str) -> None
 
 @pytest.mark.slow
 def test_two_processes_train_a_reward_model(tmp_path: pathlib.Path) -> None:
-    import tiny_reward
-
-    config = pathlib.Path(tiny_reward.__file__)
-    made = tiny_reward.get_config()
     words = [
-        *("--config", config, "--set", f"data.pairs={made.data.pairs}"),
-        *("--set", "evaluation.sets={}"),
+        *("--config", REWARD, "--set", f"data.pairs={pairs_file(tmp_path)}"),
+        *("--set", "evaluation.sets={}", "--set", "train.learning_rate=3e-4"),
     ]
     one_and_two(tmp_path, *words, module=TRAINED)
 
