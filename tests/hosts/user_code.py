@@ -14,7 +14,7 @@ def raises(prompts, responses):
 
 
 def slow(prompts, responses):
-    """Takes longer than a collective of the CPU would wait."""
+    """Takes longer, once, than a collective of the CPU would wait."""
     if "This is response" not in responses[0][0]:
-        time.sleep(float(os.environ.get("SLOW", "0")))
+        time.sleep(float(os.environ.pop("SLOW", "0")))
     return tiny_run.score(prompts, responses)

@@ -11,8 +11,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import jax
-
 from tpmm_jax import hosts
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
@@ -230,9 +228,7 @@ def _run(
         if hosts.count() == 1:
             raise
         traceback.print_exc()
-        # A computation of all fails here where another process is gone.
-        collective = isinstance(error, jax.errors.JaxRuntimeError)
-        said = f"{type(error).__name__}: {error}"
-        code, text = hosts.end(TpmmError.exit_code, said, collective=collective)
+        said, gone = f"{type(error).__name__}: {error}", hosts.is_collective(error)
+        code, text = hosts.end(TpmmError.exit_code, said, collective=gone)
         console.error(text)
         return code

@@ -164,9 +164,9 @@ class Group:
     def tell_end(self, code: int, message: str) -> None:
         """Says that this process ends, unless another one said so before."""
         mine = {"process": self.index, "code": code, "message": message}
-        with contextlib.suppress(Exception):
-            self.client.key_value_set("tpmm/end/failed", json.dumps(mine))
         self._since = self._since or time.monotonic()
+        # A service that hangs keeps whoever calls it.
+        within(1.0, lambda: self._set("end/failed", json.dumps(mine)))
 
     def ended(self) -> dict[str, Any] | None:
         """Returns what was said of the end: process, code, message."""
@@ -174,15 +174,14 @@ class Group:
 
     def wait_for_others(self) -> None:
         """Waits until the others know of the end; process 0 holds the service."""
-        with contextlib.suppress(Exception):
-            self._set(f"end/gone/{self.index}", "", overwrite=True)
-        until = time.monotonic() + 2 * _FOLLOW
-        while self.index == 0 and time.monotonic() < until:
-            with contextlib.suppress(Exception):
-                gone = self.client.key_value_dir_get("tpmm/end/gone/")
-                if len(gone) == self.count:
-                    return
-            time.sleep(0.05)
+        within(1.0, lambda: self._set(f"end/gone/{self.index}", "", overwrite=True))
+
+        def wait() -> None:
+            while len(self.client.key_value_dir_get("tpmm/end/gone/")) < self.count:
+                time.sleep(0.05)
+
+        if self.index == 0:
+            within(2 * _FOLLOW, wait)
 
     def lost(self, now: float) -> str | None:
         """Returns which process has not been heard of for long, in words."""
@@ -362,9 +361,22 @@ def shared_fate() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _group is not None:
+        # What a computation of all raises may be another process's end.
+        if _group is not None and not is_collective(error):
             _group.tell_end(_code(error), str(error) or "stopped")
         raise
+
+
+def is_collective(error: BaseException) -> bool:
+    """Whether an error may only say that another process is gone."""
+    import jax
+
+    seen: BaseException | None = error
+    while _group is not None and seen is not None:
+        if isinstance(seen, jax.errors.JaxRuntimeError):
+            return "RESOURCE_EXHAUSTED" not in str(seen)
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def end(code: int, message: str = "", *, collective: bool = False) -> tuple[int, str]:

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, StorageError, TpmmError
+from tpmm_jax.hosts import is_collective
 from tpmm_jax.store.files import storage_errors, sync
 
 # Present in every step that Orbax finished, written before the final rename.
@@ -127,7 +128,7 @@ def read_items(directory: pathlib.Path, step: int, advice: str, **args: Any) -> 
     except PermissionError as error:
         raise StorageError(f"{where}: {error}: make the files readable") from error
     except Exception as error:
-        if _out_of_memory(error):
+        if _out_of_memory(error) or is_collective(error):
             raise
         raise CorruptCheckpoint(
             f"step {step}, {'/'.join(args)}: {where} cannot be read "
@@ -158,7 +159,7 @@ def save_errors(directory: pathlib.Path, step: int | None) -> Iterator[None]:
     except TpmmError:
         raise
     except Exception as error:
-        if _out_of_memory(error):
+        if _out_of_memory(error) or is_collective(error):
             raise
         free = ""
         with contextlib.suppress(OSError):
