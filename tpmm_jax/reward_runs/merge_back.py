@@ -13,12 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from tpmm_jax.axes import CHOSEN, REJECTED, Params
 from tpmm_jax.config import HELD_OUT
 from tpmm_jax.evaluation import accuracy_gain
 from tpmm_jax.facade import kept_start_text
+from tpmm_jax.hosts import count, once
 from tpmm_jax.loop.run import Disk
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.merging import (
@@ -27,6 +29,7 @@ from tpmm_jax.merging import (
     choose_experts,
     expert_pairs,
 )
+from tpmm_jax.mesh import fetch
 from tpmm_jax.models import Decoder
 from tpmm_jax.reward_runs.measuring import measure_sets, rewards_of
 from tpmm_jax.reward_runs.plan import ITERATION, KEPT, MERGED, RewardPlan
@@ -107,9 +110,12 @@ def _merge(
     place = _place(disk, rule)
     if not place.is_dir():
         place.parent.mkdir(exist_ok=True)
+        if count() > 1:
+            # Read on all processes, written by the first.
+            params = jax.tree.map(fetch, params)
         decoder = dense(plan.decoder)
         made = Model(decoder, params, source.tokenizer, {}, source.generation)
-        save(made, place)
+        once(lambda: save(made, place), f"save {place}")
 
 
 def _counted(pairs: ExpertPairs | None) -> int:

@@ -16,6 +16,7 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.messages import Message, Written, parse_content
 from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.errors import BadInput, Stopped
+from tpmm_jax.hosts import asked_all
 from tpmm_jax.rewards import Verdicts
 from tpmm_jax.sampling import SamplingConfig, generate_batches
 from tpmm_jax.scoring.judge_config import (
@@ -25,7 +26,6 @@ from tpmm_jax.scoring.judge_config import (
     read_verdict,
 )
 from tpmm_jax.scoring.row_rewards import padded_length, row_key
-from tpmm_jax.stopping import asked
 from tpmm_jax.store.fingerprint import digest, fingerprint, layout
 from tpmm_jax.weights.source import Model
 
@@ -230,7 +230,7 @@ class ModelJudge:
                 for i, words in zip(places, completions):
                     place = filled[i]
                     replies[place] = self.codec.completion_texts(rows[place], words)[0]
-                if (signal := asked()) is not None:
+                if (signal := asked_all()) is not None:
                     raise Stopped(f"stopped by {signal}")
         return replies
 
