@@ -90,7 +90,7 @@ def test_its_own_template_writes_the_question(model):
 
 def test_a_signal_ends_it_between_batches(model, monkeypatch):
     judge = ModelJudge(model, JudgeConfig(**SHORT, batch_size=1))
-    monkeypatch.setattr(judge_module, "asked", lambda: "SIGTERM")
+    monkeypatch.setattr(judge_module, "asked_all", lambda: "SIGTERM")
     with pytest.raises(Stopped, match="stopped by SIGTERM"):
         judge(["w1", "w2"], ["w2", "w3"], ["w3", "w4"])
     assert not judge._known
