@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,21 +180,22 @@ def meet(place: Place, timeout: float) -> None:
 def _receive(place: Place, until: float, timeout: float) -> None:
     _, port = _parts(place.coordinator)
     try:
-        listener = socket.create_server(("", port), backlog=place.count)
+        both: dict[str, Any] = {}
+        if socket.has_dualstack_ipv6():
+            both = {"family": socket.AF_INET6, "dualstack_ipv6": True}
+        listener = socket.create_server(("", port), backlog=place.count, **both)
     except OSError as error:
         raise BadInput(
             f"port {port} of --coordinator {place.coordinator} cannot be listened on "
             f"({error.strerror}); choose another"
         ) from None
-    came: dict[int, tuple[socket.socket, str]] = {}
-    waiting: list[socket.socket] = []
+    came: dict[int, str] = {}
+    waiting, known = list[socket.socket](), list[socket.socket]()
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
 
         def refuse(text: str) -> None:
-            for one, _ in came.values():
-                with contextlib.suppress(OSError):
-                    one.sendall(json.dumps({"refused": text}).encode() + b"\n")
+            _tell(known, text)
             raise BadInput(text)
 
         while len(came) < place.count - 1:
@@ -210,23 +212,37 @@ def _receive(place: Place, until: float, timeout: float) -> None:
                     waiting.append(stack.enter_context(listener.accept()[0]))
                     continue
                 waiting.remove(one)
-                with contextlib.suppress(OSError, ValueError, KeyError):
-                    said = json.loads(one.recv(_LINE))
-                    index, host = int(said["process"]), str(said["host"])
-                    if said["count"] != place.count:
-                        came[index] = one, host
-                        refuse(
-                            f"process {index} on {host} expects {said['count']} "
-                            f"processes, process 0 expects {place.count}"
-                        )
-                    if index in came:
-                        refuse(
-                            f"two processes have the number {index}: on {host} and on "
-                            f"{came[index][1]}"
-                        )
-                    came[index] = one, host
-        for one, _ in came.values():
-            one.sendall(b'{"refused": ""}\n')
+                if (said := _read(one)) is None:
+                    continue  # a stranger
+                known.append(one)
+                index, count, host = said
+                if count != place.count:
+                    refuse(
+                        f"process {index} on {host} expects {count} processes, "
+                        f"process 0 expects {place.count}"
+                    )
+                if index in came or not 0 < index < count:
+                    refuse(
+                        f"two processes have the number {index}: on {host} and on "
+                        f"{came.get(index, socket.gethostname())}"
+                    )
+                came[index] = host
+        _tell(known, "")
+
+
+def _read(one: socket.socket) -> tuple[int, int, str] | None:
+    """Returns a process's number, how many it expects, and its host."""
+    try:
+        said = json.loads(one.recv(_LINE))
+        return int(said["process"]), int(said["count"]), str(said["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _tell(processes: Sequence[socket.socket], refused: str) -> None:
+    for one in processes:
+        with contextlib.suppress(OSError):
+            one.sendall(json.dumps({"refused": refused}).encode() + b"\n")
 
 
 def _call(place: Place, until: float, timeout: float) -> None:
