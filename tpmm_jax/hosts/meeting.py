@@ -57,11 +57,13 @@ class Group:
 
     Attributes:
       alone: above 0 while only this process acts.
+      ending: whether it says its last words.
     """
 
     def __init__(self, client: Any, index: int, count: int):
         self.client, self.index, self.count = client, index, count
         self.alone = 0
+        self.ending = False
         self._calls = self._boundary = 0
         self._stopped: str | None = None
         self._ended: dict[str, Any] | None = None
@@ -221,7 +223,8 @@ class Group:
 
     def look(self, now: float) -> None:
         """Called by the guard's thread: ends what others' ends leave hanging."""
-        if self._ended is not None and now - self._since > _FOLLOW:
+        patience = 4 * _FOLLOW if self.ending else _FOLLOW
+        if self._ended is not None and now - self._since > patience:
             self._leave(self._ended["code"], self._said_of(self._ended))
         if self._ended is None and (why := self.lost(now)) is not None:
             text = (
@@ -392,13 +395,13 @@ def end(code: int, message: str = "", *, collective: bool = False) -> tuple[int,
         return code, message
     if collective:
         code, message = _blame(code, message)
+    _group.ending = True
     _group.tell_end(code, message)
     said = _group.ended()
     until = time.monotonic() + 2.0
     while said is None and time.monotonic() < until:
         time.sleep(0.05)
         said = _group.ended()
-    _group.wait_for_others()
     if said is None or said["process"] == _group.index or said["message"] == message:
         return code, message
     where = f"process {said['process']}: " if said["message"] else ""
@@ -422,6 +425,7 @@ def leave(code: int) -> None:
     """Ends this process of several: others may be gone, whom JAX would wait for."""
     if _group is not None and code != 0:
         within(0.8, GUARD.hide, sys.stdout.flush, sys.stderr.flush)
+        _group.wait_for_others()
         os._exit(code)
 
 
