@@ -59,7 +59,7 @@ await() {
     wait -n "${children[@]}"
     code=$?
     for child in "${children[@]}"; do
-      kill -0 "$child" 2>/dev/null || ended=$child
+      kill -0 "$child" 2>/dev/null || { ended=$child; break; }
     done
   done
   wait "$ended"

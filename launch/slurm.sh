@@ -14,8 +14,9 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
 set -u
-restarts=0 stopping=0 step=
-trap 'stopping=1; [ -n "$step" ] && kill -TERM "$step" 2>/dev/null' TERM INT
+restarts=0 stopping=0
+# To the tasks alone; srun itself would answer the signal by killing them.
+trap 'stopping=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM INT
 while true; do
   srun --wait=30 --kill-on-bad-exit=0 python -m "${MODULE:-tpmm_jax.train}" "$@" &
   step=$!
@@ -25,9 +26,9 @@ while true; do
     wait "$step"
     code=$?
   done
-  if [ "$stopping" -eq 1 ] && [ "$code" -eq 75 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 75
+  if [ "$stopping" -eq 1 ]; then
+    case $code in 75 | 134 | 137) scontrol requeue "$SLURM_JOB_ID" ;; esac
+    exit "$code"
   fi
   case $code in
     75) ;;
@@ -37,7 +38,6 @@ while true; do
       ;;
     *) exit "$code" ;;
   esac
-  if [ "$stopping" -eq 1 ]; then exit "$code"; fi
   echo "launch/slurm.sh: exit code $code, starting again ($restarts)" >&2
   sleep "${PAUSE:-5}"
 done

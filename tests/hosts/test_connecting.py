@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from processes import free_port
 
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, TpmmError
 from tpmm_jax.hosts.connecting import (
     Place,
     add_options,
@@ -65,7 +65,7 @@ def together(*places: tuple[int, int], timeout: float = 20.0) -> list[Any]:
     def one(index: int, count: int) -> Any:
         try:
             meet(Place(f"localhost:{port}", index, count), timeout)
-        except BadInput as error:
+        except TpmmError as error:
             return str(error)
         return None
 

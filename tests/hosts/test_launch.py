@@ -158,10 +158,17 @@ def test_slurm_starts_all_tasks_again_and_queues_again_before_its_end(
     assert call(tmp_path, "slurm.sh", "--config", "c", **given).returncode == 0
     line = "--wait=30 --kill-on-bad-exit=0 python -m tpmm_jax.train --config c"
     assert calls(tmp_path) == [line] * 3
-    stub(tmp_path, "srun", "trap 'exit 75' TERM; kill -TERM $PPID; sleep 5 & wait $!")
+    stub(
+        tmp_path,
+        "srun",
+        "trap 'exit 75' TERM; echo $$ >$FOLDER/pid; kill -TERM $PPID\n"
+        "sleep 5 & wait $!",
+    )
+    stub(tmp_path, "scancel", 'echo "$@"; kill -TERM $(cat $FOLDER/pid)')
     stub(tmp_path, "scontrol", 'echo "$@"')
     done = call(tmp_path, "slurm.sh", **given)
-    assert done.returncode == 75 and done.stdout == "requeue 7\n"
+    assert done.returncode == 75
+    assert done.stdout.splitlines() == ["--signal=TERM 7", "requeue 7"]
 
 
 def test_the_jobset_is_one_that_restarts_all_pods_together() -> None:

@@ -17,6 +17,7 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.escapes import printable
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.stopping import ends_with, keyboard_as_before, watched
+from tpmm_jax.stopping.guard import GUARD
 
 
 class Parser(argparse.ArgumentParser):
@@ -182,12 +183,16 @@ def guarded(
                 hosts.join(args)
             else:
                 hosts.refuse_many("this command")
-        except BadInput as error:
+        except TpmmError as error:
             console.error(str(error))
             return error.exit_code
+        except KeyboardInterrupt:
+            console.note("stopped")
+            return Stopped.exit_code
         if hosts.index() > 0:
             # Process 0 speaks for all.
             console = RunConsole(io.StringIO(), io.StringIO())
+            GUARD.say = console.note
         code = _run(work, args, console, needs_reader)
         ends_with(code)
         hosts.leave(code)
@@ -202,7 +207,10 @@ def _run(
 ) -> int:
     try:
         # Of many processes one may be asked to stop where the others are not.
-        return hosts.end(work(args, console) or 0)[0]
+        code, text = hosts.end(work(args, console) or 0)
+        if text:
+            console.note(text)
+        return code
     except Stopped as error:
         code, text = hosts.end(error.exit_code, str(error))
         console.note(text)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, TpmmError
 from tpmm_jax.hosts import meeting
 
 # Seconds that processes wait for one another.
@@ -26,6 +26,7 @@ _STARTED_MANY = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
 _LINE = 65536
+_HELLO = "tpmm_jax"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def join(args: argparse.Namespace) -> None:
     """Connects this process with the others, if it is one of many.
 
     Raises:
-      BadInput: options that do not fit, or a process that does not come in time; names
-        it.
+      BadInput: options, or processes, that do not fit together.
+      OthersEnded: a process does not come in time; names it.
     """
     place = find_place(args)
     if place is None or place.count == 1:
@@ -84,8 +85,7 @@ def join(args: argparse.Namespace) -> None:
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
         initialization_timeout=60,
-        # Ours is shorter, and says who is gone.
-        heartbeat_timeout_seconds=int(4 * meeting.SILENCE),
+        heartbeat_timeout_seconds=meeting.HEARTBEAT,
     )
     from jax._src import distributed
 
@@ -123,10 +123,13 @@ def _detected(timeout: float) -> Place | None:
     """Returns the place that the cluster's own environment gives, as JAX reads it."""
     from jax._src import clusters
 
-    kinds = clusters.ClusterEnv._cluster_types
-    if not any(c.is_env_present() for c in kinds if not c.opt_in_only_method):
-        return None
+    kinds = [c for c in clusters.ClusterEnv._cluster_types if not c.opt_in_only_method]
+    if "JOB_COMPLETION_INDEX" not in os.environ:
+        # A pod that is no part of an indexed job stands alone.
+        kinds = [c for c in kinds if c.__name__ != "K8sCluster"]
     try:
+        if not any(c.is_env_present() for c in kinds):
+            return None
         address, count, index, devices = (
             clusters.ClusterEnv.auto_detect_unset_distributed_params(
                 None, None, None, None, None, int(timeout)
@@ -136,7 +139,7 @@ def _detected(timeout: float) -> Place | None:
         raise BadInput(
             f"a cluster's environment is here, but its processes cannot be found "
             f"({type(error).__name__}: {error}); give --coordinator, --num-processes "
-            "and --process-id"
+            "and --process-id, or --num-processes 1 where there is no other"
         ) from error
     if address is None or count is None or index is None:
         return None
@@ -168,7 +171,8 @@ def meet(place: Place, timeout: float) -> None:
     """Waits until all processes are there; each then knows that the others are.
 
     Raises:
-      BadInput: some are not there in time, or two have one number; names them.
+      BadInput: two have one number, or they expect other numbers; names them.
+      OthersEnded: some are not there in time; names them.
     """
     until = time.monotonic() + timeout
     if place.index == 0:
@@ -189,14 +193,14 @@ def _receive(place: Place, until: float, timeout: float) -> None:
             f"port {port} of --coordinator {place.coordinator} cannot be listened on "
             f"({error.strerror}); choose another"
         ) from None
-    came: dict[int, str] = {}
+    came: dict[int, tuple[socket.socket, str]] = {}
     waiting, known = list[socket.socket](), list[socket.socket]()
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
 
-        def refuse(text: str) -> None:
-            _tell(known, text)
-            raise BadInput(text)
+        def refuse(text: str, code: int = BadInput.exit_code) -> None:
+            _tell(known, text, code)
+            raise _refusal(text, code)
 
         while len(came) < place.count - 1:
             if time.monotonic() >= until:
@@ -204,7 +208,8 @@ def _receive(place: Place, until: float, timeout: float) -> None:
                 refuse(
                     f"{place.count} processes were to come, and "
                     f"{', '.join(map(str, missing))} did not within {timeout:g} s; "
-                    "start the same command on every host, with the same coordinator"
+                    "start the same command on every host, with the same coordinator",
+                    meeting.LOST,
                 )
             ready, _, _ = select.select([listener, *waiting], [], [], 0.25)
             for one in ready:
@@ -221,32 +226,59 @@ def _receive(place: Place, until: float, timeout: float) -> None:
                         f"process {index} on {host} expects {count} processes, "
                         f"process 0 expects {place.count}"
                     )
-                if index in came or not 0 < index < count:
+                if not 0 < index < count:
+                    refuse(f"a process on {host} has the number {index}, of {count}")
+                if index in came and not _is_gone(came[index][0]):
                     refuse(
                         f"two processes have the number {index}: on {host} and on "
-                        f"{came.get(index, socket.gethostname())}"
+                        f"{came[index][1]}"
                     )
-                came[index] = host
+                came[index] = one, host
         _tell(known, "")
+
+
+def _is_gone(one: socket.socket) -> bool:
+    """Whether a process that came has died since, as one that was started again."""
+    try:
+        return one.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _refusal(text: str, code: int) -> TpmmError:
+    """Returns bad input; or what another start may find otherwise."""
+    if code == BadInput.exit_code:
+        return BadInput(text)
+    return meeting.OthersEnded(text, code)
 
 
 def _read(one: socket.socket) -> tuple[int, int, str] | None:
     """Returns a process's number, how many it expects, and its host."""
     try:
         said = json.loads(one.recv(_LINE))
+        if said["hello"] != _HELLO:
+            return None
         return int(said["process"]), int(said["count"]), str(said["host"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _tell(processes: Sequence[socket.socket], refused: str) -> None:
+def _tell(processes: Sequence[socket.socket], refused: str, code: int = 0) -> None:
+    said = json.dumps({"refused": refused, "code": code}).encode() + b"\n"
     for one in processes:
         with contextlib.suppress(OSError):
-            one.sendall(json.dumps({"refused": refused}).encode() + b"\n")
+            one.sendall(said)
 
 
 def _call(place: Place, until: float, timeout: float) -> None:
-    said = {"process": place.index, "count": place.count, "host": socket.gethostname()}
+    said = {
+        "hello": _HELLO,
+        "process": place.index,
+        "count": place.count,
+        "host": socket.gethostname(),
+    }
     while True:
         try:
             with socket.create_connection(_parts(place.coordinator), 5.0) as one:
@@ -255,12 +287,13 @@ def _call(place: Place, until: float, timeout: float) -> None:
                 found = json.loads(one.recv(_LINE))
         except (OSError, ValueError):
             if time.monotonic() >= until:
-                raise BadInput(
+                text = (
                     f"process 0 did not answer at {place.coordinator} within "
                     f"{timeout:g} s; is it started, and can this host reach it?"
-                ) from None
+                )
+                raise _refusal(text, meeting.LOST) from None
             time.sleep(0.25)
             continue
         if found["refused"]:
-            raise BadInput(found["refused"])
+            raise _refusal(found["refused"], found["code"])
         return

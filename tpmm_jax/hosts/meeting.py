@@ -21,14 +21,15 @@ from tpmm_jax.stopping.guard import GUARD, within
 T = TypeVar("T")
 # As after SIGABRT, which ends a process whose coordinator is gone: to be started again.
 LOST = 134
-# Seconds after which a process that says nothing counts as gone.
-SILENCE = 30.0
+# Seconds after which a process whose heartbeats JAX does not hear counts as gone: JAX
+# then ends all others, with a message and by SIGABRT. They need no interpreter, so that
+# long C code, or a user's function, is no silence.
+HEARTBEAT = 30
 # Seconds that a process takes to follow one that ended; process 0, whose service the
 # others use until then, leaves last.
 _FOLLOW = 2.0
 # Seconds between two looks at what the others say.
 _LOOK = 0.25
-_BEAT = 2.0
 # Boundaries whose answers are kept: nobody is that far behind.
 _KEPT = 1000
 # One message of the service has at most some megabytes.
@@ -68,12 +69,7 @@ class Group:
         self._stopped: str | None = None
         self._ended: dict[str, Any] | None = None
         self._since = 0.0
-        self._heard = {i: ("", time.monotonic()) for i in self._watched()}
-        self._last_look = time.monotonic()
         threading.Thread(target=self._watch, name="tpmm-hosts", daemon=True).start()
-
-    def _watched(self) -> list[int]:
-        return list(range(1, self.count)) if self.index == 0 else [0]
 
     # ---- calls
 
@@ -107,7 +103,9 @@ class Group:
             raise
         finally:
             self.alone -= 1
-            self._write(f"said/{call}", json.dumps(said))
+            # NumPy's numbers as Python's.
+            text = json.dumps(said, default=lambda x: x.item())
+            self._write(f"said/{call}", text)
 
     def _apart(self, other: int, theirs: str, ours: str) -> str:
         return (
@@ -184,38 +182,21 @@ class Group:
 
         if self.index == 0:
             within(2 * _FOLLOW, wait)
-
-    def lost(self, now: float) -> str | None:
-        """Returns which process has not been heard of for long, in words."""
-        if now - self._last_look > SILENCE:
-            return f"the coordinator has not answered for {SILENCE:.0f} s"
-        for i, (_, at) in self._heard.items():
-            if now - at > SILENCE:
-                return f"process {i} has not been heard of for {SILENCE:.0f} s"
-        return None
+            time.sleep(0.5)  # they flush, and go
 
     # ---- beside the work
 
     def _watch(self) -> None:
-        beat, posted = 0.0, False
+        posted = False
         while True:
-            now = time.monotonic()
             with contextlib.suppress(Exception):
-                if now - beat >= _BEAT:
-                    beat = now
-                    self._set(f"alive/{self.index}", str(now), overwrite=True)
-                    for key, value in self.client.key_value_dir_get("tpmm/alive/"):
-                        i = int(key.rpartition("/")[2])
-                        if i in self._heard and self._heard[i][0] != value:
-                            self._heard[i] = value, now
                 found = dict(self.client.key_value_dir_get("tpmm/end/"))
-                self._last_look = time.monotonic()
                 if "tpmm/end/failed" in found and self._ended is None:
                     self._ended = json.loads(found["tpmm/end/failed"])
                     self._since = self._since or time.monotonic()
                 if GUARD.request is not None and not posted:
-                    posted = True
                     self._set("end/stop", GUARD.request.name, overwrite=True)
+                    posted = True
                 elif (name := found.get("tpmm/end/stop")) and GUARD.request is None:
                     posted = True
                     GUARD.ask_for(name)
@@ -223,15 +204,12 @@ class Group:
 
     def look(self, now: float) -> None:
         """Called by the guard's thread: ends what others' ends leave hanging."""
-        patience = 4 * _FOLLOW if self.ending else _FOLLOW
-        if self._ended is not None and now - self._since > patience:
+        if self._ended is None:
+            return
+        # Who says its last words, or closes what it had open, comes to its end itself.
+        own = self.ending or self._ended["process"] == self.index
+        if now - self._since > (4 * _FOLLOW if own else _FOLLOW):
             self._leave(self._ended["code"], self._said_of(self._ended))
-        if self._ended is None and (why := self.lost(now)) is not None:
-            text = (
-                f"error: {why}; this process ends too. The same command on all "
-                "processes continues the run"
-            )
-            self._leave(LOST, text)
 
     def leaving(self, code: int, reason: str) -> None:
         """Called by the guard before it ends this process."""
@@ -240,9 +218,10 @@ class Group:
 
     def _said_of(self, said: Mapping[str, Any]) -> str:
         """Returns what this process prints of another's end: process 0 alone does."""
-        if self.index > 0 or said["process"] == 0 or not said["message"]:
+        if self.index > 0 or self.ending or not said["message"]:
             return ""
-        return f"error: process {said['process']}: {said['message']}"
+        where = f"process {said['process']}: " if said["process"] else ""
+        return f"error: {where}{said['message']}"
 
     def _leave(self, code: int, text: str) -> None:
         def say() -> None:
@@ -364,8 +343,10 @@ def shared_fate() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # What a computation of all raises may be another process's end.
-        if _group is not None and not is_collective(error):
+        # What a computation of all raises may be another process's end; and a stop is
+        # that of all, who save first.
+        told = isinstance(error, Stopped) or is_collective(error)
+        if _group is not None and not told:
             _group.tell_end(_code(error), str(error) or "stopped")
         raise
 
@@ -409,14 +390,12 @@ def end(code: int, message: str = "", *, collective: bool = False) -> tuple[int,
 
 
 def _blame(code: int, message: str) -> tuple[int, str]:
-    """Waits until it shows whether another process is gone."""
+    """Waits until JAX has seen whether another process is gone, and ends this one."""
     assert _group is not None
-    until = time.monotonic() + SILENCE + 2
+    until = time.monotonic() + HEARTBEAT + 5
     while time.monotonic() < until:
         if (said := _group.ended()) is not None:
             return said["code"], said["message"]
-        if why := _group.lost(time.monotonic()):
-            return LOST, f"{why} ({message})"
         time.sleep(0.1)
     return code, message
 

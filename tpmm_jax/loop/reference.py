@@ -19,7 +19,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.table import Table, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
-from tpmm_jax.hosts import index
+from tpmm_jax.hosts import index, once
 from tpmm_jax.loop.cache import read_cache, write_cache
 from tpmm_jax.loop.held_out import CachedPairs, held_out_pairs, pooled_iterations
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
@@ -139,7 +139,9 @@ def open_reference(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> Refe
             names = _groups(plan)
             return stack.enter_context(Deltas(scratch, disk.policy, iteration, names))
 
-        record = known or _choose(plan, disk, voice, iteration, deltas)
+        found = known or _choose(plan, disk, voice, iteration, deltas)
+        # One machine may round otherwise than another: process 0's weights count.
+        record = once(lambda: found, "weights of the reference")
         weights_GK = np.asarray(record["weights"], np.float64)
         # One-hot weights give that checkpoint, bit for bit.
         hot = one_hot_index(weights_GK)

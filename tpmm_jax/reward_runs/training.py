@@ -12,13 +12,14 @@ import numpy as np
 
 from tpmm_jax.config import HELD_OUT
 from tpmm_jax.data.table import take
+from tpmm_jax.hosts import once
 from tpmm_jax.log.console import Phase
 from tpmm_jax.log.metrics import HELD_OUT_KIND, read_metrics
 from tpmm_jax.loop.run import Disk
 from tpmm_jax.loop.safety import refuse_step, refuse_weights
 from tpmm_jax.loop.voice import Voice
 from tpmm_jax.losses import Batch, Metrics
-from tpmm_jax.mesh import put_batch
+from tpmm_jax.mesh import fetch, put_batch
 from tpmm_jax.models import Adapted
 from tpmm_jax.reward_runs.measuring import as_row, measure_sets, rewards_of
 from tpmm_jax.reward_runs.plan import ITERATION, RewardPlan
@@ -184,7 +185,8 @@ def _evaluate(task: _Task, state: TrainState, progress: Progress) -> Progress:
     # Not a phase that a signal ends: the state is saved right behind it.
     with task.voice.console.phase(title, plan.tested, "answers") as bar:
         rewards = rewards_of(plan, params, bar.advance, title, routing)
-        measures = measure_sets(plan, rewards)
+        # One machine may round otherwise than another: process 0's count.
+        measures = once(lambda: measure_sets(plan, rewards), "measures")
         held = measures[HELD_OUT]
         bar.advance(0, accuracy=f"{held['accuracy']:.0%}", loss=f"{held['loss']:.4f}")
     kept = [disk.trajectory.meta(k).get("step", 0) for k in disk.trajectory.steps()]
@@ -228,7 +230,8 @@ def _refuse(
     for place in map(int, places):
         row = take(plan.table, np.array([place]), config.filled(plan.mesh))
         batch = put_batch(row, plan.mesh)
-        if not np.isfinite(pair_rewards_step(plan.decoder, params, batch)).all():
+        found_BN = fetch(pair_rewards_step(plan.decoder, params, batch))
+        if not np.isfinite(found_BN).all():
             found[place] = "its rewards"
         elif not np.isfinite(norm_of(state, batch, task.frozen)):
             found[place] = "its gradient"
