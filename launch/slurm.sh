@@ -22,11 +22,11 @@ while true; do
   step=$!
   wait "$step"
   code=$?
-  while kill -0 "$step" 2>/dev/null; do
-    wait "$step"
-    code=$?
-  done
   if [ "$stopping" -eq 1 ]; then
+    # The signal ended the wait, while the tasks still save.
+    wait "$step"
+    ended=$?
+    if [ "$ended" -ne 127 ]; then code=$ended; fi
     case $code in 75 | 134 | 137) scontrol requeue "$SLURM_JOB_ID" ;; esac
     exit "$code"
   fi
