@@ -143,6 +143,22 @@ def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(
 
 
 @pytest.mark.slow
+def test_a_stop_waits_for_a_save_that_takes_long(tmp_path: pathlib.Path) -> None:
+    config = pathlib.Path(__file__).parent / "slow_save.py"
+    words = ["--config", config, *PLAIN[2:], "--set", "train.checkpoint_every=0"]
+    words += ["--set", "train.epochs=1000", "--workdir", tmp_path / "run"]
+    made = start(tmp_path, *words)
+    made[0].wait_for("iteration 1: DPO")
+    rows_of = tmp_path / "run/iterations/001/metrics.jsonl"
+    while '"train"' not in rows_of.read_text():  # it compiles
+        assert made[0].popen.poll() is None, made[0].said
+    made[1].popen.send_signal(signal.SIGTERM)
+    assert finish(made, 60) == [75, 75]
+    assert "its state is saved" in made[0].said
+    assert [x for x in (tmp_path / "run" / "work").iterdir() if x.name.isdecimal()]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_process_that_is_gone_ends_the_other(
