@@ -5,10 +5,8 @@ jax.distributed connects them; here is what they say to one another beside that.
 it (``once``). Nothing waits inside a device's collective, whose deadline is short.
 """
 
-from tpmm_jax.hosts.connecting import Place, add_options, join, refuse_many
+from tpmm_jax.hosts.connecting import add_options, join, refuse_many
 from tpmm_jax.hosts.meeting import (
-    LOST,
-    OthersEnded,
     agree_same,
     asked_all,
     count,
@@ -22,9 +20,6 @@ from tpmm_jax.hosts.meeting import (
 )
 
 __all__ = [
-    "LOST",
-    "OthersEnded",
-    "Place",
     "add_options",
     "agree_same",
     "asked_all",
