@@ -66,7 +66,6 @@ from tpmm_jax.store import (
     disk_need,
 )
 from tpmm_jax.store.digests import read_listed_json, write_listed_json
-from tpmm_jax.store.files import remove_tree
 from tpmm_jax.weights.loading import adapters_base
 from tpmm_jax.weights.source import Source
 
@@ -117,8 +116,6 @@ def open_run(
         write_record(workdir, record)
         if not started:
             store_first(source, plan.decoder, trajectory, config.seed, workdir, console)
-        # Of a process that was killed.
-        remove_tree(workdir / "scratch")
         work = stack.enter_context(WorkStore(workdir / "work"))
         log = stack.enter_context(MetricsLog(workdir))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)

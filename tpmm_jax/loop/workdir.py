@@ -13,7 +13,7 @@ from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.hosts import agree_same
 from tpmm_jax.store import RunLock, Trajectory, check_writable
 from tpmm_jax.store.digests import check_folder, read_listed_json
-from tpmm_jax.store.files import read_json, write_json
+from tpmm_jax.store.files import read_json, remove_tree, write_json
 
 CONFIG, DATA = "config.json", "data.json"
 # How a run's files are read, ordered and checked; data.json records it. It goes up
@@ -76,6 +76,8 @@ def open_workdir(workdir: pathlib.Path) -> Iterator[None]:
     check_writable(workdir)
     with RunLock(workdir) as lock:
         agree_same({f"{workdir}/{RunLock.FILE} (is the folder shared?)": lock.owner()})
+        # Of a process that was killed.
+        remove_tree(workdir / "scratch")
         yield
 
 
