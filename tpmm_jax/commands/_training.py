@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import tpmm_jax
 from tpmm_jax.errors import Stopped
 from tpmm_jax.hosts import add_options as add_process_options
-from tpmm_jax.hosts import agree_same
+from tpmm_jax.hosts import agree_same, count
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
 
@@ -54,7 +54,8 @@ def run_in_workdir(
       words: the whole command as it was given.
       run: called with the workdir.
     """
-    agree_same({"tpmm_jax": code_digest(), "libraries": versions()})
+    if count() > 1:
+        agree_same({"tpmm_jax": code_digest(), "libraries": versions()})
     workdir = pathlib.Path(args.workdir or f"runs/{pathlib.Path(args.config).stem}")
     try:
         run(workdir)

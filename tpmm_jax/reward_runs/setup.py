@@ -248,6 +248,7 @@ def _pin(workdir: pathlib.Path, plan: RewardPlan, *, started: bool) -> None:
     """Writes what later starts are compared with."""
     pin_config(workdir, to_dict(plan.config), started=started, added={})
     date = plan.codec.date.isoformat()
-    agree_same({"data": plan.sets.digest(), "tokenizer": plan.codec.digest})
-    data = {"pairs": plan.sets.digest(), "date": date, "format": FORMAT}
+    pairs = plan.sets.digest()
+    agree_same({"data": pairs, "tokenizer": plan.codec.digest})
+    data = {"pairs": pairs, "date": date, "format": FORMAT}
     write_listed_json(workdir / DATA, data, replace=True)

@@ -34,7 +34,7 @@ def for_sampling(decoder: Decoder, params: Params) -> tuple[Decoder, Params]:
         return decoder, decoder.for_decoding(params)
     limit = once(_memory, "memory")
     laid = replace(decoder, mesh=sampling_mesh(decoder, limit))
-    return laid, _lay(decoder, laid, params)
+    return laid, _layer(decoder, laid)(params)
 
 
 def sampling_mesh(decoder: Decoder, limit: int | None) -> Mesh:
@@ -87,10 +87,6 @@ def _memory() -> int | None:
     """Returns the bytes of a device's memory; None where it does not say."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")
-
-
-def _lay(decoder: Decoder, laid: Decoder, params: Params) -> Params:
-    return _layer(decoder, laid)(params)
 
 
 @functools.cache
