@@ -90,6 +90,38 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, sharding(mesh, x.shape, *axes))
 
 
+def gather(x: jax.Array, mesh: Mesh | None, *axes: Any) -> jax.Array:
+    """States inside jit that a weight is whole where it is used, but for TENSOR.
+
+    Left to itself the TPU compiler sends parts of it round while it multiplies, and
+    reads and writes the product once for each part.
+
+    Args:
+      axes: how the weight lies; its gradient lies so too.
+    """
+    if mesh is None or mesh.shape[FSDP] == 1:
+        return x
+    return _gather(mesh, axes, x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(mesh: Mesh, axes: tuple[Any, ...], x: jax.Array) -> jax.Array:
+    return constrain(x, mesh, *(None if axis == FSDP else axis for axis in axes))
+
+
+def _gather_forward(mesh: Mesh, axes: tuple[Any, ...], x: jax.Array) -> Any:
+    return _gather(mesh, axes, x), None
+
+
+def _gather_backward(
+    mesh: Mesh, axes: tuple[Any, ...], _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (constrain(gradient, mesh, *axes),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
 def put_batch(batch: Any, mesh: Mesh | None) -> Any:
     """Moves a pytree of host arrays to the devices, leading axis over BATCH."""
     if mesh is None:

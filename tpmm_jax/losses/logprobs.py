@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
-from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
+from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain, gather
 from tpmm_jax.models import Adapted, Decoder, Sequences, soft_cap
 from tpmm_jax.models.layers import einsum
 
@@ -85,8 +85,9 @@ class _Blocks(NamedTuple):
         return jnp.minimum(block * self.width, self.rows - self.width)
 
     def take(self, head_CVD: jax.Array, block: jax.Array) -> jax.Array:
-        start = self.start(block)
-        return jax.lax.dynamic_slice_in_dim(head_CVD, start, self.width, axis=1)
+        start, dtype = self.start(block), self.decoder.compute_dtype
+        some = jax.lax.dynamic_slice_in_dim(head_CVD, start, self.width, axis=1)
+        return gather(some.astype(dtype), self.decoder.mesh, TENSOR, None, FSDP)
 
     def ids_and_new(self, block: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the block's token ids [C, V] and which rows are new [V]."""
@@ -129,8 +130,10 @@ def chunked_log_probs(
         batch_shards = math.prod(shape[name] for name in BATCH)
         batch_shards = batch_shards if B % batch_shards == 0 else 1
     rows = V // parts
-    width = max(MIN_BLOCK, decoder.chunk_bytes * batch_shards // (4 * B * T))
-    blocks = _Blocks(decoder, parts, min(width, rows), rows, mass)
+    most = max(MIN_BLOCK, decoder.chunk_bytes * batch_shards // (4 * B * T))
+    # Of equal width, for what the last one shares with another is computed twice.
+    width = -(-rows // -(-rows // min(most, rows)))
+    blocks = _Blocks(decoder, parts, width, rows, mass)
     return _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
 
 

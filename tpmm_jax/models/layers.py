@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain
+from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain, gather
 from tpmm_jax.models.config import ModelConfig, RopeConfig
 from tpmm_jax.models.lora import drop
 
@@ -146,6 +146,7 @@ def project(
     inputs, outputs = x_axes[2:], out_axes[2:]
     split = len(inputs)
     w = layer.param(name, scaled_normal(math.prod(shape[:split]), axes), shape)
+    w = gather(w.astype(dtype), layer.mesh, *axes)
     out = einsum(equation, x, w, dtype=dtype)
     if bias:
         # Small: whole where the weight is split for memory alone.
