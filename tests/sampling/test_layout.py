@@ -96,5 +96,8 @@ def test_layers_are_split_where_the_whole_model_does_not_fit() -> None:
     room = sampling_mesh(decoder, int(2 * (held + whole)))
     assert dict(room.shape) == dict(zip(AXES, (8, 1, 1, 1)))
     tight = sampling_mesh(decoder, int(held + whole))
-    assert dict(tight.shape) == dict(zip(AXES, (2, 1, 4, 1)))
-    assert list(tight.devices.flat) == list(jax.devices())
+    assert dict(tight.shape) == dict(zip(AXES, (4, 1, 2, 1)))
+    none = sampling_mesh(decoder, 1)
+    assert dict(none.shape) == dict(zip(AXES, (2, 1, 4, 1)))
+    for mesh in (room, tight, none):
+        assert list(mesh.devices.flat) == list(jax.devices())

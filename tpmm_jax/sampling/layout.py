@@ -27,25 +27,29 @@ def for_sampling(decoder: Decoder, params: Params) -> tuple[Decoder, Params]:
     """Returns the decoder that draws, and its weights, cast and laid out for it.
 
     Replicated where they fit, and the draws are then those of a mesh without fsdp;
-    else the devices of fsdp split each layer, as mesh.tensor does.
+    else some devices of fsdp split each layer, as mesh.tensor does.
     """
     mesh = decoder.mesh
     if mesh is None or mesh.shape[FSDP] == 1:
         return decoder, decoder.for_decoding(params)
     limit = once(_memory, "memory")
     laid = replace(decoder, mesh=sampling_mesh(decoder, limit))
-    return laid, _layer(decoder, laid)(params)
+    return laid, lay_out(decoder, laid)(params)
 
 
 def sampling_mesh(decoder: Decoder, limit: int | None) -> Mesh:
     """Returns the mesh, over the same devices, on which answers are drawn.
 
+    Of fsdp's devices as few split a layer as its weights need, and the others share the
+    answers: keys and values are split by heads, of which there may be few.
+
     Args:
       limit: bytes of a device's memory; None: not known, and taken to be enough.
     """
     assert decoder.mesh is not None
-    for axis in (DATA, TENSOR):
-        mesh = _without_fsdp(decoder.mesh, axis)
+    fsdp = decoder.mesh.shape[FSDP]
+    for ways in (n for n in range(1, fsdp + 1) if fsdp % n == 0):
+        mesh = _without_fsdp(decoder.mesh, ways)
         laid = replace(decoder, mesh=mesh)
         need = bytes_of_weights(laid, sampling=True) + bytes_of_weights(decoder)
         if limit is None or need <= SHARE * limit:
@@ -53,13 +57,14 @@ def sampling_mesh(decoder: Decoder, limit: int | None) -> Mesh:
     return mesh
 
 
-def _without_fsdp(mesh: Mesh, axis: str) -> Mesh:
-    """Returns the mesh whose fsdp axis is part of another one."""
+def _without_fsdp(mesh: Mesh, ways: int) -> Mesh:
+    """Returns the mesh whose fsdp axis went into tensor, so many ways, and into data."""
     shape = dict(mesh.shape)
-    shape[axis] *= shape.pop(FSDP)
-    sizes = [shape.get(name, 1) for name in AXES]
+    shape[DATA] *= shape[FSDP] // ways
+    shape[TENSOR] *= ways
+    shape[FSDP] = 1
     # fsdp lies between data and tensor, so that the order of devices stays.
-    devices = mesh.devices.reshape(sizes)
+    devices = mesh.devices.reshape([shape[name] for name in AXES])
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -90,6 +95,7 @@ def _memory() -> int | None:
 
 
 @functools.cache
-def _layer(decoder: Decoder, laid: Decoder) -> Any:
+def lay_out(decoder: Decoder, laid: Decoder) -> Any:
+    """Returns the jitted function from weights as trained to those that draw."""
     where = jax.tree.map(lambda x: x.sharding, laid.abstract_params("float32"))
     return jax.jit(decoder.for_decoding, out_shardings=where)
