@@ -51,6 +51,7 @@ def start(
     devices: int = 4,
     own: Sequence[Sequence[str]] = ((), ()),
     cache: pathlib.Path | None = None,
+    folders: Sequence[pathlib.Path] | None = None,
 ) -> list[Process]:
     """Starts a command in processes that find one another.
 
@@ -59,6 +60,7 @@ def start(
       devices: of each process.
       own: further words of each process.
       cache: of compiled programs.
+      folders: in which each process runs; None: in this one.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
@@ -80,7 +82,11 @@ def start(
         log = logs / f"{port}-{i}.log"
         with log.open("w") as file:
             popen = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=None if folders is None else folders[i],
             )
         found.append(Process(popen, log))
     return found

@@ -2,8 +2,10 @@
 
 import pathlib
 import signal
+import sys
 import time
 
+import numpy as np
 import pytest
 from processes import CONFIG, REWARD, differences, finish, rows, run, start
 
@@ -215,6 +217,26 @@ def test_unequal_configs_end_both_with_one_message(tmp_path: pathlib.Path) -> No
     said = "".join(one.said for one in made)
     assert said.count("process 1 differs from process 0: loss.beta is 0.3 there") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.loop
+def test_another_copy_of_the_weights_ends_both(tmp_path: pathlib.Path) -> None:
+    """Each host has a copy of the model, and one has an older one."""
+    hosts = [tmp_path / "host0", tmp_path / "host1"]
+    sys.path.insert(0, str(CONFIG.parent))
+    import tiny_run
+
+    for host in hosts:
+        tiny_run.build_model(host / "copied")
+    file = hosts[1] / "copied" / "model.safetensors"
+    held = bytearray(file.read_bytes())
+    held[-4:] = np.float32(0.5).tobytes()
+    file.write_bytes(held)
+    words = (*PLAIN, "--set", "model.source=copied", "--workdir", tmp_path / "run")
+    made = start(tmp_path, *words, folders=hosts)
+    assert finish(made) == [2, 2]
+    said = " ".join("".join(one.said for one in made).split())
+    assert said.count("process 1 differs from process 0: the weights of copied") == 1
 
 
 @pytest.mark.loop

@@ -87,6 +87,9 @@ class GGUFFile:
             divisors=divisors,
         )
 
+    def files(self) -> list[pathlib.Path]:
+        return [self.path]
+
     def names(self) -> list[str]:
         """The tensors' Hugging Face names."""
         return list(self._tensors)

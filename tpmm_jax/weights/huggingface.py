@@ -18,6 +18,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import get, put
+from tpmm_jax.weights.agreement import agree_on_files
 from tpmm_jax.weights.names import Name, names
 
 # Tensors that some checkpoints carry and no model needs.
@@ -38,6 +39,8 @@ class TensorSource(Protocol):
     """
 
     origin: str
+
+    def files(self) -> list[pathlib.Path]: ...
 
     def names(self) -> list[str]: ...
 
@@ -95,6 +98,9 @@ class SafetensorsDirectory:
                 raise BadInput(f"{path} cannot be read: {error}") from None
         return self._files[file]
 
+    def files(self) -> list[pathlib.Path]:
+        return [self.directory / file for file in set(self._where.values())]
+
     def names(self) -> list[str]:
         return list(self._where)
 
@@ -130,9 +136,10 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     read once for each distinct shard.
 
     Raises:
-      BadInput: tensors that are missing, left over, of another shape or not finite, or
-        a tied head that is not the embedding.
+      BadInput: tensors that are missing, left over, of another shape or not finite, a
+        tied head that is not the embedding, or processes whose files differ.
     """
+    agree_on_files(source.files(), source.origin)
     config = decoder.config
     target = decoder.abstract_params(dtype)
     check_tensors(source, config, target)

@@ -34,6 +34,7 @@ from tpmm_jax.weights._peft_config import (
     read_targets,
     saves_head,
 )
+from tpmm_jax.weights.agreement import agree_on_files
 from tpmm_jax.weights.description import read_json
 from tpmm_jax.weights.huggingface import (
     INDEX,
@@ -128,6 +129,7 @@ class AdapterDirectory:
                 f"{self.directory} holds no {WEIGHTS}; other formats are not read: "
                 "save the adapter with PEFT's save_pretrained(safe_serialization=True)"
             )
+        agree_on_files([path], str(self.directory))
         found = read_targets(self.fields, config, self.path)
         wanted = {
             f"{PREFIX}{module}.lora_{part}.weight": (part, adapter)
