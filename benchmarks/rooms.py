@@ -12,6 +12,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parents[1]
 HOLDS = {
     "axes": "names of axes",
+    "chips": "accelerators",
     "errors": "errors, exit codes",
     "mesh": "devices, shardings",
     "stopping": "signals, time-outs",
@@ -35,6 +36,7 @@ HOLDS = {
     "loop": "phases of an iteration",
     "iterate": "the algorithm",
     "reward_runs": "training a reward model",
+    "planning": "what a run takes",
     "commands": "tpmm COMMAND",
     "demo": "the quickstart",
 }
@@ -43,6 +45,7 @@ DISK, PURE = ("#fdf1e3", "#c9813a"), ("#e9f1fb", "#4a7ab5")
 TOUCHES_DISK = {
     *("data", "store", "weights", "facade", "log", "report", "loop", "iterate"),
     *("commands", "demo", "merging", "config", "scoring", "reward_runs"),
+    "planning",
 }
 BOX_WIDTH, BOX_HEIGHT, GAP, ROW, MARGIN = 150, 46, 12, 66, 24
 

@@ -7,11 +7,11 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from published_sizes import SIZES
 
 from tpmm_jax.config import Config, RewardConfig, load_config
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder, from_mask
+from tpmm_jax.models.published import SIZES
 from tpmm_jax.steps import abstract_state
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,6 +37,11 @@ PARAMS = {
     "llama3-8b": 8_030_261_248,
     "qwen3-0.6b": 596_049_920,
     "gemma2-2b": 2_614_341_888,
+    "gemma2-9b": 9_241_705_984,
+    "gemma2-27b": 27_227_128_320,
+    "smollm2-360m": 361_821_120,
+    "llama3.2-1b": 1_235_814_400,
+    "qwen2.5-7b": 7_615_616_512,
     "gemma3-270m": 268_098_176,
     "gemma3-1b": 999_885_952,
     "llama3.1-8b": 8_030_261_248,

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published_sizes import SIZES
 
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.models import Decoder
+from tpmm_jax.models.published import SIZES
 from tpmm_jax.steps import TrainConfig, abstract_state, preference_step
 from tpmm_jax.steps.flops import count_flops
 

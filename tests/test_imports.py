@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tpmm_jax"
 # A room may import rooms of earlier rows only. What is not named here is a command
 # line (or the demo), the last row.
 ORDER = (
-    ("axes", "errors"),
+    ("axes", "chips", "errors"),
     ("mesh", "stopping"),
     ("hosts",),
     ("models",),
@@ -26,6 +26,7 @@ ORDER = (
     ("report",),
     ("loop",),
     ("iterate", "reward_runs"),
+    ("planning",),
     ("commands",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

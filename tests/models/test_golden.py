@@ -18,12 +18,12 @@ from golden_models import (
     read,
     rounding,
 )
-from published_sizes import SIZES
 from scipy.special import log_softmax
 
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder
+from tpmm_jax.models.published import SIZES
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published_sizes import SIZES
 from safetensors.numpy import load_file, save_file
 
 import tpmm_jax as tpmm
@@ -15,6 +14,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder, ExpertsConfig, RopeConfig
 from tpmm_jax.models.families import FAMILIES, make_config
+from tpmm_jax.models.published import SIZES
 from tpmm_jax.weights.hf_config import parse_config, write_config
 from tpmm_jax.weights.huggingface import (
     INDEX,

@@ -12,6 +12,7 @@ from tpmm_jax.stopping import ends_process, watched
 COMMANDS = {
     "train": "run a config: sample, label, merge, DPO, evaluate",
     "train_reward": "train a reward model on preference pairs",
+    "plan": "what a config takes on given devices, before it runs",
     "sample": "talk to a model, or answer a file of prompts",
     "evaluate": "compare policies on prompts, with intervals",
     "best_of_n": "gold against proxy as the best of n answers is kept",

@@ -158,6 +158,11 @@ class RewardConfig:
     evaluation: RewardEvaluationConfig = field(default_factory=RewardEvaluationConfig)
     merge: MergeBackConfig = field(default_factory=MergeBackConfig)
 
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The rows of the batches that devices share, by what sets them."""
+        return self.train.batch_sizes
+
     def validate(self) -> None:
         """Checks types, ranges and combinations.
 

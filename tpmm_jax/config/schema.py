@@ -209,6 +209,14 @@ class Config:
         """Whether pairs are given instead of sampled."""
         return self.data.pairs is not None
 
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The rows of the batches that devices share, by what sets them."""
+        sizes = self.train.batch_sizes
+        if self.data.prompts is not None or self.data.eval_prompts is not None:
+            sizes["rollout.batch_size"] = self.rollout.batch_size
+        return sizes
+
     def validate(self) -> None:
         """Checks types, ranges and combinations.
 

@@ -1,15 +1,14 @@
 """What is printed before a run starts."""
 
 import pathlib
-from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
 
 from tpmm_jax.config import Config, ModelSource
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.mesh import fill
 from tpmm_jax.models import Decoder
+from tpmm_jax.models.advice import mesh_advice
 from tpmm_jax.weights.source import Source
 
 
@@ -54,12 +53,8 @@ def show_header(
         rows.insert(5, ("noise", f"{noise:.0%} of the labels are flipped on purpose"))
     if config.madpo.margins is not None:
         rows.insert(3, ("margins", _margins_text(config)))
-    pairs = config.train.batch_size // config.train.accumulation
-    sizes = {
-        "train.batch_size / train.accumulation": pairs,
-        "rollout.batch_size": config.rollout.batch_size,
-    }
-    rows += [("note", advice) for advice in mesh_advice(mesh, source, sizes)]
+    advice = mesh_advice(mesh, source.config, config.batch_sizes)
+    rows += [("note", text) for text in advice]
     count = config.iterations
     plural = "" if count == 1 else "s"
     console.header(f"tpmm_jax: {count} iteration{plural} of DPO", rows)
@@ -106,28 +101,3 @@ def evaluation_text(config: Config, num_prompts: int) -> str:
     if config.scorer.name is None:
         text += "; no scorer, so no reward"
     return text
-
-
-def mesh_advice(mesh: Mesh, source: Source, sizes: Mapping[str, int]) -> list[str]:
-    """Returns what a user may want to know of the mesh and this run.
-
-    Args:
-      sizes: field of the config -> the rows of a batch that it makes.
-    """
-    tensor, heads = mesh.shape["tensor"], source.config.num_kv_heads
-    advice = []
-    if heads % tensor:
-        advice.append(
-            f"mesh.tensor={tensor} does not divide {heads} key/value heads: they are "
-            "replicated; mesh.fsdp splits this model's weights further"
-        )
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, size in sizes.items():
-        filled = fill(mesh, size, sides=2 if name.startswith("train.") else 1)
-        if filled > size:
-            advice.append(
-                f"{name} = {size} is filled up to {filled}, so that data x fsdp = "
-                f"{parts} devices share it: {1 - size / filled:.0%} of that work is "
-                "for nothing; choose a multiple"
-            )
-    return advice

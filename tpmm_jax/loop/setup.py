@@ -193,7 +193,7 @@ def prepare(
         codec=codec,
         sampling=config.rollout.sampling(),
         batch_size=config.rollout.batch_size,
-        micro_batch=config.train.batch_size // config.train.accumulation,
+        micro_batch=config.train.micro_batch,
         prompt_length=longest_prompt,
         pair_length=longest_pair,
     )

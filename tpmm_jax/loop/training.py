@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
+from tpmm_jax.chips import find_chip
 from tpmm_jax.config import Config
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.agreement import agreement, pair_weights
@@ -38,17 +39,6 @@ from tpmm_jax.steps import (
 from tpmm_jax.steps.flops import count_flops
 from tpmm_jax.store.digests import remove_listed
 from tpmm_jax.store.fingerprint import tree_digest
-
-# bfloat16 peak of one device, FLOP/s (vendors' data sheets), by device_kind.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def check_tau(config: Config, steps: int, what: str) -> None:
@@ -272,11 +262,10 @@ def _log_speed(task: Task, first: int, seconds: float) -> None:
         return
     values = {"seconds": seconds, "tokens_per_second": tokens / seconds}
     devices = plan.mesh.devices
-    kind = devices.flat[0].device_kind
-    peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
-    if peak is not None:
+    chip = find_chip(devices.flat[0].device_kind)
+    if chip is not None:
         flops = step_flops(plan, task.batch(first), task.frozen) * len(steps)
-        values["mfu"] = flops / seconds / (peak * devices.size)
+        values["mfu"] = flops / seconds / (chip.flops * devices.size)
     task.disk.log.log_timing(
         "train", iteration=task.iteration, step=None, values=values
     )

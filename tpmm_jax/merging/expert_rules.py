@@ -44,7 +44,7 @@ from tpmm_jax.models import Decoder
 
 # The start's logarithm of a gate that is never open.
 _LEAST = 1e-12
-_ADAM = optax.scale_by_adam()
+ADAM = optax.scale_by_adam()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +253,7 @@ def _learn(context: ExpertsContext, start: np.ndarray) -> np.ndarray:
     size = min(config.batch_size, len(pairs.rows))
     accumulation = -(-size // MICRO_BATCH)
     logits = jnp.asarray(start, jnp.float32)
-    state = _ADAM.init(logits)
+    state = ADAM.init(logits)
     rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
     for step in range(config.steps):
         rng = np.random.default_rng([config.seed, step])
@@ -262,7 +262,7 @@ def _learn(context: ExpertsContext, start: np.ndarray) -> np.ndarray:
         rows = take(pairs.table, places, accumulation * micro)
         batch = put_batch(rows, context.decoder.mesh)
         variables = (logits, state, rate(step))
-        logits, state, loss = _step(
+        logits, state, loss = learned_step(
             context.decoder, accumulation, context.params, variables, batch
         )
         context.step(float(loss))
@@ -270,7 +270,7 @@ def _learn(context: ExpertsContext, start: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(
+def learned_step(
     decoder: Decoder,
     accumulation: int,
     params: Params,
@@ -290,5 +290,5 @@ def _step(
         logits,
     )
     found, loss, _ = gradients(of_mlp, mlp, batch, accumulation, decoder.mesh)
-    direction, state = _ADAM.update(pull(found)[0], state)
+    direction, state = ADAM.update(pull(found)[0], state)
     return logits - rate * direction, state, loss

@@ -273,10 +273,17 @@ def _cast_matrices(params: Params, dtype: str) -> Params:
 
 
 @functools.cache
-def _abstract_params(decoder: Decoder, dtype: str) -> Params:
+def _declared(config: ModelConfig) -> Any:
+    """Returns the parameters as they are declared, with the axes that they lie on."""
     one: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(decoder.module().init, key, Sequences(one, one, one))
+    init = Decoder(config).module().init
+    return jax.eval_shape(init, key, Sequences(one, one, one))
+
+
+@functools.cache
+def _abstract_params(decoder: Decoder, dtype: str) -> Params:
+    boxed = _declared(decoder.config)
     specs = nn.get_partition_spec(boxed)["params"]
 
     def place(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> Any:

@@ -42,7 +42,7 @@ def rewards_of(
             for pair in pairs
             for ids in (pair.chosen_ids, pair.rejected_ids)
         ]
-        size = plan.config.train.batch_size // plan.config.train.accumulation
+        size = plan.config.train.micro_batch
         rewards = row_rewards(
             decoder or plan.decoder,
             params,

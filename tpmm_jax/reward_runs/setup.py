@@ -13,7 +13,7 @@ from tpmm_jax.data.codec import make_codec
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.hosts import agree_same, shared_fate
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.header import mesh_advice, model_rows
+from tpmm_jax.log.header import model_rows
 from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import last_session, log_session, warn_versions
 from tpmm_jax.loop.run import Disk
@@ -31,6 +31,7 @@ from tpmm_jax.loop.workdir import (
 from tpmm_jax.merging import expert_pairs
 from tpmm_jax.mesh import make_mesh
 from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.models.advice import mesh_advice
 from tpmm_jax.models.experts import check_mesh
 from tpmm_jax.reward_runs.plan import ITERATION, KEPT, RewardPlan, RewardRun
 from tpmm_jax.reward_runs.sets import load_sets, reward_table
@@ -221,9 +222,7 @@ def _show_header(
     length = plan.table["tokens_BNT"].shape[-1]
     lora = plan.decoder.lora
     what = "all weights" if lora is None else f"LoRA of rank {lora.rank} and the head"
-    sizes = {
-        "train.batch_size / train.accumulation": train.batch_size // train.accumulation
-    }
+    advice = mesh_advice(plan.mesh, source.config, config.batch_sizes)
     patience = config.evaluation.patience
     end = f", ends after {patience} without gain" if patience else ""
     rows = [
@@ -239,7 +238,7 @@ def _show_header(
             f"{length} tokens, learning rate {train.learning_rate:g}",
         ),
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
-        *(("note", text) for text in mesh_advice(plan.mesh, source, sizes)),
+        *(("note", text) for text in advice),
     ]
     console.header("tpmm_jax: a reward model from pairs", rows)
 

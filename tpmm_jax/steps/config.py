@@ -38,10 +38,19 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
 
+    @property
+    def micro_batch(self) -> int:
+        """Pairs that are computed at once."""
+        return self.batch_size // self.accumulation
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The rows of the batches that devices share, by what sets them."""
+        return {"train.batch_size / train.accumulation": self.micro_batch}
+
     def filled(self, mesh: Mesh | None) -> int:
         """Returns the pairs of a step's arrays, those that are filled in included."""
-        micro = self.batch_size // self.accumulation
-        return self.accumulation * fill(mesh, micro, sides=2)
+        return self.accumulation * fill(mesh, self.micro_batch, sides=2)
 
     def validate(self) -> None:
         """Raises BadInput for a value out of range."""

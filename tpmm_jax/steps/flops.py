@@ -24,19 +24,27 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     Args:
       args: arrays, or jax.ShapeDtypeStruct.
     """
-    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+    return program_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _flops(jaxpr: Jaxpr) -> float:
-    return float(sum(_of_equation(equation) for equation in jaxpr.eqns))
+def program_flops(jaxpr: Jaxpr, turns: int = 1) -> float:
+    """Returns what ``count_flops`` does, of a function that was traced.
+
+    Args:
+      turns: of a while loop.
+    """
+    return float(sum(_of_equation(equation, turns) for equation in jaxpr.eqns))
 
 
-def _of_equation(equation: JaxprEqn) -> float:
-    name, inner = equation.primitive.name, [_flops(x) for x in _jaxprs(equation)]
+def _of_equation(equation: JaxprEqn, turns: int) -> float:
+    name = equation.primitive.name
+    inner = [program_flops(x, turns) for x in _jaxprs(equation)]
     if name == "dot_general":
         return _of_product(equation)
     if name == "scan":
         return equation.params["length"] * sum(inner)
+    if name == "while":
+        return turns * sum(inner)
     if name == "cond":
         return max(inner)
     return sum(inner)

@@ -1,0 +1,190 @@
+"""tpmm plan: on the devices at hand, for GPUs by arithmetic, for a TPU slice."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tpmm_jax.commands import plan
+from tpmm_jax.planning import measure
+from tpmm_jax.planning.devices import Target
+
+HERE = pathlib.Path(__file__).parent
+MODEL = HERE.parent / "fixtures" / "gemma"
+CONFIG = ["--config", str(HERE / "tiny_plan.py"), "--model", str(MODEL)]
+REWARD = ["--config", str(HERE / "tiny_reward_plan.py")]
+PHASES = [
+    "lay out",
+    "sample",
+    "log-probs of answers",
+    "fusion gradient",
+    "merge, its largest leaf",
+    "reference log-probs",
+    "train",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "tpmm_jax" / "plans"
+
+
+def planned(
+    capsys: pytest.CaptureFixture[str], *words: str, code: int = 0
+) -> dict[str, Any]:
+    assert plan.main([*words, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert plan.main([*words]) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_the_devices_at_hand(
+    capsys: pytest.CaptureFixture[str],
+    own_cache: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = planned(capsys, *CONFIG)
+    assert [one["name"] for one in found["phases"]] == PHASES
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1, "expert": 1}
+    assert found["lengths"] == {"prompt": 32, "pair": 32}
+    assert found["fits"] is True and found["settings"] == []
+    for one in found["phases"]:
+        assert one["arguments"] > 0 and one["total"] >= one["arguments"]
+        assert one["bytes_moved"] > 0
+    by_name = {one["name"]: one for one in found["phases"]}
+    assert "all-gather" in by_name["lay out"]["collectives"]
+    # Of 64 prompts a quarter is held out: 48 pairs train, 32 at a time.
+    assert by_name["train"]["calls"] == by_name["reference log-probs"]["calls"] == 2
+    # A CPU's peak is not known, and so no time.
+    assert found["seconds_per_iteration"] is None
+    assert len(list(own_cache.iterdir())) == len(PHASES)
+
+    def compiled_again(*args: Any) -> None:
+        raise AssertionError("a program that was measured is compiled again")
+
+    monkeypatch.setattr(measure, "read_traffic", compiled_again)
+    assert planned(capsys, *CONFIG) == found
+
+
+def test_words_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([*CONFIG, "--topology", "h100:8"]) == 0
+    text = capsys.readouterr().out
+    assert "8 x NVIDIA H100, mesh fsdp 8, bfloat16" in text
+    assert "reference log-probs" in text and "an iteration takes" in text
+    assert max(map(len, text.splitlines())) <= 90
+
+
+def test_gpus_by_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, *CONFIG, "--topology", "h100:8")
+    assert {one["temporary"] for one in found["phases"]} == {None}
+    assert found["seconds_per_iteration"] > 0
+    assert found["device_kind"] == "NVIDIA H100"
+
+
+def test_a_mesh_of_other_devices_is_replaced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = "--set", "mesh.fsdp=3", "--topology", "h100:8"
+    found = planned(capsys, *CONFIG, *wanted)
+    assert math.prod(found["mesh"].values()) == 8 and found["mesh"]["fsdp"] != 3
+    assert found["settings"] == [f"mesh.{k}={n}" for k, n in found["mesh"].items()]
+    assert found["notes"][0].startswith("a mesh of data=1, fsdp=3, tensor=1, expert=1")
+    assert found["notes"][0].endswith(" is planned")
+
+
+def test_what_does_not_fit_gets_a_suggestion(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = "--set", "train.batch_size=512", "--set", "model.remat=false"
+    first = planned(capsys, *CONFIG, *large)
+    train = first["phases"][-1]
+    limit = train["arguments"] + train["temporary"] // 2
+    monkeypatch.setattr(Target, "memory", property(lambda self: limit))
+    found = planned(capsys, *CONFIG, *large, code=1)
+    assert found["fits"] is False
+    other = found["suggestion"]
+    assert other is not None and other["fits"] is True
+    assert "model.remat=true" in other["settings"]
+    again = [x for setting in other["settings"] for x in ("--set", setting)]
+    assert planned(capsys, *CONFIG, *large, *again)["fits"] is True
+    assert plan.main([*CONFIG, *large]) == 1
+    assert "it fits with: --set" in capsys.readouterr().out
+
+    monkeypatch.setattr(Target, "memory", property(lambda self: 1000))
+    assert planned(capsys, *CONFIG, code=1)["suggestion"] is None
+    assert plan.main(CONFIG) == 1
+    assert "nothing was found that fits" in capsys.readouterr().out
+
+
+def test_a_reward_model_and_its_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*REWARD, "--model", str(MODEL), "--pairs", "100"]
+    found = planned(capsys, *words)
+    names = [one["name"] for one in found["phases"]]
+    assert names == ["train", "held-out rewards", "merge experts"]
+    # 90 pairs train, 8 at a time.
+    assert found["phases"][0]["calls"] == 12
+
+
+def test_meshes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--mesh", "--topology", "h100:8", "--model", "gemma-2b"
+    found = planned(capsys, *CONFIG[:2], *words)
+    best = found["meshes"][0]
+    assert best["faults"] == [] and best["shape"]["tensor"] == 1
+    assert len(found["meshes"]) == 10
+    assert plan.main([*CONFIG[:2], *words]) == 0
+    text = capsys.readouterr().out
+    assert "mesh.tensor=2 does not divide 1 key/value head" in text
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["--topology", "v5"], "--topology v5: wanted local"),
+        (["--topology", "h100:2x2"], "of GPUs their number alone"),
+        (["--topology", "v5e:4y4"], "wanted local"),
+        (["--topology", "h100:9"], "JAX has 8 devices here already"),
+        (["--model", "gemma-2c"], "--model = gemma-2c: no such file or directory (did"),
+        (["--model", "google/gemma-9"], "the hub is not asked"),
+        (["--model", "demo:build"], "is made when the run starts"),
+        (["--pairs", "0"], "--pairs is 0; use at least 1"),
+    ],
+)
+def test_bad_input(
+    words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wanted in error(capsys, *CONFIG, *words)
+
+
+def test_a_tpu_slice(tmp_path: pathlib.Path) -> None:
+    """In a process of its own, as on a machine without a TPU."""
+    pytest.importorskip("libtpu")
+    command = [sys.executable, "-m", "tpmm_jax", "plan", *CONFIG, "--json"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    run = subprocess.run(
+        [*command, "--topology", "v5e:2x2"],
+        capture_output=True,
+        text=True,
+        env=environment | {"JAX_PLATFORMS": ""},
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert [one["name"] for one in found["phases"]] == PHASES
+    assert found["device_kind"] == "TPU v5 lite" and found["devices"] == 4
+    by_name = {one["name"]: one for one in found["phases"]}
+    # Weights are gathered before they are used, and not sent round while they are.
+    kinds = set(by_name["reference log-probs"]["collectives"])
+    assert "all-gather" in kinds and "collective-permute" not in kinds
+    # While answers are drawn no weight moves.
+    assert "all-gather" not in by_name["sample"]["collectives"]
+    assert found["seconds_per_iteration"] > 0
+    assert "libtpu_init_utils" not in run.stderr

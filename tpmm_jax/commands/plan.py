@@ -1,0 +1,185 @@
+"""Plans a run: tpmm plan --config configs/gemma2b.py --topology v5e:4x4
+
+Compiles every program of a config without running it, also for a TPU slice from a
+machine without one. Exit codes: 0 it fits, 1 it does not, 2 bad input.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+from collections.abc import Sequence
+
+from tpmm_jax.commands._line import Parser, check_least, guarded
+from tpmm_jax.commands._plan_tables import (
+    mesh_tables,
+    options_json,
+    plan_json,
+    plan_tables,
+)
+from tpmm_jax.config import Config, RewardConfig, load_config
+from tpmm_jax.log.console import Phase, RunConsole
+from tpmm_jax.models import ModelConfig
+from tpmm_jax.planning.devices import LOCAL, Target, find_target
+from tpmm_jax.planning.measure import default_cache
+from tpmm_jax.planning.plan import (
+    Plan,
+    make_plan,
+    options_for,
+    planned_model,
+    suggest,
+)
+from tpmm_jax.planning.sizes import find_sizes
+
+DESCRIPTION = """\
+What a config takes on given devices, before they are paid for: per program memory,
+operations, bytes moved and the time at the chip's peak. Neither weights nor a tokenizer
+nor the devices are needed. Nothing is run.
+"""
+EPILOG = """\
+examples:
+  tpmm plan --config configs/gemma2b.py --topology v5e:4x4
+  tpmm plan --config configs/gemma2b.py --topology h100:8 --mesh
+  tpmm plan --config configs/gemma2b.py --topology v5p:2x2x2 --model llama3-8b
+"""
+# Said of the devices at hand, which the plan would otherwise be of.
+DOES_NOT_FIT = 1
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = Parser(prog="tpmm plan", description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("--config", required=True, help="of tpmm train, or of tpmm train_reward")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="change one field of the config, such as mesh.fsdp=16; repeatable",
+    )
+    add(
+        "--topology",
+        default=LOCAL,
+        metavar="DEVICES",
+        help="a TPU slice (v5e:4x4, v5p:2x2x2, v6e:4x4), the GPUs of a node (h100:8, "
+        "by arithmetic), or local, the devices at hand (default)",
+    )
+    add(
+        "--model",
+        help="a published model such as llama3-8b, or a directory with a config.json "
+        "(default: the config's model.source)",
+    )
+    add(
+        "--pairs",
+        type=int,
+        metavar="N",
+        help="pairs that the data holds, of offline runs and reward models: the time "
+        "is then of an iteration, or of the run",
+    )
+    add("--mesh", action="store_true", help="list the meshes alone; compiles nothing")
+    add("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+def plan(args: argparse.Namespace, console: RunConsole) -> int:
+    """Prints what a command line asks for; returns its exit code."""
+    check_least(args, {"pairs": 1})
+    config = load_config(args.config, args.overrides, kind=None)
+    option = "--model" if args.model else "model.source"
+    found = find_sizes(args.model or config.model.source, option, config.model.base)
+    target = find_target(args.topology, compiles=not args.mesh)
+    model = planned_model(config, found)
+    name = args.model or config.model.source
+    if args.mesh:
+        options = options_for(config, model, target)
+        if args.json:
+            print(json.dumps(options_json(target, options), indent=2))
+        else:
+            mesh_tables(console, name, target, options)
+        return 0
+    planned = _plan(config, model, target, args.pairs, console)
+    other = None
+    if planned.fits is False:
+        if not args.json:
+            plan_tables(console, name, config, planned)
+        other = _suggestion(config, model, target, planned, args.pairs, console)
+    if args.json:
+        print(json.dumps(plan_json(name, planned, other), indent=2))
+    else:
+        _say(console, name, config, planned, other)
+    return DOES_NOT_FIT if planned.fits is False else 0
+
+
+def _say(
+    console: RunConsole,
+    name: str,
+    config: Config | RewardConfig,
+    planned: Plan,
+    other: Plan | None,
+) -> None:
+    if planned.fits is not False:
+        plan_tables(console, name, config, planned)
+    elif other is None:
+        console.note("nothing was found that fits; it takes more devices")
+    else:
+        words = " ".join(f"--set {setting}" for setting in other.settings)
+        console.note(f"it fits with: {words}")
+        plan_tables(console, name, config, other)
+
+
+def _plan(
+    config: Config | RewardConfig,
+    model: ModelConfig,
+    target: Target,
+    pairs: int | None,
+    console: RunConsole,
+) -> Plan:
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def bar(total: int) -> Phase:
+            return stack.enter_context(console.phase("compile", total, "programs"))
+
+        def on_phase(name: str, done: int, total: int) -> None:
+            bar(total).advance(done > 0, program=name)
+
+        found = make_plan(
+            config,
+            model,
+            target,
+            pairs=pairs,
+            cache=default_cache(),
+            on_phase=on_phase,
+        )
+        bar(len(found.phases)).advance(1)
+    return found
+
+
+def _suggestion(
+    config: Config | RewardConfig,
+    model: ModelConfig,
+    target: Target,
+    planned: Plan,
+    pairs: int | None,
+    console: RunConsole,
+) -> Plan | None:
+    def on_try(settings: Sequence[str]) -> None:
+        console.note(f"it does not fit; trying {' '.join(settings)}")
+
+    return suggest(
+        config,
+        model,
+        target,
+        planned,
+        pairs=pairs,
+        cache=default_cache(),
+        on_try=on_try,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line."""
+    args = parse_args(argv)
+    return guarded(plan, args, result_alone=args.json)

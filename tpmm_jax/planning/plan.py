@@ -1,0 +1,307 @@
+"""A plan: every program of a config on given devices, and a config that fits them."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tpmm_jax.config import Config, ModelSource, RewardConfig, set_field
+from tpmm_jax.errors import BadInput
+from tpmm_jax.mesh import DATA, FSDP, make_mesh
+from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.models.advice import mesh_advice
+from tpmm_jax.models.experts import check_mesh
+from tpmm_jax.planning.devices import Target
+from tpmm_jax.planning.measure import Measured, measure
+from tpmm_jax.planning.meshes import MeshOption, mesh_options
+from tpmm_jax.planning.phases import (
+    SAMPLE,
+    Counts,
+    Lengths,
+    Phase,
+    run_counts,
+    run_lengths,
+    run_phases,
+)
+from tpmm_jax.planning.rewards import (
+    pair_length,
+    rater_phases,
+    reward_model,
+    reward_phases,
+)
+
+# Meshes that are compiled for before the search gives up.
+MESHES = 3
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A program and what it takes.
+
+    Attributes:
+      memory: of a device, bytes; None: not known.
+      seconds: of a call at the chip's peak, by what bounds it: "products", "memory"
+        and "links"; empty: the chip is not known.
+    """
+
+    phase: Phase
+    measured: Measured
+    memory: int | None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Bytes on a device; without a compiler those that are known."""
+        made = self.measured.temporary
+        return (
+            self.measured.arguments
+            + self.phase.held
+            + (self.phase.made if made is None else made)
+        )
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits; None: not known."""
+        if self.measured.refused:
+            return False
+        return None if self.memory is None else self.total <= self.memory
+
+    @property
+    def bound(self) -> str:
+        """What bounds its speed; empty: not known."""
+        return max(self.seconds, key=self.seconds.__getitem__, default="")
+
+    @property
+    def time(self) -> float | None:
+        """Seconds of a call, at the chip's peak."""
+        return self.seconds[self.bound] if self.seconds else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config takes on devices.
+
+    Attributes:
+      settings: "name=value" of what was changed of the config.
+      notes: sentences for the user.
+      whole: whether the calls of all phases are known, and so the time of an
+        iteration, of a reward model that of a run.
+    """
+
+    target: Target
+    model: ModelConfig
+    mesh: Mapping[str, int]
+    lengths: Lengths
+    phases: Sequence[PlannedPhase]
+    settings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    whole: bool = True
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every phase fits; None: not known."""
+        found = [one.fits for one in self.phases]
+        return False if False in found else None if None in found else True
+
+    @property
+    def seconds(self) -> float | None:
+        """Of an iteration, at the chip's peak; None: not known."""
+        times = [one.time for one in self.phases]
+        if not self.whole or None in times:
+            return None
+        return sum((one.time or 0.0) * one.phase.calls for one in self.phases)
+
+
+def planned_model(config: Config | RewardConfig, found: ModelConfig) -> ModelConfig:
+    """Returns what a config trains, from the model that it begins with."""
+    return reward_model(config, found) if isinstance(config, RewardConfig) else found
+
+
+def lengths_of(config: Config | RewardConfig, model: ModelConfig) -> Lengths:
+    """Returns what prompts and pairs are padded to.
+
+    Raises:
+      BadInput: the model has not so many positions.
+    """
+    if isinstance(config, RewardConfig):
+        return Lengths(0, pair_length(config, model))
+    return run_lengths(config, model)
+
+
+def options_for(
+    config: Config | RewardConfig, model: ModelConfig, target: Target
+) -> list[MeshOption]:
+    """Returns the meshes of the target's devices, best first."""
+    return mesh_options(
+        config,
+        model,
+        len(target.devices),
+        lengths_of(config, model).pair,
+        chip=target.chip,
+        memory=target.memory,
+    )
+
+
+def legal_mesh(
+    config: Any, model: ModelConfig, target: Target
+) -> tuple[Any, list[str], list[str]]:
+    """Returns the config with a mesh of the target's devices, and what was changed.
+
+    Returns:
+      The config, its changed fields as "name=value", and sentences.
+    """
+    try:
+        check_mesh(make_mesh(config.mesh, target.devices), model)
+        return config, [], []
+    except BadInput as error:
+        # The advice that follows is of the devices at hand.
+        why = str(error).partition(";")[0]
+    best = options_for(config, model, target)[0]
+    settings = best.settings
+    return _changed(config, settings), settings, [f"{why}: {best.text} is planned"]
+
+
+def make_plan(
+    config: Config | RewardConfig,
+    model: ModelConfig,
+    target: Target,
+    *,
+    pairs: int | None,
+    cache: pathlib.Path | None,
+    on_phase: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Plan:
+    """Returns the plan of a config.
+
+    Args:
+      model: what is trained.
+      pairs: offline pairs, or those of a reward model; None: not known.
+      on_phase: called with a phase's name, its number from 0, and how many there are.
+    """
+    config, settings, notes = legal_mesh(config, model, target)
+    mesh = make_mesh(config.mesh, target.devices)
+    notes += mesh_advice(mesh, model, config.batch_sizes)
+    lengths = lengths_of(config, model)
+    decoder = make_decoder(config, model, mesh)
+    if isinstance(config, RewardConfig):
+        phases, whole = reward_phases(config, decoder, pairs), pairs is not None
+    else:
+        phases, resident = rater_phases(config, mesh, lengths, notes.append)
+        counts: Counts = run_counts(config, pairs)
+        run = run_phases(config, decoder, target.memory, resident, counts)
+        phases, whole = run + phases, not config.offline or pairs is not None
+    found = []
+    for number, phase in enumerate(phases):
+        on_phase(phase.name, number, len(phases))
+        found.append(_planned(phase, decoder, target, cache))
+    return Plan(target, model, dict(mesh.shape), lengths, found, settings, notes, whole)
+
+
+def make_decoder(
+    config: Config | RewardConfig, model: ModelConfig, mesh: Any
+) -> Decoder:
+    """Returns what a run would train, as the run would."""
+    more: dict[str, Any] = {"chunk_bytes": config.model.logits_chunk_mib * 2**20}
+    if isinstance(config, RewardConfig):
+        more = {"noise": config.noise}
+    return Decoder(
+        model,
+        config.model.compute_dtype,
+        config.model.remat,
+        mesh,
+        config.model.adapters,
+        **more,
+    )
+
+
+def _planned(
+    phase: Phase, decoder: Decoder, target: Target, cache: pathlib.Path | None
+) -> PlannedPhase:
+    devices, chip = len(target.devices), target.chip
+    found, seconds = measure(phase, target, devices, cache), {}
+    if chip is not None:
+        peak = chip.peak(decoder.compute_dtype)
+        seconds["products"] = found.flops / (peak * devices)
+        # What is not known of a program: that it reads its arguments, each turn.
+        moved = float(phase.turns * found.arguments)
+        if found.traffic is not None:
+            moved = found.traffic.memory
+            seconds["links"] = found.traffic.sent / chip.link
+        seconds["memory"] = moved / chip.bandwidth
+    return PlannedPhase(phase, found, target.memory, seconds)
+
+
+def suggest(
+    config: Config | RewardConfig,
+    model: ModelConfig,
+    target: Target,
+    plan: Plan,
+    *,
+    pairs: int | None,
+    cache: pathlib.Path | None,
+    on_try: Callable[[Sequence[str]], None] = lambda settings: None,
+) -> Plan | None:
+    """Returns a plan that fits: the first found with the least changed.
+
+    On the plan's own mesh first, then on others, best first by arithmetic; on each with
+    smaller batches, as far as the devices can still share them.
+
+    Args:
+      plan: that does not fit.
+      on_try: called with the settings that are compiled next.
+    """
+    options = [one for one in options_for(config, model, target) if not one.faults]
+    others = [one.settings for one in options if dict(one.shape) != dict(plan.mesh)]
+    for mesh in [list(plan.settings), *others[:MESHES]]:
+        settings, tried = mesh, plan
+        if mesh != list(plan.settings):
+            on_try(settings)
+            changed = _changed(config, settings)
+            tried = make_plan(changed, model, target, pairs=pairs, cache=cache)
+        while tried.fits is False:
+            changed = _changed(config, settings)
+            if not (smaller := _smaller(changed, tried)):
+                break
+            names = [one.partition("=")[0] for one in smaller]
+            kept = [one for one in settings if one.partition("=")[0] not in names]
+            settings = [*kept, *smaller]
+            on_try(settings)
+            changed = _changed(config, settings)
+            tried = make_plan(changed, model, target, pairs=pairs, cache=cache)
+        if tried.fits is not False:
+            return replace(tried, settings=settings)
+    return None
+
+
+def _smaller(config: Config | RewardConfig, plan: Plan) -> list[str]:
+    """Returns settings with which what does not fit takes less; empty: none is left."""
+    refused = [one.phase.name for one in plan.phases if one.fits is False]
+    shape, settings = plan.mesh, []
+    shards = shape[DATA] * shape[FSDP]
+    if isinstance(config, Config) and SAMPLE in refused:
+        half = config.rollout.batch_size // 2
+        if half >= shards and half % shards == 0:
+            settings.append(f"rollout.batch_size={half}")
+    if set(refused) - {SAMPLE}:
+        train, wide = config.train, ModelSource(source="").logits_chunk_mib
+        fewer = next(
+            (
+                more
+                for more in range(train.accumulation + 1, train.batch_size + 1)
+                if train.batch_size % more == 0
+            ),
+            train.batch_size,
+        )
+        micro = train.batch_size // fewer
+        if not config.model.remat:
+            settings.append("model.remat=true")
+        elif config.model.logits_chunk_mib > wide:
+            settings.append(f"model.logits_chunk_mib={wide}")
+        elif micro < train.micro_batch and 2 * micro % shards == 0:
+            settings.append(f"train.accumulation={fewer}")
+    return settings
+
+
+def _changed(config: Any, settings: Sequence[str]) -> Any:
+    for setting in settings:
+        config = set_field(config, setting)
+    return config
