@@ -37,7 +37,7 @@ CHIPS = {
     "v5e": Chip("TPU v5 lite", 197e12, 197e12 / 6, int(15.75 * GIB), 819e9, 200e9),
     "v5p": Chip("TPU v5", 459e12, 459e12 / 6, int(95.74 * GIB), 2765e9, 600e9),
     "v6e": Chip("TPU v6 lite", 918e12, 918e12 / 6, int(31.25 * GIB), 1638e9, 400e9),
-    "v4": Chip("TPU v4", 275e12, 275e12 / 6, 32 * GIB, 1228e9, 150e9),
+    "v4": Chip("TPU v4", 275e12, 275e12 / 6, 32 * GIB, 1228e9, 300e9),
     "a100": Chip("NVIDIA A100", 312e12, 19.5e12, int(0.92 * 80e9), 2039e9, 300e9),
     "h100": Chip("NVIDIA H100", 989e12, 67e12, int(0.92 * 80e9), 3350e9, 450e9),
     "h200": Chip("NVIDIA H200", 989e12, 67e12, int(0.92 * 141e9), 4800e9, 450e9),

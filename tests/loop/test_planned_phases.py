@@ -14,7 +14,8 @@ from tpmm_jax.loop import log_probs, setup, training
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.merging import ReferenceConfig, learned
 from tpmm_jax.mesh import MeshConfig
-from tpmm_jax.planning.phases import run_counts, run_phases
+from tpmm_jax.planning.counts import count_work
+from tpmm_jax.planning.phases import run_phases
 from tpmm_jax.planning.plan import make_decoder
 from tpmm_jax.sampling import decode
 from tpmm_jax.weights.description import read_config
@@ -73,17 +74,18 @@ def test_a_run_calls_what_was_planned(
     decoder = make_decoder(config, read_config(tmp_path / "run" / "model"), mesh)
     planned = {
         phase.name: phase
-        for phase in run_phases(config, decoder, None, 0, run_counts(config))
+        for phase in run_phases(config, decoder, None, 0, count_work(config))
     }
-    names = {
-        "sample": "sample",
-        "token_log_probs_step": "log-probs of answers",
-        "pair_log_probs_step": "reference log-probs",
-        "preference_step": "train",
-    }
+    names = [
+        ("sample", "sample"),
+        ("sample", "sample to evaluate"),
+        ("token_log_probs_step", "log-probs of answers"),
+        ("pair_log_probs_step", "reference log-probs"),
+        ("preference_step", "train"),
+    ]
     if name == "data":
-        names["gradient_fn"] = "fusion gradient"
-    for program, phase in names.items():
+        names.append(("gradient_fn", "fusion gradient"))
+    for program, phase in names:
         found = planned[phase]
         wanted = shapes((found.args, found.kwargs))
         assert calls[program], program

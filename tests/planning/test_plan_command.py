@@ -18,9 +18,11 @@ HERE = pathlib.Path(__file__).parent
 MODEL = HERE.parent / "fixtures" / "gemma"
 CONFIG = ["--config", str(HERE / "tiny_plan.py"), "--model", str(MODEL)]
 REWARD = ["--config", str(HERE / "tiny_reward_plan.py")]
+REWARD_MODEL = HERE.parent / "fixtures" / "reward_gemma"
 PHASES = [
     "lay out",
     "sample",
+    "sample to evaluate",
     "log-probs of answers",
     "fusion gradient",
     "merge, its largest leaf",
@@ -65,7 +67,7 @@ def test_the_devices_at_hand(
     # Of 64 prompts a quarter is held out: 48 pairs train, 32 at a time.
     assert by_name["train"]["calls"] == by_name["reference log-probs"]["calls"] == 2
     # A CPU's peak is not known, and so no time.
-    assert found["seconds_per_iteration"] is None
+    assert found["seconds"] is None
     assert len(list(own_cache.iterdir())) == len(PHASES)
 
     def compiled_again(*args: Any) -> None:
@@ -86,7 +88,7 @@ def test_words_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 def test_gpus_by_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, *CONFIG, "--topology", "h100:8")
     assert {one["temporary"] for one in found["phases"]} == {None}
-    assert found["seconds_per_iteration"] > 0
+    assert found["seconds"] > 0
     assert found["device_kind"] == "NVIDIA H100"
 
 
@@ -109,19 +111,19 @@ def test_what_does_not_fit_gets_a_suggestion(
     train = first["phases"][-1]
     limit = train["arguments"] + train["temporary"] // 2
     monkeypatch.setattr(Target, "memory", property(lambda self: limit))
-    found = planned(capsys, *CONFIG, *large, code=1)
+    found = planned(capsys, *CONFIG, *large, code=5)
     assert found["fits"] is False
     other = found["suggestion"]
     assert other is not None and other["fits"] is True
     assert "model.remat=true" in other["settings"]
     again = [x for setting in other["settings"] for x in ("--set", setting)]
     assert planned(capsys, *CONFIG, *large, *again)["fits"] is True
-    assert plan.main([*CONFIG, *large]) == 1
+    assert plan.main([*CONFIG, *large]) == 5
     assert "it fits with: --set" in capsys.readouterr().out
 
     monkeypatch.setattr(Target, "memory", property(lambda self: 1000))
-    assert planned(capsys, *CONFIG, code=1)["suggestion"] is None
-    assert plan.main(CONFIG) == 1
+    assert planned(capsys, *CONFIG, code=5)["suggestion"] is None
+    assert plan.main(CONFIG) == 5
     assert "nothing was found that fits" in capsys.readouterr().out
 
 
@@ -151,11 +153,14 @@ def test_meshes_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["--topology", "v5"], "--topology v5: wanted local"),
         (["--topology", "h100:2x2"], "of GPUs their number alone"),
         (["--topology", "v5e:4y4"], "wanted local"),
-        (["--topology", "h100:9"], "JAX has 8 devices here already"),
+        (["--topology", "h100:9"], "JAX was asked for its 8 before"),
         (["--model", "gemma-2c"], "--model = gemma-2c: no such file or directory (did"),
         (["--model", "google/gemma-9"], "the hub is not asked"),
         (["--model", "demo:build"], "is made when the run starts"),
         (["--pairs", "0"], "--pairs is 0; use at least 1"),
+        (["--pairs", "9"], "this config samples its own"),
+        (["--model", str(REWARD_MODEL)], "the model is a reward model"),
+        (["--set", "scorer.name=reward:gemma-2b"], "which has no reward head"),
     ],
 )
 def test_bad_input(
@@ -186,5 +191,5 @@ def test_a_tpu_slice(tmp_path: pathlib.Path) -> None:
     assert "all-gather" in kinds and "collective-permute" not in kinds
     # While answers are drawn no weight moves.
     assert "all-gather" not in by_name["sample"]["collectives"]
-    assert found["seconds_per_iteration"] > 0
+    assert found["seconds"] > 0
     assert "libtpu_init_utils" not in run.stderr

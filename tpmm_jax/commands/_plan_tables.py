@@ -33,7 +33,7 @@ def plan_tables(
     ]
     console.header(f"tpmm plan: {plan.target.name}", rows)
     _memory(console, plan)
-    _time(console, plan)
+    _time(console, plan, config)
 
 
 def _lengths(plan: Plan) -> str:
@@ -66,7 +66,7 @@ def _memory(console: RunConsole, plan: Plan) -> None:
     console.note("")
 
 
-def _time(console: RunConsole, plan: Plan) -> None:
+def _time(console: RunConsole, plan: Plan, config: Config | RewardConfig) -> None:
     some = plan.phases
     columns: list[tuple[str, list[str]]] = [
         ("time", [one.phase.name for one in some]),
@@ -78,7 +78,10 @@ def _time(console: RunConsole, plan: Plan) -> None:
         columns += [
             ("ms", [_number(_times(one.time, 1e3)) for one in some]),
             ("bound by", [one.bound for one in some]),
-            ("calls", [f"{one.phase.calls:,.0f}" for one in some]),
+            (
+                "calls",
+                [f"{one.phase.calls:,.0f}" if plan.whole else "?" for one in some],
+            ),
             ("tokens/s", [_speed(one) for one in some]),
         ]
     caption = (
@@ -90,10 +93,13 @@ def _time(console: RunConsole, plan: Plan) -> None:
     console.show(draw_table(columns, left=("time", "bound by"), caption=caption))
     console.note("")
     if (seconds := plan.seconds) is not None:
+        what = "the run" if isinstance(config, RewardConfig) else "an iteration"
         console.note(
-            f"an iteration takes {_duration(seconds)} at least, scorers, disk and "
-            "compiling not counted"
+            f"{what} takes {_duration(seconds)} at least, scorers, disk and compiling "
+            "not counted"
         )
+    elif not plan.whole:
+        console.note("--pairs N, of the data, gives calls and the time of all of them")
 
 
 def plan_json(name: str, plan: Plan, other: Plan | None = None) -> dict[str, Any]:
@@ -110,19 +116,19 @@ def plan_json(name: str, plan: Plan, other: Plan | None = None) -> dict[str, Any
         "lengths": asdict(plan.lengths),
         "memory": plan.target.memory,
         "fits": plan.fits,
-        "seconds_per_iteration": plan.seconds,
-        "phases": [_phase_json(one) for one in plan.phases],
+        "seconds": plan.seconds,
+        "phases": [_phase_json(one, plan.whole) for one in plan.phases],
     }
     if plan.fits is False:
         found["suggestion"] = None if other is None else plan_json(name, other)
     return found
 
 
-def _phase_json(one: PlannedPhase) -> dict[str, Any]:
+def _phase_json(one: PlannedPhase, whole: bool) -> dict[str, Any]:
     traffic = one.measured.traffic
     return {
         "name": one.phase.name,
-        "calls": one.phase.calls,
+        "calls": one.phase.calls if whole else None,
         "tokens": one.phase.tokens,
         "arguments": one.measured.arguments,
         "temporary": one.measured.temporary,
@@ -207,6 +213,10 @@ def _sent(one: PlannedPhase, unit: float) -> float | None:
 
 def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
+
+
+def _calls(one: PlannedPhase, whole: bool) -> str:
+    return f"{one.phase.calls:,.0f}" if whole else "?"
 
 
 def _speed(one: PlannedPhase) -> str:

@@ -1,7 +1,8 @@
 """Plans a run: tpmm plan --config configs/gemma2b.py --topology v5e:4x4
 
 Compiles every program of a config without running it, also for a TPU slice from a
-machine without one. Exit codes: 0 it fits, 1 it does not, 2 bad input.
+machine without one. Exit codes: 0 nothing says that it does not fit, 5 it does
+not, 1 other, 2 bad input.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from tpmm_jax.commands._plan_tables import (
     plan_tables,
 )
 from tpmm_jax.config import Config, RewardConfig, load_config
+from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import Phase, RunConsole
 from tpmm_jax.models import ModelConfig
 from tpmm_jax.planning.devices import LOCAL, Target, find_target
@@ -42,8 +44,8 @@ examples:
   tpmm plan --config configs/gemma2b.py --topology h100:8 --mesh
   tpmm plan --config configs/gemma2b.py --topology v5p:2x2x2 --model llama3-8b
 """
-# Said of the devices at hand, which the plan would otherwise be of.
-DOES_NOT_FIT = 1
+# The exit code.
+DOES_NOT_FIT = 5
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,8 +89,15 @@ def plan(args: argparse.Namespace, console: RunConsole) -> int:
     """Prints what a command line asks for; returns its exit code."""
     check_least(args, {"pairs": 1})
     config = load_config(args.config, args.overrides, kind=None)
-    option = "--model" if args.model else "model.source"
-    found = find_sizes(args.model or config.model.source, option, config.model.base)
+    if args.pairs and isinstance(config, Config) and not config.offline:
+        raise BadInput(
+            "--pairs says how many pairs the data holds, and this config samples its "
+            "own: rollout.prompts_per_iteration says how many"
+        )
+    if args.model:
+        found = find_sizes(args.model, "--model")
+    else:
+        found = find_sizes(config.model.source, "model.source", config.model.base)
     target = find_target(args.topology, compiles=not args.mesh)
     model = planned_model(config, found)
     name = args.model or config.model.source
@@ -140,7 +149,8 @@ def _plan(
 
         @functools.cache
         def bar(total: int) -> Phase:
-            return stack.enter_context(console.phase("compile", total, "programs"))
+            verb = "compile" if target.compiles else "count"
+            return stack.enter_context(console.phase(verb, total, "programs"))
 
         def on_phase(name: str, done: int, total: int) -> None:
             bar(total).advance(done > 0, program=name)

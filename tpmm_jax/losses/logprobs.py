@@ -131,8 +131,10 @@ def chunked_log_probs(
         batch_shards = batch_shards if B % batch_shards == 0 else 1
     rows = V // parts
     most = max(MIN_BLOCK, decoder.chunk_bytes * batch_shards // (4 * B * T))
-    # Of equal width, for what the last one shares with another is computed twice.
+    # Of equal width, for what the last one shares with another is computed twice; of
+    # whole tiles.
     width = -(-rows // -(-rows // min(most, rows)))
+    width = min(-(-width // MIN_BLOCK) * MIN_BLOCK, rows)
     blocks = _Blocks(decoder, parts, width, rows, mass)
     return _blockwise(blocks, hidden_BTD, head_VD, targets_BT)
 

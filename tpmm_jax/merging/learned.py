@@ -61,7 +61,7 @@ class HeldOut:
         out = []
         for start in range(0, self.size, self.micro):
             places = np.arange(start, min(start + self.micro, self.size))
-            margin_B = fetch(_margin(*how, params, self.rows(places, self.micro)))
+            margin_B = fetch(margin_step(*how, params, self.rows(places, self.micro)))
             out.append(margin_B[: len(places)])
         return np.concatenate(out).astype(np.float64)
 
@@ -71,9 +71,10 @@ class HeldOut:
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length_normalized"))
-def _margin(
+def margin_step(
     decoder: Decoder, length_normalized: bool, params: Params, batch: Batch
 ) -> jax.Array:
+    """Returns D of each pair against theta_0, nats."""
     logps_BN = pair_log_probs(decoder, params, batch)
     ratios_BN = logps_BN - batch["reference_BN"]
     if length_normalized:
@@ -89,7 +90,7 @@ def gradient_fn(decoder: Decoder, length_normalized: bool, accumulation: int) ->
         both: tuple[Params, jax.Array], batch: Batch, total_weight: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         params, log_scale = both
-        margin_B = _margin(decoder, length_normalized, params, batch)
+        margin_B = margin_step(decoder, length_normalized, params, batch)
         losses_B = -jax.nn.log_sigmoid(jnp.exp(log_scale) * margin_B)
         return jnp.sum(batch["weight_B"] * losses_B) / total_weight, {}
 

@@ -13,7 +13,8 @@ import jax
 from jax.experimental import topologies
 
 from tpmm_jax.chips import CHIPS, GPUS, TPUS, Chip, find_chip
-from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.errors import BadInput
+from tpmm_jax.models import experts
 
 LOCAL = "local"
 WANTED = (
@@ -74,7 +75,7 @@ def find_target(name: str, *, compiles: bool = True) -> Target:
         return Target(name, devices, find_chip(devices[0].device_kind), True)
     kind, _, sizes = name.partition(":")
     if kind not in (*TPUS, *GPUS):
-        raise BadInput(f"--topology {name}: {WANTED}{nearest(kind, (*TPUS, *GPUS))}")
+        raise BadInput(f"--topology {name}: {WANTED}")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
         raise BadInput(f"--topology {name}: {WANTED}")
     shape = [int(size) for size in sizes.split("x")]
@@ -84,6 +85,8 @@ def find_target(name: str, *, compiles: bool = True) -> Target:
     if kind in GPUS and len(shape) > 1:
         raise BadInput(f"--topology {name}: of GPUs their number alone, such as h100:8")
     if kind in GPUS or not compiles:
+        # Mixtures of experts are computed otherwise on CPUs.
+        experts.stands_for = "gpu" if kind in GPUS else "tpu"
         return Target(name, _stand_ins(name, math.prod(shape)), CHIPS[kind], False)
     return Target(name, _slice(name, shape), CHIPS[kind], True)
 
@@ -95,8 +98,8 @@ def _stand_ins(name: str, count: int) -> Sequence[Any]:
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise BadInput(
-            f"--topology {name}: JAX has {len(devices)} devices here already; run it "
-            "in a process of its own"
+            f"--topology {name}: {count} devices are to stand in, and JAX was asked "
+            f"for its {len(devices)} before; does the config file ask for devices?"
         )
     return devices[:count]
 

@@ -3,8 +3,9 @@
 A step's time is taken to be the longer of its products, at the chip's peak, and of what
 it sends. Per device, with W weights, T tokens of its own and n-fold rings:
 
-    fsdp    gathers the weights twice in the compute dtype, scatters float32 gradients
-    data    sums float32 gradients of what fsdp leaves it
+    fsdp    gathers the weights twice in the compute dtype and scatters float32
+            gradients, for each micro-batch
+    data    sums float32 gradients of what fsdp leaves it, once
     tensor  sums activations four times a layer, twice more where layers are remade
 """
 
@@ -45,6 +46,11 @@ class MeshOption:
     fits: bool | None
     seconds: float | None
     faults: Sequence[str]
+
+    @property
+    def legal(self) -> bool:
+        """Whether a run could use it at all."""
+        return self.held > 0
 
     @property
     def settings(self) -> list[str]:
@@ -94,7 +100,8 @@ def mesh_options(
         # Where the chip is not known, the fewest ways of splitting come first.
         ways = sum(size > 1 for size in one.shape.values())
         time = one.seconds if one.seconds is not None else 0.0
-        return bool(one.faults), one.fits is False, time, one.shape[TENSOR], ways
+        order = bool(one.faults), one.fits is False, time, one.shape[TENSOR]
+        return not one.legal, *order, one.held, ways
 
     return sorted(options, key=rank)
 
@@ -162,13 +169,29 @@ def _step_seconds(
     whole = replace(decoder, mesh=None)
     weights = sum(x.size for x in jax.tree.leaves(whole.abstract_params()))
     trained = sum(x.size for x in jax.tree.leaves(whole.abstract_trained()))
-    products = (8 if remat else 6) * weights * tokens
+    routed = _routed(c)
+    active = weights - routed
+    if c.experts is not None:
+        active += routed * c.experts.top_k // c.experts.count
+    # Forward, backward, and the gradient of what is trained; remat's forward again.
+    passes = 2 + 2 + (2 if decoder.lora is None else 0) + (2 if remat else 0)
     peak = chip.peak(decoder.compute_dtype)
-    computing = products / (peak * math.prod(shape.values()))
-    here = tokens / (data * fsdp)
-    rounds = config.train.accumulation
-    sent = (fsdp - 1) / fsdp * (2 * width * weights * rounds + 4 * trained) / tensor
+    computing = passes * active * tokens / (peak * math.prod(shape.values()))
+    here, rounds = tokens / (data * fsdp), config.train.accumulation
+    # Experts lie on an axis of their own too.
+    weights -= routed - routed // shape[EXPERT]
+    if decoder.lora is None:
+        trained = weights
+    sent = (fsdp - 1) / fsdp * (2 * width * weights + 4 * trained) * rounds / tensor
     sent += 2 * (data - 1) / data * 4 * trained / (fsdp * tensor)
     sums = 2 + 2 + (2 if remat else 0)
     sent += 2 * (tensor - 1) / tensor * sums * c.num_layers * here * c.width * width
     return max(computing, sent / chip.link)
+
+
+def _routed(config: ModelConfig) -> int:
+    """Returns the weights of all routed experts."""
+    if config.experts is None:
+        return 0
+    layers = len(config.experts.places(config.num_layers))
+    return layers * config.experts.count * 3 * config.width * config.mlp_width

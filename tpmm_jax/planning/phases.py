@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import init_loss_state
-from tpmm_jax.merging.config import MAX_EVALUATIONS
-from tpmm_jax.merging.learned import gradient_fn
+from tpmm_jax.merging.learned import gradient_fn, margin_step
 from tpmm_jax.merging.trees import add_leaf
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, fill, sharding
 from tpmm_jax.models import NO_NOISE, Decoder, ModelConfig
+from tpmm_jax.planning.counts import Counts
 from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.sampling.decode import sample
 from tpmm_jax.sampling.layout import lay_out, sampling_mesh
@@ -35,7 +36,7 @@ from tpmm_jax.steps import (
     token_log_probs_step,
 )
 
-# The phase that rollout.batch_size makes smaller; train.accumulation does the others.
+# How the phases begin that rollout.batch_size makes smaller.
 SAMPLE = "sample"
 
 
@@ -50,6 +51,7 @@ class Phase:
       tokens: that a call computes, padding included.
       turns: of a loop whose length the program does not say: tokens that are drawn.
       held: bytes on a device that lie beside its arguments.
+      dtype: of its products.
       made: bytes on a device of what it is known to make: gradients, copies, caches;
         read where no compiler says what it takes.
     """
@@ -62,6 +64,7 @@ class Phase:
     tokens: int = 0
     turns: int = 1
     held: int = 0
+    dtype: str = "float32"
     made: int = 0
 
     def trace(self) -> Any:
@@ -77,21 +80,6 @@ class Lengths:
     pair: int
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What an iteration works on.
-
-    Attributes:
-      held_out: prompts; offline, pairs.
-      answers: sampled answers that the evaluation's log-probs are of.
-    """
-
-    prompts: int
-    train: int
-    held_out: int
-    answers: int
-
-
 def run_lengths(config: Config, model: ModelConfig) -> Lengths:
     """Returns the longest that the config's limits allow.
 
@@ -101,32 +89,18 @@ def run_lengths(config: Config, model: ModelConfig) -> Lengths:
     data, new, limit = config.data, config.rollout.max_new_tokens, model.max_positions
     prompt = pair = 0
     if data.prompts is not None or data.eval_prompts is not None:
-        prompt, pair = data.max_prompt_length, data.max_prompt_length + new
-        if pair > limit:
+        if new >= limit:
             raise BadInput(
-                f"data.max_prompt_length = {prompt} and rollout.max_new_tokens = {new} "
-                f"are more than the model's {limit} positions together; lower one"
+                f"rollout.max_new_tokens = {new} leaves no room for a prompt in the "
+                f"model's {limit} positions; lower it"
             )
+        # Longer prompts are refused when they are read.
+        prompt = min(data.max_prompt_length, limit - new)
+        pair = prompt + new
     if config.offline:
         longest = data.max_prompt_length + data.max_completion_length
         pair = max(pair, min(longest, limit))
     return Lengths(round_up(prompt, limit - new), round_up(pair, limit))
-
-
-def run_counts(config: Config, offline_pairs: int | None = None) -> Counts:
-    """Returns what an iteration works on.
-
-    Args:
-      offline_pairs: of the whole run; None: as many as the rollout's defaults give.
-    """
-    total, share = config.rollout.prompts_per_iteration, config.pairing.holdout_fraction
-    if config.offline and offline_pairs is not None:
-        total = -(-offline_pairs // config.iterations)
-    held_out = round(share * total)
-    evaluated = config.evaluation.num_prompts * (1 + len(config.evaluation.sets))
-    answers = evaluated * config.evaluation.samples_per_prompt
-    sampled = config.data.prompts is not None or config.data.eval_prompts is not None
-    return Counts(total, total - held_out, held_out, answers if sampled else 0)
 
 
 def run_phases(
@@ -140,17 +114,16 @@ def run_phases(
     """
     lengths = run_lengths(config, decoder.config)
     given = config, decoder, lengths, counts
-    phases = []
-    if lengths.prompt:
-        phases += sampling_phases(*given, memory)
-    phases += [_answers(*given)]
+    phases = _sampling(*given, memory) if lengths.prompt else []
+    phases += [*_answers(*given), *_fusion(*given), *_merging(config, decoder, counts)]
     if not config.loss.reference_free:
-        phases += [*_reference(*given)]
-    phases += [_training(*given)]
-    return [replace(phase, held=phase.held + resident) for phase in phases]
+        phases.append(_reference(*given))
+    phases.append(_training(*given))
+    dtype = decoder.compute_dtype
+    return [replace(phase, held=phase.held + resident, dtype=dtype) for phase in phases]
 
 
-def sampling_phases(
+def _sampling(
     config: Config,
     decoder: Decoder,
     lengths: Lengths,
@@ -168,128 +141,158 @@ def sampling_phases(
     drawn = _place(
         jax.eval_shape(decoder.for_decoding, params), laid.abstract_params("float32")
     )
+    batches = -(-counts.prompts // rollout.batch_size)
     if laid is not decoder:
-        passes = (0 if config.offline else 1) + (1 if counts.answers else 0)
-        program = lay_out(decoder, laid)
         phases.append(
             Phase(
                 name="lay out",
-                program=program,
+                program=lay_out(decoder, laid),
                 args=(params,),
-                calls=passes,
+                calls=(batches > 0) + (counts.evaluated > 0),
                 made=bytes_on_device(drawn),
             )
         )
+    # The weights that are trained lie beside those that draw, unless they are these.
+    same = laid is decoder and decoder.compute_dtype == "float32"
+    held = 0 if same else bytes_on_device(params)
+    samples = config.evaluation.samples_per_prompt
+    rollouts: list[tuple[str, int, float]] = []
+    if not config.offline:
+        rollouts = [(SAMPLE, rollout.samples_per_prompt, batches)]
+    evaluated = [(f"{SAMPLE} to evaluate", samples, counts.evaluated)]
+    if rollouts and samples == rollout.samples_per_prompt:
+        rollouts, evaluated = [(SAMPLE, samples, batches + counts.evaluated)], []
+    phases += [
+        replace(_draw(config, laid, drawn, lengths, *one), held=held)
+        for one in rollouts + evaluated
+    ]
+    return phases
+
+
+def _draw(
+    config: Config,
+    laid: Decoder,
+    drawn: Params,
+    lengths: Lengths,
+    name: str,
+    samples: int,
+    calls: float,
+) -> Phase:
+    """Returns the drawing of a batch, so many samples of each prompt."""
+    rollout, new = config.rollout, config.rollout.max_new_tokens
     rows = fill(laid.mesh, rollout.batch_size)
     tokens = _integers(laid.mesh, rows, lengths.prompt)
-    prompts = 0 if config.offline else -(-counts.prompts // rollout.batch_size)
-    evaluated = config.evaluation.samples_per_prompt / rollout.samples_per_prompt
-    calls = prompts + evaluated * _calls(counts.answers, rollout.batch_size)
-
-    new, samples = rollout.max_new_tokens, rollout.samples_per_prompt
-    drawing = Phase(
-        name=SAMPLE,
+    return Phase(
+        name=name,
         program=sample,
         args=(
             *(laid, drawn, tokens, tokens, _integers(laid.mesh, rows)),
             jax.eval_shape(lambda: jax.random.key(0)),
         ),
         kwargs={
-            "num_samples": rollout.samples_per_prompt,
+            "num_samples": samples,
             "config": rollout.sampling(),
-            "eos_ids": decoder.config.eos_ids or (0,),
+            "eos_ids": laid.config.eos_ids or (0,),
             "pad_id": 0,
         },
         calls=calls,
         tokens=rows * (lengths.prompt + samples * new),
         turns=new,
         made=_cache(laid, rows * samples, lengths.prompt + new),
-        # The weights that the iteration goes on with lie beside those that draw.
-        held=bytes_on_device(params),
     )
-    return [*phases, drawing]
 
 
 def _answers(
     config: Config, decoder: Decoder, lengths: Lengths, counts: Counts
-) -> Phase:
-    """Returns the log-probs of answers: of the evaluation, and of held-out pairs."""
+) -> list[Phase]:
+    """Returns the log-probs of answers: evaluated, held-out, and those that agree."""
     rows = fill(decoder.mesh, 2 * config.train.micro_batch)
+    calls = counts.answer_passes * _calls(counts.answers, rows)
+    calls += counts.held_out_passes * _calls(counts.held_out, rows)
+    calls += counts.training_passes * _calls(2 * counts.train, rows)
     tokens = _integers(decoder.mesh, rows, lengths.pair)
-    held_out = counts.held_out * (
-        2 if config.offline else config.rollout.samples_per_prompt
-    )
-    # Of the policy, theta_0 and the reference; and of a hold-out under all policies.
-    passes = 3 + (config.iterations if config.reference.uses_holdout else 0)
-    calls = 3 * _calls(counts.answers, rows) + passes * _calls(held_out, rows)
+    return [
+        Phase(
+            name="log-probs of answers",
+            program=token_log_probs_step,
+            args=(decoder, decoder.abstract_params("float32"), tokens, tokens),
+            calls=calls,
+            tokens=rows * lengths.pair,
+        )
+    ]
+
+
+def _fusion(
+    config: Config, decoder: Decoder, lengths: Lengths, counts: Counts
+) -> list[Phase]:
+    """Returns how held-out pairs are read by merges of the policies."""
+    mesh, reference = decoder.mesh, config.reference
+    params, pooled = decoder.abstract_params("float32"), round(counts.pooled)
+    micro = fill(mesh, max(1, min(config.train.micro_batch, pooled)), sides=2)
+    phases = []
+    if (looks := reference.evaluations) and pooled:
+        size = min(reference.batch_size, pooled) if reference.fit == "adam" else pooled
+        rows = -(-size // micro) * micro
+        batch = pair_batch(rows, lengths.pair, mesh, reference_BN=2)
+        program = gradient_fn(decoder, reference.length_normalized, rows // micro)
+        phases.append(
+            Phase(
+                name="fusion gradient",
+                program=program,
+                args=(params, jax.ShapeDtypeStruct((), jnp.float32), batch),
+                made=bytes_on_device(params),
+                calls=looks,
+                tokens=2 * rows * lengths.pair,
+            )
+        )
+    if counts.judged and pooled:
+        batch = pair_batch(micro, lengths.pair, mesh, reference_BN=2)
+        phases.append(
+            Phase(
+                name="merges on held-out pairs",
+                program=margin_step,
+                args=(decoder, reference.length_normalized, params, batch),
+                calls=counts.judged * _calls(pooled, micro),
+                tokens=2 * micro * lengths.pair,
+            )
+        )
+    return phases
+
+
+def _merging(config: Config, decoder: Decoder, counts: Counts) -> list[Phase]:
+    if not counts.merges:
+        return []
     params = decoder.abstract_params("float32")
-    return Phase(
-        name="log-probs of answers",
-        program=token_log_probs_step,
-        args=(decoder, params, tokens, tokens),
-        calls=calls,
-        tokens=rows * lengths.pair,
+    leaf = max(jax.tree.leaves(params), key=lambda x: x.size)
+    weight = jax.ShapeDtypeStruct((1,), jnp.float32)
+    policies = (1 + config.iterations) / 2
+    phase = Phase(
+        name="merge, its largest leaf",
+        program=add_leaf,
+        args=(leaf, leaf, weight),
+        # As if one leaf held all weights: the time is of bytes alone.
+        calls=counts.merges * policies * decoder.num_params / leaf.size,
+        # The merge, and theta_0, which it is compared with.
+        held=2 * bytes_on_device(params),
     )
+    return [phase]
 
 
 def _reference(
     config: Config, decoder: Decoder, lengths: Lengths, counts: Counts
-) -> list[Phase]:
-    """Returns the merge and the log-probs of pairs under it."""
-    mesh, micro = decoder.mesh, config.train.micro_batch
-    params = decoder.abstract_params("float32")
-    reference, phases = config.reference, []
-    policies = config.iterations
-    pooled = counts.held_out * policies / 2
-    if not config.offline:
-        pairs = config.rollout.samples_per_prompt
-        pooled *= pairs * (pairs - 1) / 2
-    if reference.rule == "learned" and reference.fit != "margins" and counts.held_out:
-        some = max(1, min(micro, round(pooled)))
-        filled, size = fill(mesh, some, sides=2), round(pooled)
-        calls = float(MAX_EVALUATIONS)
-        if reference.fit == "adam":
-            size, calls = min(reference.batch_size, size), float(reference.steps)
-        accumulation = -(-max(size, 1) // filled)
-        rows = accumulation * filled
-        batch = pair_batch(rows, lengths.pair, mesh, reference_BN=2)
-        phases.append(
-            Phase(
-                name="fusion gradient",
-                program=gradient_fn(decoder, reference.length_normalized, accumulation),
-                args=(params, jax.ShapeDtypeStruct((), jnp.float32), batch),
-                made=bytes_on_device(params),
-                calls=calls,
-                tokens=2 * rows * lengths.pair,
-            )
-        )
-    if reference.rule not in ("sft", "previous", "trust_region"):
-        leaf = max(jax.tree.leaves(params), key=lambda x: x.size)
-        weight = jax.ShapeDtypeStruct((1,), jnp.float32)
-        held = bytes_on_device(params)
-        phases.append(
-            Phase(
-                name="merge, its largest leaf",
-                program=add_leaf,
-                args=(leaf, leaf, weight),
-                # As if one leaf held all weights: the time is of bytes alone.
-                calls=decoder.num_params / leaf.size * policies / 2,
-                held=held,
-            )
-        )
-    rows = fill(mesh, micro, sides=2)
-    batch = pair_batch(rows, lengths.pair, mesh)
-    phases.append(
-        Phase(
-            name="reference log-probs",
-            program=pair_log_probs_step,
-            args=(decoder, params, batch),
-            kwargs={"ld_alpha": config.loss.ld_alpha},
-            calls=_calls(counts.train, micro),
-            tokens=2 * rows * lengths.pair,
-        )
+) -> Phase:
+    """Returns the log-probs of training pairs under the reference."""
+    micro = config.train.micro_batch
+    rows = fill(decoder.mesh, micro, sides=2)
+    batch = pair_batch(rows, lengths.pair, decoder.mesh)
+    return Phase(
+        name="reference log-probs",
+        program=pair_log_probs_step,
+        args=(decoder, decoder.abstract_params("float32"), batch),
+        kwargs={"ld_alpha": config.loss.ld_alpha},
+        calls=counts.reference_passes * _calls(counts.train, micro),
+        tokens=2 * rows * lengths.pair,
     )
-    return phases
 
 
 def _training(

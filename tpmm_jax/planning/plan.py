@@ -11,27 +11,27 @@ from tpmm_jax.mesh import DATA, FSDP, make_mesh
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.advice import mesh_advice
 from tpmm_jax.models.experts import check_mesh
+from tpmm_jax.planning.counts import count_work
 from tpmm_jax.planning.devices import Target
 from tpmm_jax.planning.measure import Measured, measure
+from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.planning.meshes import MeshOption, mesh_options
-from tpmm_jax.planning.phases import (
-    SAMPLE,
-    Counts,
-    Lengths,
-    Phase,
-    run_counts,
-    run_lengths,
-    run_phases,
-)
+from tpmm_jax.planning.phases import SAMPLE, Lengths, Phase, run_lengths, run_phases
 from tpmm_jax.planning.rewards import (
+    Rater,
+    find_raters,
     pair_length,
-    rater_phases,
     reward_model,
     reward_phases,
 )
 
 # Meshes that are compiled for before the search gives up.
 MESHES = 3
+# The phases that train.accumulation and the like make smaller.
+BY_BATCH = (
+    "log-probs of answers", "fusion gradient", "merges on held-out pairs",
+    "reference log-probs", "train", "held-out rewards",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ class PlannedPhase:
         """Whether it fits; None: not known."""
         if self.measured.refused:
             return False
-        return None if self.memory is None else self.total <= self.memory
+        if self.memory is None:
+            return None
+        if self.total > self.memory:
+            return False
+        # What is known without a compiler fits, and more comes on top.
+        return None if self.measured.temporary is None else True
 
     @property
     def bound(self) -> str:
@@ -113,8 +118,19 @@ class Plan:
 
 
 def planned_model(config: Config | RewardConfig, found: ModelConfig) -> ModelConfig:
-    """Returns what a config trains, from the model that it begins with."""
-    return reward_model(config, found) if isinstance(config, RewardConfig) else found
+    """Returns what a config trains, from the model that it begins with.
+
+    Raises:
+      BadInput: a policy is to be made of a reward model, or experts of a mixture.
+    """
+    if isinstance(config, RewardConfig):
+        return reward_model(config, found)
+    if found.output != "tokens":
+        raise BadInput(
+            "the model is a reward model, and the config trains a policy; give --model "
+            "a causal language model"
+        )
+    return found
 
 
 def lengths_of(config: Config | RewardConfig, model: ModelConfig) -> Lengths:
@@ -185,15 +201,33 @@ def make_plan(
     if isinstance(config, RewardConfig):
         phases, whole = reward_phases(config, decoder, pairs), pairs is not None
     else:
-        phases, resident = rater_phases(config, mesh, lengths, notes.append)
-        counts: Counts = run_counts(config, pairs)
-        run = run_phases(config, decoder, target.memory, resident, counts)
-        phases, whole = run + phases, not config.offline or pairs is not None
+        counts = count_work(config, pairs)
+        raters = find_raters(config, mesh, lengths, counts, notes.append)
+        resident = sum(one.weights for one in raters)
+        phases = run_phases(config, decoder, target.memory, resident, counts)
+        phases += _rating(raters, phases)
+        whole = not config.offline or pairs is not None
+    if whole:
+        phases = [one for one in phases if one.calls]
     found = []
     for number, phase in enumerate(phases):
         on_phase(phase.name, number, len(phases))
-        found.append(_planned(phase, decoder, target, cache))
+        found.append(_planned(phase, target, cache))
     return Plan(target, model, dict(mesh.shape), lengths, found, settings, notes, whole)
+
+
+def _rating(raters: Sequence[Rater], run: Sequence[Phase]) -> list[Phase]:
+    """Returns the raters' programs, which run while a policy draws."""
+    drawing = [one for one in run if one.name.startswith(SAMPLE)]
+    # What draws is there, and what lies beside it, the raters among that.
+    beside = 0
+    if drawing:
+        beside = drawing[0].held + bytes_on_device(drawing[0].args[1])
+    return [
+        replace(one.phase, held=beside - one.weights)
+        for one in raters
+        if one.phase is not None
+    ]
 
 
 def make_decoder(
@@ -213,13 +247,11 @@ def make_decoder(
     )
 
 
-def _planned(
-    phase: Phase, decoder: Decoder, target: Target, cache: pathlib.Path | None
-) -> PlannedPhase:
+def _planned(phase: Phase, target: Target, cache: pathlib.Path | None) -> PlannedPhase:
     devices, chip = len(target.devices), target.chip
     found, seconds = measure(phase, target, devices, cache), {}
     if chip is not None:
-        peak = chip.peak(decoder.compute_dtype)
+        peak = chip.peak(phase.dtype)
         seconds["products"] = found.flops / (peak * devices)
         # What is not known of a program: that it reads its arguments, each turn.
         moved = float(phase.turns * found.arguments)
@@ -274,30 +306,32 @@ def suggest(
 
 def _smaller(config: Config | RewardConfig, plan: Plan) -> list[str]:
     """Returns settings with which what does not fit takes less; empty: none is left."""
-    refused = [one.phase.name for one in plan.phases if one.fits is False]
-    shape, settings = plan.mesh, []
-    shards = shape[DATA] * shape[FSDP]
-    if isinstance(config, Config) and SAMPLE in refused:
-        half = config.rollout.batch_size // 2
-        if half >= shards and half % shards == 0:
-            settings.append(f"rollout.batch_size={half}")
-    if set(refused) - {SAMPLE}:
-        train, wide = config.train, ModelSource(source="").logits_chunk_mib
-        fewer = next(
-            (
-                more
-                for more in range(train.accumulation + 1, train.batch_size + 1)
-                if train.batch_size % more == 0
-            ),
-            train.batch_size,
-        )
-        micro = train.batch_size // fewer
+    refused = {one.phase.name for one in plan.phases if one.fits is False}
+    drawing = {name for name in refused if name.startswith(SAMPLE)}
+    training = {name for name in refused if name in BY_BATCH}
+    if refused - drawing - training:
+        return []
+    shards, settings = plan.mesh[DATA] * plan.mesh[FSDP], []
+    if isinstance(config, Config) and drawing:
+        half = config.rollout.batch_size // 2 // shards * shards
+        if half == 0:
+            return []
+        settings.append(f"rollout.batch_size={half}")
+    if training:
+        train, narrow = config.train, ModelSource(source="").logits_chunk_mib
+        more = [
+            n
+            for n in range(train.accumulation + 1, train.batch_size + 1)
+            if train.batch_size % n == 0 and 2 * train.batch_size // n % shards == 0
+        ]
         if not config.model.remat:
             settings.append("model.remat=true")
-        elif config.model.logits_chunk_mib > wide:
-            settings.append(f"model.logits_chunk_mib={wide}")
-        elif micro < train.micro_batch and 2 * micro % shards == 0:
-            settings.append(f"train.accumulation={fewer}")
+        elif config.model.logits_chunk_mib > narrow:
+            settings.append(f"model.logits_chunk_mib={narrow}")
+        elif more:
+            settings.append(f"train.accumulation={more[0]}")
+        else:
+            return []
     return settings
 
 

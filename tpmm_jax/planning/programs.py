@@ -148,8 +148,10 @@ class _Program:
 
     def _moved(self, x: Instruction, shapes: Mapping[str, str], called: str) -> float:
         """Returns the bytes that one run of an instruction reads and writes."""
+        if "AllocateBuffer" in x.rest:
+            return 0.0
         read = [_bytes(shapes.get(name, "")) for name in x.operands]
-        written = _bytes(x.shape)
+        written = _bytes(_result(x))
         if called:
             read = [self._read(called, n, size) for n, size in enumerate(read)]
             written = self._written(called, x.shape)
@@ -159,8 +161,9 @@ class _Program:
             size = _bytes(result, everywhere=True)
             from_memory = bool(read and read[0])
             return size * from_memory + _bytes(result)
-        elif x.opcode == "dynamic-update-slice":
-            update = read[1] if len(read) > 1 else 0.0
+        elif x.opcode in ("dynamic-update-slice", "scatter"):
+            # In its place: of the operand only where the update goes.
+            update = sum(read[1:])
             return 2 * update if written else update
         return sum(read) + written
 
@@ -331,7 +334,9 @@ def _bytes(shape: str, *, everywhere: bool = False) -> float:
 def _result(x: Instruction) -> str:
     """Returns the shape that an instruction gives; a start gives others beside it."""
     arrays = [match[0] for match in _ARRAY.finditer(x.shape)]
-    if not x.opcode.endswith("-start") or len(arrays) < 2:
+    # An all-reduce's start gives its results alone.
+    alone = x.opcode == "all-reduce-start" or len(arrays) < 2
+    if not x.opcode.endswith("-start") or alone:
         return x.shape
     # (result, operand, context) of a copy; of others (operands, results, contexts).
     count = len(x.operands)

@@ -1,8 +1,8 @@
 """The programs of reward models: of their training, and as raters of a run."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,12 +16,14 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.merging.expert_rules import ADAM, MICRO_BATCH, learned_step
 from tpmm_jax.mesh import fill
 from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.planning.counts import Counts
 from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.planning.phases import Lengths, Phase, pair_batch, step_args, struct
 from tpmm_jax.planning.sizes import find_sizes
 from tpmm_jax.reward_runs.sets import reward_table
 from tpmm_jax.scoring import JUDGE, RewardScorer
 from tpmm_jax.scoring.named import REWARD
+from tpmm_jax.scoring.row_rewards import padded_length
 from tpmm_jax.steps import (
     abstract_state,
     reward_step,
@@ -61,69 +63,111 @@ def reward_phases(
     rows, share = train.filled(mesh), config.evaluation.holdout_fraction
     some = 0 if pairs is None else pairs
     steps = max(1, math.ceil(some * (1 - share) / train.batch_size) * train.epochs)
-    batch = _table(rows, length, mesh)
     state = abstract_state(decoder.abstract_trained(), train)
-    moments = bytes_on_device(state.opt_state)
+    looked = 1 + -(-steps // config.evaluation.every)
+    size = 2 * train.micro_batch
+    calls = looked * max(1, math.ceil(2 * some * share / size))
     phases = [
         Phase(
             name="train",
             program=reward_step(decoder, config.loss, train),
-            args=step_args(decoder, state, batch),
+            args=step_args(decoder, state, _table(rows, length, mesh)),
             kwargs={"constants": None},
             calls=steps,
             tokens=2 * rows * length,
             made=bytes_on_device(decoder.abstract_trained()),
-        )
+        ),
+        # Between steps, beside the optimizer's moments.
+        replace(
+            _rating(decoder, "held-out rewards", size, length, calls, routing=True),
+            held=bytes_on_device(state.opt_state),
+        ),
     ]
-    looked = 1 + -(-steps // config.evaluation.every)
-    answers = max(1, math.ceil(2 * some * share / train.micro_batch))
-    phases.append(
-        _rating(
-            decoder, "held-out rewards", train.micro_batch, length, looked * answers
-        )
-    )
-    # Between steps, beside the optimizer's moments.
-    phases[-1] = replace(phases[-1], held=moments)
     if decoder.config.experts is not None and "learned" in config.merge.rules:
         phases.append(_merging(config, decoder, length))
-    return phases
+    dtype = decoder.compute_dtype
+    return [replace(phase, dtype=dtype) for phase in phases]
 
 
-def rater_phases(
-    config: Config, mesh: Mesh, lengths: Lengths, note: Callable[[str], None]
-) -> tuple[list[Phase], int]:
-    """Returns the programs of the reward models that rate, and what all models hold.
+@dataclass(frozen=True)
+class Rater:
+    """A reward model or judge that rates, and is on the devices throughout a run.
 
-    Their weights lie on the devices throughout the run.
+    Attributes:
+      weights: its bytes on a device.
+      phase: its program; None: not planned.
+    """
+
+    weights: int
+    phase: Phase | None = None
+
+
+def find_raters(
+    config: Config,
+    mesh: Mesh,
+    lengths: Lengths,
+    counts: Counts,
+    note: Callable[[str], None],
+) -> list[Rater]:
+    """Returns the models of ours that rate; functions run elsewhere.
 
     Args:
-      note: told of a model whose sizes are not known.
+      note: told of what is not counted.
     """
-    names = [*config.scorer.names, config.madpo.margins or ""]
-    for one in config.evaluation.scorers.values():
-        names += [one] if isinstance(one, str) else one
-    names += config.evaluation.judges.values()
-    phases, held = [], 0
-    for name in dict.fromkeys(x for x in names if x.startswith((REWARD, JUDGE))):
-        source = name.removeprefix(REWARD).removeprefix(JUDGE)
-        options = config.scorer.options if [*config.scorer.names] == [name] else {}
-        dtype = str(options.get("dtype", "float32"))
-        if name.startswith(JUDGE):
-            dtype = config.judge.dtype
-        try:
-            model = find_sizes(source, name)
-        except BadInput:
-            note(f"{name} is not counted: its sizes are not known here")
-            continue
-        decoder = Decoder(model, compute_dtype=dtype, mesh=mesh)
-        held += bytes_on_device(decoder.abstract_params(dtype))
-        if name.startswith(REWARD):
-            size = int(options.get("batch_size", RewardScorer.batch_size))
-            drawn = config.rollout.prompts_per_iteration
-            drawn *= config.rollout.samples_per_prompt
-            calls = math.ceil(drawn / size)
-            phases.append(_rating(decoder, name, size, lengths.pair, calls, dtype))
-    return phases, held
+    scorers = config.evaluation.scorers.values()
+    also = [x for one in scorers for x in ([one] if isinstance(one, str) else one)]
+    labels = [*config.scorer.names]
+    if config.scorer.ensemble == "weights":
+        # One model is left of those that are averaged.
+        labels = labels[:1]
+    drawn = counts.prompts * config.rollout.samples_per_prompt + counts.answers
+    asked = {name: counts.answers for name in also}
+    asked |= {config.madpo.margins or "": 2 * counts.train}
+    asked |= dict.fromkeys(labels, drawn)
+    asked |= dict.fromkeys(config.evaluation.judges.values(), 0)
+    found = []
+    for name, answers in asked.items():
+        if name.startswith((REWARD, JUDGE)):
+            found.append(_rater(config, mesh, lengths, name, answers, note))
+    return [one for one in found if one is not None]
+
+
+def _rater(
+    config: Config,
+    mesh: Mesh,
+    lengths: Lengths,
+    name: str,
+    answers: int,
+    note: Callable[[str], None],
+) -> Rater | None:
+    options: Mapping[str, Any] = {}
+    if name == config.madpo.margins:
+        options = config.madpo.options
+    elif [*config.scorer.names] == [name]:
+        options = config.scorer.options
+    judges = name.startswith(JUDGE)
+    dtype = config.judge.dtype if judges else str(options.get("dtype", "float32"))
+    source = name.removeprefix(REWARD).removeprefix(JUDGE)
+    try:
+        model = find_sizes(source, name)
+    except BadInput:
+        note(f"{name} is not counted: its sizes are not known here")
+        return None
+    if (model.output == "reward") == judges:
+        raise BadInput(
+            f"{name}: a reward model cannot judge"
+            if judges
+            else f"{name} is a causal language model, which has no reward head"
+        )
+    decoder = Decoder(model, compute_dtype=dtype, mesh=mesh)
+    weights = bytes_on_device(decoder.abstract_params(dtype))
+    if judges:
+        note(f"of {name} the weights are counted, and not what it computes")
+        return Rater(weights)
+    size = int(options.get("batch_size", RewardScorer.batch_size))
+    calls = math.ceil(answers / size)
+    rating = _rating(decoder, name, size, lengths.pair, calls, held_in=dtype)
+    return Rater(weights, rating)
 
 
 def _rating(
@@ -132,21 +176,31 @@ def _rating(
     size: int,
     length: int,
     calls: float,
-    dtype: str = "float32",
+    *,
+    held_in: str = "float32",
+    routing: bool = False,
 ) -> Phase:
-    rows = fill(decoder.mesh, size)
+    """Returns the rewards of a batch of rows.
+
+    Args:
+      held_in: the dtype of the weights.
+      routing: whether what a mixture's routers do is asked for.
+    """
+    rows, params = fill(decoder.mesh, size), decoder.abstract_params(held_in)
+    length = padded_length(length, decoder.config.max_positions)
     tokens = struct(decoder.mesh, (rows, length), jnp.int32)
     program: Any = rewards_step
     more: tuple[Any, ...] = ()
-    if decoder.config.experts is not None:
+    if routing and decoder.config.experts is not None:
         program = rewards_and_routing_step
         more = (struct(decoder.mesh, (rows,), jnp.float32),)
     return Phase(
         name=name,
         program=program,
-        args=(decoder, decoder.abstract_params(dtype), tokens, tokens, *more),
+        args=(decoder, params, tokens, tokens, *more),
         calls=calls,
         tokens=rows * length,
+        dtype=decoder.compute_dtype,
     )
 
 

@@ -12,7 +12,9 @@ from tpmm_jax.weights.loading import resolve_any
 
 
 def find_sizes(name: str, option: str, base: str | None = None) -> ModelConfig:
-    """Returns the architecture that a name stands for; the hub is not asked.
+    """Returns the architecture that a name stands for.
+
+    The hub is not asked, but for the base that a PEFT directory names.
 
     Args:
       name: a directory with a config.json, a run's workdir, what a config may name as
@@ -27,10 +29,10 @@ def find_sizes(name: str, option: str, base: str | None = None) -> ModelConfig:
         # A workdir's own config.json is the run's.
         if (folder / "config.json").is_file() and not (folder / "model").is_dir():
             return read_config(folder)
-    if path.exists() or (path.parent.exists() and "@" in name):
-        return resolve_any([name], base)[0].config
     if name in SIZES or name in HUB:
         return SIZES[HUB.get(name, name)]
+    if path.exists() or (path.parent.exists() and "@" in name):
+        return resolve_any([name], base)[0].config
     near = difflib.get_close_matches(name, [*SIZES, *HUB], n=1)
     known = f" (did you mean {near[0]}?)" if near else ""
     if is_hub_id(name):

@@ -58,7 +58,7 @@ def sampling_mesh(decoder: Decoder, limit: int | None) -> Mesh:
 
 
 def _without_fsdp(mesh: Mesh, ways: int) -> Mesh:
-    """Returns the mesh whose fsdp axis went into tensor, so many ways, and into data."""
+    """Returns the mesh whose fsdp axis is part of tensor, so many ways, and of data."""
     shape = dict(mesh.shape)
     shape[DATA] *= shape[FSDP] // ways
     shape[TENSOR] *= ways

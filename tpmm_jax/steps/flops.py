@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from tpmm_jax.mesh import EXPERT
+
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
     """Returns the operations of a function's matrix products, 2 a multiply-add.
@@ -41,6 +43,10 @@ def _of_equation(equation: JaxprEqn, turns: int) -> float:
     inner = [program_flops(x, turns) for x in _jaxprs(equation)]
     if name == "dot_general":
         return _of_product(equation)
+    if name == "ragged_dot_general":
+        return _of_grouped_product(equation)
+    if name == "shard_map":
+        return _shares(equation.params["mesh"]) * sum(inner)
     if name == "scan":
         return equation.params["length"] * sum(inner)
     if name == "while":
@@ -56,6 +62,20 @@ def _of_product(equation: JaxprEqn) -> float:
     out: Any = equation.outvars[0].aval
     lengths = [left.shape[axis] for axis in contracted]
     return 2 * math.prod(out.shape) * math.prod(lengths)
+
+
+def _of_grouped_product(equation: JaxprEqn) -> float:
+    """Each row with the matrix of its group, or the rows of each group's gradient."""
+    left, right = (x.aval for x in equation.invars[:2])
+    return 2 * math.prod(left.shape) * right.shape[-1]  # type: ignore[attr-defined]
+
+
+def _shares(mesh: Any) -> int:
+    """Returns how often a program of one device runs.
+
+    Devices of EXPERT are given the same rows, and multiply those of their own experts.
+    """
+    return math.prod(mesh.shape.values()) // dict(mesh.shape).get(EXPERT, 1)
 
 
 def _jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
