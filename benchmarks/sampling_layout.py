@@ -21,16 +21,12 @@ import jax.numpy as jnp
 
 from tpmm_jax.mesh import BATCH, MeshConfig, make_mesh, sharding
 from tpmm_jax.models import Decoder
-from tpmm_jax.models.families import make_config
+from tpmm_jax.models.published import SIZES
 from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.sampling.decode import sample
-from tpmm_jax.sampling.layout import bytes_of_weights, sampling_mesh
+from tpmm_jax.sampling.layout import bytes_of_weights, drawing_params, sampling_mesh
 
-# Gemma 2B (2403.08295, table 1).
-GEMMA = make_config(
-    "gemma", vocab_size=256_000, width=2048, mlp_width=16_384, num_layers=18,
-    num_heads=8, num_kv_heads=1, bos_id=2, eos_ids=(1,), pad_id=0,
-)  # fmt: skip
+GEMMA = SIZES["gemma-2b"]
 PROMPTS, SAMPLES = 64, 4
 MOVE = re.compile(
     r"= \(?\w+\[([\d,]*)\].* (all-gather|all-reduce|all-to-all)(?:-start)?\("
@@ -39,10 +35,6 @@ MOVE = re.compile(
 
 def compiled(decoder: Decoder) -> str:
     """Returns the program of ``sample``, weights in compute_dtype."""
-    shapes = jax.eval_shape(decoder.for_decoding, decoder.abstract_params())
-
-    def place(x: Any, like: Any) -> Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding)
 
     def integers(*shape: int) -> Any:
         where = sharding(decoder.mesh, shape, BATCH)
@@ -50,7 +42,7 @@ def compiled(decoder: Decoder) -> str:
 
     tokens = integers(PROMPTS, 32)
     lowered = sample.lower(
-        decoder, jax.tree.map(place, shapes, decoder.abstract_params()),
+        decoder, drawing_params(decoder),
         tokens, tokens, integers(PROMPTS), jax.eval_shape(lambda: jax.random.key(0)),
         num_samples=SAMPLES, config=SamplingConfig(max_new_tokens=64), eos_ids=(1,),
         pad_id=0,

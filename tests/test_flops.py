@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from tpmm_jax.losses import LossConfig
-from tpmm_jax.models import Decoder
+from tpmm_jax.mesh import BATCH, MeshConfig, make_mesh
+from tpmm_jax.models import Decoder, ExpertsConfig, experts
+from tpmm_jax.models.families import make_config
 from tpmm_jax.models.published import SIZES
 from tpmm_jax.steps import TrainConfig, abstract_state, preference_step
 from tpmm_jax.steps.flops import count_flops
@@ -16,7 +19,7 @@ TRAIN = TrainConfig(learning_rate=1e-3)
 
 
 def train_flops(decoder: Decoder) -> float:
-    state = abstract_state(decoder.abstract_trained(), TRAIN, None)
+    state = abstract_state(decoder.abstract_trained(), TRAIN)
     whole = jax.ShapeDtypeStruct((PAIRS, 2, LENGTH), jnp.int32)
     batch = {name: whole for name in ("tokens_BNT", "mask_BNT", "completion_mask_BNT")}
     batch["weight_B"] = jax.ShapeDtypeStruct((PAIRS,), jnp.float32)
@@ -57,3 +60,41 @@ def test_a_scan_counts_as_often_as_it_runs() -> None:
     branches = [lambda x: x, lambda x: x @ x]
     chosen = count_flops(lambda i, x: jax.lax.switch(i, branches, x), np.int32(0), x)
     assert chosen == 2 * 4**3
+
+
+def test_products_of_groups_and_programs_of_each_device() -> None:
+    x, w, sizes = jnp.zeros((32, 8)), jnp.zeros((4, 8, 16)), jnp.full(4, 8)
+
+    def grouped(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.sum(jax.lax.ragged_dot(x, w, sizes))
+
+    product = 2 * 32 * 8 * 16
+    assert count_flops(grouped, x, w) == product
+    assert count_flops(jax.grad(grouped, argnums=(0, 1)), x, w) == 3 * product
+    mesh = make_mesh(MeshConfig(data=4, fsdp=1, expert=2))
+    rows, whole = PartitionSpec(BATCH), PartitionSpec()
+    each = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(rows, whole), out_specs=rows
+    )
+    # The devices of EXPERT have the same rows.
+    assert count_flops(each, x, w[0]) == product
+
+
+def test_a_mixture_multiplies_by_the_experts_that_a_token_takes() -> None:
+    config = make_config(
+        "mixtral", vocab_size=64, width=64, mlp_width=128, num_layers=2,
+        num_heads=4, num_kv_heads=2, experts=ExpertsConfig(count=8, top_k=2),
+    )  # fmt: skip
+    dense = make_config(
+        "llama", vocab_size=64, width=64, mlp_width=256, num_layers=2, num_heads=4,
+        num_kv_heads=2, tie_embeddings=False,
+    )  # fmt: skip
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+    experts.stands_for = "gpu"
+    try:
+        found = train_flops(Decoder(config, remat=False, mesh=mesh))
+    finally:
+        experts.stands_for = None
+    wanted = train_flops(Decoder(dense, remat=False))
+    # Two experts of half its width, and a router.
+    assert found == pytest.approx(wanted, rel=0.02)

@@ -122,3 +122,28 @@ def test_collectives_between_devices() -> None:
     size = 256 * 256 * 4
     found = read_traffic(text, devices=8).collectives
     assert found == {"all-gather": Collective(1, size, size * 7 / 8)}
+
+
+STARTS = """
+HloModule jit_g
+
+ENTRY %main (a: f32[64], b: f32[32]) -> f32[64] {
+  %a = f32[64]{0} parameter(0)
+  %b = f32[32]{0} parameter(1)
+  %room = f32[1000]{0} custom-call(), custom_call_target="AllocateBuffer"
+  %both = (f32[64]{0}, f32[32]{0}) all-reduce-start(%a, %b), channel_id=1, GROUPS
+  %done = (f32[64]{0}, f32[32]{0}) all-reduce-done(%both)
+  %more = (f32[32]{0}, f32[64]{0}) all-gather-start(%b), channel_id=2, GROUPS
+  ROOT %r = f32[64]{0} all-gather-done(%more)
+}
+""".replace("GROUPS", "replica_groups={{0,1}}")
+
+
+def test_what_is_started_counts_once() -> None:
+    found = read_traffic(STARTS)
+    # Two sums read and write 96 numbers; 32 are read and 64 written.
+    assert found.memory == 4 * (2 * 96 + 32 + 64)
+    assert found.collectives == {
+        "all-gather": Collective(1, 4 * 64, 4 * 32),
+        "all-reduce": Collective(1, 4 * 96, 4 * 96),
+    }

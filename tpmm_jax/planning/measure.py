@@ -16,9 +16,9 @@ from typing import Any
 import jax
 
 from tpmm_jax.errors import TpmmError
+from tpmm_jax.mesh import bytes_on_device
 from tpmm_jax.planning import programs
 from tpmm_jax.planning.devices import Target
-from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.planning.phases import Phase
 from tpmm_jax.planning.programs import Collective, Traffic, read_traffic
 from tpmm_jax.steps.flops import program_flops

@@ -21,11 +21,10 @@ from jax.sharding import AxisType, Mesh
 from tpmm_jax.chips import GIB, Chip
 from tpmm_jax.config import Config, RewardConfig
 from tpmm_jax.errors import BadInput
-from tpmm_jax.mesh import AXES, DATA, EXPERT, FSDP, TENSOR
+from tpmm_jax.mesh import AXES, DATA, EXPERT, FSDP, TENSOR, bytes_on_device
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.advice import mesh_advice
 from tpmm_jax.models.experts import check_mesh
-from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.sampling.layout import SHARE
 from tpmm_jax.steps import abstract_state
 

@@ -22,12 +22,11 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import init_loss_state
 from tpmm_jax.merging.learned import gradient_fn, margin_step
 from tpmm_jax.merging.trees import add_leaf
-from tpmm_jax.mesh import BATCH, FSDP, TENSOR, fill, sharding
+from tpmm_jax.mesh import BATCH, FSDP, TENSOR, bytes_on_device, fill, sharding
 from tpmm_jax.models import NO_NOISE, Decoder, ModelConfig
 from tpmm_jax.planning.counts import Counts
-from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.sampling.decode import sample
-from tpmm_jax.sampling.layout import lay_out, sampling_mesh
+from tpmm_jax.sampling.layout import drawing_params, lay_out, sampling_mesh
 from tpmm_jax.steps import (
     Frozen,
     abstract_state,
@@ -137,10 +136,7 @@ def _sampling(
     laid = decoder
     if mesh.shape[FSDP] > 1:
         laid = replace(decoder, mesh=sampling_mesh(decoder, memory))
-    # As the layout gives them: cast, and split as the laid mesh has it.
-    drawn = _place(
-        jax.eval_shape(decoder.for_decoding, params), laid.abstract_params("float32")
-    )
+    drawn = drawing_params(laid)
     batches = -(-counts.prompts // rollout.batch_size)
     if laid is not decoder:
         phases.append(
@@ -344,15 +340,6 @@ def _cache(decoder: Decoder, rows: int, slots: int) -> int:
     where = sharding(mesh, shape, None, BATCH, None, TENSOR)
     one = jax.ShapeDtypeStruct(shape, jnp.dtype(decoder.compute_dtype), sharding=where)
     return 2 * bytes_on_device(one)
-
-
-def _place(tree: Any, like: Any) -> Any:
-    """Returns shapes with the shardings of others."""
-
-    def place(x: Any, y: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y.sharding)
-
-    return jax.tree.map(place, tree, like)
 
 
 def struct(mesh: Mesh | None, shape: Sequence[int], dtype: Any) -> Any:

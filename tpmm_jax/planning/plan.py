@@ -7,14 +7,13 @@ from typing import Any
 
 from tpmm_jax.config import Config, ModelSource, RewardConfig, set_field
 from tpmm_jax.errors import BadInput
-from tpmm_jax.mesh import DATA, FSDP, make_mesh
+from tpmm_jax.mesh import DATA, FSDP, bytes_on_device, make_mesh
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.advice import mesh_advice
 from tpmm_jax.models.experts import check_mesh
 from tpmm_jax.planning.counts import count_work
 from tpmm_jax.planning.devices import Target
 from tpmm_jax.planning.measure import Measured, measure
-from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.planning.meshes import MeshOption, mesh_options
 from tpmm_jax.planning.phases import SAMPLE, Lengths, Phase, run_lengths, run_phases
 from tpmm_jax.planning.rewards import (

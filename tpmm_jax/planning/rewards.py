@@ -14,10 +14,9 @@ from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.merging.expert_rules import ADAM, MICRO_BATCH, learned_step
-from tpmm_jax.mesh import fill
+from tpmm_jax.mesh import bytes_on_device, fill
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.planning.counts import Counts
-from tpmm_jax.planning.memory import bytes_on_device
 from tpmm_jax.planning.phases import Lengths, Phase, pair_batch, step_args, struct
 from tpmm_jax.planning.sizes import find_sizes
 from tpmm_jax.reward_runs.sets import reward_table

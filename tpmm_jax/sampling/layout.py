@@ -6,17 +6,15 @@ laid out anew, on the same devices as another mesh.
 """
 
 import functools
-import math
 from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
 from tpmm_jax.axes import Params
 from tpmm_jax.hosts import once
-from tpmm_jax.mesh import AXES, DATA, FSDP, TENSOR
+from tpmm_jax.mesh import AXES, DATA, FSDP, TENSOR, bytes_on_device
 from tpmm_jax.models import Decoder
 
 # Of a device's memory, what weights may take: the rest is of caches and logits.
@@ -68,24 +66,26 @@ def _without_fsdp(mesh: Mesh, ways: int) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def drawing_params(decoder: Decoder) -> Params:
+    """Returns shapes and shardings of the weights that draw, on the decoder's mesh."""
+    placed = decoder.abstract_params("float32")
+    cast = jax.eval_shape(decoder.for_decoding, placed)
+    return jax.tree.map(
+        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
+        cast,
+        placed,
+    )
+
+
 def bytes_of_weights(decoder: Decoder, *, sampling: bool = False) -> int:
     """Returns the bytes of a policy's weights on one device.
 
     Args:
       sampling: as answers are drawn; else as they are trained, float32.
     """
-    params = decoder.abstract_params("float32")
     if sampling:
-        params = jax.eval_shape(decoder.for_decoding, params)
-    shapes = decoder.abstract_params("float32")
-
-    def size(leaf: Any, place: Any) -> int:
-        shape = place.shape
-        if place.sharding is not None:
-            shape = place.sharding.shard_shape(shape)
-        return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
-
-    return sum(jax.tree.leaves(jax.tree.map(size, params, shapes)))
+        return bytes_on_device(drawing_params(decoder))
+    return bytes_on_device(decoder.abstract_params("float32"))
 
 
 def _memory() -> int | None:

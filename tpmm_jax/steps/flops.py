@@ -4,7 +4,7 @@ The compiler's own count takes the body of a scan once, however often it runs.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,10 @@ def _of_equation(equation: JaxprEqn, turns: int) -> float:
 
 def _of_product(equation: JaxprEqn) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
+    return _of_lengths(equation, contracted)
+
+
+def _of_lengths(equation: JaxprEqn, contracted: Sequence[int]) -> float:
     left: Any = equation.invars[0].aval
     out: Any = equation.outvars[0].aval
     lengths = [left.shape[axis] for axis in contracted]
@@ -65,9 +69,15 @@ def _of_product(equation: JaxprEqn) -> float:
 
 
 def _of_grouped_product(equation: JaxprEqn) -> float:
-    """Each row with the matrix of its group, or the rows of each group's gradient."""
-    left, right = (x.aval for x in equation.invars[:2])
-    return 2 * math.prod(left.shape) * right.shape[-1]  # type: ignore[attr-defined]
+    """Each row with the matrix of its group, or a matrix for each group of rows."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    flops = _of_lengths(equation, contracted)
+    if numbers.lhs_ragged_dimensions[0] in contracted:
+        # A row adds to one group alone.
+        sizes: Any = equation.invars[2].aval
+        flops /= sizes.shape[-1]
+    return flops
 
 
 def _shares(mesh: Any) -> int:
