@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.mesh import BATCH, MeshConfig, make_mesh
-from tpmm_jax.models import Decoder, ExpertsConfig, experts
+from tpmm_jax.models import Decoder, ExpertsConfig
+from tpmm_jax.models.experts import standing_for
 from tpmm_jax.models.families import make_config
 from tpmm_jax.models.published import SIZES
 from tpmm_jax.steps import TrainConfig, abstract_state, preference_step
@@ -90,11 +91,8 @@ def test_a_mixture_multiplies_by_the_experts_that_a_token_takes() -> None:
         num_kv_heads=2, tie_embeddings=False,
     )  # fmt: skip
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
-    experts.stands_for = "gpu"
-    try:
+    with standing_for("gpu"):
         found = train_flops(Decoder(config, remat=False, mesh=mesh))
-    finally:
-        experts.stands_for = None
     wanted = train_flops(Decoder(dense, remat=False))
     # Two experts of half its width, and a router.
     assert found == pytest.approx(wanted, rel=0.02)

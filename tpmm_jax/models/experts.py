@@ -9,8 +9,10 @@ Source: Switch (2101.03961), Mixtral (2401.04088); the shared expert's fixed sha
 our reconstruction of UMM-RM (2512.00724).
 """
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -176,13 +178,26 @@ def apply_experts(
     return mapped(x_BTD, routing, weights.gate, weights.up, weights.down)
 
 
-# What is traced for, where a mesh's devices only stand in for others; None: for them.
-stands_for: str | None = None
+_stands_for: list[str] = []
+
+
+@contextlib.contextmanager
+def standing_for(platform: str | None) -> Iterator[None]:
+    """Has what is traced here be for devices that the mesh's only stand in for.
+
+    Args:
+      platform: "gpu" or "tpu"; None: for the mesh's own.
+    """
+    _stands_for.extend([platform] if platform else [])
+    try:
+        yield
+    finally:
+        _stands_for.clear()
 
 
 def _platform(mesh: Mesh | None) -> str:
-    if stands_for is not None:
-        return stands_for
+    if _stands_for:
+        return _stands_for[-1]
     if mesh is None:
         return jax.default_backend()
     return mesh.devices.flat[0].platform

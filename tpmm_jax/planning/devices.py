@@ -14,7 +14,6 @@ from jax.experimental import topologies
 
 from tpmm_jax.chips import CHIPS, GPUS, TPUS, Chip, find_chip
 from tpmm_jax.errors import BadInput
-from tpmm_jax.models import experts
 
 LOCAL = "local"
 WANTED = (
@@ -34,12 +33,14 @@ class Target:
       devices: for a mesh; those of a TPU slice can be compiled for, not run.
       chip: what a device is; None: not known.
       compiles: whether the devices' own compiler is at hand.
+      stands_for: the platform of devices that CPUs stand in for.
     """
 
     name: str
     devices: Sequence[Any]
     chip: Chip | None
     compiles: bool
+    stands_for: str | None = None
 
     @property
     def kind(self) -> str:
@@ -85,9 +86,9 @@ def find_target(name: str, *, compiles: bool = True) -> Target:
     if kind in GPUS and len(shape) > 1:
         raise BadInput(f"--topology {name}: of GPUs their number alone, such as h100:8")
     if kind in GPUS or not compiles:
-        # Mixtures of experts are computed otherwise on CPUs.
-        experts.stands_for = "gpu" if kind in GPUS else "tpu"
-        return Target(name, _stand_ins(name, math.prod(shape)), CHIPS[kind], False)
+        platform = "gpu" if kind in GPUS else "tpu"
+        many = _stand_ins(name, math.prod(shape))
+        return Target(name, many, CHIPS[kind], False, platform)
     return Target(name, _slice(name, shape), CHIPS[kind], True)
 
 

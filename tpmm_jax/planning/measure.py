@@ -17,6 +17,7 @@ import jax
 
 from tpmm_jax.errors import TpmmError
 from tpmm_jax.mesh import bytes_on_device
+from tpmm_jax.models.experts import standing_for
 from tpmm_jax.planning import programs
 from tpmm_jax.planning.devices import Target
 from tpmm_jax.planning.phases import Phase
@@ -62,7 +63,9 @@ def measure(
     Raises:
       TpmmError: the program does not compile.
     """
-    traced = phase.trace()
+    # Mixtures of experts are computed otherwise on CPUs.
+    with standing_for(target.stands_for):
+        traced = phase.trace()
     flops = program_flops(traced.jaxpr.jaxpr, phase.turns)
     if not target.compiles:
         return Measured(flops, bytes_on_device((phase.args, phase.kwargs)), None, None)
