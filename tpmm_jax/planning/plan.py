@@ -308,7 +308,8 @@ def _smaller(config: Config | RewardConfig, plan: Plan) -> list[str]:
     refused = {one.phase.name for one in plan.phases if one.fits is False}
     drawing = {name for name in refused if name.startswith(SAMPLE)}
     training = {name for name in refused if name in BY_BATCH}
-    if refused - drawing - training:
+    # What is known without a compiler does not depend on a training batch.
+    if refused - drawing - training or (training and not plan.target.compiles):
         return []
     shards, settings = plan.mesh[DATA] * plan.mesh[FSDP], []
     if isinstance(config, Config) and drawing:
