@@ -75,6 +75,7 @@ def reward_phases(
             calls=steps,
             tokens=2 * rows * length,
             made=bytes_on_device(decoder.abstract_trained()),
+            dtype=decoder.compute_dtype,
         ),
         # Between steps, beside the optimizer's moments.
         replace(
@@ -84,8 +85,7 @@ def reward_phases(
     ]
     if decoder.config.experts is not None and "learned" in config.merge.rules:
         phases.append(_merging(config, decoder, length))
-    dtype = decoder.compute_dtype
-    return [replace(phase, dtype=dtype) for phase in phases]
+    return phases
 
 
 @dataclass(frozen=True)
