@@ -48,6 +48,18 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(BadInput.exit_code)
 
 
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds --set, as ``config.load_config`` takes its overrides."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help=text,
+    )
+
+
 def add_base(parser: argparse.ArgumentParser) -> None:
     """Adds --base to a command whose MODEL may be a PEFT directory."""
     text = "the model under a PEFT adapter (default: the one that the adapter names)"

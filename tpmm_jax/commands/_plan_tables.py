@@ -71,17 +71,14 @@ def _time(console: RunConsole, plan: Plan, config: Config | RewardConfig) -> Non
     columns: list[tuple[str, list[str]]] = [
         ("time", [one.phase.name for one in some]),
         ("TFLOP", [_number(one.measured.flops / 1e12) for one in some]),
-        ("GB", [_number(_moved(one, 1e9)) for one in some]),
-        ("GB sent", [_number(_sent(one, 1e9)) for one in some]),
+        ("GB", [_number(_moved(one)) for one in some]),
+        ("GB sent", [_number(_sent(one)) for one in some]),
     ]
     if plan.target.chip is not None:
         columns += [
-            ("ms", [_number(_times(one.time, 1e3)) for one in some]),
+            ("ms", [_number(_ms(one.time)) for one in some]),
             ("bound by", [one.bound for one in some]),
-            (
-                "calls",
-                [f"{one.phase.calls:,.0f}" if plan.whole else "?" for one in some],
-            ),
+            ("calls", [_calls(one, plan.whole) for one in some]),
             ("tokens/s", [_speed(one) for one in some]),
         ]
     caption = (
@@ -170,7 +167,7 @@ def _good_meshes(console: RunConsole, good: Sequence[MeshOption]) -> None:
     columns = [(f"mesh.{x}", [str(one.shape[x]) for one in good]) for x in axes]
     columns.append(("GiB a device", [f"{one.held / GIB:.2f}" for one in good]))
     if good[0].seconds is not None:
-        times = [_number(_times(one.seconds, 1e3)) for one in good]
+        times = [_number(_ms(one.seconds)) for one in good]
         columns.append(("ms a step", times))
     caption = (
         "Best first, by arithmetic: GiB of weights, moments and gradients; a step "
@@ -201,18 +198,18 @@ def _fits(one: PlannedPhase) -> str:
     return {True: "yes", False: "no", None: "?"}[one.fits]
 
 
-def _moved(one: PlannedPhase, unit: float) -> float | None:
+def _moved(one: PlannedPhase) -> float | None:
     traffic = one.measured.traffic
-    return None if traffic is None else traffic.memory / unit
+    return None if traffic is None else traffic.memory / 1e9
 
 
-def _sent(one: PlannedPhase, unit: float) -> float | None:
+def _sent(one: PlannedPhase) -> float | None:
     traffic = one.measured.traffic
-    return None if traffic is None else traffic.sent / unit
+    return None if traffic is None else traffic.sent / 1e9
 
 
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 def _calls(one: PlannedPhase, whole: bool) -> str:

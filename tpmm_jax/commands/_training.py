@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 
 import tpmm_jax
+from tpmm_jax.commands._line import add_overrides
 from tpmm_jax.errors import Stopped
 from tpmm_jax.hosts import add_options as add_process_options
 from tpmm_jax.hosts import agree_same, count
@@ -24,13 +25,8 @@ def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
     add = parser.add_argument
     add("--config", required=True, help="a Python file with get_config()")
     add("--workdir", help="where the run is kept (default: runs/NAME of the config)")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help=f"change one field of the config, such as {example}; repeatable",
+    add_overrides(
+        parser, f"change one field of the config, such as {example}; repeatable"
     )
 
 

@@ -47,6 +47,7 @@ from tpmm_jax.commands._data_table import (
 )
 from tpmm_jax.commands._line import (
     Parser,
+    add_overrides,
     add_timeout,
     escape_unprintable,
     guarded,
@@ -105,14 +106,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE.py",
         help="check everything that a run of this config reads",
     )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="change a field of that config, as in tpmm train; repeatable",
-    )
+    add_overrides(parser, "change a field of that config, as in tpmm train; repeatable")
     add(
         "--model", metavar="MODEL", help="its tokenizer is used; what tpmm sample takes"
     )

@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Sequence
 
-from tpmm_jax.commands._line import Parser, check_least, guarded
+from tpmm_jax.commands._line import Parser, add_overrides, check_least, guarded
 from tpmm_jax.commands._plan_tables import (
     mesh_tables,
     options_json,
@@ -53,13 +53,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tpmm plan", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("--config", required=True, help="of tpmm train, or of tpmm train_reward")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="change one field of the config, such as mesh.fsdp=16; repeatable",
+    add_overrides(
+        parser, "change one field of the config, such as mesh.fsdp=16; repeatable"
     )
     add(
         "--topology",

@@ -1,12 +1,10 @@
 """What a user may want to know of a mesh, a model and the batches on it."""
 
-import math
 from collections.abc import Mapping
 
-import jax
 from jax.sharding import Mesh
 
-from tpmm_jax.mesh import DATA, FSDP, TENSOR, fill
+from tpmm_jax.mesh import DATA, FSDP, TENSOR, bytes_on_device, fill
 from tpmm_jax.models import Decoder, ModelConfig
 
 
@@ -48,9 +46,8 @@ def _weights_advice(mesh: Mesh, model: ModelConfig) -> str:
     fsdp = mesh.shape[FSDP]
     if model.width % fsdp == 0:
         return ""
-    params = jax.tree.leaves(Decoder(model, mesh=mesh).abstract_params())
-    whole = sum(x.size for x in params)
-    held = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in params)
+    whole = bytes_on_device(Decoder(model).abstract_params())
+    held = bytes_on_device(Decoder(model, mesh=mesh).abstract_params())
     return (
         f"mesh.fsdp={fsdp} does not divide the model's width of {model.width}: every "
         f"device holds {held / whole:.0%} of the weights, not "

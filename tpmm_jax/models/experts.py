@@ -13,6 +13,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -178,7 +179,7 @@ def apply_experts(
     return mapped(x_BTD, routing, weights.gate, weights.up, weights.down)
 
 
-_stands_for: list[str] = []
+_stands_for: ContextVar[str | None] = ContextVar("stands_for", default=None)
 
 
 @contextlib.contextmanager
@@ -188,16 +189,16 @@ def standing_for(platform: str | None) -> Iterator[None]:
     Args:
       platform: "gpu" or "tpu"; None: for the mesh's own.
     """
-    _stands_for.extend([platform] if platform else [])
+    token = _stands_for.set(platform)
     try:
         yield
     finally:
-        _stands_for.clear()
+        _stands_for.reset(token)
 
 
 def _platform(mesh: Mesh | None) -> str:
-    if _stands_for:
-        return _stands_for[-1]
+    if (platform := _stands_for.get()) is not None:
+        return platform
     if mesh is None:
         return jax.default_backend()
     return mesh.devices.flat[0].platform

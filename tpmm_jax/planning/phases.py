@@ -358,7 +358,7 @@ def pair_batch(
     """Returns the arrays of pairs.
 
     Args:
-      more: further arrays of numbers; 2: one a side, 0: one a pair.
+      more: name of a further array -> 2: one number per side; 0: one per pair.
     """
     table = collate([PairRow([0], [0], [0])], length=length, pad_id=0)
     batch = {

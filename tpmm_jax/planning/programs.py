@@ -5,7 +5,6 @@ once, however often it runs. An instruction reads its operands and writes its re
 what the compiler keeps on the chip (memory spaces other than 0) moves nothing.
 """
 
-import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -236,7 +235,6 @@ class _Program:
             return int(known[1])
         return self._bound(_called(x.rest, "condition")) or self.turns
 
-    @functools.cache  # noqa: B019 - one program, which goes with it
     def _bound(self, part: str) -> int:
         inside = self.parts.get(part, [])
         numbers = {x.name: x for x in inside if x.opcode == "constant"}
