@@ -10,7 +10,18 @@ import pytest
 import tpmm_jax
 from tpmm_jax.commands import dispatch
 from tpmm_jax.commands._line import guarded
+from tpmm_jax.commands.options import (
+    merge_checkpoints,
+    merge_experts,
+    plan,
+    report,
+    upcycle,
+)
 from tpmm_jax.errors import CorruptCheckpoint
+from tpmm_jax.merging import ExpertMergeConfig, ReferenceConfig
+from tpmm_jax.models.upcycling import UpcyclingConfig
+from tpmm_jax.planning.devices import LOCAL
+from tpmm_jax.report.page import NAME
 
 
 def test_help_needs_neither_jax_nor_transformers():
@@ -30,6 +41,39 @@ def test_help_needs_neither_jax_nor_transformers():
     assert "merge_checkpoints" in run.stdout
     assert f"tpmm_jax {tpmm_jax.__version__}" in run.stdout
     assert "did you mean sample?" in run.stderr
+
+
+def test_help_of_every_command_needs_no_jax():
+    """Nor does an option that is refused."""
+    code = (
+        "import sys\n"
+        "from tpmm_jax.commands.dispatch import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    for option in ('--help', '--no-such-option'):\n"
+        "        try:\n"
+        "            main([name, option])\n"
+        "        except SystemExit as ended:\n"
+        "            assert ended.code == (0 if option == '--help' else 2), name\n"
+        "slow = {'jax', 'transformers', 'datasets', 'numpy', 'rich'}\n"
+        "slow &= set(sys.modules)\n"
+        "sys.exit(f'loaded {slow}' if slow else 0)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("usage: tpmm ") == len(dispatch.COMMANDS)
+
+
+def test_the_options_know_the_defaults_of_what_they_set():
+    for usual, config in (
+        (merge_checkpoints.USUAL, ReferenceConfig()),
+        (merge_experts.USUAL, ExpertMergeConfig()),
+        (upcycle.USUAL, UpcyclingConfig()),
+    ):
+        assert usual == {name: getattr(config, name) for name in usual}
+    assert plan.parse_args(["--config", "x.py"]).topology == LOCAL
+    assert NAME in report.EPILOG
 
 
 def test_an_unknown_command_has_nearest_names(capsys):

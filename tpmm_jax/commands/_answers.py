@@ -1,5 +1,6 @@
 """One answer, streamed to a terminal or a pipe, that Ctrl-C can cut short."""
 
+import argparse
 import contextlib
 import io
 import signal
@@ -149,3 +150,13 @@ def standard_output() -> io.TextIOBase:
     if not encoding.startswith("utf") and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     return cast(io.TextIOBase, sys.stdout)
+
+
+def sampling_of(args: argparse.Namespace, max_new_tokens: int) -> SamplingConfig:
+    """Returns what the options of ``add_sampling`` say of the draws, not checked."""
+    return SamplingConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+    )

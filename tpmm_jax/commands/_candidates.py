@@ -21,34 +21,6 @@ from tpmm_jax.weights.kept import committed_steps, run_workdir
 from tpmm_jax.weights.loading import resolve_all
 
 
-def add_prompts(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which prompts are answered."""
-    add = parser.add_argument
-    add(
-        "--prompts",
-        required=True,
-        metavar="FILE",
-        help="what data.prompts of a config reads: a file, a saved dataset, a hub name "
-        "or module:function",
-    )
-    add("--prompt-field", default="prompt", help="column of prompts (default: prompt)")
-    add("--split", default="train", help="the split of a hub dataset (default: train)")
-    add("--limit", type=int, metavar="N", help="the first N prompts only")
-
-
-def add_results(parser: argparse.ArgumentParser, folder: str) -> None:
-    """Adds the options that say how answers are written and where results go.
-
-    Args:
-      folder: what --output names.
-    """
-    add = parser.add_argument
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
-    add("--chat", action="store_true", help="write prompts with the chat template")
-    add("--output", metavar="DIR", help=folder)
-    add("--json", action="store_true", help="print the summary as JSON")
-
-
 def parse_labels(given: Sequence[str], option: str) -> dict[str, str]:
     """Returns {label: "module:function"} of options like LABEL=m:f."""
     found: dict[str, str] = {}

@@ -1,8 +1,7 @@
 """Margins of pairs, and rated texts as the pairs that a reward model learns from."""
 
-import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tpmm_jax.commands._data_checks import Checked, count_encoded
@@ -11,22 +10,6 @@ from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.data.reward_pairs import prepare_reward_pairs
 from tpmm_jax.errors import BadInput
-
-
-def add_rating_options(add: Callable[..., argparse.Action]) -> None:
-    """Adds the options of rated texts; ``add`` is a parser's add_argument."""
-    add("--ratings", action="store_true", help="FILEs hold rated texts, not pairs")
-    add(
-        "--columns",
-        metavar="COLUMN,...",
-        help="of ratings in a .txt file: the cells of a line, separated by tabs",
-    )
-    add(
-        "--max-length",
-        type=int,
-        metavar="N",
-        help="of ratings: tokens of a prompt with its answer (default: 1024)",
-    )
 
 
 def margin_facts(margins: Sequence[float]) -> dict[str, float]:

@@ -2,74 +2,19 @@
 
 import argparse
 import contextlib
-import difflib
 import io
 import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from tpmm_jax import hosts
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.escapes import printable
-from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.stopping import ends_with, keyboard_as_before, watched
 from tpmm_jax.stopping.guard import GUARD
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with examples kept as written, and nearest names for a typo."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            # An abbreviation would change its meaning with the next option added.
-            allow_abbrev=False,
-            **kwargs,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Prints what is wrong and how to see what is right; exits with 2."""
-        known = [name for a in self._actions for name in a.option_strings]
-        hints = []
-        if message.startswith("unrecognized arguments"):
-            for word in message.split(":", 1)[1].split():
-                name = word.partition("=")[0]
-                near = [k for k in known if k.startswith(name)]
-                near = near or difflib.get_close_matches(name, known, n=1)
-                if name.startswith("-") and near:
-                    hints.append(f"did you mean {near[0]}?")
-        text = "; ".join([f"error: {message}", *hints])
-        text = f"{printable(text)}\nhow to use it: {self.prog} --help"
-        print(text, file=sys.stderr)
-        raise SystemExit(BadInput.exit_code)
-
-
-def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
-    """Adds --set, as ``config.load_config`` takes its overrides."""
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help=text,
-    )
-
-
-def add_base(parser: argparse.ArgumentParser) -> None:
-    """Adds --base to a command whose MODEL may be a PEFT directory."""
-    text = "the model under a PEFT adapter (default: the one that the adapter names)"
-    parser.add_argument("--base", metavar="BASE", help=text)
-
-
-def add_timeout(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds --timeout to a command that calls a user's functions."""
-    text = f"that one call of a function may take, or none (default: {default})"
-    parser.add_argument("--timeout", metavar="SECONDS", help=f"seconds {text}")
 
 
 def timeout_of(args: argparse.Namespace, default: float | None) -> float | None:
@@ -86,43 +31,6 @@ def timeout_of(args: argparse.Namespace, default: float | None) -> float | None:
         if 0 < (seconds := float(args.timeout)) < math.inf:
             return seconds
     raise BadInput(f"--timeout {args.timeout}: wanted seconds above 0, or none")
-
-
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how prompts are answered, and how often."""
-    add = parser.add_argument
-    add_drawing(parser)
-    add("--num-samples", type=int, default=1, help="answers per prompt (default: 1)")
-    add("--batch-size", type=int, default=32, help="prompts per batch (default: 32)")
-
-
-def add_drawing(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how one answer is drawn."""
-    add = parser.add_argument
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="keep the most likely tokens of this total probability (default: 1, all)",
-    )
-    add(
-        "--top-k",
-        type=int,
-        default=0,
-        help="keep this many of the most likely tokens (default: 0, all)",
-    )
-    add("--seed", type=int, default=0, help="default: 0")
-
-
-def sampling_of(args: argparse.Namespace, max_new_tokens: int) -> SamplingConfig:
-    """Returns what the options of ``add_sampling`` say of the draws, not checked."""
-    return SamplingConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-    )
 
 
 def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:

@@ -1,60 +1,10 @@
 """How the rows of a file are read: the options that commands share."""
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from tpmm_jax.data.config import EARLIER, MARGIN, PARTS, check_fields
 from tpmm_jax.errors import BadInput
-
-
-def add_row_options(
-    add: Callable[..., argparse.Action], *, pairs: bool
-) -> list[argparse.Action]:
-    """Adds the options that say how rows are read; None where not given.
-
-    Args:
-      add: a parser's add_argument.
-      pairs: whether the command reads pairs, or prompts alone.
-    """
-    parts = (
-        "prompt, chosen, rejected, system, history, margin"
-        if pairs
-        else "system, history"
-    )
-    actions = [
-        add(
-            "--fields",
-            metavar="PART=COLUMN,...",
-            help=f"columns that have other names than {parts}",
-        ),
-        add(
-            "--parse-json",
-            action=argparse.BooleanOptionalAction,
-            help="read conversations that are stored as text, or take such texts as "
-            "they are (default: refuse them)",
-        ),
-        add(
-            "--ignore-columns",
-            metavar="COLUMN,...",
-            help="columns beside the prompt that are left unread, not refused",
-        ),
-    ]
-    if pairs:
-        actions.append(
-            add(
-                "--scored-pairs",
-                choices=("best_worst", "all"),
-                help="what is made of several scored answers in a row (default: "
-                "best_worst)",
-            )
-        )
-        text = "take the common beginning of chosen and rejected as the prompt, even "
-        text += "beside a question or under a chat template"
-        actions.append(
-            add("--implicit-prompt", action="store_const", const=True, help=text)
-        )
-    return actions
 
 
 def row_options(

@@ -7,27 +7,10 @@ import shlex
 from collections.abc import Callable, Sequence
 
 import tpmm_jax
-from tpmm_jax.commands._line import add_overrides
 from tpmm_jax.errors import Stopped
-from tpmm_jax.hosts import add_options as add_process_options
 from tpmm_jax.hosts import agree_same, count
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
-
-
-def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
-    """Adds --config, --workdir and --set.
-
-    Args:
-      example: of a field and its value, for the help of --set.
-    """
-    add_process_options(parser)
-    add = parser.add_argument
-    add("--config", required=True, help="a Python file with get_config()")
-    add("--workdir", help="where the run is kept (default: runs/NAME of the config)")
-    add_overrides(
-        parser, f"change one field of the config, such as {example}; repeatable"
-    )
 
 
 def code_digest() -> str:

@@ -73,10 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(name: str, argv: Sequence[str] | None = None, *, alone: bool = False) -> int:
     """Returns the exit code of a sub-command; its imports can be stopped too.
 
+    Help and options that are refused end here, before JAX is imported.
+
     Args:
       alone: whether the process is the command's own; without ``argv`` it is.
     """
     with watched():
+        options = importlib.import_module(f"tpmm_jax.commands.options.{name}")
+        options.parse_args(argv)
         code = importlib.import_module(f"tpmm_jax.commands.{name}").main(argv)
         if alone or argv is None:
             ends_process()

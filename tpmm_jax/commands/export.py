@@ -19,7 +19,7 @@ from tpmm_jax.commands._card import (
     write_card,
 )
 from tpmm_jax.commands._experts_card import experts_text
-from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._line import guarded
 from tpmm_jax.commands._merges import warn_if_faint
 from tpmm_jax.commands._peft import read_step, save_adapter
 from tpmm_jax.commands._reward_card import (
@@ -28,6 +28,7 @@ from tpmm_jax.commands._reward_card import (
     reader_facts,
     reward_facts,
 )
+from tpmm_jax.commands.options.export import parse_args
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
@@ -39,55 +40,9 @@ from tpmm_jax.weights.loading import check_dtype, resolve_any
 from tpmm_jax.weights.saving import check_output, save
 from tpmm_jax.weights.source import Model, Source
 
-DESCRIPTION = """\
-Write a policy or a reward model as a Hugging Face directory that transformers, vLLM and
-others load: weights, tokenizer with its chat template, generation_config.json as the
-source has it, and a model card (README.md) that says how it was made: the run's
-configuration, rule and weights of every reference, the evaluation with intervals,
-digests and versions.
-
-MODEL is a step of a run (runs/x/trajectory@4), the mean of its policies
-(runs/x/policy@mean), a run's workdir (the policy that it ships: the newest, unless the
-config's ship says otherwise), or any other model that tpmm sample takes. A reward model
-is runs/rm/reward@best, the workdir of tpmm train_reward, or what tpmm.load_reward
-takes; it is written as a *ForSequenceClassification with one label. Of a run with
-model.lora.rank the weights have the adapter added; --peft writes the adapter alone, as
-a directory that PEFT loads, a reward model's with its head.
-"""
-EPILOG = """\
-examples:
-  tpmm export runs/smollm2/trajectory@4 --output exported --license apache-2.0
-  tpmm export merged --output exported --dtype bfloat16 --name my-model
-  tpmm export runs/lora/trajectory@2 --output adapter --peft
-  tpmm export runs/rm/reward@best --output my-reward-model
-  huggingface-cli upload me/my-model exported
-
-The directory appears whole or not at all; one that is not empty is refused.
-"""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Facts: TypeAlias = Mapping[str, Any]
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed command line."""
-    parser = Parser(prog="tpmm export", description=DESCRIPTION, epilog=EPILOG)
-    add = parser.add_argument
-    add("model", metavar="MODEL")
-    add("--output", required=True, metavar="DIR", help="a new or empty directory")
-    add("--revision", help="branch, tag or commit of a hub id")
-    add_base(parser)
-    add("--dtype", default="float32", help="float32 (default) or bfloat16")
-    add("--max-shard-size", default="4GB", metavar="SIZE", help="default: 4GB")
-    add("--peft", action="store_true", help="write a LoRA run's adapter, not weights")
-    add("--name", help="the model's name in the card (default: the directory's)")
-    add("--license", help="for the card, such as apache-2.0 (default: none)")
-    add(
-        "--base-model",
-        metavar="ID",
-        help="hub id (default: the run's, where known); with --peft a directory too",
-    )
-    return parser.parse_args(argv)
 
 
 def parse_size(text: str) -> int:

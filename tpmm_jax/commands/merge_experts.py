@@ -16,9 +16,10 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.commands._experts_card import MERGED, made_card
-from tpmm_jax.commands._line import Parser, guarded
+from tpmm_jax.commands._line import guarded
 from tpmm_jax.commands._merges import warn_if_faint
-from tpmm_jax.commands._rows import add_row_options, row_options
+from tpmm_jax.commands._rows import row_options
+from tpmm_jax.commands.options.merge_experts import LEARNING, parse_args
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput
@@ -47,93 +48,10 @@ from tpmm_jax.weights.loading import check_dtype, resolve_any
 from tpmm_jax.weights.saving import check_output, save
 from tpmm_jax.weights.source import Source
 
-DESCRIPTION = """\
-Merge the experts of a mixture back into one dense reward model, in float32 (our
-reconstruction of UMM-RM, arXiv 2512.00724). In each layer that has experts
-
-    theta = s theta_shared + (1 - s) sum_i m_i theta_i
-
-for gate, up and down. The rule gives m: uniform (1 / X each), gating (the mean gate
-probability over the tokens of the pairs) or learned (softmax weights per layer that
-begin there and are trained with Bradley-Terry on the pairs, the experts frozen).
-
-SOURCE is the workdir of tpmm train_reward whose best model is a mixture, a step of it
-(runs/umm/reward@2), or a directory of tpmm upcycle. Pairs are those that the run held
-out, unless --pairs names others. The output is an ordinary dense reward model; its
-merge_experts.json records source, digests and weights.
-"""
-EPILOG = """\
-examples:
-  tpmm merge_experts runs/umm --output dense
-  tpmm merge_experts runs/umm --rule uniform --output averaged
-  tpmm merge_experts moe --rule gating --pairs pairs.jsonl --output dense
-
-learned holds a share of the prompts out of the learning. Unless the loss is lower there
-in the end than at the start, the start is kept, and a line says so. Give pairs that the
-mixture was not trained on.
-"""
-# Options that mean something with --rule learned alone.
-_LEARNING = ("steps", "learning_rate", "batch_size", "holdout", "seed")
-# And with pairs of --pairs alone.
-_READING = (
-    *("fields", "parse_json", "ignore_columns", "scored_pairs", "implicit_prompt"),
-    *("chat", "drop_bad_rows"),
-)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed command line."""
-    parser = Parser(prog="tpmm merge_experts", description=DESCRIPTION, epilog=EPILOG)
-    add = parser.add_argument
-    add("source", metavar="SOURCE")
-    add(
-        "--rule",
-        choices=("uniform", "gating", "learned"),
-        default="learned",
-        help="default: learned",
-    )
-    add("--output", required=True, metavar="DIR", help="a new or empty directory")
-    add("--dtype", default="float32", help="of the output: float32 or bfloat16")
-    add("--fsdp", type=int, default=1, help="devices to split weights over; -1: all")
-    _add_learning(parser)
-    reading = parser.add_argument_group("pairs").add_argument
-    reading(
-        "--pairs",
-        nargs="+",
-        metavar="FILE",
-        help="prompt, chosen and rejected (default: what the run held out)",
-    )
-    add_row_options(reading, pairs=True)
-    reading("--chat", action="store_const", const=True, help="use the chat template")
-    reading(
-        "--drop-bad-rows",
-        action="store_const",
-        const=True,
-        help="drop bad rows instead of failing",
-    )
-    args = parser.parse_args(argv)
-    for names, needs in ((_LEARNING, "--rule learned"), (_READING, "--pairs")):
-        there = args.rule == "learned" if names is _LEARNING else bool(args.pairs)
-        given = [name for name in names if getattr(args, name) is not None]
-        if given and not there:
-            parser.error(f"--{given[0].replace('_', '-')} needs {needs}")
-    return args
-
-
-def _add_learning(parser: Parser) -> None:
-    usual = ExpertMergeConfig()
-    add = parser.add_argument_group("with --rule learned").add_argument
-    add("--steps", type=int, help=f"steps of Adam (default: {usual.steps})")
-    add("--learning-rate", type=float, help=f"default: {usual.learning_rate}")
-    add("--batch-size", type=int, help=f"pairs per step (default: {usual.batch_size})")
-    text = f"share of the prompts held out (default: {usual.holdout})"
-    add("--holdout", type=float, help=text)
-    add("--seed", type=int, help="of the split and the batches (default: 0)")
-
 
 def read_config(args: argparse.Namespace) -> ExpertMergeConfig:
     """Returns how the experts are weighed, validated."""
-    given = {n: getattr(args, n) for n in _LEARNING if getattr(args, n) is not None}
+    given = {n: getattr(args, n) for n in LEARNING if getattr(args, n) is not None}
     config = ExpertMergeConfig(rule=args.rule, **given)
     config.validate(lambda field: f"--{field.replace('_', '-')}")
     return config

@@ -11,18 +11,19 @@ import functools
 import json
 from collections.abc import Sequence
 
-from tpmm_jax.commands._line import Parser, add_overrides, check_least, guarded
+from tpmm_jax.commands._line import check_least, guarded
 from tpmm_jax.commands._plan_tables import (
     mesh_tables,
     options_json,
     plan_json,
     plan_tables,
 )
+from tpmm_jax.commands.options.plan import parse_args
 from tpmm_jax.config import Config, RewardConfig, load_config
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import Phase, RunConsole
 from tpmm_jax.models import ModelConfig
-from tpmm_jax.planning.devices import LOCAL, Target, find_target
+from tpmm_jax.planning.devices import Target, find_target
 from tpmm_jax.planning.measure import default_cache
 from tpmm_jax.planning.plan import (
     Plan,
@@ -33,51 +34,8 @@ from tpmm_jax.planning.plan import (
 )
 from tpmm_jax.planning.sizes import find_sizes
 
-DESCRIPTION = """\
-What a config takes on given devices, before they are paid for: per program memory,
-operations, bytes moved and the time at the chip's peak. Neither weights nor a tokenizer
-nor the devices are needed. Nothing is run.
-"""
-EPILOG = """\
-examples:
-  tpmm plan --config configs/gemma2b.py --topology v5e:4x4
-  tpmm plan --config configs/gemma2b.py --topology h100:8 --mesh
-  tpmm plan --config configs/gemma2b.py --topology v5p:2x2x2 --model llama3-8b
-"""
 # The exit code.
 DOES_NOT_FIT = 5
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed command line."""
-    parser = Parser(prog="tpmm plan", description=DESCRIPTION, epilog=EPILOG)
-    add = parser.add_argument
-    add("--config", required=True, help="of tpmm train, or of tpmm train_reward")
-    add_overrides(
-        parser, "change one field of the config, such as mesh.fsdp=16; repeatable"
-    )
-    add(
-        "--topology",
-        default=LOCAL,
-        metavar="DEVICES",
-        help="a TPU slice (v5e:4x4, v5p:2x2x2, v6e:4x4), the GPUs of a node (h100:8, "
-        "by arithmetic), or local, the devices at hand (default)",
-    )
-    add(
-        "--model",
-        help="a published model such as llama3-8b, or a directory with a config.json "
-        "(default: the config's model.source)",
-    )
-    add(
-        "--pairs",
-        type=int,
-        metavar="N",
-        help="pairs that the data holds, of offline runs and reward models: the time "
-        "is then of an iteration, or of the run",
-    )
-    add("--mesh", action="store_true", help="list the meshes alone; compiles nothing")
-    add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(argv)
 
 
 def plan(args: argparse.Namespace, console: RunConsole) -> int:

@@ -10,36 +10,14 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from tpmm_jax.commands._line import Parser, guarded
-from tpmm_jax.commands._training import add_run_options, run_in_workdir
+from tpmm_jax.commands._line import guarded
+from tpmm_jax.commands._training import run_in_workdir
+from tpmm_jax.commands.options.train import parse_args
 from tpmm_jax.config import Config, flatten, load_config
 from tpmm_jax.hosts import agree_same
 from tpmm_jax.iterate import iterate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.setup import open_run
-
-DESCRIPTION = """\
-Iterative DPO against a reference merged from all earlier policies. The same command
-again continues a run.
-"""
-EPILOG = """\
-example:
-  tpmm train --config configs/smollm2.py --workdir runs/smollm2 \\
-      --set loss.beta=0.2 --set iterations=3
-"""
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed command line."""
-    parser = Parser(prog="tpmm train", description=DESCRIPTION, epilog=EPILOG)
-    add_run_options(parser, "loss.beta=0.2")
-    parser.add_argument(
-        "--rescore",
-        action="store_true",
-        help="a scorer or judge was edited: rate all evaluations and the unfinished "
-        "iteration again, and mark the iterations that an earlier scorer labelled",
-    )
-    return parser.parse_args(argv)
 
 
 def run(

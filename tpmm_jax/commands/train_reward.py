@@ -10,8 +10,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from tpmm_jax.commands._line import Parser, guarded
-from tpmm_jax.commands._training import add_run_options, run_in_workdir
+from tpmm_jax.commands._line import guarded
+from tpmm_jax.commands._training import run_in_workdir
+from tpmm_jax.commands.options.train_reward import parse_args
 from tpmm_jax.config import RewardConfig, flatten, load_config
 from tpmm_jax.errors import TpmmError
 from tpmm_jax.hosts import agree_same, first_only
@@ -27,24 +28,6 @@ from tpmm_jax.reward_runs.routers import ROUTERS
 from tpmm_jax.reward_runs.setup import open_reward_run
 from tpmm_jax.reward_runs.training import is_trained, train
 from tpmm_jax.store.digests import read_listed_json
-
-DESCRIPTION = """\
-Train a reward model on preference pairs (Bradley-Terry): from a causal model, which
-gets a new head, or from a reward model. The same command again continues a run. The
-model with the lowest held-out loss is WORKDIR/reward@best.
-"""
-EPILOG = """\
-example:
-  tpmm train_reward --config configs/reward_stories260k.py --workdir runs/rm \\
-      --set train.learning_rate=1e-4 --set data.pairs=my_pairs.jsonl
-"""
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed command line."""
-    parser = Parser(prog="tpmm train_reward", description=DESCRIPTION, epilog=EPILOG)
-    add_run_options(parser, "train.epochs=2")
-    return parser.parse_args(argv)
 
 
 def run(config: RewardConfig, workdir: pathlib.Path, console: RunConsole) -> None:

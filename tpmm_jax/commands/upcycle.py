@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from tpmm_jax.commands._experts_card import UPCYCLED, made_card
-from tpmm_jax.commands._line import Parser, add_base, guarded
+from tpmm_jax.commands._line import guarded
+from tpmm_jax.commands.options.upcycle import parse_args
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import upcycle
 from tpmm_jax.log.console import RunConsole
@@ -26,22 +27,6 @@ from tpmm_jax.weights.loading import check_dtype, resolve_any
 from tpmm_jax.weights.saving import check_output, save
 from tpmm_jax.weights.source import Model
 
-DESCRIPTION = """\
-Make a dense reward model a mixture of experts (our reconstruction of UMM-RM, arXiv
-2512.00724): in each chosen layer the feed-forward becomes a shared expert, always
-active with the share S, and routed experts, of which each token passes through the
-top k. All begin as copies: the rewards stay what they were until it is trained.
-
-SOURCE is the workdir of tpmm train_reward (its best model), a step of it
-(runs/rm/reward@2), or a directory or hub id of a *ForSequenceClassification with one
-label. The output is a directory that tpmm_jax alone loads; upcycle.json records how it
-was made. To upcycle and train in one run, set experts.count of tpmm train_reward.
-"""
-EPILOG = """\
-examples:
-  tpmm upcycle runs/rm --output moe
-  tpmm upcycle runs/rm --experts 8 --top-k 4 --layers 0,4-7 --noise 0.01 --output moe
-"""
 # Fields of UpcyclingConfig by their options.
 OPTIONS = {
     "count": "experts",
@@ -52,45 +37,6 @@ OPTIONS = {
 }
 # Rows of made-up tokens on which noisy copies are compared with the dense model.
 _ROWS, _LENGTH = 16, 32
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the parsed command line."""
-    usual = UpcyclingConfig(count=4)
-    parser = Parser(prog="tpmm upcycle", description=DESCRIPTION, epilog=EPILOG)
-    add = parser.add_argument
-    add("source", metavar="SOURCE")
-    add_base(parser)
-    add("--experts", type=int, default=usual.count, help="routed ones (default: 4)")
-    add(
-        "--top-k",
-        type=int,
-        default=usual.top_k,
-        help="of which a token passes through so many, 2 or more (default: 2)",
-    )
-    add(
-        "--shared",
-        type=float,
-        default=usual.shared,
-        metavar="S",
-        help="share of the expert that is always active (default: 0.5)",
-    )
-    add(
-        "--layers",
-        default=usual.layers,
-        help='"all" (default), or numbers from 0 and ranges, such as 0,4-7',
-    )
-    add(
-        "--noise",
-        type=float,
-        default=usual.noise,
-        help="added to each routed copy, in standard deviations of its matrix; the "
-        "rewards then change, by how much is said (default: 0)",
-    )
-    add("--seed", type=int, default=0, help="of routers and noise (default: 0)")
-    add("--output", required=True, metavar="DIR", help="a new or empty directory")
-    add("--dtype", default="float32", help="float32 (default) or bfloat16")
-    return parser.parse_args(argv)
 
 
 def read_config(args: argparse.Namespace) -> UpcyclingConfig:
