@@ -14,6 +14,7 @@ HOLDS = {
     "axes": "names of axes",
     "chips": "accelerators",
     "errors": "errors, exit codes",
+    "compiling": "programs kept",
     "mesh": "devices, shardings",
     "stopping": "signals, time-outs",
     "hosts": "many processes",

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tpmm_jax"
 # line (or the demo), the last row.
 ORDER = (
     ("axes", "chips", "errors"),
-    ("mesh", "stopping"),
+    ("compiling", "mesh", "stopping"),
     ("hosts",),
     ("models",),
     ("data", "losses", "rewards"),

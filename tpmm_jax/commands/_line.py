@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tpmm_jax import hosts
+from tpmm_jax.compiling import keep_programs
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.stopping import ends_with, keyboard_as_before, watched
@@ -113,6 +114,8 @@ def guarded(
             # Process 0 speaks for all.
             console = RunConsole(io.StringIO(), io.StringIO())
             GUARD.say = console.note
+        if getattr(args, "compilation_cache", False):
+            keep_programs()
         code = _run(work, args, console, needs_reader)
         ends_with(code)
         hosts.leave(code)

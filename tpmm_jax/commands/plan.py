@@ -19,12 +19,12 @@ from tpmm_jax.commands._plan_tables import (
     plan_tables,
 )
 from tpmm_jax.commands.options.plan import parse_args
+from tpmm_jax.compiling import user_cache
 from tpmm_jax.config import Config, RewardConfig, load_config
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import Phase, RunConsole
 from tpmm_jax.models import ModelConfig
 from tpmm_jax.planning.devices import Target, find_target
-from tpmm_jax.planning.measure import default_cache
 from tpmm_jax.planning.plan import (
     Plan,
     make_plan,
@@ -113,7 +113,7 @@ def _plan(
             model,
             target,
             pairs=pairs,
-            cache=default_cache(),
+            cache=user_cache("plans"),
             on_phase=on_phase,
         )
         bar(len(found.phases)).advance(1)
@@ -137,7 +137,7 @@ def _suggestion(
         target,
         planned,
         pairs=pairs,
-        cache=default_cache(),
+        cache=user_cache("plans"),
         on_try=on_try,
     )
 

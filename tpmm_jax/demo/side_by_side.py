@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tpmm_jax.commands.options.shared import add_compiling, add_overrides
+from tpmm_jax.compiling import keep_programs
 from tpmm_jax.config import Config, load_config
 from tpmm_jax.data.records import Rollout
 from tpmm_jax.errors import BadInput, Stopped, TpmmError
@@ -41,11 +43,13 @@ def main(config_path: str, argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", default=f"runs/{name}", help="default: %(default)s"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", dest="overrides",
-        help="change one field of the config, such as iterations=2; repeatable",
-    )  # fmt: skip
+    add_overrides(
+        parser, "change one field of the config, such as iterations=2; repeatable"
+    )
+    add_compiling(parser)
     args, console = parser.parse_args(argv), RunConsole()
+    if args.compilation_cache:
+        keep_programs()
     with watched(console.note, console.stop_bars):
         return _main(config_path, argv, args, console)
 

@@ -110,12 +110,6 @@ def _used(text: str) -> int | None:
     return int(float(number) * UNITS[unit])
 
 
-def default_cache() -> pathlib.Path:
-    """Returns the user's folder of measured programs."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "tpmm_jax" / "plans"
-
-
 def _key(lowered: Any, phase: Phase, target: Target) -> str:
     versions = [
         importlib.metadata.version(name)

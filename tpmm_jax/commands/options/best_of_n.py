@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import (
+from tpmm_jax.commands.options.shared import (
     Parser,
     add_base,
+    add_compiling,
     add_drawing,
     add_prompts,
     add_results,
@@ -74,4 +75,5 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"prompts per batch (default: of about {ANSWERS_AT_ONCE} answers)",
     )
     add_results(parser, "folder for answers, curves, page and picture")
+    add_compiling(parser)
     return parser.parse_args(argv)

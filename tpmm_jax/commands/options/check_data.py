@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from tpmm_jax.commands.options._shared import (
+from tpmm_jax.commands.options.shared import (
     Parser,
     add_overrides,
     add_row_options,

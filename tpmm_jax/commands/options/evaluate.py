@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import (
+from tpmm_jax.commands.options.shared import (
     Parser,
     add_base,
+    add_compiling,
     add_prompts,
     add_results,
     add_row_options,
@@ -77,4 +78,5 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_row_options(add, pairs=True)
     add_sampling(parser)
     add_results(parser, "new folder for all rows and summary.json")
+    add_compiling(parser)
     return parser.parse_args(argv)

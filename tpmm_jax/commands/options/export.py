@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser, add_base
+from tpmm_jax.commands.options.shared import Parser, add_base, add_compiling
 
 DESCRIPTION = """\
 Write a policy or a reward model as a Hugging Face directory that transformers, vLLM and
@@ -50,4 +50,5 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="ID",
         help="hub id (default: the run's, where known); with --peft a directory too",
     )
+    add_compiling(parser)
     return parser.parse_args(argv)

@@ -3,7 +3,12 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser, add_base, add_row_options
+from tpmm_jax.commands.options.shared import (
+    Parser,
+    add_base,
+    add_compiling,
+    add_row_options,
+)
 
 DESCRIPTION = """\
 Merge checkpoints of one architecture, in float32: sum_k w_k theta_k, computed as
@@ -62,6 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", default="float32", help="dtype of the output: float32 or bfloat16")
     add("--fsdp", type=int, default=1, help="devices to split weights over; -1: all")
     learning = add_learning(parser)
+    add_compiling(parser)
     args = parser.parse_args(argv)
     given = [a for a in learning if getattr(args, a.dest) is not None]
     if given and args.learn is None:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser, add_row_options
+from tpmm_jax.commands.options.shared import Parser, add_compiling, add_row_options
 
 DESCRIPTION = """\
 Merge the experts of a mixture back into one dense reward model, in float32 (our
@@ -72,6 +72,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         const=True,
         help="drop bad rows instead of failing",
     )
+    add_compiling(parser)
     args = parser.parse_args(argv)
     for names, needs in ((LEARNING, "--rule learned"), (_READING, "--pairs")):
         there = args.rule == "learned" if names is LEARNING else bool(args.pairs)

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser, add_overrides
+from tpmm_jax.commands.options.shared import Parser, add_overrides
 
 DESCRIPTION = """\
 What a config takes on given devices, before they are paid for: per program memory,

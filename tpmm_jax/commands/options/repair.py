@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser
+from tpmm_jax.commands.options.shared import Parser
 
 DESCRIPTION = """\
 Compares every file of a run but policies' weights with its digest. What is damaged is

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser
+from tpmm_jax.commands.options.shared import Parser
 
 DESCRIPTION = """\
 Makes one HTML file of a run: rewards, win rates, KL, merge weights, sample answers,

@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import (
+from tpmm_jax.commands.options.shared import (
     Parser,
     add_base,
+    add_compiling,
     add_row_options,
     add_sampling,
 )
@@ -61,4 +62,5 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--system", metavar="TEXT", help="a system message; needs the chat template")
     add("--dtype", default="float32", help="float32 (default) or bfloat16")
+    add_compiling(parser)
     return parser.parse_args(argv)

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser, add_run_options
+from tpmm_jax.commands.options.shared import Parser, add_run_options
 
 DESCRIPTION = """\
 Iterative DPO against a reference merged from all earlier policies. The same command

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser, add_run_options
+from tpmm_jax.commands.options.shared import Parser, add_run_options
 
 DESCRIPTION = """\
 Train a reward model on preference pairs (Bradley-Terry): from a causal model, which

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tpmm_jax.commands.options._shared import Parser, add_base
+from tpmm_jax.commands.options.shared import Parser, add_base, add_compiling
 
 DESCRIPTION = """\
 Make a dense reward model a mixture of experts (our reconstruction of UMM-RM, arXiv
@@ -61,4 +61,5 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of routers and noise (default: 0)")
     add("--output", required=True, metavar="DIR", help="a new or empty directory")
     add("--dtype", default="float32", help="float32 (default) or bfloat16")
+    add_compiling(parser)
     return parser.parse_args(argv)

@@ -90,6 +90,16 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="default: 0")
 
 
+def add_compiling(parser: argparse.ArgumentParser) -> None:
+    """Adds --no-compilation-cache to a command that compiles."""
+    parser.add_argument(
+        "--no-compilation-cache",
+        action="store_false",
+        dest="compilation_cache",
+        help="neither use nor keep compiled programs in the user's cache",
+    )
+
+
 def add_prompts(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which prompts are answered."""
     add = parser.add_argument
@@ -180,3 +190,4 @@ def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
     add_overrides(
         parser, f"change one field of the config, such as {example}; repeatable"
     )
+    add_compiling(parser)
