@@ -183,11 +183,15 @@ def numpy_kept(logits, config):
     return keep
 
 
+@pytest.mark.parametrize("equals", [False, True])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 29, 100])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
-def test_kept_tokens_in_numpy(top_k, top_p):
+def test_kept_tokens_in_numpy(top_k, top_p, equals):
+    """Also of logits that are equal: the first of them are kept."""
     config = SamplingConfig(top_k=top_k, top_p=top_p)
     logits = np.random.default_rng(1).normal(0, 2, (17, 29)).astype(np.float32)
+    if equals:
+        logits = np.round(logits)
     found = np.asarray(kept(jnp.asarray(logits), config))
     np.testing.assert_array_equal(found, numpy_kept(logits, config))
 

@@ -54,14 +54,23 @@ def draw(
 
 
 def kept(logits_BV: Float[Array, "B V"], config: SamplingConfig) -> Bool[Array, "B V"]:
-    """Returns which tokens top-k and then top-p keep, at least one per row."""
+    """Returns which tokens top-k and then top-p keep, at least one per row.
+
+    Of tokens that are equally likely at the bound the first are kept. The logits are
+    sorted once, and with top_k not even whole.
+    """
     V = logits_BV.shape[-1]
-    order_BV = jnp.argsort(-logits_BV, axis=-1)
-    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
-    rank = jnp.arange(V)
-    keep_BV = jnp.broadcast_to(rank < (config.top_k or V), logits_BV.shape)
-    probs_BV = jax.nn.softmax(jnp.where(keep_BV, sorted_BV, -jnp.inf), axis=-1)
-    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    keep_BV &= (before_BV < config.top_p) | (rank == 0)
-    rank_of_BV = jnp.argsort(order_BV, axis=-1)
-    return jnp.take_along_axis(keep_BV, rank_of_BV, axis=-1)
+    likeliest_BK, _ = jax.lax.top_k(logits_BV, min(config.top_k or V, V))
+    probs_BK = jax.nn.softmax(likeliest_BK, axis=-1)
+    before_BK = jnp.cumsum(probs_BK, axis=-1) - probs_BK
+    rank = jnp.arange(likeliest_BK.shape[-1])
+    keep_BK = (before_BK < config.top_p) | (rank == 0)
+    bound_B1 = jnp.min(
+        likeliest_BK, axis=-1, keepdims=True, initial=jnp.inf, where=keep_BK
+    )
+    above_BV = logits_BV > bound_B1
+    equal_BV = logits_BV == bound_B1
+    room_B1 = jnp.sum(keep_BK, axis=-1, keepdims=True) - jnp.sum(
+        above_BV, axis=-1, keepdims=True
+    )
+    return above_BV | (equal_BV & (jnp.cumsum(equal_BV, axis=-1) <= room_B1))
