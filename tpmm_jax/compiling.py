@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 
@@ -28,10 +29,8 @@ def keep_programs() -> pathlib.Path | None:
     Returns:
       the folder; None: nothing was changed.
     """
-    if (
-        jax.config.jax_compilation_cache_dir
-        or not jax.config.jax_enable_compilation_cache
-    ):
+    given: Any = jax.config
+    if given.jax_compilation_cache_dir or not given.jax_enable_compilation_cache:
         return None
     folder = user_cache("programs")
     try:
@@ -46,7 +45,7 @@ def keep_programs() -> pathlib.Path | None:
         ("jax_compilation_cache_max_size", -1, MAX_BYTES),
         ("jax_persistent_cache_min_compile_time_secs", 1.0, MIN_SECONDS),
     ):
-        if getattr(jax.config, name) == usual:
+        if getattr(given, name) == usual:
             jax.config.update(name, value)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder

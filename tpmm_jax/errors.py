@@ -5,7 +5,19 @@ Exit codes: 0 done, 1 other, 2 bad input, 3 corrupt checkpoint, 4 storage,
 """
 
 import difflib
+import os
+import pathlib
+import sysconfig
+import traceback
 from collections.abc import Sequence
+
+# Where code lies that the user did not write.
+_INSTALLED = (
+    os.path.dirname(os.path.abspath(__file__)),
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+)
+# Lines of the user's code that a message shows, those nearest to the error.
+_FRAMES = 4
 
 
 class TpmmError(Exception):
@@ -48,3 +60,32 @@ def nearest(wrong: str, names: Sequence[str]) -> str:
     if near:
         return f"; did you mean {', '.join(near)}?"
     return f"; its fields are {', '.join(names)}" if names else ""
+
+
+def nearest_path(path: str | os.PathLike[str]) -> str:
+    """Returns a hint: the nearest name where a path leads to nothing; else ""."""
+    whole = there = pathlib.Path(path)
+    while not there.parent.is_dir() and there != there.parent:
+        there = there.parent
+    try:
+        names = [entry.name for entry in there.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(there.name, names, n=1)
+    if there.name in names or not near:
+        return ""
+    return f"; did you mean {there.with_name(near[0]) / whole.relative_to(there)}?"
+
+
+def user_lines(error: BaseException) -> str:
+    """Returns the lines of the user's own code that led to an error, each below ""."""
+    own = {
+        (frame.filename, frame.lineno): frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_INSTALLED, "<"))
+    }
+    return "".join(
+        f'\n  File "{frame.filename}", line {frame.lineno}, in {frame.name}'
+        f"\n    {frame.line}"
+        for frame in list(own.values())[-_FRAMES:]
+    )

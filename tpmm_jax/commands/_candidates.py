@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tpmm_jax.commands._line import timeout_of
 from tpmm_jax.commands._rows import row_options
 from tpmm_jax.data.config import DataConfig
+from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import codec_of
 from tpmm_jax.log.console import RunConsole
@@ -33,6 +35,12 @@ def parse_labels(given: Sequence[str], option: str) -> dict[str, str]:
             raise BadInput(f"{option} {text}: the label {label} is given twice")
         found[label] = name
     return found
+
+
+def recorded_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options that a result depends on."""
+    where = ("output", "json", "compilation_cache")
+    return {k: v for k, v in vars(args).items() if k not in where}
 
 
 def named_sources(models: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
@@ -71,7 +79,7 @@ def find_candidates(
     """Returns all models, resolved, with the prompts in their tokens.
 
     Args:
-      room: tokens that every answer may take.
+      room: tokens that every answer may take; 0 where none is drawn.
       pairs: whether the command reads pairs too.
       baseline: a model that stands first.
       keep: columns beside the prompts that scorers ask for.
@@ -84,8 +92,10 @@ def find_candidates(
         timeout=timeout_of(args, TIMEOUT),
         **rows,
     )
-    found = read_prompts(args.prompts, "--prompts", data, console.note, keep=keep)
-    prompts = found[: args.limit]
+    prompts: Sequence[Prompt] = ()
+    if args.prompts is not None:
+        found = read_prompts(args.prompts, "--prompts", data, console.note, keep=keep)
+        prompts = found[: args.limit]
     named = named_sources(args.models, baseline)
     models = resolve_all([source for _, source in named], args.base)
     codecs = [codec_of(model, chat=args.chat) for model in models]

@@ -10,9 +10,11 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.weights.source import Model
 
+# A line that says so alone ends a chat as well.
+ENDS = ("/quit", "/exit", "quit", "exit")
 COMMANDS = {
     "/reset": "begin a new conversation",
-    "/quit": "end (so does Ctrl-D)",
+    "/quit": "end (so do quit, exit and Ctrl-D)",
     "/help": "this list",
 }
 KEYS = "Ctrl-C interrupts an answer"
@@ -52,29 +54,30 @@ class Chat:
                 continue
             if not line.strip():
                 continue
+            # A space before it sends it to the model.
+            if line.rstrip() in ENDS:
+                return
             if line.startswith("/"):
-                if not self._command(line.strip()):
-                    return
+                self._command(line.strip())
                 continue
             self._answer(line)
 
-    def _command(self, line: str) -> bool:
-        """Obeys a command; whether the session goes on."""
-        if line == "/quit":
-            return False
+    def _command(self, line: str) -> None:
+        """Obeys a command."""
         if line == "/reset":
             self.turns = []
             self.console.note("a new conversation")
         elif line == "/help":
             for name, text in COMMANDS.items():
                 self.console.note(f"{name:<8} {text}")
-            self.console.note(f"{KEYS}. A space before a / sends it to the model.")
+            self.console.note(
+                f"{KEYS}. A space before a / or a quit sends it to the model."
+            )
         else:
             self.console.note(
                 f"no command {line.split()[0]}; there are {', '.join(COMMANDS)}. To "
                 "send a text that begins with /, put a space before it"
             )
-        return True
 
     def _answer(self, line: str) -> None:
         prompt: Any = line

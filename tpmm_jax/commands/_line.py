@@ -34,6 +34,15 @@ def timeout_of(args: argparse.Namespace, default: float | None) -> float | None:
     raise BadInput(f"--timeout {args.timeout}: wanted seconds above 0, or none")
 
 
+def flag(name: str) -> str:
+    """Returns the option that sets an argument or a field, for messages.
+
+    >>> flag("top_p")
+    '--top-p'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
 def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:
     """Refuses numbers that are too small; an option that was not given is None.
 
@@ -45,7 +54,7 @@ def check_least(args: argparse.Namespace, least: Mapping[str, int]) -> None:
         value = getattr(args, name)
         if value is not None and value < bound:
             wanted = f"at least {bound}" if bound else "0 or more"
-            faults.append(f"--{name.replace('_', '-')} is {value}; use {wanted}")
+            faults.append(f"{flag(name)} is {value}; use {wanted}")
     if faults:
         raise BadInput("\n".join(faults))
 

@@ -19,13 +19,9 @@ from tpmm_jax.commands._candidates import (
     find_candidates,
     parse_labels,
     probe,
+    recorded_options,
 )
-from tpmm_jax.commands._line import (
-    check_all,
-    check_least,
-    guarded,
-    timeout_of,
-)
+from tpmm_jax.commands._line import check_all, check_least, flag, guarded, timeout_of
 from tpmm_jax.commands.options.best_of_n import ANSWERS_AT_ONCE, parse_args
 from tpmm_jax.data.records import Rollout
 from tpmm_jax.errors import BadInput
@@ -113,7 +109,7 @@ def check_sizes(args: argparse.Namespace) -> None:
 
 def check_sampling(sampling: SamplingConfig) -> None:
     """Refuses draws that give one answer again and again."""
-    sampling.validate("best_of_n")
+    sampling.validate(flag)
     if sampling.temperature == 0 or sampling.top_k == 1:
         option = "--temperature 0" if sampling.temperature == 0 else "--top-k 1"
         raise BadInput(
@@ -187,7 +183,7 @@ def summarise(
         "policies": [{"name": x.name, "source": x.found.origin} for x in candidates],
         "curves": curves,
         "warnings": find_faults(curves, proxies) + [cut] * bool(cut),
-        "options": {k: v for k, v in vars(args).items() if k not in ("output", "json")},
+        "options": recorded_options(args),
         "versions": versions(),
     }
 

@@ -45,6 +45,7 @@ from tpmm_jax.commands._data_table import (
     some_rows,
 )
 from tpmm_jax.commands._line import (
+    check_least,
     escape_unprintable,
     guarded,
     timeout_of,
@@ -176,6 +177,8 @@ def check(args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    least = {"max_prompt_length": 1, "max_completion_length": 1, "max_length": 2}
+    check_least(args, least | {"show": 0})
     # A scorer or a config may print; with --json that is not part of the output.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         config = read_config(args)

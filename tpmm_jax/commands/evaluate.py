@@ -18,13 +18,9 @@ from tpmm_jax.commands._candidates import (
     find_candidates,
     parse_labels,
     probe,
+    recorded_options,
 )
-from tpmm_jax.commands._line import (
-    check_all,
-    check_least,
-    guarded,
-    timeout_of,
-)
+from tpmm_jax.commands._line import check_all, check_least, flag, guarded, timeout_of
 from tpmm_jax.commands._rows import row_options
 from tpmm_jax.commands.options.evaluate import parse_args
 from tpmm_jax.config.fields import check_types, set_field
@@ -48,6 +44,11 @@ from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.store.files import write_json
 from tpmm_jax.weights.saving import check_output
 
+# Options that say nothing of pairs.
+NEED_PROMPTS = (
+    *("scorer", "also", "judge", "judge_option", "timeout", "num_samples"),
+    *("max_new_tokens", "temperature", "top_p", "top_k", "limit", "prompt_field"),
+)
 LEAST = {"num_samples": 1, "batch_size": 1, "limit": 1, "seed": 0}
 
 
@@ -70,8 +71,25 @@ def read_judge(args: argparse.Namespace) -> JudgeConfig:
     return config
 
 
+def check_alone(args: argparse.Namespace) -> None:
+    """Refuses what nothing would read without prompts.
+
+    Raises:
+      BadInput: all of it, one line each; or there are no pairs either.
+    """
+    if args.pairs is None:
+        raise BadInput("give --prompts FILE, --pairs FILE or both to compare on")
+    usual = parse_args([*args.models, "--pairs", args.pairs])
+    given = [n for n in NEED_PROMPTS if getattr(args, n) != getattr(usual, n)]
+    if given:
+        raise BadInput("\n".join(f"{flag(name)} needs --prompts" for name in given))
+
+
 def read_raters(args: argparse.Namespace) -> Raters:
-    """Returns scorers and judges; raises BadInput where there is none."""
+    """Returns scorers and judges; raises BadInput where there is none for prompts."""
+    if args.prompts is None:
+        check_alone(args)
+        return Raters()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     if not (args.scorer or args.also or args.judge):
@@ -134,25 +152,28 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     """Runs one command line; everything is checked before a model is loaded."""
     output = None if args.output is None else pathlib.Path(args.output)
     sampling = sampling_of(args, args.max_new_tokens)
+    alone = args.prompts is None
     _, _, raters, _ = check_all(
         lambda: check_least(args, LEAST),
-        lambda: sampling.validate("evaluate"),
+        lambda: sampling.validate(flag),
         lambda: read_raters(args),
         lambda: None if output is None else check_output(output),
     )
     candidates = find_candidates(
         args,
         console,
-        sampling.max_new_tokens,
+        0 if alone else sampling.max_new_tokens,
         pairs=args.pairs is not None,
         baseline=args.baseline,
         keep=raters.columns(),
     )
     warn_other_tokens(candidates, console)
-    if raters.judges and len(candidates) < 2:
-        raise BadInput("a judge compares: give two MODELs, or --baseline")
+    if (alone or raters.judges) and len(candidates) < 2:
+        what = "--pairs alone" if alone else "a judge"
+        raise BadInput(f"{what} compares: give two MODELs, or --baseline")
     pairs = read_pairs(args, candidates[0], console)
-    probe(raters, candidates[0], args.num_samples, sampling.max_new_tokens)
+    if not alone:
+        probe(raters, candidates[0], args.num_samples, sampling.max_new_tokens)
     settings = Settings(
         sampling=sampling,
         raters=raters,
@@ -166,13 +187,13 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     voice = Voice(console)
     with voice.stop:
         measures, warnings = compare(candidates, settings, voice)
-    cuts = {row["name"]: row["length/cut"] for row in measures}
+    cuts = {} if alone else {row["name"]: row["length/cut"] for row in measures}
     cut = cut_warning(cuts, "--max-new-tokens", sampling.max_new_tokens)
     summary = {
         "prompts": args.prompts,
         "num_prompts": len(candidates[0].prompts.ids),
         "baseline": candidates[0].source,
-        "options": {k: v for k, v in vars(args).items() if k not in ("output", "json")},
+        "options": recorded_options(args),
         "versions": versions(),
         "models": [{k: _plain(k, v) for k, v in row.items()} for row in measures],
         "watch": warnings,

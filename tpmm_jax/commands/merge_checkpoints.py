@@ -14,11 +14,7 @@ from typing import Any
 import jax
 
 from tpmm_jax.commands._learning import Learned, Split, split_rows
-from tpmm_jax.commands._line import (
-    check_all,
-    check_least,
-    guarded,
-)
+from tpmm_jax.commands._line import check_all, check_least, flag, guarded
 from tpmm_jax.commands._merges import (
     Merged,
     expand,
@@ -65,7 +61,7 @@ def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     named = ("granularity", "objective", "steps", "beta", "learning_rate", "batch_size")
     changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
     config = ReferenceConfig(rule="learned", fit="adam", **changes)
-    config.validate(tuple(RULES))
+    config.validate(tuple(RULES), flag)
 
     def check_holdout() -> None:
         if not 0 < args.holdout < 1:

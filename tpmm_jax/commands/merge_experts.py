@@ -16,7 +16,7 @@ import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.commands._experts_card import MERGED, made_card
-from tpmm_jax.commands._line import guarded
+from tpmm_jax.commands._line import flag, guarded
 from tpmm_jax.commands._merges import warn_if_faint
 from tpmm_jax.commands._rows import row_options
 from tpmm_jax.commands.options.merge_experts import LEARNING, parse_args
@@ -53,7 +53,7 @@ def read_config(args: argparse.Namespace) -> ExpertMergeConfig:
     """Returns how the experts are weighed, validated."""
     given = {n: getattr(args, n) for n in LEARNING if getattr(args, n) is not None}
     config = ExpertMergeConfig(rule=args.rule, **given)
-    config.validate(lambda field: f"--{field.replace('_', '-')}")
+    config.validate(flag)
     return config
 
 

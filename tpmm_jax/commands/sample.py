@@ -20,9 +20,7 @@ from tpmm_jax.commands._answers import (
     stream_answer,
 )
 from tpmm_jax.commands._chat import Chat, is_terminal, say_end
-from tpmm_jax.commands._line import (
-    guarded,
-)
+from tpmm_jax.commands._line import check_least, flag, guarded
 from tpmm_jax.commands._prompt_file import (
     answer_file,
     answer_rows,
@@ -46,10 +44,8 @@ def check_args(args: argparse.Namespace) -> SamplingConfig:
     """Returns the sampling; raises BadInput before a model is loaded."""
     most = DEFAULT_NEW_TOKENS if args.max_new_tokens is None else args.max_new_tokens
     config = sampling_of(args, most)
-    config.validate("sample")
-    for name in ("num_samples", "batch_size"):
-        if getattr(args, name) < 1:
-            raise BadInput(f"{name} is {getattr(args, name)}; use at least 1")
+    config.validate(flag)
+    check_least(args, {"num_samples": 1, "batch_size": 1})
     if args.prompt is not None and args.prompts is not None:
         raise BadInput("--prompt and --prompts are both given; give one of them")
     if args.prompt is not None and not args.prompt.strip():

@@ -1,20 +1,19 @@
 """From a config file and overrides to a configuration that was checked."""
 
 import dataclasses
-import difflib
 import functools
 import importlib.util
 import os
 import pathlib
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from tpmm_jax.config.fields import set_field
+from tpmm_jax.config.fields import flatten, set_field
 from tpmm_jax.config.reward import RewardConfig
 from tpmm_jax.config.schema import Config
-from tpmm_jax.errors import BadInput, nearest
+from tpmm_jax.errors import BadInput, nearest, nearest_path, user_lines
 from tpmm_jax.stopping import call_user
 
 # The command that each kind of configuration belongs to.
@@ -58,10 +57,7 @@ def load_config(
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else pathlib.Path(".")
-        near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()])
-        hint = f"; did you mean {folder / near[0]}?" if near else ""
-        raise BadInput(f"--config {path}: no such file{hint}")
+        raise BadInput(f"--config {path}: no such file{nearest_path(path)}")
     for place in (os.getcwd(), str(path.parent.resolve())):
         if place not in sys.path:
             sys.path.append(place)
@@ -81,14 +77,40 @@ def load_config(
     except BadInput:
         raise
     except TypeError as error:
-        raise BadInput(f"{path}: {_explain(str(error))}") from error
+        text = f"{path}: {_explain(str(error))}{user_lines(error)}"
+        raise BadInput(text) from error
     except Exception as error:
-        raise BadInput(f"{path}: {type(error).__name__}: {error}") from error
+        text = f"{path}: {type(error).__name__}: {error}{user_lines(error)}"
+        raise BadInput(text) from error
     _check_kind(config, kind, path)
     for override in overrides:
         config = set_field(config, override)
     config.validate()
+    _refuse_copied_names(config, vars(module), path.stem)
     return config
+
+
+def _refuse_copied_names(config: Any, own: dict[str, Any], stem: str) -> None:
+    """Raises BadInput where a copied config names a function of the one it was.
+
+    It would run, with functions that nobody edits.
+    """
+    for field, value in flatten(config).items():
+        several = isinstance(value, Mapping | list | tuple)
+        items = value.values() if isinstance(value, Mapping) else value
+        for name in items if several else [value]:
+            other, _, attribute = str(name).partition(":")
+            function = own.get(attribute) if attribute else None
+            if other == stem or getattr(function, "__module__", "") != stem:
+                continue
+            found = importlib.util.find_spec(other) if other.isidentifier() else None
+            file = found.origin if found is not None else None
+            if file and "def get_config(" in pathlib.Path(file).read_text("utf-8"):
+                raise BadInput(
+                    f"{field} = {name!r} names a function of another config, and "
+                    f"{stem}.py has a function {attribute} of its own: write "
+                    f"{stem}:{attribute}, or rename one of them"
+                )
 
 
 def _check_kind(config: Any, kind: type | None, path: pathlib.Path) -> None:

@@ -244,7 +244,7 @@ class Config:
                 )
         self.scorer.validate()
         self.data.validate()
-        self.rollout.validate("rollout")
+        self.rollout.validate("rollout.{}".format)
         self.pairing.validate()
         self.madpo.validate()
         self.reference.validate((*RULES, NO_REFERENCE))

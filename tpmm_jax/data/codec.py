@@ -60,6 +60,17 @@ class TextCodec:
         """How many ids, from 0, the tokenizer gives and the model embeds."""
         return min(len(self.tokenizer), self.num_embeddings)
 
+    @functools.cached_property
+    def num_drawn(self) -> int | None:
+        """How many ids, from 0, a policy may draw; None: all that it embeds.
+
+        The rows beyond are there to pad the embedding, and are no text.
+        """
+        if self.tokenizer is None:
+            return None
+        last = max((*self.tokenizer.get_vocab().values(), *self.eos_ids))
+        return last + 1 if last + 1 < self.num_embeddings else None
+
     # Kept, since a transformers tokenizer takes its time to tell these ids.
     @functools.cached_property
     def bos_id(self) -> int | None:

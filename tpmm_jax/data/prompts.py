@@ -245,7 +245,8 @@ def _answered(content: Content, name: str) -> list[str]:
     return [
         f"field {name!r}: the last role is 'assistant'; wanted 'user', as an answered "
         "conversation is no prompt: drop the answer, or, where answers are to go on "
-        f"with that message, name the column (data.prompt_field={name})"
+        f"with that message, name the column (data.prompt_field={name}, "
+        f"--prompt-field {name})"
     ]
 
 

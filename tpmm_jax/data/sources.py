@@ -16,6 +16,7 @@ from tpmm_jax.data._strict_json import (
 )
 from tpmm_jax.data._tables import is_saved, read_hub, read_parquet, read_saved
 from tpmm_jax.data._text_files import COMPRESSED
+from tpmm_jax.data.pointers import refuse_pointer
 from tpmm_jax.data.problems import Problems
 from tpmm_jax.errors import BadInput
 
@@ -130,6 +131,7 @@ def _read(
             f"{source}: a file has one split, 'train', but {split!r} was asked for; "
             "name the file of that split instead"
         )
+    refuse_pointer(path)
     if suffix == ".parquet":
         return read_parquet(path, source, columns, problems)
     return READERS[suffix](path, source, problems)

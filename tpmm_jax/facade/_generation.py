@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from tpmm_jax.errors import BadInput
-from tpmm_jax.facade._prompts import codec_of, encode, require, token_ids
+from tpmm_jax.facade._prompts import check_whole, codec_of, encode, require, token_ids
 from tpmm_jax.sampling import (
     SamplingConfig,
     check_prompt,
@@ -56,12 +56,12 @@ def generate(
     require(model, "tokens", "generate")
     if isinstance(prompts, str):
         raise BadInput("prompts is one text; wanted a list of prompts")
-    if num_samples < 1:
-        raise BadInput(f"num_samples is {num_samples}; use at least 1")
+    check_whole("num_samples", num_samples, 1)
+    check_whole("seed", seed)
     config = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
     )
-    config.validate("generate")
+    config.validate(str)
     if not prompts:
         return []
     codec = codec_of(model, chat=chat)
@@ -116,7 +116,9 @@ def stream(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
     )
     require(model, "tokens", "stream")
-    config.validate("stream")
+    config.validate(str)
+    for name, value in (("seed", seed), ("number", number), ("sample", sample)):
+        check_whole(name, value, None if name == "seed" else 0)
     if model.tokenizer is None:
         raise BadInput(
             "the model has no tokenizer, so there is no text to stream; use generate "
@@ -152,6 +154,7 @@ def completion_batches(
         key=jax.random.key(seed),
         config=config,
         eos_ids=codec.eos_ids,
+        num_ids=codec.num_drawn,
         num_samples=num_samples,
         batch_size=batch_size,
         start=start,
@@ -177,6 +180,7 @@ def token_stream(
         key=jax.random.key(seed),
         config=config,
         eos_ids=codec.eos_ids,
+        num_ids=codec.num_drawn,
         pad_id=codec.pad_id,
         number=number,
         sample=sample,

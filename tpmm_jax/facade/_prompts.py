@@ -3,6 +3,7 @@
 import operator
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from tpmm_jax.data.codec import TextCodec, make_codec
@@ -12,6 +13,14 @@ from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import parse_prompt
 from tpmm_jax.errors import BadInput
 from tpmm_jax.weights.source import Model, Source
+
+
+def check_whole(name: str, value: Any, least: int | None = None) -> None:
+    """Raises BadInput unless an argument is a whole number of at least ``least``."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        wanted = "a whole number" if least is None else f"at least {least}"
+        raise BadInput(f"{name} is {value!r}; use {wanted}")
 
 
 def codec_of(model: Model | Source, *, chat: bool = False) -> TextCodec:

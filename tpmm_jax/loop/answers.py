@@ -98,6 +98,7 @@ def sample_answers(
             key=key,
             config=runner.sampling,
             eos_ids=runner.codec.eos_ids,
+            num_ids=runner.codec.num_drawn,
             num_samples=num_samples,
             batch_size=size,
             numbers=prompts.numbers,

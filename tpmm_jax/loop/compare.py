@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.codec import TextCodec
@@ -76,7 +77,7 @@ class Settings:
     """How all candidates are sampled and rated.
 
     Attributes:
-      pairs: preference pairs in the baseline's tokens.
+      pairs: preference pairs in the baseline's tokens; without prompts all there is.
       consecutive: whether the candidates are one run's policies, in order.
       output: folder for rows; None: nothing is written.
     """
@@ -95,7 +96,7 @@ def encode_for(
     codec: TextCodec, prompts: Sequence[Prompt], console: RunConsole
 ) -> EncodedPrompts:
     """Returns prompts in a model's tokens; says how many had to be cut."""
-    encoded = encode_prompts(codec, prompts)
+    encoded = encode_prompts(codec, prompts) if prompts else []
     if cut := sum(prompt.truncated for prompt in encoded):
         limit = codec.max_prompt_length
         console.warn(f"{cut} of {len(prompts)} prompts were cut to {limit} tokens")
@@ -110,6 +111,8 @@ def compare(
     Also returns the warnings of the reward-hacking watch.
     """
     baseline, *others = candidates
+    if not baseline.prompts.ids:
+        return _compare_on_pairs(candidates, settings, voice), []
     answers: dict[str, list[Rollout]] = {}
     logps: dict[str, ModelLogProbs] = {}
     for other in others:
@@ -160,6 +163,28 @@ def compare(
         )
         warnings += [f"{candidate.name}: {text}" for text in found]
     return measures, warnings
+
+
+def _compare_on_pairs(
+    candidates: Sequence[Candidate], settings: Settings, voice: Voice
+) -> list[dict[str, Any]]:
+    """Returns each candidate's accuracy on pairs, against the first."""
+    logps: list[np.ndarray] = []
+    measures: list[dict[str, Any]] = []
+    for candidate in candidates:
+        values: dict[str, float] = {}
+        if candidate.same_tokens:
+            runner = _runner(settings, candidate)
+            params = _lazy_params(runner, voice, candidate)
+            title = f"{candidate.name}: log-probs"
+            own = model_log_probs(runner, voice, params, {}, settings.pairs, title)
+            assert own.pairs is not None
+            logps.append(own.pairs)
+            if len(logps) > 1:
+                values = preference_accuracy(settings.pairs, own.pairs, logps[0])
+        head = {"name": candidate.name, "source": candidate.found.origin}
+        measures.append(head | values)
+    return measures
 
 
 def _run_candidate(
@@ -224,7 +249,7 @@ def _sample(
 
 def _runner(settings: Settings, candidate: Candidate) -> PolicyRunner:
     config, new = candidate.found.config, settings.sampling.max_new_tokens
-    longest = max(len(ids) for ids in candidate.prompts.ids)
+    longest = max((len(ids) for ids in candidate.prompts.ids), default=0)
     both = longest + new
     if settings.pairs and candidate.same_tokens:
         both = max(both, pair_length(settings.pairs))

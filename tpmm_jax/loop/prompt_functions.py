@@ -8,7 +8,7 @@ from typing import Any
 
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.prompts import parse_prompt
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, user_lines
 from tpmm_jax.hosts import once
 from tpmm_jax.rewards import import_object, left_alone
 from tpmm_jax.stopping import call_user
@@ -129,7 +129,8 @@ def made_lines(
     except Exception as error:
         raise BadInput(
             f"{option} = {source} raised {type(error).__name__}: {error}; wanted a "
-            "function without arguments that returns a list of prompts"
+            f"function without arguments that returns a list of prompts"
+            f"{user_lines(error)}"
         ) from error
     if not lines:
         raise BadInput(f"{source} returned no prompts; wanted at least one")

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, nearest_path
 from tpmm_jax.log.jsonl import readable
 from tpmm_jax.log.metrics import METRICS, TIMING, MetricsLog
 from tpmm_jax.loop.workdir import CONFIG, check_format, open_workdir
@@ -50,7 +50,8 @@ def repair(
     """
     kept = REWARD if (workdir / REWARD).is_dir() else TRAJECTORY
     if not (workdir / kept).is_dir():
-        raise BadInput(f"{workdir} holds no trajectory; is it a run's workdir?")
+        hint = nearest_path(workdir) or "; is it a run's workdir?"
+        raise BadInput(f"{workdir} holds no trajectory{hint}")
     if kept == REWARD and give_up is not None:
         raise BadInput(
             f"--give-up is {give_up}, but {workdir} is a run of tpmm train_reward, "

@@ -1,5 +1,6 @@
 """How the reference of an iteration is chosen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -82,8 +83,16 @@ class ReferenceConfig:
     batch_size: int = 64
     start: Literal["zeros", "carried"] = "zeros"
 
-    def validate(self, rules: tuple[str, ...]) -> None:
-        """Raises BadInput for a value that its rule cannot use."""
+    def validate(
+        self,
+        rules: tuple[str, ...],
+        name: Callable[[str], str] = "reference.{}".format,
+    ) -> None:
+        """Raises BadInput for a value that its rule cannot use.
+
+        Args:
+          name: what a message calls a field that is out of range.
+        """
         if self.rule not in rules:
             raise BadInput(
                 f"reference.rule is {self.rule!r}; known rules: {', '.join(rules)}"
@@ -109,11 +118,9 @@ class ReferenceConfig:
             "steps": (self.steps >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
         }
-        for name, (good, wanted) in checks.items():
+        for field, (good, wanted) in checks.items():
             if not good:
-                raise BadInput(
-                    f"reference.{name} is {getattr(self, name)}; use {wanted}"
-                )
+                raise BadInput(f"{name(field)} is {getattr(self, field)}; use {wanted}")
         self._validate_meaning()
 
     def _validate_meaning(self) -> None:

@@ -96,8 +96,9 @@ def _rule_passes(config: Config, window: int) -> float:
     if config.ship == "learned" or reference.uses_holdout:
         margins = reference.rule == "learned" and reference.fit != "adam"
         if config.ship == "learned" or margins:
-            # A hold-out under all policies, and the newest on earlier hold-outs.
-            return _policies(config) + min(window, config.iterations) / 2
+            # A hold-out under all policies but theta_0, whose log-probs the evaluation
+            # shares, and the newest on earlier hold-outs.
+            return _policies(config) - 1 + min(window, config.iterations) / 2
         return 1.0
     return 0.0
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tpmm_jax.data.records import LabelledPair, Rollout
-from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError, nearest_path
 from tpmm_jax.log.jsonl import parsed
 from tpmm_jax.log.metrics import METRICS, TIMING, find_labels
 from tpmm_jax.store.digests import read_listed_json, read_npz
@@ -172,7 +172,7 @@ def read_run(workdir: str | os.PathLike[str], label: str | None = None) -> RunDa
         what = "does not hold a run" if folder.is_dir() else "is not a directory"
         raise BadInput(
             f"{folder} {what}: wanted the --workdir of tpmm train, "
-            f"with config.json and {METRICS} in it"
+            f"with config.json and {METRICS} in it{nearest_path(folder)}"
         )
     config = folder / "config.json"
     metrics = _rows(folder / METRICS)

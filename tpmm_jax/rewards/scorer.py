@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, user_lines
 from tpmm_jax.hosts import once
 from tpmm_jax.rewards.surroundings import left_alone
 from tpmm_jax.stopping import TIMEOUT, call_user
@@ -101,12 +102,13 @@ def import_object(name: str, field_name: str) -> Any:
     except ImportError as error:
         raise BadInput(
             f"{field_name} = {name!r}: {module_name} cannot be imported ({error}); is "
-            "its folder on PYTHONPATH, and is its package installed?"
+            f"its folder on PYTHONPATH, and is its package installed?"
+            f"{_copied(attribute)}{user_lines(error)}"
         ) from None
     except Exception as error:
         raise BadInput(
             f"{field_name} = {name!r}: importing {module_name} raised "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{user_lines(error)}"
         ) from error
     if not callable(getattr(module, attribute, None)):
         found = [
@@ -117,6 +119,15 @@ def import_object(name: str, field_name: str) -> Any:
             f"has {', '.join(found[:10]) or 'none'})"
         )
     return getattr(module, attribute)
+
+
+def _copied(attribute: str) -> str:
+    """Returns a hint where the config itself has the function: it was copied."""
+    for name, module in list(sys.modules.items()):
+        own = vars(module)
+        if "get_config" in own and callable(own.get(attribute)):
+            return f" The config has a function {attribute} itself: {name}:{attribute}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -347,7 +358,7 @@ def _repeated(name: str, called: Callable[[], Any], on: str, retries: int) -> An
             said = f"{name} raised {type(error).__name__}: {error}{on}"
             if tried == retries:
                 times = f" in each of {retries + 1} calls" if retries else ""
-                raise BadInput(said + times) from error
+                raise BadInput(said + times + user_lines(error)) from error
         pause = min(FIRST_PAUSE * 2**tried, LONGEST_PAUSE)
         _log.warning("%s; it is called again in %g s", said, pause)
         # As a call of the user's, so that Ctrl-C ends it.

@@ -24,7 +24,11 @@ from tpmm_jax.sampling.rules import SamplingConfig, draw
 
 
 @functools.partial(
-    jax.jit, static_argnames=("decoder", "num_samples", "config", "eos_ids", "pad_id")
+    jax.jit,
+    static_argnames=(
+        *("decoder", "num_samples", "config", "eos_ids", "pad_id"),
+        "num_ids",
+    ),
 )
 def sample(
     decoder: Decoder,
@@ -38,6 +42,7 @@ def sample(
     config: SamplingConfig,
     eos_ids: tuple[int, ...],
     pad_id: int,
+    num_ids: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws R completions of each left-padded prompt.
 
@@ -46,6 +51,7 @@ def sample(
       prompt_B: int32, each prompt's number, which its random keys are folded from.
       key: typed PRNG key.
       eos_ids: ids that end a completion (kept in it).
+      num_ids: how many ids, from 0, are drawn; None: all that the model embeds.
 
     Returns:
       tokens int32 [B, R, max_new_tokens], pad_id after the end, and lengths
@@ -64,7 +70,7 @@ def sample(
 
     def one_token(carry: tuple) -> tuple:
         step, hidden, state, ended, out = carry
-        token = draw_next(decoder, params, hidden, keys, step, config)
+        token = draw_next(decoder, params, hidden, keys, step, config, num_ids)
         token = jnp.where(ended, pad_id, token)
         out = out.at[:, step].set(token)
         ended |= jnp.isin(token, eos)
@@ -96,9 +102,13 @@ def draw_next(
     keys_B: Key[Array, " B"],
     step: jax.Array,
     config: SamplingConfig,
+    num_ids: int | None,
 ) -> Int[Array, " B"]:
     """Returns each row's token number ``step``, drawn from its last hidden state."""
     logits_BV = decoder.logits(params, hidden_BD[:, None])[:, 0]
+    V = logits_BV.shape[-1]
+    if num_ids is not None and num_ids < V:
+        logits_BV = jnp.where(jnp.arange(V) < num_ids, logits_BV, -jnp.inf)
     token_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
     return draw(logits_BV, token_keys_B, config)
 
@@ -151,6 +161,7 @@ def generate_batches(
     start: int = 0,
     length: int | None = None,
     pad_id: int = 0,
+    num_ids: int | None = None,
 ) -> Iterator[tuple[list[int], list[list[list[int]]]]]:
     """Yields (places in ``prompts``, their R completions), batch by batch.
 
@@ -159,6 +170,7 @@ def generate_batches(
       numbers: each prompt's number for its random keys; its place by default.
       length: tokens to pad prompts to; by default the longest, rounded up.
       start: place of the first prompt to sample, a multiple of batch_size.
+      num_ids: see ``sample``.
 
     Raises:
       BadInput: an empty prompt, or one that leaves no room for max_new_tokens.
@@ -182,6 +194,7 @@ def generate_batches(
         tokens, lengths = sample(
             decoder, params, *batch, key,
             num_samples=num_samples, config=config, eos_ids=eos_ids, pad_id=pad_id,
+            num_ids=num_ids,
         )  # fmt: skip
         tokens, lengths = fetch(tokens), fetch(lengths)
         yield (

@@ -1,6 +1,9 @@
 """From logits to a token: temperature, top-k, top-p, Gumbel noise keyed by row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +28,25 @@ class SamplingConfig:
     top_p: float = 1.0
     top_k: int = 0
 
-    def validate(self, where: str = "sampling") -> None:
-        """Raises BadInput for a value out of range."""
-        wrong = {
-            "max_new_tokens": (self.max_new_tokens < 1, "at least 1"),
-            "temperature": (not 0 <= self.temperature < float("inf"), "0 or more"),
-            "top_p": (not 0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (self.top_k < 0, "0 (all) or more"),
+    def validate(self, name: Callable[[str], str] = "sampling.{}".format) -> None:
+        """Raises BadInput for a value out of range.
+
+        Args:
+          name: what a message calls a field.
+        """
+        allowed: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+            "max_new_tokens": (Integral, lambda x: x >= 1, "at least 1"),
+            "temperature": (Real, lambda x: 0 <= x < float("inf"), "0 or more"),
+            "top_p": (Real, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            "top_k": (Integral, lambda x: x >= 0, "0 (all) or more"),
         }
-        for name, (bad, wanted) in wrong.items():
-            if bad:
-                raise BadInput(f"{where}.{name} is {getattr(self, name)}; use {wanted}")
+        for field, (kind, fits, wanted) in allowed.items():
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                what = "a whole number" if kind is Integral else "a number"
+                raise BadInput(f"{name(field)} is {value!r}; use {what}, {wanted}")
+            if not fits(value):
+                raise BadInput(f"{name(field)} is {value}; use {wanted}")
 
 
 def draw(

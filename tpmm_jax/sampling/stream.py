@@ -55,7 +55,9 @@ def start(
 
 # The cache is donated, so that a token is written into it and not into a copy.
 @functools.partial(
-    jax.jit, static_argnames=("decoder", "config"), donate_argnames=("state",)
+    jax.jit,
+    static_argnames=("decoder", "config", "num_ids"),
+    donate_argnames=("state",),
 )
 def step(
     decoder: Decoder,
@@ -66,9 +68,10 @@ def step(
     number: jax.Array,
     *,
     config: SamplingConfig,
+    num_ids: int | None = None,
 ) -> tuple[jax.Array, jax.Array, DecodeState]:
     """Draws token ``number`` of each row and reads it: (token, hidden, state)."""
-    token_B = draw_next(decoder, params, hidden_BD, keys_B, number, config)
+    token_B = draw_next(decoder, params, hidden_BD, keys_B, number, config, num_ids)
     hidden_BD, state = decoder.decode(params, token_B, state)
     return token_B, hidden_BD, state
 
@@ -84,6 +87,7 @@ def stream_tokens(
     pad_id: int = 0,
     number: int = 0,
     sample: int = 0,
+    num_ids: int | None = None,
 ) -> Iterator[int]:
     """Yields the ids of one completion, EOS included, as they are drawn.
 
@@ -92,6 +96,7 @@ def stream_tokens(
       key: typed PRNG key.
       number, sample: of the prompt and of its completion, as ``sample`` numbers them:
         the same (key, number, sample) is the same completion.
+      num_ids: see ``decode.sample``.
 
     Raises:
       BadInput: an empty prompt, or one that leaves no room for max_new_tokens.
@@ -105,8 +110,9 @@ def stream_tokens(
     hidden_BD, state = start(decoder, params, *batch, new_tokens=new)
     for place in range(new):
         token_B, hidden_BD, state = step(
-            decoder, params, hidden_BD, state, keys_B, np.int32(place), config=config
-        )
+            decoder, params, hidden_BD, state, keys_B, np.int32(place),
+            config=config, num_ids=num_ids,
+        )  # fmt: skip
         token = int(np.asarray(token_B)[0])
         yield token
         if token in eos_ids:

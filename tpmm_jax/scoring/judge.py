@@ -222,6 +222,7 @@ class ModelJudge:
                 key=jax.random.key(0),
                 config=self.sampling,
                 eos_ids=self.codec.eos_ids,
+                num_ids=self.codec.num_drawn,
                 batch_size=size,
                 length=length,
                 pad_id=self.codec.pad_id,

@@ -7,7 +7,7 @@ from tpmm_jax.data.messages import Conversation, Message, Written, order_fault
 from tpmm_jax.data.problems import Place
 from tpmm_jax.data.ratings import Scored
 from tpmm_jax.data.records import Rollout
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, nearest_path
 from tpmm_jax.store.files import storage_errors
 from tpmm_jax.store.records import read_growing_records
 
@@ -30,6 +30,7 @@ def read_rollouts(workdir: str | pathlib.Path) -> list[Scored]:
         raise BadInput(
             f"data.rollouts: {workdir} holds no iterations/*/rollouts.jsonl; wanted "
             "the workdir of a run of tpmm train that samples and scores (data.prompts)"
+            f"{nearest_path(folder)}"
         )
     chat, ends = _chat(folder), _ends(folder)
     answers = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tpmm_jax.data.codec import find_eos_ids
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, nearest_path
 from tpmm_jax.models import ModelConfig
 from tpmm_jax.weights.hf_config import as_ids, one_or_all, parse_config, write_config
 from tpmm_jax.weights.tokenizer import write_tokenizer
@@ -45,10 +45,14 @@ def _depth(content: Any) -> int:
 def read_config(directory: pathlib.Path) -> ModelConfig:
     """Returns the ModelConfig of a directory, its generation config's EOS ids too."""
     if not directory.is_dir():
-        raise BadInput(f"{directory}: no such directory")
+        raise BadInput(f"{directory}: no such directory{nearest_path(directory)}")
     path = directory / "config.json"
     if not path.exists():
-        raise BadInput(f"{directory} holds no config.json; is it a model's directory?")
+        files = [p for p in directory.iterdir() if p.suffix.lower() == ".gguf"]
+        hint = "is it a model's directory?"
+        if len(files) == 1:
+            hint = f"did you mean {files[0]}?"
+        raise BadInput(f"{directory} holds no config.json; {hint}")
     config = parse_config(read_json(path), str(path))
     more = as_ids(read_generation(directory).get("eos_token_id"), GENERATION)
     return replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
-from tpmm_jax.errors import BadInput
+from tpmm_jax.data.pointers import refuse_pointer
+from tpmm_jax.errors import BadInput, nearest_path
 from tpmm_jax.weights._gguf_tokenizer import build_tokenizer
 from tpmm_jax.weights.gguf_config import ROPE_FREQS, Metadata, make_config_json
 
@@ -200,7 +201,10 @@ def _open(path: pathlib.Path) -> tuple[Any, Callable[..., np.ndarray]]:
             f'{path}: .gguf files need the gguf package: pip install "tpmm_jax[gguf]"'
         ) from error
     if not path.is_file():
-        raise BadInput(f"{path} is not a file; wanted a .gguf checkpoint")
+        raise BadInput(
+            f"{path} is not a file; wanted a .gguf checkpoint{nearest_path(path)}"
+        )
+    refuse_pointer(path)
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise BadInput(f"{path} is not a .gguf file: it does not start with GGUF")

@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, nearest_path
 
 # What a hub repository is asked for: nothing that could be code or a pickle.
 DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
@@ -28,7 +28,7 @@ def is_hub_id(name: str) -> bool:
     looks = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
     return (
         looks
-        and not name.endswith(".gguf")
+        and not name.lower().endswith(".gguf")
         and not TRAJECTORY_STEP.fullmatch(name)
         and name.split("/")[0] not in (".", "..")
         and not os.path.exists(name)
@@ -65,6 +65,6 @@ def fetch(
         raise BadInput(
             f"{name}: neither a local directory nor a hub repository that can be "
             f"fetched ({type(error).__name__}: {first}); check the name, the network "
-            "and, for a gated model, `hf auth login`"
+            f"and, for a gated model, `hf auth login`{nearest_path(name)}"
         ) from None
     return pathlib.Path(path), pathlib.Path(path).name

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tpmm_jax.axes import Params
+from tpmm_jax.data.pointers import refuse_pointer
 from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import get, put
@@ -92,6 +93,7 @@ class SafetensorsDirectory:
     def _open(self, file: str) -> Any:
         if file not in self._files:
             path = self.directory / file
+            refuse_pointer(path)
             try:
                 self._files[file] = safe_open(path, framework="numpy")
             except (SafetensorError, OSError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from tpmm_jax.axes import Params
-from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, nearest_path
 from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.store import Trajectory, read_json
 from tpmm_jax.store.digests import read_listed_json
@@ -97,7 +97,8 @@ def shares_of(record: Mapping[str, Any], last: int) -> dict[int, float]:
 def held_steps(workdir: pathlib.Path, kept: str) -> tuple[list[int], dict[int, str]]:
     """Returns the whole steps, and the damaged ones with what is wrong."""
     if not (workdir / kept).is_dir():
-        raise BadInput(f"{workdir} holds no {kept}; is it such a run's workdir?")
+        hint = nearest_path(workdir) or "; is it such a run's workdir?"
+        raise BadInput(f"{workdir} holds no {kept}{hint}")
     with Trajectory(workdir / kept, read_only=True) as trajectory:
         return trajectory.steps(), trajectory.damaged()
 

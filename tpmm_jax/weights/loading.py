@@ -203,7 +203,7 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
             "(of theta_0 to theta_3), policy@learned and trajectory@3"
         )
     origin = {"source": name}
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         file = GGUFFile(name)
         config = parse_config(file.config, name)
         check_tensors(file, config)

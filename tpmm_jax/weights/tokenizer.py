@@ -6,6 +6,7 @@ Llama 2 tokenizer then puts no space marker behind BOS, and a Llama 3 tokenizer 
 model of type qwen2 reads digits one by one, other than in training and without a word.
 """
 
+import importlib.util
 import json
 import pathlib
 import warnings
@@ -14,10 +15,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tpmm_jax.data.pointers import refuse_pointer
 from tpmm_jax.errors import BadInput
 
 TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER, "tokenizer.model", "vocab.json")
+SENTENCES = "tokenizer.model"
+TOKENIZER_FILES = (TOKENIZER, SENTENCES, "vocab.json")
 
 # Where rules of splitting differ: numbers, contractions, spaces and line ends,
 # accents in one code or two, wide forms, scripts without spaces, code.
@@ -39,8 +42,17 @@ def read_tokenizer(directory: pathlib.Path) -> Any:
     Raises:
       BadInput: files that transformers cannot read.
     """
-    if not any((directory / name).exists() for name in TOKENIZER_FILES):
+    there = [name for name in TOKENIZER_FILES if (directory / name).exists()]
+    if not there:
         return None
+    for name in there:
+        refuse_pointer(directory / name)
+    if there == [SENTENCES] and importlib.util.find_spec("sentencepiece") is None:
+        raise BadInput(
+            f"{directory} holds {SENTENCES} and no {TOKENIZER}: reading it takes "
+            "SentencePiece (pip install sentencepiece), or copy the model's "
+            f"{TOKENIZER} beside it"
+        )
     try:
         found = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         taken, wrong = _as_written(found, directory)

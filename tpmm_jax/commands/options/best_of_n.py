@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tpmm best_of_n", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("models", metavar="POLICY", nargs="+")
-    add_prompts(parser)
+    add_prompts(parser, required=True)
     add(
         "--proxy",
         action="append",

@@ -29,6 +29,7 @@ examples:
   tpmm evaluate runs/a/trajectory@4 runs/b/trajectory@4 --prompts p.jsonl \\
       --scorer my_scores:reward --also fluent=my_scores:fluency --output out
   tpmm evaluate new --baseline old --prompts p.jsonl --judge careful=my_judges:judge
+  tpmm evaluate runs/smollm2 --pairs held_out_pairs.jsonl
 
 A scorer is a function (prompts, responses) -> [B, S] numbers, higher is better. A judge
 is a function (prompts, first, second) -> [B] numbers in [0, 1], the share for the first
@@ -47,7 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tpmm evaluate", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("models", metavar="MODEL", nargs="+")
-    add_prompts(parser)
+    add_prompts(parser, required=False)
     add(
         "--baseline",
         metavar="MODEL",
@@ -73,7 +74,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "judge, such as template_file=FILE; repeatable",
     )
     add_timeout(parser, f"{TIMEOUT:g}")
-    add("--pairs", metavar="FILE", help="preference pairs: accuracy on them")
+    add(
+        "--pairs",
+        metavar="FILE",
+        help="preference pairs: accuracy on them, also without --prompts",
+    )
     add("--drop-bad-rows", action="store_true", help="drop bad rows of --pairs")
     add_row_options(add, pairs=True)
     add_sampling(parser)

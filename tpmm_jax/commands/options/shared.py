@@ -100,12 +100,12 @@ def add_compiling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_prompts(parser: argparse.ArgumentParser) -> None:
+def add_prompts(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Adds the options that say which prompts are answered."""
     add = parser.add_argument
     add(
         "--prompts",
-        required=True,
+        required=required,
         metavar="FILE",
         help="what data.prompts of a config reads: a file, a saved dataset, a hub name "
         "or module:function",
