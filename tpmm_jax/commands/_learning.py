@@ -164,6 +164,7 @@ def held_out_sets(
                 anchor,
                 table,
                 size=micro,
+                lengths=(table["tokens_BNT"].shape[-1],),
                 advance=anchor_bar.advance,
             )
             sets.append(HeldOut(decoder, config, table, micro, seed))

@@ -1,6 +1,7 @@
 """What is printed before a run starts."""
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -19,14 +20,14 @@ def show_header(
     mesh: Mesh,
     workdir: pathlib.Path,
     need: int,
-    lengths: tuple[int, int],
+    lengths: Sequence[int],
     num_prompts: int,
 ) -> None:
     """Prints what is about to run.
 
     Args:
       need: bytes of the disk.
-      lengths: of prompts and pairs, in tokens.
+      lengths: that pairs are padded to, tokens.
       num_prompts: of the evaluation; fewer than were asked for if there are no more.
     """
     labels = "offline" if config.offline else f"labelled by {config.scorer.title}"
@@ -45,7 +46,7 @@ def show_header(
             "training",
             f"{config.loss.title}, beta {config.loss.beta:g}, "
             f"{config.train.batch_size} pairs per step padded to "
-            f"{lengths[1]} tokens, learning rate {config.train.learning_rate:g}",
+            f"{lengths_text(lengths)}, learning rate {config.train.learning_rate:g}",
         ),
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
     ]
@@ -58,6 +59,17 @@ def show_header(
     count = config.iterations
     plural = "" if count == 1 else "s"
     console.header(f"tpmm_jax: {count} iteration{plural} of DPO", rows)
+
+
+def lengths_text(lengths: Sequence[int]) -> str:
+    """Returns such as "128, 384 or 1024 tokens".
+
+    >>> lengths_text((128, 384, 1024))
+    '128, 384 or 1024 tokens'
+    """
+    *shorter, longest = map(str, lengths)
+    either = f"{', '.join(shorter)} or " if shorter else ""
+    return f"{either}{longest} tokens"
 
 
 def model_rows(model: ModelSource, source: Source, mesh: Mesh) -> list[tuple[str, str]]:

@@ -49,8 +49,9 @@ class PolicyRunner:
       sampling: how answers are drawn.
       batch_size: prompts that are sampled at once.
       micro_batch: pairs, or half the answers, whose log-probs are computed at once.
-      prompt_length, pair_length: tokens that prompts, and prompts with answers, are
-        padded to.
+      prompt_length: tokens that prompts are padded to.
+      pair_lengths: tokens that prompts with answers are padded to, ascending: to the
+        least that holds them.
     """
 
     decoder: Decoder
@@ -59,7 +60,7 @@ class PolicyRunner:
     batch_size: int
     micro_batch: int
     prompt_length: int
-    pair_length: int
+    pair_lengths: tuple[int, ...]
 
 
 def sample_answers(

@@ -18,7 +18,7 @@ from tpmm_jax.data.codec import TextCodec
 from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.data.prompts import Prompt
 from tpmm_jax.data.records import PairRow, Rollout
-from tpmm_jax.data.table import pair_length, round_up
+from tpmm_jax.data.table import even_lengths, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import (
     MAX_KL_PER_TOKEN,
@@ -47,6 +47,8 @@ from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.weights.source import Source
 
 BASELINE = "baseline"
+# Different lengths that prompts with answers are padded to, at most.
+LENGTHS = 4
 # Answers of which log-probs are computed at once, and half as many pairs.
 LOG_PROB_ROWS = 16
 
@@ -265,7 +267,7 @@ def _runner(settings: Settings, candidate: Candidate) -> PolicyRunner:
         batch_size=settings.batch_size,
         micro_batch=LOG_PROB_ROWS // 2,
         prompt_length=round_up(longest, config.max_positions - new),
-        pair_length=round_up(both, config.max_positions),
+        pair_lengths=even_lengths(round_up(both, config.max_positions), LENGTHS),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow, Rollout
-from tpmm_jax.data.table import Table, take
+from tpmm_jax.data.table import Table, row_lengths, same_length, take
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.prompts import MAIN
 from tpmm_jax.loop.voice import Voice
@@ -61,7 +61,7 @@ def unique_sequences(rows: Sequence[PairRow]) -> tuple[Sequences, np.ndarray]:
 
 def pair_table(runner: PolicyRunner, rows: Sequence[PairRow]) -> Table:
     """Returns the arrays of pairs, padded to the runner's length."""
-    return collate(rows, length=runner.pair_length, pad_id=runner.codec.pad_id)
+    return collate(rows, length=runner.pair_lengths[-1], pad_id=runner.codec.pad_id)
 
 
 def answer_log_probs(
@@ -85,11 +85,13 @@ def sequence_log_probs(
     title: str,
 ) -> np.ndarray:
     """Returns log p(answer | prompt), nats, of (prompt, answer) ids, float64 [S]."""
-    size, out = fill(runner.decoder.mesh, 2 * runner.micro_batch), []
+    size = fill(runner.decoder.mesh, 2 * runner.micro_batch)
+    length_S = np.asarray([len(prompt) + len(ids) for prompt, ids in sequences], int)
+    logp_S = np.zeros(len(sequences))
     with voice.phase(title, len(sequences), "answers") as advance:
-        for first in range(0, len(sequences), size):
-            some = sequences[first : first + size]
-            arrays = _answer_arrays(some, size, runner.pair_length, runner.codec.pad_id)
+        for places, length in same_length(length_S, runner.pair_lengths, size):
+            some = [sequences[place] for place in places]
+            arrays = _answer_arrays(some, size, length, runner.codec.pad_id)
             tokens_BT, mask_BT, of_answer_BT = arrays
             logp_BT = token_log_probs_step(
                 runner.decoder,
@@ -99,9 +101,9 @@ def sequence_log_probs(
             logp_B = (fetch(logp_BT).astype(np.float64) * of_answer_BT[:, 1:]).sum(
                 axis=1
             )
-            out.append(logp_B[: len(some)])
+            logp_S[places] = logp_B[: len(some)]
             advance(len(some))
-    return np.concatenate(out)
+    return logp_S
 
 
 def _answer_arrays(
@@ -133,6 +135,7 @@ def table_log_probs(
             params,
             table,
             size=runner.micro_batch,
+            lengths=runner.pair_lengths,
             ld_alpha=ld_alpha,
             advance=advance,
         )
@@ -144,6 +147,7 @@ def batched_log_probs(
     table: Table,
     *,
     size: int,
+    lengths: Sequence[int],
     ld_alpha: float | None = None,
     advance: Callable[[int], None],
 ) -> np.ndarray:
@@ -151,15 +155,15 @@ def batched_log_probs(
 
     Args:
       size: pairs at once.
+      lengths: see ``PolicyRunner.pair_lengths``.
       ld_alpha: weight of tokens beyond the shorter completion's length; None: 1.
       advance: called with the number of pairs that were done.
     """
-    rows, out = len(table["weight_B"]), []
     filled = fill(decoder.mesh, size, sides=2)
-    for start in range(0, rows, size):
-        places = np.arange(start, min(start + size, rows))
-        batch = put_batch(take(table, places, filled), decoder.mesh)
+    logps_PN = np.zeros((len(table["weight_B"]), 2), np.float32)
+    for places, length in same_length(row_lengths(table), lengths, size):
+        batch = put_batch(take(table, places, filled, [length]), decoder.mesh)
         logps_BN = pair_log_probs_step(decoder, params, batch, ld_alpha=ld_alpha)
-        out.append(fetch(logps_BN)[: len(places)])
+        logps_PN[places] = fetch(logps_BN)[: len(places)]
         advance(len(places))
-    return np.concatenate(out)
+    return logps_PN

@@ -300,6 +300,7 @@ def runnable(plan: Plan, pairs: CachedPairs, iteration: int) -> HeldOut:
         table,
         fill(plan.mesh, min(runner.micro_batch, len(pairs.rows)), sides=2),
         plan.config.seed * 1009 + iteration,
+        runner.pair_lengths,
     )
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.prepare import load_rows
-from tpmm_jax.data.table import pair_length, round_up
+from tpmm_jax.data.table import best_lengths, even_lengths, pair_length, round_up
 from tpmm_jax.errors import BadInput
 from tpmm_jax.hosts import agree_same, once, shared_fate
 from tpmm_jax.log.console import RunConsole
@@ -109,7 +109,7 @@ def open_run(
         need = space_needed(config, plan.decoder)
         if not started:
             check_space(workdir, need)
-        lengths = plan.runner.prompt_length, plan.runner.pair_length
+        lengths = plan.runner.pair_lengths
         asked = 0 if plan.schedule is None else len(plan.schedule.sets[MAIN].ids)
         show_header(console, config, source, plan.mesh, workdir, need, lengths, asked)
         pin_run(workdir, plan, started=started)
@@ -179,7 +179,7 @@ def prepare(
         try_margins(config, codec, raters.margins, chunks, started=started)
     check_steps(config, schedule, chunks)
     positions = source.config.max_positions
-    longest_prompt, longest_pair = run_lengths(config, schedule, chunks, positions)
+    longest_prompt, pair_lengths = run_lengths(config, schedule, chunks, positions)
     decoder = Decoder(
         source.config,
         config.model.compute_dtype,
@@ -195,7 +195,7 @@ def prepare(
         batch_size=config.rollout.batch_size,
         micro_batch=config.train.micro_batch,
         prompt_length=longest_prompt,
-        pair_length=longest_pair,
+        pair_lengths=pair_lengths,
     )
     return Plan(config, runner, raters, schedule, chunks), source
 
@@ -402,8 +402,8 @@ def run_lengths(
     schedule: PromptSchedule | None,
     chunks: PairChunks | None,
     limit: int,
-) -> tuple[int, int]:
-    """Returns the lengths in tokens that prompts and pairs are padded to.
+) -> tuple[int, tuple[int, ...]]:
+    """Returns the length in tokens that prompts are padded to, and those of pairs.
 
     Raises:
       BadInput: they do not fit the model's positions.
@@ -412,8 +412,8 @@ def run_lengths(
     if schedule is not None:
         prompt = schedule.longest(config.iterations)
         pair = prompt + config.rollout.max_new_tokens
-    if chunks is not None:
-        pair = max(pair, pair_length(row for chunk in chunks for _, row in chunk))
+    rows = [pair_length([row]) for chunk in chunks or () for _, row in chunk]
+    pair = max([pair, *rows])
     if pair > limit:
         raise BadInput(
             f"prompts with completions reach {pair} tokens, the model has {limit} "
@@ -421,7 +421,9 @@ def run_lengths(
             "data.max_completion_length"
         )
     room = limit - config.rollout.max_new_tokens
-    return round_up(prompt, room), round_up(pair, limit)
+    longest, most = round_up(pair, limit), config.train.lengths
+    lengths = best_lengths(rows, longest, most) if rows else even_lengths(longest, most)
+    return round_up(prompt, room), lengths
 
 
 def space_needed(config: Config, decoder: Decoder) -> int:

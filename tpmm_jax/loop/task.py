@@ -17,16 +17,26 @@ from tpmm_jax.losses import Batch
 from tpmm_jax.mesh import put_batch
 from tpmm_jax.steps import Frozen
 
+# Batches among which rows are grouped by length.
+WINDOW = 50
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class BatchOrder:
-    """Which rows each step of an iteration takes."""
+    """Which rows each step of an iteration takes.
+
+    Attributes:
+      length_P: of the rows, tokens. Of each WINDOW batches of the shuffled rows those
+        of like length share a batch, and the batches are shuffled again. None: rows
+        are shuffled, and no more.
+    """
 
     rows: int
     batch_size: int
     epochs: int
     seed: int
     iteration: int
+    length_P: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -39,15 +49,26 @@ class BatchOrder:
     def places(self, step: int) -> np.ndarray:
         """Returns the rows of a step; the last of an epoch may be short."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        first = batch * self.batch_size
-        shuffled = _shuffle(self.rows, self.seed, self.iteration, epoch)
-        return shuffled[first : first + self.batch_size]
+        return _batches(self, epoch)[batch]
 
 
 @functools.lru_cache(maxsize=1)
-def _shuffle(rows: int, seed: int, iteration: int, epoch: int) -> np.ndarray:
-    """Returns an epoch's order of rows; drawn once, not for each of its steps."""
-    return np.random.default_rng([seed, iteration, 2, epoch]).permutation(rows)
+def _batches(order: BatchOrder, epoch: int) -> list[np.ndarray]:
+    """Returns an epoch's batches; drawn once, not for each of its steps."""
+    rng = np.random.default_rng([order.seed, order.iteration, 2, epoch])
+    shuffled, size = rng.permutation(order.rows), order.batch_size
+    if order.length_P is None:
+        return _cut(shuffled, size)
+    batches: list[np.ndarray] = []
+    for some in _cut(shuffled, WINDOW * size):
+        by_length = np.argsort(order.length_P[some], kind="stable")
+        window = _cut(some[by_length], size)
+        batches += [window[i] for i in rng.permutation(len(window))]
+    return batches
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 @dataclass(frozen=True)
@@ -75,5 +96,6 @@ class Task:
     def batch(self, step: int) -> Batch:
         """Returns a step's pairs, on the devices."""
         size = self.plan.config.train.filled(self.plan.mesh)
-        rows = take(self.table, self.order.places(step), size)
+        lengths = self.plan.runner.pair_lengths
+        rows = take(self.table, self.order.places(step), size, lengths)
         return put_batch(rows, self.plan.mesh)

@@ -12,6 +12,7 @@ import numpy as np
 from tpmm_jax.axes import Params
 from tpmm_jax.chips import find_chip
 from tpmm_jax.config import Config
+from tpmm_jax.data.table import fitting_lengths, row_lengths
 from tpmm_jax.errors import BadInput
 from tpmm_jax.loop.agreement import agreement, pair_weights
 from tpmm_jax.loop.log_probs import pair_table, table_log_probs
@@ -70,9 +71,11 @@ def train(
     if plan.config.pairing.weights == "agreement" and iteration > 1:
         share_P = agreement(plan, disk, voice, iteration, pairs)
         table["trust_B"] = pair_weights(share_P, iteration - 1)
+    grouped = len(plan.runner.pair_lengths) > 1
     order = BatchOrder(
-        len(rows), config.batch_size, config.epochs, plan.config.seed, iteration
-    )
+        len(rows), config.batch_size, config.epochs, plan.config.seed, iteration,
+        row_lengths(table) if grouped else None,
+    )  # fmt: skip
     check_tau(plan.config, order.steps, f"iteration {iteration}")
     rate = make_learning_rate(config, order.steps)
     state, reference = _start(plan, disk, voice, iteration)
@@ -253,6 +256,15 @@ def step_flops(plan: Plan, batch: Batch, frozen: Frozen | None) -> float:
     )
 
 
+def _by_length(task: Task, steps: range) -> list[tuple[int, int]]:
+    """Returns of each length that steps are padded to one of them, and their number."""
+    length_P = row_lengths(task.table)
+    longest = [length_P[task.order.places(step)].max() for step in steps]
+    lengths = fitting_lengths(np.asarray(longest), task.plan.runner.pair_lengths)
+    _, firsts, counts = np.unique(lengths, return_index=True, return_counts=True)
+    return [(steps[i], int(count)) for i, count in zip(firsts, counts)]
+
+
 def _log_speed(task: Task, first: int, seconds: float) -> None:
     """Writes the tokens per second of the steps from ``first`` on."""
     plan, order, mask_BNT = task.plan, task.order, task.table["mask_BNT"]
@@ -264,7 +276,10 @@ def _log_speed(task: Task, first: int, seconds: float) -> None:
     devices = plan.mesh.devices
     chip = find_chip(devices.flat[0].device_kind)
     if chip is not None:
-        flops = step_flops(plan, task.batch(first), task.frozen) * len(steps)
+        flops = sum(
+            count * step_flops(plan, task.batch(step), task.frozen)
+            for step, count in _by_length(task, steps)
+        )
         values["mfu"] = flops / seconds / (chip.flops * devices.size)
     task.disk.log.log_timing(
         "train", iteration=task.iteration, step=None, values=values

@@ -26,6 +26,7 @@ CONTINUED_BY = {1: "0.1.0"}
 # config.json of such a run is no change.
 ADDED: Mapping[str, Any] = {
     "mesh.expert": 1,
+    "train.lengths": 1,
     "scorer.retries": 0,
     "scorer.weights": None,
     "scorer.ensemble": "predictions",
@@ -59,6 +60,8 @@ ADDED: Mapping[str, Any] = {
     "judge.revision": None,
     "judge.base": None,
 }
+# The same of a reward run.
+REWARD_ADDED: Mapping[str, Any] = {"train.lengths": 1}
 # A field that is now called reference.holdout_window; it stays in the config.json of a
 # run that began with it.
 OF_THEN = "reference.earlier_holdouts"

@@ -39,6 +39,8 @@ class HeldOut:
       table: the pairs (data.table), with reference_BN: log-probs under theta_0, nats.
       micro: pairs in one forward or backward pass.
       seed: of the minibatches.
+      lengths: what pairs are padded to, to the least that holds a minibatch; none: all
+        to the table's.
     """
 
     decoder: Decoder
@@ -46,6 +48,7 @@ class HeldOut:
     table: Table
     micro: int
     seed: int
+    lengths: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -53,7 +56,8 @@ class HeldOut:
 
     def rows(self, places: np.ndarray, size: int) -> Batch:
         """Returns the rows at ``places``, filled up to ``size`` with weight 0."""
-        return put_batch(take(self.table, places, size), self.decoder.mesh)
+        rows = take(self.table, places, size, self.lengths)
+        return put_batch(rows, self.decoder.mesh)
 
     def margins(self, params: Params) -> np.ndarray:
         """Returns D of every held-out pair against theta_0, nats, float64 [P]."""

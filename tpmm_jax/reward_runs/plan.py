@@ -1,5 +1,6 @@
 """What the parts of a reward run share."""
 
+import functools
 from dataclasses import dataclass, field
 
 import jax
@@ -7,7 +8,7 @@ from jax.sharding import Mesh
 
 from tpmm_jax.config import RewardConfig
 from tpmm_jax.data.codec import TextCodec
-from tpmm_jax.data.table import Table
+from tpmm_jax.data.table import Table, row_lengths
 from tpmm_jax.loop.run import DROPOUT, Disk
 from tpmm_jax.loop.task import BatchOrder
 from tpmm_jax.loop.voice import Voice
@@ -29,6 +30,8 @@ class RewardPlan:
     Attributes:
       decoder: the reward model's architecture with training numerics.
       table: arrays of the pairs that train.
+      lengths: tokens that they are padded to, ascending: to the least that holds a
+        batch.
     """
 
     config: RewardConfig
@@ -36,13 +39,14 @@ class RewardPlan:
     codec: TextCodec
     sets: PairSets
     table: Table = field(repr=False)
+    lengths: tuple[int, ...]
 
     @property
     def mesh(self) -> Mesh:
         assert self.decoder.mesh is not None
         return self.decoder.mesh
 
-    @property
+    @functools.cached_property
     def order(self) -> BatchOrder:
         """Which pairs each step takes."""
         train = self.config.train
@@ -52,6 +56,7 @@ class RewardPlan:
             train.epochs,
             order_seed(self.config),
             ITERATION,
+            row_lengths(self.table) if len(self.lengths) > 1 else None,
         )
 
     @property

@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 
 from tpmm_jax.config import HELD_OUT, REWARD_MAY_CHANGE, RewardConfig, to_dict
 from tpmm_jax.data.codec import make_codec
+from tpmm_jax.data.table import best_lengths, row_lengths
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.hosts import agree_same, shared_fate
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.header import model_rows
+from tpmm_jax.log.header import lengths_text, model_rows
 from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import last_session, log_session, warn_versions
 from tpmm_jax.loop.run import Disk
@@ -23,6 +24,8 @@ from tpmm_jax.loop.voice import Voice
 from tpmm_jax.loop.workdir import (
     DATA,
     FORMAT,
+    REWARD_ADDED,
+    as_begun,
     check_format,
     check_unchanged,
     open_workdir,
@@ -63,7 +66,10 @@ def open_reward_run(
         if started:
             check_format(workdir)
             _refuse_lost(workdir, trajectory)
-            check_unchanged(workdir, to_dict(config), REWARD_MAY_CHANGE, added={})
+            config = as_begun(workdir, config, REWARD_ADDED)
+            check_unchanged(
+                workdir, to_dict(config), REWARD_MAY_CHANGE, added=REWARD_ADDED
+            )
         plan, source = prepare(config, workdir, console, started=started)
         if started and lora is not None:
             trajectory.base = adapters_base(workdir, plan.decoder)
@@ -156,7 +162,10 @@ def prepare(
         noise=config.noise,
     )
     table = reward_table(sets.train, limit, codec.pad_id)
-    return RewardPlan(config, decoder, codec, sets, table), source
+    lengths = best_lengths(
+        row_lengths(table), table["mask_BNT"].shape[-1], config.train.lengths
+    )
+    return RewardPlan(config, decoder, codec, sets, table, lengths), source
 
 
 def _check_experts(config: RewardConfig, model: ModelConfig, mesh: Mesh) -> None:
@@ -219,7 +228,6 @@ def _show_header(
         f"{len(rows):,} {'held-out' if name == HELD_OUT else name}"
         for name, rows in plan.sets.tests.items()
     ]
-    length = plan.table["tokens_BNT"].shape[-1]
     lora = plan.decoder.lora
     what = "all weights" if lora is None else f"LoRA of rank {lora.rank} and the head"
     advice = mesh_advice(plan.mesh, source.config, config.batch_sizes)
@@ -235,7 +243,7 @@ def _show_header(
         (
             "training",
             f"{what}, {plan.order.steps:,} steps of {train.batch_size} pairs padded to "
-            f"{length} tokens, learning rate {train.learning_rate:g}",
+            f"{lengths_text(plan.lengths)}, learning rate {train.learning_rate:g}",
         ),
         ("workdir", f"{workdir}, will hold up to {need / 1e9:.2f} GB"),
         *(("note", text) for text in advice),
@@ -245,7 +253,7 @@ def _show_header(
 
 def _pin(workdir: pathlib.Path, plan: RewardPlan, *, started: bool) -> None:
     """Writes what later starts are compared with."""
-    pin_config(workdir, to_dict(plan.config), started=started, added={})
+    pin_config(workdir, to_dict(plan.config), started=started, added=REWARD_ADDED)
     date = plan.codec.date.isoformat()
     pairs = plan.sets.digest()
     agree_same({"data": pairs, "tokenizer": plan.codec.digest})

@@ -80,7 +80,7 @@ class _Task:
         """Returns a step's pairs, on the devices."""
         places = self.plan.order.places(step)
         size = self.plan.config.train.filled(self.plan.mesh)
-        rows = take(self.plan.table, places, size)
+        rows = take(self.plan.table, places, size, self.plan.lengths)
         return put_batch(rows, self.plan.mesh)
 
 

@@ -23,6 +23,9 @@ class TrainConfig:
       weight_decay: decoupled, on matrices only (as transformers' Trainer does).
       max_grad_norm: global norm above which gradients are scaled down.
       checkpoint_every: steps between saves inside an iteration; 0: none.
+      lengths: how many different lengths pairs are padded to, at most: pairs of like
+        length share a batch, which is padded no further than it must be, and a program
+        is compiled for each. 1: all to the longest, in batches drawn freely.
     """
 
     epochs: int = 1
@@ -37,6 +40,7 @@ class TrainConfig:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
+    lengths: int = 4
 
     @property
     def micro_batch(self) -> int:
@@ -72,6 +76,7 @@ class TrainConfig:
             "eps": (self.eps > 0, "positive"),
             "max_grad_norm": (self.max_grad_norm > 0, "positive"),
             "checkpoint_every": (self.checkpoint_every >= 0, "0 (never) or more"),
+            "lengths": (self.lengths >= 1, "at least 1"),
         }
         for name, (good, wanted) in checks.items():
             if not good:
