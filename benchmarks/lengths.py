@@ -44,7 +44,11 @@ def read_lengths(file: pathlib.Path, model: str, count: int) -> Lengths:
     from tpmm_jax.weights.loading import resolve
 
     found = resolve(model)
-    data = DataConfig(max_prompt_length=LIMIT, max_completion_length=LIMIT)
+    data = DataConfig(
+        max_prompt_length=LIMIT,
+        max_completion_length=LIMIT,
+        on_bad_rows="drop",
+    )
     codec = make_codec(found.config, found.tokenizer, data)
     rows = load_rows(str(file), data, codec, note=print, warn=print)
     order = np.random.default_rng(0).permutation(len(rows))[:count]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         stream,
         upcycle,
     )
+    from tpmm_jax.runs import read_run, run
     from tpmm_jax.weights.loading import load, load_reward
     from tpmm_jax.weights.saving import save
     from tpmm_jax.weights.source import Model
@@ -39,6 +40,8 @@ __all__ = [
     "logits",
     "merge",
     "merge_experts",
+    "read_run",
+    "run",
     "save",
     "score",
     "score_tokens",
@@ -48,6 +51,8 @@ __all__ = [
 
 _ELSEWHERE = {
     "Model": "weights.source",
+    "read_run": "runs",
+    "run": "runs",
     "load": "weights.loading",
     "load_reward": "weights.loading",
     "save": "weights.saving",
@@ -64,7 +69,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]
 
 
 # transformers advises on import to install PyTorch, which nothing here needs.

@@ -14,7 +14,7 @@ from tpmm_jax.report.figures import DASHES, PALETTE, SERIES, printable, theta
 from tpmm_jax.report.gather import RunData, read_run
 from tpmm_jax.report.judges import judge_sections
 from tpmm_jax.report.margins import margin_sections
-from tpmm_jax.report.panels import sections
+from tpmm_jax.report.panels import Section, sections
 from tpmm_jax.report.samples import common_samples, run_samples
 from tpmm_jax.report.settings import differences, settings
 from tpmm_jax.store.files import write_text
@@ -89,12 +89,19 @@ def labels(folders: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
+def run_sections(run: RunData) -> list[Section]:
+    """Returns the plots of one run's page."""
+    if reward.is_reward_run(run):
+        return reward.sections(run, reward.read_rewards(run))
+    return [*sections([run]), *judge_sections([run]), *margin_sections([run])]
+
+
 def run_page(run: RunData) -> str:
     """Returns the page of one run as HTML."""
     return environment().get_template("run.html.jinja").render(
         title=f"{run.label}: report",
         run=run,
-        sections=[*sections([run]), *judge_sections([run]), *margin_sections([run])],
+        sections=run_sections(run),
         samples=run_samples(run),
         settings=settings(run),
     )  # fmt: skip

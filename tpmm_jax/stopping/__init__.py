@@ -11,6 +11,7 @@ from tpmm_jax.stopping.signals import (
     ends_process,
     ends_with,
     keyboard_as_before,
+    signals_left_alone,
     watched,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "ends_with",
     "keyboard_as_before",
     "refuse_exit",
+    "signals_left_alone",
     "watched",
 ]

@@ -98,6 +98,19 @@ def ends_process() -> None:
 
 
 @contextlib.contextmanager
+def signals_left_alone() -> Iterator[None]:
+    """Takes no signal: a function that is called from Python leaves them to its caller.
+
+    Ctrl-C is a KeyboardInterrupt there, and no boundary asks.
+    """
+    before, GUARD.stage = GUARD.stage, GUARD.stage or Stage.WORK
+    try:
+        yield
+    finally:
+        GUARD.stage = before
+
+
+@contextlib.contextmanager
 def _in_stage(
     stage: Stage, say: Callable[[str], None], hide: Callable[[], None]
 ) -> Iterator[None]:

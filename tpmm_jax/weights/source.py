@@ -1,5 +1,6 @@
 """A model in memory, and one that was found and not read yet."""
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A decoder with its parameters and, where it has one, its tokenizer.
 
@@ -31,6 +32,31 @@ class Model:
     @property
     def config(self) -> ModelConfig:
         return self.decoder.config
+
+    def _facts(self) -> list[tuple[str, str]]:
+        config, count = self.config, self.decoder.num_params
+        kind = "reward model" if config.output == "reward" else "language model"
+        return [
+            ("family", f"{config.family}, {kind}"),
+            ("parameters", f"{count / 1e6:,.1f} M, {self.decoder.compute_dtype}"),
+            ("layers", f"{config.num_layers} of width {config.width}"),
+            ("vocabulary", f"{config.vocab_size:,}"),
+            ("positions", f"{config.max_positions:,}"),
+            ("tokenizer", "none" if self.tokenizer is None else "yes"),
+            ("source", str(self.origin.get("source", ""))),
+        ]
+
+    def __repr__(self) -> str:
+        told = dict(self._facts())
+        source = f", {told['source']!r}" if told["source"] else ""
+        return f"Model({told['family']}, {told['parameters']}{source})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><td>{name}</td><td>{html.escape(text)}</td></tr>"
+            for name, text in self._facts()
+        )
+        return f"<table>{''.join(rows)}</table>"
 
 
 @dataclass(frozen=True)
