@@ -2,12 +2,11 @@
 
     python benchmarks/lengths.py hh_harmless_base_test.jsonl.gz --model MODEL --rounds 3
 
-Needs the parity extra, or another environment with torch and trl: --trl PYTHON. The
-pairs' lengths are those of the file's rows in MODEL's tokens, prompts and completions
-cut to 512 each; the ids are random, for one model with 5 M random parameters (Llama's
-layers, width 256, a vocabulary of 4,096), float32. Reference log-probs are given, 8
-pairs a step, AdamW, no recomputation. Parts run in fresh processes, in turns, on two
-threads each. Printed are pairs per second, medians of the rounds by wall clock and by
+Needs the parity extra, or another environment with torch and trl: --trl PYTHON. MODEL
+is a directory of Llama's architecture; both train all of it in float32 on the same
+tokens, prompts and completions cut to 256 each: 8 pairs a step, AdamW, no
+recomputation, reference log-probs given. Parts run in fresh processes, in turns, on two
+threads each. Printed are pairs per second, medians of the rounds, by wall clock and by
 CPU seconds; compiling and warming up are left out.
 
     ours     four lengths, like lengths together (train.lengths=4)
@@ -31,13 +30,13 @@ from typing import Any
 
 import numpy as np
 
-PAIRS, STEPS, WARM, LIMIT = 8, 40, 3, 512
-VOCAB, WIDTH, LAYERS, HEADS, MLP = 4096, 256, 4, 4, 1024
-Lengths = list[list[int]]
+PAIRS, STEPS, WARM, LIMIT = 8, 60, 3, 256
+# Ids of a pair's prompt, chosen and rejected completion.
+Pairs = list[list[list[int]]]
 
 
-def read_lengths(file: pathlib.Path, model: str, count: int) -> Lengths:
-    """Returns (prompt, chosen, rejected) tokens of the file's pairs, shuffled."""
+def read_pairs(file: pathlib.Path, model: str, count: int) -> Pairs:
+    """Returns the file's first pairs in the model's tokens, shuffled."""
     from tpmm_jax.data.codec import make_codec
     from tpmm_jax.data.config import DataConfig
     from tpmm_jax.data.prepare import load_rows
@@ -45,160 +44,132 @@ def read_lengths(file: pathlib.Path, model: str, count: int) -> Lengths:
 
     found = resolve(model)
     data = DataConfig(
-        max_prompt_length=LIMIT,
-        max_completion_length=LIMIT,
-        on_bad_rows="drop",
+        max_prompt_length=LIMIT, max_completion_length=LIMIT, on_bad_rows="drop"
     )
     codec = make_codec(found.config, found.tokenizer, data)
     rows = load_rows(str(file), data, codec, note=print, warn=print)
     order = np.random.default_rng(0).permutation(len(rows))[:count]
     return [
-        [len(row.prompt_ids), len(row.chosen_ids), len(row.rejected_ids)]
+        [list(row.prompt_ids), list(row.chosen_ids), list(row.rejected_ids)]
         for row in (rows[i] for i in order)
     ]
 
 
-def make_pairs(lengths: Lengths) -> list[list[list[int]]]:
-    """Returns random ids of those lengths, each completion with an end."""
-    rng = np.random.default_rng(1)
-    return [
-        [
-            rng.integers(4, VOCAB, p).tolist(),
-            [*rng.integers(4, VOCAB, c - 1).tolist(), 1],
-            [*rng.integers(4, VOCAB, r - 1).tolist(), 1],
-        ]
-        for p, c, r in lengths
-    ]
-
-
-def ours(lengths: Lengths, most: int) -> dict[str, Any]:
-    """Returns seconds and pairs of our steps."""
-    import jax
-
+def ours(model: str, pairs: Pairs, most: int) -> dict[str, Any]:
+    """Returns seconds of each of our steps."""
     from tpmm_jax.data.batches import collate
     from tpmm_jax.data.records import PairRow
     from tpmm_jax.data.table import best_lengths, fitting_lengths, row_lengths, take
     from tpmm_jax.loop.task import BatchOrder
     from tpmm_jax.losses import LossConfig
     from tpmm_jax.models import Decoder
-    from tpmm_jax.models.families import make_config
     from tpmm_jax.steps import TrainConfig, init_state, preference_step
+    from tpmm_jax.weights.loading import resolve
 
-    config = make_config(
-        "llama", vocab_size=VOCAB, width=WIDTH, mlp_width=MLP, num_layers=LAYERS,
-        num_heads=HEADS, num_kv_heads=HEADS, max_positions=2 * LIMIT, pad_id=0,
-        eos_ids=(1,), bos_id=2,
-    )  # fmt: skip
-    decoder = Decoder(config, remat=False)
-    rows = [PairRow(*ids) for ids in make_pairs(lengths)]
-    longest = max(p + max(c, r) for p, c, r in lengths)
+    found = resolve(model)
+    decoder = Decoder(found.config, remat=False)
+    rows = [PairRow(*ids) for ids in pairs]
+    longest = max(len(p) + max(len(c), len(r)) for p, c, r in pairs)
     table = collate(rows, length=-(-longest // 32) * 32, pad_id=0)
     table["reference_BN"] = np.full((len(rows), 2), -100.0, np.float32)
     length_P = row_lengths(table)
-    chosen = best_lengths(length_P, table["mask_BNT"].shape[-1], most)
+    lengths = best_lengths(length_P, table["mask_BNT"].shape[-1], most)
     order = BatchOrder(len(rows), PAIRS, 1, 0, 1, length_P if most > 1 else None)
     train = TrainConfig(learning_rate=1e-5, batch_size=PAIRS, schedule="constant")
     step = preference_step(decoder, LossConfig(), train)
-    state = init_state(decoder.init(jax.random.key(0)), train)
+    state = init_state(found.read(decoder, "float32"), train)
 
     def run(places: np.ndarray) -> None:
         nonlocal state
-        batch = take(table, places, PAIRS, chosen)
-        state, metrics = step(state, batch, 1e-5)
+        state, metrics = step(state, take(table, places, PAIRS, lengths), 1e-5)
         float(metrics["loss"])
 
     # Every program, twice.
-    for length in 2 * chosen:
-        fits = np.flatnonzero(fitting_lengths(length_P, chosen) == length)
-        run(fits[:PAIRS])
-    return clocked(lambda i: run(order.places(i)), order.steps) | {"lengths": chosen}
+    for length in 2 * lengths:
+        run(np.flatnonzero(fitting_lengths(length_P, lengths) == length)[:PAIRS])
+    ticks = [(time.perf_counter(), time.process_time())]
+    for i in range(order.steps):
+        run(order.places(i))
+        ticks.append((time.perf_counter(), time.process_time()))
+    return {"ticks": ticks, "lengths": lengths}
 
 
-def trl(lengths: Lengths, most: int) -> dict[str, Any]:
+def trl(model: str, pairs: Pairs, most: int) -> dict[str, Any]:
     """Returns the same of TRL."""
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
+        AutoModelForCausalLM,
         PreTrainedTokenizerFast,
         TrainerCallback,
     )
     from trl import DPOConfig, DPOTrainer
 
     torch.set_num_threads(2)
-    names = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"t{i}" for i in range(4, VOCAB))]
-    table = {name: i for i, name in enumerate(names)}
-    made = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    end = loaded.config.eos_token_id
+    # A word for each id, so that TRL trains on the same tokens.
+    table = {f"t{i}": i for i in range(loaded.config.vocab_size)}
+    made = Tokenizer(models.WordLevel(table, unk_token="t0"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=made, pad_token="t0", eos_token=f"t{end}", unk_token="t0"
     )
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=MLP,
-        num_hidden_layers=LAYERS, num_attention_heads=HEADS, pad_token_id=0,
-        max_position_embeddings=2 * LIMIT, eos_token_id=1, bos_token_id=2,
-    )  # fmt: skip
-    pairs = make_pairs(lengths)
 
     def text(ids: list[int]) -> str:
-        # TRL adds the end token itself.
-        return "".join(f" t{i}" for i in ids if i != 1)
+        # TRL adds the end itself, also to a completion that was cut.
+        return "".join(f" t{i}" for i in (ids[:-1] if ids[-1] == end else ids))
 
-    data = Dataset.from_dict(
-        {
-            name: [text(pair[k]) for pair in pairs]
-            for k, name in enumerate(("prompt", "chosen", "rejected"))
-        }
-    )
-    # A longest batch first, so that memory is there.
+    names = ("prompt", "chosen", "rejected")
+    data = {name: [text(pair[k]) for pair in pairs] for k, name in enumerate(names)}
     ticks: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ticks.append((time.perf_counter(), time.process_time()))
 
-    steps = len(pairs) // PAIRS
     with tempfile.TemporaryDirectory() as folder:
         args = DPOConfig(
-            output_dir=folder, per_device_train_batch_size=PAIRS, max_steps=steps,
-            learning_rate=1e-5, lr_scheduler_type="constant", bf16=False, use_cpu=True,
-            gradient_checkpointing=False, max_length=2 * LIMIT, save_strategy="no",
-            report_to="none", disable_tqdm=True, logging_steps=1, beta=0.1,
-            precompute_ref_log_probs=True, dataloader_pin_memory=False,
+            output_dir=folder, per_device_train_batch_size=PAIRS,
+            max_steps=len(pairs) // PAIRS, learning_rate=1e-5, use_cpu=True,
+            lr_scheduler_type="constant", bf16=False, gradient_checkpointing=False,
+            max_length=2 * LIMIT, save_strategy="no", report_to="none", beta=0.1,
+            disable_tqdm=True, logging_steps=1, precompute_ref_log_probs=True,
+            dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = DPOTrainer(
-            model=LlamaForCausalLM(config).float(), args=args, train_dataset=data,
+            model=loaded, args=args, train_dataset=Dataset.from_dict(data),
             processing_class=tokenizer, callbacks=[Clock()],
         )  # fmt: skip
         first = trainer.train_dataset[0]
-        assert [len(first[f"{n}_ids"]) for n in ("prompt", "chosen", "rejected")] == (
-            lengths[0]
-        ), "the same tokens"
+        sizes = [len(first[f"{name}_ids"]) for name in names]
+        assert all(abs(n - len(x)) <= 1 for n, x in zip(sizes, pairs[0])), sizes
         trainer.train()
-    wall, cpu = (np.diff([tick[i] for tick in ticks]).tolist() for i in (0, 1))
-    return {"wall": wall[WARM:], "cpu": cpu[WARM:], "pairs": PAIRS}
+    return {"ticks": ticks[WARM:]}
 
 
-def clocked(run: Callable[[int], None], steps: int) -> dict[str, Any]:
-    """Returns the seconds of each step."""
-    wall, cpu = list[float](), list[float]()
-    for i in range(steps):
-        began = time.perf_counter(), time.process_time()
-        run(i)
-        wall.append(time.perf_counter() - began[0])
-        cpu.append(time.process_time() - began[1])
-    return {"wall": wall, "cpu": cpu, "pairs": PAIRS}
-
-
-PARTS: dict[str, tuple[Callable[[Lengths, int], dict[str, Any]], int, bool]] = {
-    "ours": (ours, 4, False),
-    "longest": (ours, 1, False),
-    "TRL": (trl, 0, False),
-    "ours, equal": (ours, 1, True),
-    "TRL, equal": (trl, 0, True),
+Part = Callable[[str, Pairs, int], dict[str, Any]]
+PARTS: dict[str, tuple[Part, int]] = {
+    "ours": (ours, 4),
+    "longest": (ours, 1),
+    "TRL": (trl, 0),
+    "ours, equal": (ours, 1),
+    "TRL, equal": (trl, 0),
 }
+
+
+def run_part(name: str, model: str, pairs: Pairs) -> dict[str, Any]:
+    """Returns pairs per second of one part."""
+    if name.endswith("equal"):
+        ids = np.random.default_rng(1).integers(4, 500, (len(pairs), 3, 128)).tolist()
+        pairs = [[p, [*c[:127], 2], [*r[:127], 2]] for p, c, r in ids]
+    make, most = PARTS[name]
+    found = make(model, pairs, most)
+    ticks = found.pop("ticks")
+    spent = [last - first for first, last in zip(ticks[0], ticks[-1])]
+    count = PAIRS * (len(ticks) - 1)
+    return found | {"wall": count / spent[0], "cpu": count / spent[1]}
 
 
 def main() -> None:
@@ -211,56 +182,44 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part is not None:
-        make, most, equal = PARTS[args.part]
-        lengths = json.loads(args.file.read_text())
-        print(
-            json.dumps(
-                make([[64, 192, 192]] * len(lengths) if equal else lengths, most)
-            )
-        )
+        pairs = json.loads(args.file.read_text())
+        print(json.dumps(run_part(args.part, args.model, pairs)))
         return
-    script = str(pathlib.Path(__file__))
     env = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
     env["JAX_PLATFORMS"] = "cpu"
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
     with tempfile.TemporaryDirectory() as folder:
-        rows = pathlib.Path(folder) / "rows.jsonl"
+        rows, kept = (pathlib.Path(folder) / name for name in ("p.jsonl", "p.json"))
         opened = gzip.open if args.file.suffix == ".gz" else open
         with opened(args.file, "rt") as lines:
             rows.write_text("".join(lines))
-        lengths = read_lengths(rows, args.model, PAIRS * STEPS)
-        kept = pathlib.Path(folder) / "lengths.json"
-        kept.write_text(json.dumps(lengths))
-        whole = [p + max(c, r) for p, c, r in lengths]
-        print(f"{len(whole)} pairs, {np.mean(whole):.0f} tokens on average, "
-              f"{max(whole)} at most")  # fmt: skip
+        pairs = read_pairs(rows, args.model, PAIRS * STEPS)
+        kept.write_text(json.dumps(pairs))
+        whole = [len(p) + max(len(c), len(r)) for p, c, r in pairs]
+        print(
+            f"{len(whole)} pairs of {np.mean(whole):.0f} tokens, {max(whole)} at most"
+        )
         for _ in range(args.rounds):
-            for part, (make, *_rest) in PARTS.items():
+            for part, (make, _most) in PARTS.items():
                 python = args.trl if make is trl else sys.executable
+                command = [python, __file__, str(kept), "--model", args.model]
                 done = subprocess.run(
-                    [python, script, str(kept), "--model", "", "--part", part],
-                    capture_output=True, text=True, env=env,
-                )  # fmt: skip
+                    [*command, "--part", part], capture_output=True, text=True, env=env
+                )
                 if done.returncode:
                     raise SystemExit(done.stderr)
-                one = json.loads(done.stdout.strip().splitlines()[-1])
-                found.setdefault(part, []).append(one)
-    rates = {
-        part: {
-            clock: [len(x[clock]) * x["pairs"] / sum(x[clock]) for x in some]
-            for clock in ("wall", "cpu")
-        }
-        for part, some in found.items()
-    }
-    for part, rate in rates.items():
-        peer = rates["TRL, equal" if "equal" in part else "TRL"]
-        told = [
-            f"{statistics.median(x):.2f} pairs/s {clock} "
-            f"({min(x):.2f} to {max(x):.2f}), "
-            f"{statistics.median(x) / statistics.median(peer[clock]):.2f} x TRL"
-            for clock, x in rate.items()
-        ]
-        print(f"{part:12} {'; '.join(told)} {found[part][0].get('lengths', '')}")
+                found[part].append(json.loads(done.stdout.strip().splitlines()[-1]))
+    for part, some in found.items():
+        peer = found["TRL, equal" if part.endswith("equal") else "TRL"]
+        told = []
+        for clock in ("wall", "cpu"):
+            rates = [one[clock] for one in some]
+            ratio = statistics.median(rates) / statistics.median(x[clock] for x in peer)
+            told.append(
+                f"{statistics.median(rates):.2f} pairs/s {clock} ({min(rates):.2f} to "
+                f"{max(rates):.2f}), {ratio:.2f} x TRL"
+            )
+        print(f"{part:12} {'; '.join(told)} {some[0].get('lengths', '')}")
 
 
 if __name__ == "__main__":

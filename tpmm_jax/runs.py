@@ -1,4 +1,4 @@
-"""Runs from Python: ``tpmm.run`` starts or continues one, ``tpmm.read_run`` reads it."""
+"""Runs from Python: ``run`` starts or continues one, ``read_run`` reads it."""
 
 import html
 import os
@@ -55,23 +55,23 @@ def run(
         expensive starts before the input is checked.
     """
     refuse_many("tpmm.run")
-    folder = workdir
+    made: Any = config
     if isinstance(config, str | os.PathLike):
-        folder = folder or f"runs/{pathlib.Path(config).stem}"
-        config = load_config(config, overrides, kind=None)
+        workdir = workdir or f"runs/{pathlib.Path(config).stem}"
+        made = load_config(config, overrides, kind=None)
     else:
         for override in overrides:
-            config = set_field(config, override)
-    if folder is None:
+            made = set_field(made, override)
+    if workdir is None:
         raise BadInput("workdir is missing: give the folder where the run is kept")
-    folder, console = pathlib.Path(folder), RunConsole()
+    folder, console = pathlib.Path(workdir), RunConsole()
     if compilation_cache:
         keep_programs()
     with signals_left_alone():
-        if isinstance(config, RewardConfig):
-            train_reward.run(config, folder, console)
+        if isinstance(made, RewardConfig):
+            train_reward.run(made, folder, console)
         else:
-            train.run(config, folder, console)
+            train.run(made, folder, console)
     return read_run(folder)
 
 
@@ -104,7 +104,7 @@ class Figure:
 
     def _repr_html_(self) -> str:
         keys = " ".join(
-            f'<span style="color: {style(i)["color"]}">&#9632;</span> {html.escape(key)}'
+            f'<b style="color: {style(i)["color"]}">&#9632;</b> {html.escape(key)}'
             for i, key in enumerate(self.keys)
             if key
         )
