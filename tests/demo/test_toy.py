@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 
 from tpmm_jax.config import load_config
+from tpmm_jax.data.records import Rollout
 from tpmm_jax.demo import grammar, toy
-from tpmm_jax.demo.side_by_side import comparison, main, side_by_side
+from tpmm_jax.demo.side_by_side import (
+    before_and_after,
+    comparison,
+    main,
+    side_by_side,
+)
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import iteration_rows
+from tpmm_jax.store.records import append_records
 from tpmm_jax.weights.loading import load
 
 PROMPT = "Our Monday lunch at the old cafe:"
@@ -106,6 +113,24 @@ def test_the_comparison_names_both_rules():
     assert "previous: reward" in lines[0] and "learned: reward" in lines[0]
     assert lines[2].split() == ["0", *["-0.25", "±", "0.05", "0.0"] * 2]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_one_answer_before_and_one_after_are_shown(tmp_path):
+    """Of the prompt whose reward rose by the median."""
+    for t, rewards in ((0, [0.0, 0.5, -1.0]), (2, [1.0, 0.5, 1.0])):
+        rows = [
+            Rollout(prompt=f"p{i}", responses=[f" said {t}-{i}"], rewards=[reward],
+                    held_out=True, prompt_ids=[1], response_ids=[[2]])
+            for i, reward in enumerate(rewards)
+        ]  # fmt: skip
+        path = tmp_path / "iterations" / f"{t:03d}" / "evaluation.jsonl"
+        path.parent.mkdir(parents=True)
+        append_records(path, rows, 0)
+    assert before_and_after(tmp_path, 2) == [
+        f"{tmp_path.name}, the prompt of median gain: p0",
+        "  before (+0.00)  said 0-0",
+        "  after  (+1.00)  said 2-0",
+    ]
 
 
 def test_the_command_refuses_a_rule(capsys):

@@ -10,7 +10,7 @@ from rich.text import Text
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.log.comparison import comparison_table
-from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.console import RunConsole, typed
 from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.header import evaluation_text
 from tpmm_jax.log.progress import Pace, clock_text, rate_text
@@ -444,3 +444,29 @@ def test_clock_text(seconds, text):
 )
 def test_rate_text(rate, text):
     assert rate_text(rate, "x") == text
+
+
+def test_a_command_is_written_as_the_shell_finds_it(monkeypatch, tmp_path):
+    """That of this environment, which need not be on the path."""
+    environment = tmp_path / ".venv" / "bin"
+    environment.mkdir(parents=True)
+    for name in ("python", "tpmm"):
+        (environment / name).touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(environment / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.chdir(tmp_path)
+    out = io.StringIO()
+    RunConsole(out).next_steps(
+        ["try     tpmm sample runs/x", "tpmm sample x", "in Python   import tpmm as x"]
+    )
+    assert out.getvalue().splitlines()[2:] == [
+        "  try     .venv/bin/tpmm sample runs/x",
+        "  .venv/bin/tpmm sample x",
+        "  in Python   import tpmm as x",
+    ]
+    monkeypatch.setenv("PATH", f"{environment}:/usr/bin")
+    assert typed("tpmm") == "tpmm"
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert typed("tpmm") == str(environment / "tpmm").lstrip("/")
+    assert typed("tensorboard") == "tensorboard", "not installed there"

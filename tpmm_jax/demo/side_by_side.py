@@ -106,6 +106,10 @@ def side_by_side(config: Config, workdir: pathlib.Path, console: RunConsole) -> 
         console.note(line)
     console.note("")
     console.note(verdict(workdir, config.iterations))
+    console.note("")
+    for line in before_and_after(workdir / RULES[1], config.iterations):
+        console.note(line)
+    console.note("")
     console.note(f"{clock_text(time.monotonic() - started)} in all")
     console.next_steps(next_steps(workdir, config, plot))
 
@@ -157,10 +161,33 @@ def verdict(workdir: pathlib.Path, iteration: int) -> str:
     return found + f"On this seed {better} is ahead; another seed may differ."
 
 
+def before_and_after(workdir: pathlib.Path, iteration: int) -> list[str]:
+    """Returns an answer of theta_0 and one of the last policy to the same prompt.
+
+    The prompt is the one whose reward rose by the median: neither the best nor the
+    worst to show.
+    """
+    rewards = [_rewards(workdir, t)[:, 0] for t in (0, iteration)]
+    order = np.argsort(rewards[1] - rewards[0], kind="stable")
+    place = int(order[len(order) // 2])
+    answers = [_answers(workdir, t)[place] for t in (0, iteration)]
+    return [
+        f"{workdir.name}, the prompt of median gain: {answers[0].prompt}",
+        *(
+            f"  {what:<6} ({some[place]:+.2f})  {answer.responses[0].strip()}"
+            for what, some, answer in zip(("before", "after"), rewards, answers)
+        ),
+    ]
+
+
 def _rewards(workdir: pathlib.Path, iteration: int) -> np.ndarray:
     """Returns rewards [prompts, samples] of an evaluation, prompts in their order."""
+    return np.array([row.rewards for row in _answers(workdir, iteration)])
+
+
+def _answers(workdir: pathlib.Path, iteration: int) -> list[Rollout]:
     path = workdir / "iterations" / f"{iteration:03d}" / "evaluation.jsonl"
-    return np.array([row.rewards for row in read_records(path, Rollout)])
+    return read_records(path, Rollout)
 
 
 def next_steps(workdir: pathlib.Path, config: Config, plot: pathlib.Path) -> list[str]:
@@ -171,9 +198,10 @@ def next_steps(workdir: pathlib.Path, config: Config, plot: pathlib.Path) -> lis
         f"the plot       {plot}",
         f"what it wrote  {learned}/iterations/{last:03d}/evaluation.jsonl "
         "(000: before training)",
-        "in Python      import tpmm_jax as tpmm",
-        f'               model = tpmm.load("{learned}/trajectory@{last}")',
-        f"               tpmm.generate(model, [{prompt!r}], num_samples=4)",
+        f"compare        tpmm report {' '.join(str(workdir / rule) for rule in RULES)}",
+        f"try            tpmm sample {learned} --prompt {shlex.quote(prompt)}",
+        f"take           tpmm export {learned} --output exported",
+        f'in Python      tpmm_jax.read_run("{learned}")',
         "other noise    python configs/quickstart.py --workdir "
         f"{workdir}_noisier --set pairing.flip_probability=0.4",
         "a real model   tpmm train --config configs/smollm2.py",

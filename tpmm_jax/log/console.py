@@ -7,6 +7,10 @@ tokenizer or a model says is shown with its control codes as escapes.
 
 import contextlib
 import io
+import os
+import pathlib
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +33,8 @@ _LINE_SHARE = 0.1
 _QUIET_SECONDS = 60.0
 _NAME = 10
 _GAP = 2
+# In a line of next_steps.
+_COMMAND = re.compile(r"(?<=  )(tpmm|tensorboard|python)(?= )")
 
 
 class RunConsole:
@@ -160,11 +166,26 @@ class RunConsole:
         self._out.print()
 
     def next_steps(self, lines: Sequence[str]) -> None:
-        """Print what to do next, each line whole so that a command can be copied."""
+        """Print what to do next, each line whole so that a command can be copied.
+
+        A command stands at the beginning, or behind two spaces; it is written so that
+        the shell finds that of this environment.
+        """
         self._out.print()
         _write(self._out, Text("Next", style="bold"))
         for line in lines:
-            _write(self._out, Text(f"  {line}"), soft_wrap=True)
+            found = _COMMAND.sub(lambda match: typed(match[0]), f"  {line}")
+            _write(self._out, Text(found), soft_wrap=True)
+
+
+def typed(name: str) -> str:
+    """Returns what a person types to call a command of this environment."""
+    folder = pathlib.Path(sys.executable).parent
+    found = shutil.which(name)
+    if not (folder / name).exists() or (found and pathlib.Path(found).parent == folder):
+        return name
+    path = os.path.relpath(folder / name)
+    return str(folder / name) if path.startswith("..") else path
 
 
 class Phase:
