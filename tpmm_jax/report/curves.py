@@ -59,13 +59,16 @@ def curve_panels(curves: Sequence[Row]) -> list[Panel]:
 
 def _plots(curves: Sequence[Row]) -> list[tuple[str, str, str]]:
     gold = "Gold score of the answer that the proxy picks"
-    note = "What the answer is picked by."
+    note = "The answer is picked by it."
     if len({curve["proxy"] for curve in curves}) > 1:
         note += (
-            " Each proxy above its mean, in standard deviations of the answers to a "
-            f"prompt, both of {curves[0]['policy']}: units of their own."
+            " Each proxy is drawn above its mean, in standard deviations of the "
+            f"answers to a prompt, both of {curves[0]['policy']}: their units differ."
         )
-    return [("gold", gold, "95 % intervals."), ("proxy", "Proxy of that answer", note)]
+    return [
+        ("gold", gold, "The bands are 95 % intervals."),
+        ("proxy", "Proxy of that answer", note),
+    ]
 
 
 def curve_names(curves: Sequence[Row]) -> list[str]:

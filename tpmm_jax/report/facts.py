@@ -91,6 +91,19 @@ def _with_interval(run: RunData, row: Row, name: str, *, percent: bool = False) 
     return text and f"95\u00a0%: {text}"
 
 
+def headline(run: RunData) -> str:
+    """Returns what was run, in a line; only what the files say."""
+    config = flatten(run.config)
+    model, rule = config.get("model.source"), config.get("reference.rule")
+    done = run.last.get("iteration") or config.get("iterations")
+    parts = [
+        f"{_loss(config)} on {model}" if model and config.get("loss.name") else model,
+        f"against the reference {rule}" if rule else "",
+        f"{done} iteration{'' if done == 1 else 's'}" if done else "",
+    ]
+    return ", ".join(str(part) for part in parts if part)
+
+
 def described(run: RunData) -> list[tuple[str, str]]:
     """Returns (name, value) of what was run; only what the files say."""
     config = flatten(run.config)

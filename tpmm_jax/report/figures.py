@@ -40,6 +40,8 @@ DASHES = ("", "6 3", "2 2.5", "9 3 2 3", "4 2", "1 2", "8 2 2 2 2 2", "12 3")
 _MARKERS = "os^Dv<>P"
 _WIDTH, _HEIGHT = 360.0, 220.0  # CSS pixels: about a phone's column
 _FONT = 11.5
+# Ticks are these times a power of ten apart.
+_STEPS = [1, 2, 5, 10]
 _FEW = 15  # points of a curve that get an error bar each; more get a band
 # Variable of style.css -> the colour to draw in: its light value.
 _INK, _MUTED, _GRID = "#1d2126", "#646c76", "#e4e6e9"
@@ -220,7 +222,7 @@ def by_step(
         if percent:
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=_STEPS))
         axes.set_xlabel(xlabel)
         return finished(figure), size
 
@@ -356,7 +358,7 @@ def plot(
         axes.spines["bottom"].set_color(_MUTED)
         axes.tick_params(length=0, pad=4)
         axes.tick_params(axis="x", length=3, color=_MUTED)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=_STEPS))
         yield figure, axes
 
 

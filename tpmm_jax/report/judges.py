@@ -10,7 +10,7 @@ from tpmm_jax.report.panels import Panel, Section, family, prefixes
 _FAULTS = {
     "disagreed": (
         "Judges: the order decided",
-        "Share of answers that are better in one order and worse in the other.",
+        "This share of answers is better in one order and worse in the other.",
     ),
     "unread": (
         "Judges: replies that cannot be read",
@@ -36,7 +36,7 @@ def judge_sections(runs: Sequence[RunData]) -> list[Section]:
             names = {f"{prefix}judge/{label}/{end}": label for label in labels}
             whole = f"{title} ({labels[0]})" if len(labels) == 1 else title
             panels += family(runs, f"{whole}{of}", names, note, percent=True)
-    note = "What the judge that labels says of the answers to one prompt."
+    note = "The judge that labels says so of the answers to one prompt."
     for name, title in _LABELS.items():
         panels += family(runs, f"Labels: {title}", {name: ""}, note, percent=True)
     return [Section("Judges", panels)] if panels else []

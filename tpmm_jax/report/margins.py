@@ -24,7 +24,7 @@ def margin_sections(runs: Sequence[RunData]) -> list[Section]:
 
 def by_iteration(runs: Sequence[RunData]) -> list[Panel]:
     """Weights, effective pairs and margins by iteration."""
-    note = "(Σw)²/Σw² of the training pairs, beside their number."
+    note = "It is (Σw)²/Σw² of the training pairs, beside their number."
     names = {"madpo/effective_pairs": "effective", "pairs": "training pairs"}
     weighed = [run for run in runs if "madpo/effective_pairs" in run.names()]
     found = []
@@ -32,9 +32,9 @@ def by_iteration(runs: Sequence[RunData]) -> list[Panel]:
         found += family(weighed, "Effective number of pairs", names, note)
         title, note = "Pairs with |h| above τ", "Their margins are shrunk."
         found += family(weighed, title, {"madpo/above_tau": ""}, note, percent=True)
-        note = "They are not renormalised."
+        note = "Weights are not renormalised."
         found += family(weighed, "Mean weight", {"madpo/weight": ""}, note)
-    note = "Before pairing.margins; what the rewards and the label disagree about."
+    note = "Rewards and labels disagree about these, before pairing.margins acts."
     title = "Training pairs with a negative margin"
     return found + family(runs, title, {"margins/negative": ""}, note, percent=True)
 
@@ -47,7 +47,7 @@ def distributions(run: RunData) -> list[Panel]:
     margin_P = run.margins(t)
     if not len(margin_P):
         return []
-    note = f"{len(margin_P):,} training pairs of iteration {t}, signed by their label."
+    note = f"{len(margin_P):,} pairs trained iteration {t}; labels give the signs."
     svg = figures.histogram({"": margin_P}, xlabel="h, chosen minus rejected")
     found = [Panel("Margins h", note, [], svg)]
     if "madpo/weight" not in run.last:
@@ -56,7 +56,7 @@ def distributions(run: RunData) -> list[Panel]:
     weight_P = np.asarray(weight(margin_P.astype(np.float32), **given), np.float64)
     svg = figures.histogram({"": weight_P}, xlabel="w(h)")
     found.append(Panel("MADPO's weights", note, [], svg))
-    note = f"Marked: |h| of the training pairs. Dashed: τ = {given['tau']:g}."
+    note = f"Marks are |h| of the pairs; the dashed line is τ = {given['tau']:g}."
     svg = _coefficient_curve(np.abs(margin_P), given)
     return [*found, Panel("Coefficient c(|h|)", note, [], svg)]
 

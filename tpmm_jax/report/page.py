@@ -99,7 +99,7 @@ def run_sections(run: RunData) -> list[Section]:
 def run_page(run: RunData) -> str:
     """Returns the page of one run as HTML."""
     return environment().get_template("run.html.jinja").render(
-        title=f"{run.label}: report",
+        title=f"{run.label}: {facts.headline(run) or 'report'}",
         run=run,
         sections=run_sections(run),
         samples=run_samples(run),

@@ -21,7 +21,10 @@ from tpmm_jax.report.figures import Curve, theta
 from tpmm_jax.report.gather import Row, RunData
 
 PREVIOUS = "θₜ₋₁"
-_CUT = "Share of the answers that max_new_tokens ended."
+_CUT = "max_new_tokens ended this share of the answers."
+
+
+_LAYERS = "Each row is a layer, or a parameter outside the layers."
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _panel(
     if not any(curve.x for curve in curves):
         return []
     if any(curve.low for curve in curves):
-        note = f"{note} Bars: 95\u00a0% intervals.".lstrip()
+        note = f"{note} The bars are 95\u00a0% intervals.".lstrip()
     keys = [curve.label if curve.x else "" for curve in curves] if named else []
     return [Panel(title, note, keys, draw(curves))]
 
@@ -137,10 +140,10 @@ def reward(runs: Sequence[RunData]) -> list[Panel]:
         found += family(runs, f"Reward{of}", {f"{prefix}reward/mean": ""})
         for label in find_labels(named, f"{prefix}score/", "/mean"):
             name = f"{prefix}score/{label}/mean"
-            note = "A further scorer; it labelled no pair."
+            note = "This further scorer labelled no pair."
             found += family(runs, f"Score of {label}{of}", {name: ""}, note)
         note = (
-            "How far the labelling scorer's members are apart on an answer, on average."
+            "The labelling scorer's members are so far apart on an answer, on average."
         )
         name = f"{prefix}reward/spread"
         found += family(runs, f"Spread of the reward{of}", {name: ""}, note)
@@ -184,7 +187,7 @@ def distance(runs: Sequence[RunData]) -> list[Panel]:
             title, named = f"Reward over KL{of}", len(runs) > 1
             found += _panel(title, curves, note, figures.frontier, named=named)
         names = {kl: f"to {theta(0)}", f"{prefix}kl/reference": "to the reference"}
-        found += family(runs, f"KL{of}", names, "Nats per response.")
+        found += family(runs, f"KL{of}", names, "KL is in nats per response.")
     return found
 
 
@@ -212,7 +215,7 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
         runs,
         "Signal-to-rounding of the merge",
         {"merge/signal_to_rounding": ""},
-        f"|merged − θ₀| over the rounding error of computing with it; below "
+        f"It is |merged − θ₀| over the rounding error of computing with it; below "
         f"{FAINT:g} the reference hardly differs from θ₀.",
         log=True,
     )
@@ -220,12 +223,12 @@ def merging(runs: Sequence[RunData]) -> list[Panel]:
 
 
 def _weights(run: RunData, of: str) -> list[Panel]:
-    note = "One row per iteration: the reference that θₜ was trained against."
+    note = "Each row is the reference that θₜ was trained against."
     return _heat(run, "merge/weight_", f"Merge weights{of}", note)
 
 
 def _shipped_weights(run: RunData, of: str) -> list[Panel]:
-    note = "One row per iteration: the mean that is evaluated beside θₜ."
+    note = "Each row is the mean that is evaluated beside θₜ."
     return _heat(run, "ship/weight_", f"Weights of the shipped mean{of}", note)
 
 
@@ -258,7 +261,7 @@ def _layer_weights(run: RunData, of: str) -> list[Panel]:
     names = [str(name) for name in layered[last]["groups"]]
     columns = [theta(k) for k in range(weights.shape[1])]
     title = f"Merge weights by layer, iteration {last}{of}"
-    return [Panel(title, "", [], figures.heat(weights, names, columns))]
+    return [Panel(title, _LAYERS, [], figures.heat(weights, names, columns))]
 
 
 def _evidence(run: RunData, of: str) -> list[Panel]:
@@ -283,8 +286,9 @@ def _evidence(run: RunData, of: str) -> list[Panel]:
     )
     equal = [str(t) for t, record in fitted.items() if not record["learned"]]
     note = (
-        "Held-out loss that the fitted weights save over equal ones, nats per pair, on "
-        "prompts that they were not fitted on. Bars: one standard error. "
+        "The fitted weights save so much held-out loss over equal ones, in nats per "
+        "pair, on prompts that they were not fitted on. The bars are one standard "
+        "error. "
     )
     note += (
         f"Equal weights were used in iteration{'s' if len(equal) > 1 else ''} "
@@ -298,8 +302,8 @@ def _evidence(run: RunData, of: str) -> list[Panel]:
     y, low, high = zip(*record["accuracies"])
     alone = Curve("", list(range(1, len(y) + 1)), y, low, high)
     note = (
-        f"Share of the held-out pairs so far that θₖ alone against {theta(0)} orders "
-        "as they are labelled. Bars: 95\u00a0% intervals."
+        f"θₖ alone against {theta(0)} orders this share of the held-out pairs so far "
+        "as they are labelled. The bars are 95\u00a0% intervals."
     )
     for k in record["left_out"]:
         note += f" {theta(int(k))} is left out of the reference."
@@ -310,10 +314,14 @@ def _evidence(run: RunData, of: str) -> list[Panel]:
 
 def held_out(runs: Sequence[RunData]) -> list[Panel]:
     """Accuracy and margin on held-out pairs; their distributions at the end."""
-    note = f"Share of pairs on which θₜ against {theta(0)} prefers the chosen one."
+    note = (
+        f"θₜ against {theta(0)} prefers the chosen answer in this share of the pairs."
+    )
     found = family(
         runs, "Held-out accuracy", {"heldout/accuracy": ""}, note, share=True
-    ) + family(runs, "Held-out margin", {"heldout/margin": ""}, "Nats.")
+    ) + family(
+        runs, "Held-out margin", {"heldout/margin": ""}, "The margin is in nats."
+    )
     if len(runs) > 1 or not runs[0].iterations:
         return found
     last = runs[0].last["iteration"]
@@ -326,7 +334,7 @@ def held_out(runs: Sequence[RunData]) -> list[Panel]:
         ours = arrays["policy_MN"] - arrays["reference_MN"]
         margins["against the reference"] = ours[:, CHOSEN] - ours[:, REJECTED]
     sides = {"chosen": ratios[:, CHOSEN], "rejected": ratios[:, REJECTED]}
-    note = f"{len(ratios):,} held-out pairs, {theta(last)}."
+    note = f"These are {len(ratios):,} held-out pairs under {theta(last)}."
     for title, values, xlabel in (
         ("Margins of held-out pairs", margins, "margin, nats"),
         ("Log-ratios of held-out responses", sides, f"log θₜ / {theta(0)}, nats"),
@@ -341,11 +349,11 @@ def variety(runs: Sequence[RunData]) -> list[Panel]:
     found = []
     for prefix, of in prefixes(runs):
         names = {f"{prefix}length/mean": ""}
-        found += family(runs, f"Length{of}", names, "Tokens per response.")
+        found += family(runs, f"Length{of}", names, "Length is in tokens per response.")
         names = {f"{prefix}length/cut": ""}
         found += family(runs, f"Answers cut{of}", names, _CUT, percent=True)
         distinct = {f"{prefix}distinct/{n}": f"distinct-{n}" for n in (1, 2)}
-        note = "Share of different n-grams among all that were sampled."
+        note = "This is the share of different n-grams among all that were sampled."
         found += family(runs, f"Distinct-n{of}", distinct, note)
     return found
 
@@ -371,9 +379,9 @@ def training(run: RunData) -> list[Panel]:
         ]
         if points:
             svg, size = figures.by_step(points, percent=percent)
-            note = "Dotted lines: a new iteration, with a new reference."
+            note = "At a dotted line an iteration begins, with a new reference."
             if percent:
-                note = f"Without steps at which policy = reference. {note}"
+                note = f"Steps at which policy = reference are left out. {note}"
             if size > 1:
                 note += f" Each point is the mean of {size} steps."
             found.append(Panel(title, note, [], svg))
@@ -411,7 +419,8 @@ def time(run: RunData) -> list[Panel]:
     order = sorted(seconds)
     parts_of = {n: np.array([seconds[t].get(n, 0.0) for t in order]) for n in names}
     note = (
-        "Save: of the policy. Of a phase that was continued, its last session counts."
+        "Save is that of the policy. Of a phase that was continued its last session "
+        "counts."
     )
     svg = figures.stacked([str(t) for t in order], parts_of)
     return [Panel("Time by phase", note, names, svg, filled=True)]

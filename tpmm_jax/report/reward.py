@@ -173,10 +173,11 @@ def _held_out(run: RunData) -> list[Panel]:
             )
         if curves:
             note = (
-                "Share of pairs whose chosen answer has the higher reward; the dashed "
-                "line is chance. Bars: 95\u00a0% intervals over prompts."
+                "The chosen answer has the higher reward in this share of the pairs; "
+                "the dashed line is chance. The bars are 95\u00a0% intervals over "
+                "prompts."
                 if percent
-                else "−log σ(margin), nats; chance is 0.693."
+                else "Loss is −log σ(margin) in nats; chance is 0.693."
             )
             svg = figures.by_iteration(curves, share=percent, xlabel="optimizer step")
             made.append(Panel(f"{title} of the test sets", note,
@@ -198,14 +199,15 @@ def _pairs(found: RewardData) -> list[Panel]:
     return [
         Panel(
             "Reliability",
-            "How often pairs of like confidence are right; on the dashed line the "
-            "model is as sure as it should be. Bins hold equally many pairs.",
+            "So often pairs of like confidence are right; on the dashed line the model "
+            "is as sure as it should be. Bins hold equally many pairs.",
             list(curves),
             reliability_plot(curves),
         ),
         Panel(
             "Margins",
-            "Reward of chosen minus that of rejected; right of 0 the model agrees.",
+            "It is the reward of chosen minus that of rejected; right of 0 the model "
+            "agrees.",
             [],
             figures.histogram({"margin": margin_P}, xlabel="margin"),
         ),

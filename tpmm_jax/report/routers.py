@@ -32,8 +32,8 @@ def _shares(found: Mapping[str, Any]) -> Panel:
         xlabel="expert",
     )
     note = (
-        f"Of the assignments of {found['tokens']:,} tokens of held-out pairs, best "
-        f"model; an even share is {1 / share_LX.shape[1]:.3g}, an expert below "
+        f"The best model assigned {found['tokens']:,} tokens of held-out pairs so; an "
+        f"even share is {1 / share_LX.shape[1]:.3g}, and an expert below "
         f"{found['dead_below']:.3g} is dead."
     )
     return Panel("Share of each expert", note, [], svg)
@@ -55,7 +55,7 @@ def weight_panels(
             full=max(2 / weight_LX.shape[1], float(weight_LX.max())),
             xlabel="expert",
         )
-        note = f"From {record['pairs']:,} held-out pairs."
+        note = f"They come from {record['pairs']:,} held-out pairs."
         if record.get("kept") == "start":
             note += " What was learned was no better than gating, which was kept."
         made.append(Panel(f"Merge weights, {rule}", note, [], svg))
@@ -74,7 +74,7 @@ def _distances(found: Mapping[str, Any]) -> Panel:
         Curve(label, list(found["layers"]) if values else [], values)
         for label, values in named.items()
     ]
-    note = "Frobenius norm of the difference over that of the start; means by layer."
+    note = "It is the norm of the difference over that of the start, a mean by layer."
     svg = figures.by_iteration(curves, xlabel="layer")
     keys = [curve.label if curve.x else "" for curve in curves]
     return Panel("Distances of experts", note, keys, svg)
@@ -90,11 +90,12 @@ def _history(run: RunData) -> list[Panel]:
     if not rows:
         return []
     kinds: Sequence[tuple[str, dict[str, str], str, bool]] = (
-        ("Entropy of the routers", {"router/entropy": ""}, "Nats, mean of a token's "
-         "router over layers; even is the logarithm of the number of experts.", False),
+        ("Entropy of the routers", {"router/entropy": ""}, "It is that of a token's "
+         "router in nats, a mean over layers; even is the logarithm of the number of "
+         "experts.", False),
         ("Busiest and idlest expert",
          {"router/busiest": "busiest", "router/idlest": "idlest"},
-         "Largest and smallest share of any expert of any layer.", True),
+         "These are the largest and smallest share of any expert of any layer.", True),
     )  # fmt: skip
     made = []
     for title, names, note, percent in kinds:
