@@ -2,12 +2,15 @@
 
 import os
 import pathlib
+import time
 from typing import Any
 
 import jax
 
 # What is kept beyond this, the least recently used first, is deleted.
 MAX_BYTES = 2 * 2**30
+# Seconds that writing a program may take.
+WRITING = 60.0
 # Programs that compile in less are not worth a file.
 MIN_SECONDS = 0.1
 
@@ -23,8 +26,7 @@ def keep_programs() -> pathlib.Path | None:
 
     Where JAX has a folder already (JAX_COMPILATION_CACHE_DIR), or is to keep nothing
     (JAX_ENABLE_COMPILATION_CACHE=false), nothing is changed, nor where the user's cache
-    cannot be written. Of many processes the first writes; all read, where they share
-    the folder.
+    cannot be written.
 
     Returns:
       the folder; None: nothing was changed.
@@ -32,12 +34,13 @@ def keep_programs() -> pathlib.Path | None:
     given: Any = jax.config
     if given.jax_compilation_cache_dir or not given.jax_enable_compilation_cache:
         return None
-    folder = user_cache("programs")
     try:
+        folder = user_cache("programs")
         # JAX runs what it finds there: it is the user's alone.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _drop_halves(folder)
-    except OSError:
+    # RuntimeError: there is no home.
+    except (OSError, RuntimeError):
         return None
     if not os.access(folder, os.W_OK):
         return None
@@ -54,8 +57,9 @@ def keep_programs() -> pathlib.Path | None:
 def _drop_halves(folder: pathlib.Path) -> None:
     """Deletes programs whose writer was killed: JAX would never write them again.
 
-    It writes a program, then the time of its last use.
+    It writes a program, then the time of its last use; others may be writing now.
     """
     for program in folder.glob("*-cache"):
-        if not program.with_name(program.name.removesuffix("cache") + "atime").exists():
+        used = program.with_name(program.name.removesuffix("cache") + "atime")
+        if not used.exists() and time.time() - program.stat().st_mtime > WRITING:
             program.unlink(missing_ok=True)

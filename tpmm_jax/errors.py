@@ -12,9 +12,12 @@ import traceback
 from collections.abc import Sequence
 
 # Where code lies that the user did not write.
-_INSTALLED = (
-    os.path.dirname(os.path.abspath(__file__)),
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+_INSTALLED = tuple(
+    os.path.join(folder, "")
+    for folder in (
+        os.path.dirname(os.path.abspath(__file__)),
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    )
 )
 # Lines of the user's code that a message shows, those nearest to the error.
 _FRAMES = 4

@@ -79,8 +79,8 @@ def test_each_policy_reads_each_hold_out_once(
     """Iteration t: its hold-out under t policies, the others under the newest; the
     evaluation has read the newest policy's own."""
     _, passes = whole
-    # Hold-out 1 in the first evaluation; 2; then 3, and 1 under theta_2.
-    assert passes.seen == [(0, 1), (0, 1), (1, 1), (0, 1), (1, 1), (2, 2)]
+    # Hold-outs 1 and 2; then 3, and 1 under theta_2.
+    assert passes.seen == [(0, 2), (1, 1), (0, 1), (1, 1), (2, 2)]
 
 
 def test_the_log_probs_are_the_policies(whole: tuple[pathlib.Path, Passes]) -> None:

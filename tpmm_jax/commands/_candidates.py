@@ -22,6 +22,9 @@ from tpmm_jax.stopping import TIMEOUT
 from tpmm_jax.weights.kept import committed_steps, run_workdir
 from tpmm_jax.weights.loading import resolve_all
 
+# Where there are no prompts: whether models read texts alike.
+PROBE = [Prompt("Hello there!", "a greeting")]
+
 
 def parse_labels(given: Sequence[str], option: str) -> dict[str, str]:
     """Returns {label: "module:function"} of options like LABEL=m:f."""
@@ -108,13 +111,15 @@ def find_candidates(
             "give fewer"
         )
     vocabulary, candidates = codecs[0].tokenizer.get_vocab(), list[Candidate]()
+    first: list[list[int]] = []
     for (name, source), model, codec in zip(named, models, codecs):
         codec = dataclasses.replace(codec, max_prompt_length=limit)
         encoded = encode_for(codec, prompts, console)
+        read = encode_for(codec, PROBE, console) if not prompts else encoded
         same = not candidates or (
-            encoded.ids == candidates[0].prompts.ids
-            and codec.tokenizer.get_vocab() == vocabulary
+            read.ids == first and codec.tokenizer.get_vocab() == vocabulary
         )
+        first = first if candidates else read.ids
         number = len(candidates)
         candidates.append(Candidate(number, name, source, model, codec, encoded, same))
     return candidates

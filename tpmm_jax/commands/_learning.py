@@ -14,10 +14,11 @@ import numpy as np
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.prepare import group_by_prompt
 from tpmm_jax.data.records import PairRow
-from tpmm_jax.data.table import pair_length, round_up
+from tpmm_jax.data.table import best_lengths, pair_length, round_up, row_lengths
 from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.log.console import RunConsole
+from tpmm_jax.loop.compare import LENGTHS
 from tpmm_jax.loop.log_probs import batched_log_probs
 from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig, one_hot
 from tpmm_jax.merging.learned import learn, softmax
@@ -151,23 +152,25 @@ def held_out_sets(
             f"prompts with completions reach {longest} tokens, the model has {limit} "
             "positions; lower --max-prompt-length or --max-completion-length"
         )
+    length = round_up(longest, limit)
     anchor = deltas.merge(one_hot(len(deltas.names), deltas.count, 0))
     sets = []
     with console.phase(
         "anchor", len(rows.learn) + len(rows.report), "pairs"
     ) as anchor_bar:
         for some in (rows.learn, rows.report):
-            table = collate(some, length=round_up(longest, limit), pad_id=pad)
+            table = collate(some, length=length, pad_id=pad)
+            lengths = best_lengths(row_lengths(table), length, LENGTHS)
             micro = min(MICRO_BATCH, len(some))
             table["reference_BN"] = batched_log_probs(
                 decoder,
                 anchor,
                 table,
                 size=micro,
-                lengths=(table["tokens_BNT"].shape[-1],),
+                lengths=lengths,
                 advance=anchor_bar.advance,
             )
-            sets.append(HeldOut(decoder, config, table, micro, seed))
+            sets.append(HeldOut(decoder, config, table, micro, seed, lengths))
     return sets
 
 

@@ -123,7 +123,9 @@ def guarded(
             # Process 0 speaks for all.
             console = RunConsole(io.StringIO(), io.StringIO())
             GUARD.say = console.note
-        if getattr(args, "compilation_cache", False):
+        # Of several processes one may find a program where another does not, which
+        # then waits for the first one's share of compiling it.
+        if getattr(args, "compilation_cache", False) and hosts.count() == 1:
             keep_programs()
         code = _run(work, args, console, needs_reader)
         ends_with(code)

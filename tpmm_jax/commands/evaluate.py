@@ -46,7 +46,8 @@ from tpmm_jax.weights.saving import check_output
 
 # Options that say nothing of pairs.
 NEED_PROMPTS = (
-    *("scorer", "also", "judge", "judge_option", "timeout", "num_samples"),
+    *("scorer", "also", "judge", "judge_option", "timeout", "num_samples", "seed"),
+    "batch_size",
     *("max_new_tokens", "temperature", "top_p", "top_k", "limit", "prompt_field"),
 )
 LEAST = {"num_samples": 1, "batch_size": 1, "limit": 1, "seed": 0}
@@ -159,18 +160,15 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
         lambda: read_raters(args),
         lambda: None if output is None else check_output(output),
     )
+    room = 0 if alone else sampling.max_new_tokens
     candidates = find_candidates(
-        args,
-        console,
-        0 if alone else sampling.max_new_tokens,
-        pairs=args.pairs is not None,
-        baseline=args.baseline,
-        keep=raters.columns(),
-    )
+        args, console, room,
+        pairs=args.pairs is not None, baseline=args.baseline, keep=raters.columns(),
+    )  # fmt: skip
     warn_other_tokens(candidates, console)
     if (alone or raters.judges) and len(candidates) < 2:
-        what = "--pairs alone" if alone else "a judge"
-        raise BadInput(f"{what} compares: give two MODELs, or --baseline")
+        what = "--pairs alone compares" if alone else "a judge compares answers"
+        raise BadInput(f"{what}: give two MODELs, or --baseline")
     pairs = read_pairs(args, candidates[0], console)
     if not alone:
         probe(raters, candidates[0], args.num_samples, sampling.max_new_tokens)
@@ -187,7 +185,7 @@ def evaluate(args: argparse.Namespace, console: RunConsole) -> int:
     voice = Voice(console)
     with voice.stop:
         measures, warnings = compare(candidates, settings, voice)
-    cuts = {} if alone else {row["name"]: row["length/cut"] for row in measures}
+    cuts = {x["name"]: x["length/cut"] for x in measures if "length/cut" in x}
     cut = cut_warning(cuts, "--max-new-tokens", sampling.max_new_tokens)
     summary = {
         "prompts": args.prompts,

@@ -1,5 +1,6 @@
 """From a config file and overrides to a configuration that was checked."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -103,8 +104,11 @@ def _refuse_copied_names(config: Any, own: dict[str, Any], stem: str) -> None:
             function = own.get(attribute) if attribute else None
             if other == stem or getattr(function, "__module__", "") != stem:
                 continue
-            found = importlib.util.find_spec(other) if other.isidentifier() else None
-            file = found.origin if found is not None else None
+            found = None
+            if other.isidentifier():
+                with contextlib.suppress(ValueError, ImportError):
+                    found = importlib.util.find_spec(other)
+            file = found.origin if found is not None and found.has_location else None
             if file and "def get_config(" in pathlib.Path(file).read_text("utf-8"):
                 raise BadInput(
                     f"{field} = {name!r} names a function of another config, and "

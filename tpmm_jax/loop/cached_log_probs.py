@@ -7,7 +7,7 @@ import numpy as np
 from tpmm_jax.data.records import PairRow, Rollout
 from tpmm_jax.loop.answers import LazyParams
 from tpmm_jax.loop.cache import read_cache, write_cache
-from tpmm_jax.loop.held_out import held_out_pairs
+from tpmm_jax.loop.held_out import kept_log_probs
 from tpmm_jax.loop.log_probs import model_log_probs
 from tpmm_jax.loop.reference import open_reference
 from tpmm_jax.loop.run import Disk, Plan
@@ -72,18 +72,20 @@ def cached_log_probs(
             members = [(1.0, lazy[model])] if model in lazy else mixed()
             mixture = model == REFERENCE and plan.config.reference.mix == "log_probs"
             asked = {} if mixture else answers
-            # Those of theta_0 a fit of weights may have computed already.
-            own = [] if model == THETA_0 else held_out
+            kept = None
+            if model == THETA_0 and held_out:
+                # Weights that were fitted may have asked for them already.
+                kept = kept_log_probs(plan, disk, t, held_out, 0)
+            own = held_out if kept is None else []
             for weight, params in members:
                 found = model_log_probs(plan.runner, voice, params, asked, own, title)
                 params.release()
                 arrays = {f"{k}.{model}_BS": x for k, x in found.answers.items()}
                 if found.pairs is not None:
-                    arrays[f"held_out.{model}_MN"] = found.pairs
+                    arrays[f"held_out.{model}_MN"] = found.pairs.astype(np.float32)
                 known |= {k: known.get(k, 0) + weight * x for k, x in arrays.items()}
-        if model == THETA_0 and held_out:
-            of_pairs = held_out_pairs(plan, disk, voice, t, [t], [0])
-            known[f"held_out.{THETA_0}_MN"] = of_pairs.logps[0]
+            if kept is not None:
+                known[f"held_out.{model}_MN"] = kept
         write_cache(path, key, known)
     policy.release()
     return known

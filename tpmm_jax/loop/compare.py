@@ -250,7 +250,8 @@ def _sample(
 
 
 def _runner(settings: Settings, candidate: Candidate) -> PolicyRunner:
-    config, new = candidate.found.config, settings.sampling.max_new_tokens
+    config = candidate.found.config
+    new = settings.sampling.max_new_tokens if candidate.prompts.ids else 0
     longest = max((len(ids) for ids in candidate.prompts.ids), default=0)
     both = longest + new
     if settings.pairs and candidate.same_tokens:

@@ -97,16 +97,12 @@ def policy_log_probs(
     """
     given = {h: rows for h, rows in pairs.items() if rows}
     unique = {h: unique_sequences(rows) for h, rows in given.items()}
-    of_holdout = {
-        h: sha256([sequences, plan.runner.codec.digest, plan.decoder.compute_dtype])
-        for h, (sequences, _) in unique.items()
-    }
+    of_holdout = {h: _digest(plan, sequences) for h, (sequences, _) in unique.items()}
     known = _read_known(disk, iteration, name)
     rows = [row for some in given.values() for row in some]
     logps: dict[int, np.ndarray] = {}
     for k in policies:
-        digest = disk.trajectory.digest(k)
-        names = {h: sha256([of_holdout[h], digest])[:16] for h in unique}
+        names = {h: _key(disk, of_holdout[h], k) for h in unique}
         if name == NAME and k in unique and names[k] not in known:
             evaluated = _read_evaluated(disk, k, *unique[k])
             known |= {} if evaluated is None else {names[k]: evaluated}
@@ -127,6 +123,28 @@ def policy_log_probs(
         logps[k] = np.concatenate(of_pairs) if rows else np.zeros((0, 2), np.float32)
         refuse_log_probs(logps[k], rows, title)
     return CachedPairs(rows, logps)
+
+
+def kept_log_probs(
+    plan: Plan, disk: Disk, iteration: int, rows: Sequence[PairRow], policy: int
+) -> np.ndarray | None:
+    """Returns a policy's log-probs of an iteration's own hold-out, float32 [P, N].
+
+    None: nothing has computed them yet.
+    """
+    sequences, place_PN = unique_sequences(rows)
+    key = _key(disk, _digest(plan, sequences), policy)
+    logps_S = _read_known(disk, iteration, NAME).get(key)
+    return None if logps_S is None else logps_S[place_PN]
+
+
+def _digest(plan: Plan, sequences: Sequences) -> str:
+    return sha256([sequences, plan.runner.codec.digest, plan.decoder.compute_dtype])
+
+
+def _key(disk: Disk, of_holdout: str, policy: int) -> str:
+    """Returns the name of an array in the files."""
+    return sha256([of_holdout, disk.trajectory.digest(policy)])[:16]
 
 
 def _read_known(disk: Disk, last: int, name: str) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.data.table import Table, take
+from tpmm_jax.data.table import Table, row_lengths, same_length, take
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.hosts import index, once
 from tpmm_jax.loop.cache import read_cache, write_cache
@@ -335,10 +335,15 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
       TpmmError: one of these does not hold.
     """
     config, dtype = plan.config.loss, plan.decoder.compute_dtype
-    size = min(plan.runner.micro_batch, len(logps_PN))
     table = {**table, "reference_BN": logps_PN, **_no_margins(config, len(logps_PN))}
     filled = fill(plan.mesh, plan.runner.micro_batch, sides=2)
-    batch = put_batch(take(table, np.arange(size), filled), plan.mesh)
+    # Of the length at which their log-probs were computed.
+    groups = same_length(
+        row_lengths(table), plan.runner.pair_lengths, plan.runner.micro_batch
+    )
+    places, length = next(groups)
+    size = len(places)
+    batch = put_batch(take(table, places, filled, [length]), plan.mesh)
 
     def look(shift: float, swap: bool) -> tuple[np.ndarray, float]:
         margin_B, loss = pair_check_step(

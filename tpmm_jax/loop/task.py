@@ -27,8 +27,8 @@ class BatchOrder:
 
     Attributes:
       length_P: of the rows, tokens. Of each WINDOW batches of the shuffled rows those
-        of like length share a batch, and the batches are shuffled again. None: rows
-        are shuffled, and no more.
+        of like length share a batch, and the batches are shuffled again, but for the
+        longest, which comes first. None: rows are shuffled, and no more.
     """
 
     rows: int
@@ -59,11 +59,18 @@ def _batches(order: BatchOrder, epoch: int) -> list[np.ndarray]:
     shuffled, size = rng.permutation(order.rows), order.batch_size
     if order.length_P is None:
         return _cut(shuffled, size)
-    batches: list[np.ndarray] = []
+    length_P, batches = order.length_P, list[np.ndarray]()
     for some in _cut(shuffled, WINDOW * size):
-        by_length = np.argsort(order.length_P[some], kind="stable")
-        window = _cut(some[by_length], size)
+        # The short batch is of any rows: sorted, it would always be the longest.
+        full = some[: len(some) // size * size]
+        window = _cut(full[np.argsort(length_P[full], kind="stable")], size)
         batches += [window[i] for i in rng.permutation(len(window))]
+        batches += _cut(some[len(full) :], size)
+    if epoch == 0:
+        # What does not fit into memory fails at once.
+        longest = max(range(len(batches)), key=lambda i: length_P[batches[i]].max())
+        if len(batches[longest]) == size:
+            batches.insert(0, batches.pop(longest))
     return batches
 
 

@@ -71,7 +71,7 @@ def train(
     if plan.config.pairing.weights == "agreement" and iteration > 1:
         share_P = agreement(plan, disk, voice, iteration, pairs)
         table["trust_B"] = pair_weights(share_P, iteration - 1)
-    grouped = len(plan.runner.pair_lengths) > 1
+    grouped = len(plan.runner.pair_lengths) > 1 and not plan.config.loss.sees_batch
     order = BatchOrder(
         len(rows), config.batch_size, config.epochs, plan.config.seed, iteration,
         row_lengths(table) if grouped else None,

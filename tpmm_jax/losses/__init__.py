@@ -28,7 +28,7 @@ from tpmm_jax.losses.preference import (
     with_state,
 )
 from tpmm_jax.losses.record import Loss
-from tpmm_jax.losses.registry import LOSSES, is_coupled, names_of
+from tpmm_jax.losses.registry import LOSSES, is_coupled, names_of, sees_batch
 from tpmm_jax.losses.reward import (
     RewardLossConfig,
     bradley_terry,
@@ -68,6 +68,7 @@ __all__ = [
     "pair_scores",
     "preference_loss",
     "reward_loss",
+    "sees_batch",
     "title_of",
     "with_state",
 ]

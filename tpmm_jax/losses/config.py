@@ -13,6 +13,7 @@ from tpmm_jax.losses.registry import (
     is_coupled,
     is_reference_free,
     names_of,
+    sees_batch,
 )
 
 
@@ -104,6 +105,11 @@ class LossConfig:
     def coupled(self) -> bool:
         """Whether a pair's loss depends on the other pairs' log-probs."""
         return is_coupled(self.names)
+
+    @property
+    def sees_batch(self) -> bool:
+        """Whether it matters which pairs share a batch, beyond the order of steps."""
+        return sees_batch(self.names)
 
     @property
     def needs_margins(self) -> bool:

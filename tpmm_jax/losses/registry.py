@@ -40,6 +40,16 @@ OF_MARGINS = (
 )
 
 
+# Losses with a mean over a batch's chosen tokens.
+OF_TOKENS = ("sft", "orpo", "cpo", "cpo_hinge", "cpo_ipo")
+
+
+def sees_batch(names: Iterable[str]) -> bool:
+    """Whether it matters which pairs share a batch, beyond the order of steps."""
+    names = tuple(names)
+    return is_coupled(names) or not set(names).isdisjoint(OF_TOKENS)
+
+
 def is_coupled(names: Iterable[str]) -> bool:
     """Whether a pair's loss depends on the other pairs of its batch."""
     return any(LOSSES[name].kind == "batchwise" for name in names)

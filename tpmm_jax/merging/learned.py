@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from tpmm_jax.axes import CHOSEN, REJECTED, Params
-from tpmm_jax.data.table import Table, take
+from tpmm_jax.data.table import Table, row_lengths, same_length, take
 from tpmm_jax.losses import Batch, Metrics, gradients, pair_log_probs
 from tpmm_jax.merging.config import ReferenceConfig
 from tpmm_jax.merging.deltas import Deltas
@@ -62,12 +62,12 @@ class HeldOut:
     def margins(self, params: Params) -> np.ndarray:
         """Returns D of every held-out pair against theta_0, nats, float64 [P]."""
         how = (self.decoder, self.config.length_normalized)
-        out = []
-        for start in range(0, self.size, self.micro):
-            places = np.arange(start, min(start + self.micro, self.size))
+        margin_P = np.zeros(self.size)
+        lengths = self.lengths or self.table["mask_BNT"].shape[-1:]
+        for places, _ in same_length(row_lengths(self.table), lengths, self.micro):
             margin_B = fetch(margin_step(*how, params, self.rows(places, self.micro)))
-            out.append(margin_B[: len(places)])
-        return np.concatenate(out).astype(np.float64)
+            margin_P[places] = margin_B[: len(places)]
+        return margin_P
 
     def loss(self, params: Params) -> float:
         """Returns the held-out loss under the objective (without its KL term)."""

@@ -94,12 +94,11 @@ def _evaluation_passes(config: Config) -> int:
 def _rule_passes(config: Config, window: int) -> float:
     reference = config.reference
     if config.ship == "learned" or reference.uses_holdout:
-        margins = reference.rule == "learned" and reference.fit != "adam"
-        if config.ship == "learned" or margins:
-            # A hold-out under all policies but theta_0, whose log-probs the evaluation
-            # shares, and the newest on earlier hold-outs.
+        # Of theta_0's log-probs of a hold-out, which the evaluation shares, no pass.
+        alone = reference.rule == "learned" and reference.fit == "adam"
+        if config.ship == "learned" or not alone:
+            # A hold-out under the other policies, and the newest on earlier ones.
             return _policies(config) - 1 + min(window, config.iterations) / 2
-        return 1.0
     return 0.0
 
 

@@ -65,7 +65,7 @@ def draw(
 
 
 def kept(logits_BV: Float[Array, "B V"], config: SamplingConfig) -> Bool[Array, "B V"]:
-    """Returns which tokens top-k and then top-p keep, at least one per row.
+    """Returns which tokens top-k and then top-p keep, at least one of numbers.
 
     Of tokens that are equally likely at the bound the first are kept. The logits are
     sorted once, and with top_k not even whole.

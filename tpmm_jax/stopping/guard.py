@@ -182,7 +182,8 @@ class Guard:
             wait.pressed = wait.pressed or now
             waits.interrupt_main()
         held = wait.pressed is not None and now - wait.pressed >= GRACE
-        if held and self.stage is not None:
+        # A process of another's, which called us, is not ours to end.
+        if held and self.stage is not None and self.handler is not None:
             text = f"error: {wait.too_late()}. It cannot be interrupted"
             self.leaving(BadInput.exit_code, text)
             self._leave(BadInput.exit_code, lambda: to_stderr(text))

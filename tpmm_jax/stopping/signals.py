@@ -103,11 +103,13 @@ def signals_left_alone() -> Iterator[None]:
 
     Ctrl-C is a KeyboardInterrupt there, and no boundary asks.
     """
-    before, GUARD.stage = GUARD.stage, GUARD.stage or Stage.WORK
+    before = GUARD.stage, GUARD.handler
+    if GUARD.stage is None:
+        GUARD.stage, GUARD.handler = Stage.WORK, None
     try:
         yield
     finally:
-        GUARD.stage = before
+        GUARD.stage, GUARD.handler = before
 
 
 @contextlib.contextmanager
