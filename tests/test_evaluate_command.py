@@ -189,7 +189,7 @@ def test_wrong_input_is_refused_before_a_model_is_loaded(
     for wanted in (
         "--limit is 0",
         "--seed is -1",
-        "top_p is 2",
+        "--top-p is 2",
         "nothing rates",
         "not empty",
     ):

@@ -68,7 +68,6 @@ def cached_log_probs(
                 of_0 = [name for name in of_0 if name.startswith("held_out.")]
             known |= {n.replace(THETA_0, REFERENCE): known[n] for n in of_0}
         else:
-            title = f"iteration {t}: log-probs of {model}"
             members = [(1.0, lazy[model])] if model in lazy else mixed()
             mixture = model == REFERENCE and plan.config.reference.mix == "log_probs"
             asked = {} if mixture else answers
@@ -77,15 +76,30 @@ def cached_log_probs(
                 # Weights that were fitted may have asked for them already.
                 kept = kept_log_probs(plan, disk, t, held_out, 0)
             own = held_out if kept is None else []
-            for weight, params in members:
-                found = model_log_probs(plan.runner, voice, params, asked, own, title)
-                params.release()
-                arrays = {f"{k}.{model}_BS": x for k, x in found.answers.items()}
-                if found.pairs is not None:
-                    arrays[f"held_out.{model}_MN"] = found.pairs.astype(np.float32)
-                known |= {k: known.get(k, 0) + weight * x for k, x in arrays.items()}
+            known |= _compute(plan, voice, t, model, members, asked, own)
             if kept is not None:
                 known[f"held_out.{model}_MN"] = kept
         write_cache(path, key, known)
     policy.release()
+    return known
+
+
+def _compute(
+    plan: Plan,
+    voice: Voice,
+    t: int,
+    model: str,
+    members: Sequence[tuple[float, LazyParams]],
+    answers: Mapping[str, Sequence[Rollout]],
+    held_out: Sequence[PairRow],
+) -> dict[str, np.ndarray]:
+    """Returns the weighted sum of the log-probs of a model's members."""
+    title, known = f"iteration {t}: log-probs of {model}", dict[str, np.ndarray]()
+    for weight, params in members:
+        found = model_log_probs(plan.runner, voice, params, answers, held_out, title)
+        params.release()
+        arrays = {f"{k}.{model}_BS": x for k, x in found.answers.items()}
+        if found.pairs is not None:
+            arrays[f"held_out.{model}_MN"] = found.pairs.astype(np.float32)
+        known |= {k: known.get(k, 0) + weight * x for k, x in arrays.items()}
     return known

@@ -27,7 +27,7 @@ from tpmm_jax.loop.rollouts import IterationPairs
 from tpmm_jax.loop.run import Disk, Plan
 from tpmm_jax.loop.safety import refuse_log_probs, refuse_weights
 from tpmm_jax.loop.voice import Voice
-from tpmm_jax.losses import LossConfig, loss_at_zero
+from tpmm_jax.losses import Batch, LossConfig, loss_at_zero
 from tpmm_jax.merging import (
     FAINT,
     Deltas,
@@ -335,15 +335,7 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
       TpmmError: one of these does not hold.
     """
     config, dtype = plan.config.loss, plan.decoder.compute_dtype
-    table = {**table, "reference_BN": logps_PN, **_no_margins(config, len(logps_PN))}
-    filled = fill(plan.mesh, plan.runner.micro_batch, sides=2)
-    # Of the length at which their log-probs were computed.
-    groups = same_length(
-        row_lengths(table), plan.runner.pair_lengths, plan.runner.micro_batch
-    )
-    places, length = next(groups)
-    size = len(places)
-    batch = put_batch(take(table, places, filled, [length]), plan.mesh)
+    batch, size = _self_check_batch(plan, {**table, "reference_BN": logps_PN})
 
     def look(shift: float, swap: bool) -> tuple[np.ndarray, float]:
         margin_B, loss = pair_check_step(
@@ -386,6 +378,15 @@ def self_check(plan: Plan, params: Params, table: Table, logps_PN: np.ndarray) -
                 f"{worst:.3g}); the reference's log-probs or the loss are wrong, so "
                 "training is refused"
             )
+
+
+def _self_check_batch(plan: Plan, table: Table) -> tuple[Batch, int]:
+    """Returns pairs at the length of their log-probs, and how many they are."""
+    micro, lengths = plan.runner.micro_batch, plan.runner.pair_lengths
+    places, length = next(same_length(row_lengths(table), lengths, micro))
+    table = {**table, **_no_margins(plan.config.loss, len(table["weight_B"]))}
+    rows = take(table, places, fill(plan.mesh, micro, sides=2), [length])
+    return put_batch(rows, plan.mesh), len(places)
 
 
 def _no_margins(loss: LossConfig, pairs: int) -> Table:
