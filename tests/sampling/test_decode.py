@@ -238,5 +238,5 @@ def test_draws_have_their_distribution(config):
 )  # fmt: skip
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(BadInput, match=f"rollout.{field}"):
-        SamplingConfig(**{field: value}).validate("rollout")
+        SamplingConfig(**{field: value}).validate("rollout.{}".format)
     SamplingConfig().validate()
