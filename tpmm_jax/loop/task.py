@@ -66,11 +66,11 @@ def _batches(order: BatchOrder, epoch: int) -> list[np.ndarray]:
         window = _cut(full[np.argsort(length_P[full], kind="stable")], size)
         batches += [window[i] for i in rng.permutation(len(window))]
         batches += _cut(some[len(full) :], size)
-    if epoch == 0:
+    full_ones = len(batches) - (order.rows % size > 0)
+    if epoch == 0 and full_ones:
         # What does not fit into memory fails at once.
-        longest = max(range(len(batches)), key=lambda i: length_P[batches[i]].max())
-        if len(batches[longest]) == size:
-            batches.insert(0, batches.pop(longest))
+        longest = max(range(full_ones), key=lambda i: length_P[batches[i]].max())
+        batches.insert(0, batches.pop(longest))
     return batches
 
 
