@@ -244,7 +244,10 @@ def test_a_config_says_all_of_it(tmp_path, run, tokenizer):
         (["p.jsonl", "--fields", "choosen=a"], "did you mean chosen"),
         (["p.jsonl", "--fields", "chosen"], "wanted PART=COLUMN"),
         (["p.jsonl", "--fields", "chosen=a,rejected=a"], "used for two parts"),
-        (["p.jsonl", "--max-prompt-length", "0"], "at least 1 token"),
+        (
+            ["p.jsonl", "--max-prompt-length", "0"],
+            "--max-prompt-length is 0; use",
+        ),
         (["p.jsonl", "--set", "iterations=2"], "give that too"),
         (["p.jsonl", "--scorer", "nowhere"], "module:function"),
         (["p.jsonl", "--prompt-field", "q"], "that of pairs is --fields prompt="),

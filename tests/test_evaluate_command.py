@@ -194,7 +194,7 @@ def test_wrong_input_is_refused_before_a_model_is_loaded(
         "not empty",
     ):
         assert wanted in said
-    assert "top_p" in refused(run, *SCORER, "--top-p", "0")
+    assert "--top-p is 0.0" in refused(run, *SCORER, "--top-p", "0")
     assert "positions" in refused(run, *SCORER, "--max-new-tokens", "64")
     assert "no chat template" in refused(run, *SCORER, "--chat")
     judged = ("--judge", "bad=tiny_run:score")

@@ -183,7 +183,7 @@ def test_wrong_input_is_named(capsys, run, tmp_path, fixtures):
         ([*steps, "--learn", tmp_path / "no.jsonl", *to], "no such file"),
         ([*steps, "--learn", bad, *to], "field 'chosen' is missing"),
         ([*steps, "--learn", pairs, *to, "--holdout", 2], "--holdout is 2.0"),
-        ([*steps, "--learn", pairs, *to, "--steps", 0], "reference.steps is 0"),
+        ([*steps, "--learn", pairs, *to, "--steps", 0], "--steps is 0"),
         ([*steps, "--learn", pairs, *to, "--seed", -1], "--seed is -1"),
         (
             [*steps, "--learn", pairs, *to, "--max-prompt-length", 0, "--holdout", 1],

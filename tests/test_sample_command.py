@@ -168,7 +168,7 @@ WRONG = {
     "empty prompt": (["CHAT", "--prompt", " "], "--prompt is empty"),
     "both": (["CHAT", "--prompt", "a", "--prompts", "b"], "give one of them"),
     "temperature": (["CHAT", "--prompt", "a", "--temperature", "-1"], "is -1.0"),
-    "samples": (["CHAT", "--prompt", "a", "--num-samples", "0"], "num_samples is 0"),
+    "samples": (["CHAT", "--prompt", "a", "--num-samples", "0"], "--num-samples is 0"),
     "dtype": (["CHAT", "--prompt", "a", "--dtype", "float16"], "dtype is float16"),
     "no room": (
         ["CHAT", "--prompt", "a", "--max-new-tokens", "160"],

@@ -40,6 +40,8 @@ def run(
     What it says goes to the standard output. Ctrl-C is a KeyboardInterrupt: what was
     finished by then is kept, and the same call continues.
 
+    >>> found = tpmm.run("configs/quickstart.py", "runs/mine")  # doctest: +SKIP
+
     Args:
       config: a configuration, or a file with get_config().
       workdir: where the run is kept; by default runs/NAME of the file.
@@ -77,6 +79,9 @@ def run(
 
 def read_run(workdir: str | os.PathLike[str]) -> "RunResults":
     """Reads the folder of a run, of tpmm train or train_reward; it may still go on.
+
+    >>> found = tpmm.read_run("runs/mine")  # doctest: +SKIP
+    >>> found.evaluations[-1]["reward/mean"]  # doctest: +SKIP
 
     Raises:
       BadInput, CorruptCheckpoint: it is not a run, or a file of it is damaged.

@@ -292,7 +292,8 @@ def test_a_log_file_holds_no_control_codes(monkeypatch, width, environment):
     out, errors = spoken(use, width=width)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out + errors)
     assert "m [/bold] :smile:" in out
-    assert "\n  python -m tpmm_jax.sample " + "x" * 300 + "\n" in out
+    command = typed("python")
+    assert f"\n  {command} -m tpmm_jax.sample " + "x" * 300 + "\n" in out
     assert "warning: " + "w " * 99 + "w" in out
     assert errors == "error: broken [red]\n"
     assert "error" not in out

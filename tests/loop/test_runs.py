@@ -88,7 +88,9 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_the_same_call_continues(
     tmp_path: pathlib.Path,
 ) -> None:
     code = f"""
-import sys
+import signal, sys
+# A job in the background ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import tiny_run, tpmm_jax as tpmm
 try:

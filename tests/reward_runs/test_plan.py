@@ -14,8 +14,8 @@ from tpmm_jax.reward_runs.plan import RewardPlan, order_seed
 def places(config):
     """Returns the pairs of the first step, of 40."""
     sets = types.SimpleNamespace(train=range(40))
-    plan = types.SimpleNamespace(config=config, sets=sets)
-    return RewardPlan.order.fget(plan).places(0).tolist()
+    plan = types.SimpleNamespace(config=config, sets=sets, lengths=(64,))
+    return RewardPlan.order.func(plan).places(0).tolist()
 
 
 def test_order_seed_changes_the_order_alone():
