@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-PAIRS, STEPS, WARM, LIMIT = 8, 60, 3, 256
+PAIRS, STEPS, WARM, LIMIT = 8, 16, 3, 256
 # Ids of a pair's prompt, chosen and rejected completion.
 Pairs = list[list[list[int]]]
 
@@ -110,16 +110,16 @@ def trl(model: str, pairs: Pairs, most: int) -> dict[str, Any]:
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     end = loaded.config.eos_token_id
     # A word for each id, so that TRL trains on the same tokens.
-    table = {f"t{i}": i for i in range(loaded.config.vocab_size)}
-    made = Tokenizer(models.WordLevel(table, unk_token="t0"))
+    table = {f"<{i}>": i for i in range(loaded.config.vocab_size)}
+    made = Tokenizer(models.WordLevel(table, unk_token="<0>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="t0", eos_token=f"t{end}", unk_token="t0"
+        tokenizer_object=made, pad_token="<0>", eos_token=f"<{end}>", unk_token="<0>"
     )
 
     def text(ids: list[int]) -> str:
         # TRL adds the end itself, also to a completion that was cut.
-        return "".join(f" t{i}" for i in (ids[:-1] if ids[-1] == end else ids))
+        return "".join(f" <{i}>" for i in (ids[:-1] if ids[-1] == end else ids))
 
     names = ("prompt", "chosen", "rejected")
     data = {name: [text(pair[k]) for pair in pairs] for k, name in enumerate(names)}
