@@ -91,7 +91,7 @@ def same_length(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yields (places, length) of ``size`` rows at most that are padded to one length.
 
-    It depends on the row alone, so that what else is read changes no number of it.
+    It depends on the row alone: what else is read does not change its numbers.
     """
     padded_B = fitting_lengths(length_B, lengths)
     for length in lengths:
@@ -111,7 +111,7 @@ def take(
     """
     filled, end = np.resize(places, size), None
     if lengths:
-        length_B = table["mask_BNT"][places].sum(axis=-1).max(axis=-1)
+        length_B = row_lengths({"mask_BNT": table["mask_BNT"][places]})
         end = int(fitting_lengths(length_B, lengths).max())
     batch = {
         name: x[filled, ..., :end] if name.endswith("T") else x[filled]

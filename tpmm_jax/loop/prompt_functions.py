@@ -129,7 +129,7 @@ def made_lines(
     except Exception as error:
         raise BadInput(
             f"{option} = {source} raised {type(error).__name__}: {error}; wanted a "
-            f"function without arguments that returns a list of prompts"
+            "function without arguments that returns a list of prompts"
             f"{user_lines(error)}"
         ) from error
     if not lines:

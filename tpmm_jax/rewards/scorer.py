@@ -102,7 +102,7 @@ def import_object(name: str, field_name: str) -> Any:
     except ImportError as error:
         raise BadInput(
             f"{field_name} = {name!r}: {module_name} cannot be imported ({error}); is "
-            f"its folder on PYTHONPATH, and is its package installed?"
+            "its folder on PYTHONPATH, and is its package installed?"
             f"{_copied(attribute)}{user_lines(error)}"
         ) from None
     except Exception as error:
