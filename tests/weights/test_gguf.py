@@ -217,6 +217,13 @@ def test_quantised_rows_are_dequantised_and_put_in_order(kind, tensors, tmp_path
         # Rows are quantised one by one, so their order does not matter here.
         wanted = gguf.dequantize(gguf.quantize(tensor, used), used)
         np.testing.assert_array_equal(file.tensor(name), wanted)
+        for start, stop in (
+            (0, 1),
+            (1, len(tensor) - 3),
+            (len(tensor) - 1, len(tensor)),
+        ):
+            found = file.rows(name, start, stop)
+            np.testing.assert_array_equal(found, wanted[start:stop])
 
 
 def test_the_widest_gemmas_scale_scores_by_width_over_heads(tmp_path):

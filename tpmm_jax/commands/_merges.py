@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from tpmm_jax.axes import Params
@@ -23,12 +24,14 @@ from tpmm_jax.merging import (
     signal_to_rounding,
     weighted_sum,
 )
-from tpmm_jax.models import Decoder
+from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.store import tree_digest
 from tpmm_jax.weights.architecture import check_same_architecture
 from tpmm_jax.weights.hub import TRAJECTORY
+from tpmm_jax.weights.huggingface import write_params
 from tpmm_jax.weights.kept import committed_steps, run_workdir
 from tpmm_jax.weights.loading import resolve_any
+from tpmm_jax.weights.merged_files import merge_files
 from tpmm_jax.weights.source import Source
 
 RANGE = re.compile(
@@ -38,15 +41,17 @@ RANGE = re.compile(
 
 @dataclass
 class Merged:
-    """A merge, and what merge.json says of it.
+    """What merge.json says of a merge.
 
     Attributes:
+      digests: of the models.
+      digest: of the merge.
       ratios: signal to rounding by dtype.
     """
 
-    params: Params
     weights_GK: np.ndarray
     digests: list[str]
+    digest: str
     ratios: dict[str, float]
     learned: Learned | None = None
 
@@ -96,13 +101,52 @@ def open_sources(
     return sources
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where a merge is written, and in which dtype."""
+
+    directory: pathlib.Path
+    dtype: str
+
+    def write(self, params: Params, config: ModelConfig) -> None:
+        """Writes the weights alone."""
+        params = jax.tree.map(lambda x: x.astype(self.dtype), params)
+        write_params(params, config, self.directory)
+
+
 def merge_given(
     sources: Sequence[Source],
     weights: Sequence[float],
     decoder: Decoder,
+    target: Target,
     console: RunConsole,
 ) -> Merged:
-    """Merges by given weights, one model in memory beside theta_0 and the sum."""
+    """Writes a merge by given weights: of files block by block, or model by model."""
+    opens = [source.tensors for source in sources]
+    if None not in opens:
+        tensors = [open_tensors() for open_tensors in opens if open_tensors is not None]
+        with console.phase("merge", len(tensors[0].names()), "tensors") as bar:
+            files = merge_files(
+                tensors,
+                weights,
+                decoder,
+                target.directory,
+                target.dtype,
+                advance=lambda: bar.advance(1),
+            )
+        weights_GK = np.asarray([weights])
+        return Merged(weights_GK, files.digests, files.digest, files.ratios)
+    return _merge_whole(sources, weights, decoder, target, console)
+
+
+def _merge_whole(
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    decoder: Decoder,
+    target: Target,
+    console: RunConsole,
+) -> Merged:
+    """As ``merge_given``, one model in memory beside theta_0 and the sum."""
     base: Params = {}
     digests: list[str] = []
 
@@ -119,8 +163,10 @@ def merge_given(
 
         merged, ratio = weighted_sum(models(), weights)
     half = signal_to_rounding(merged, base, "bfloat16")
+    base.clear()
+    target.write(merged, decoder.config)
     ratios = {"float32": ratio, "bfloat16": half}
-    return Merged(merged, np.asarray([weights]), digests, ratios)
+    return Merged(np.asarray([weights]), digests, tree_digest(merged), ratios)
 
 
 def warn_if_faint(console: RunConsole, ratio: float, lost: str, change: str) -> None:
@@ -136,20 +182,21 @@ def merge_learned(
     rows: Split,
     decoder: Decoder,
     config: ReferenceConfig,
+    target: Target,
     *,
     seed: int,
-    near: pathlib.Path,
     console: RunConsole,
 ) -> Merged:
-    """Learns weights on the pairs; the models lie as deltas in files meanwhile.
+    """Writes a merge by weights that it learns on the pairs.
+
+    The models lie as deltas in files beside the target meanwhile.
 
     Args:
       config: of the rule "learned".
-      near: the output; those files lie beside it and are removed.
     """
     groups = group_names(decoder.abstract_params("float32"), config.granularity)
     digests: list[str] = []
-    beside = near.absolute().parent
+    beside = target.directory.parent
     with tempfile.TemporaryDirectory(dir=beside, prefix=".merging-") as scratch:
         with console.phase("read", len(sources), "models") as bar:
 
@@ -171,4 +218,6 @@ def merge_learned(
             base = deltas.merge(one_hot(len(groups), len(sources), 0))
     dtypes = ("float32", "bfloat16")
     ratios = {dtype: signal_to_rounding(merged, base, dtype) for dtype in dtypes}
-    return Merged(merged, learned.weights_GK, digests, ratios, learned)
+    target.write(merged, decoder.config)
+    digest = tree_digest(merged)
+    return Merged(learned.weights_GK, digests, digest, ratios, learned)

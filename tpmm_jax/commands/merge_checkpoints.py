@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import jax
-
 from tpmm_jax.commands._learning import Learned, Split, split_rows
 from tpmm_jax.commands._line import check_all, check_least, flag, guarded
 from tpmm_jax.commands._merges import (
     Merged,
+    Target,
     expand,
     merge_given,
     merge_learned,
@@ -35,9 +34,9 @@ from tpmm_jax.log.versions import versions
 from tpmm_jax.merging import RULES, ReferenceConfig, signal_text
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
-from tpmm_jax.store import tree_digest
+from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.loading import check_dtype
-from tpmm_jax.weights.saving import check_output, save
+from tpmm_jax.weights.saving import check_output, whole_directory
 from tpmm_jax.weights.source import Source
 
 
@@ -110,7 +109,7 @@ def record(
         ],
         "rule": rule,
         "weights": merged.weights_GK.tolist(),
-        "digest": tree_digest(merged.params),
+        "digest": merged.digest,
         "dtype": check_dtype(args.dtype),
         # null: nothing is rounded.
         "signal_to_rounding": {
@@ -193,30 +192,27 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     check_output(output, 4 * copies * Decoder(config).num_params)
     mesh = None if args.fsdp == 1 else make_mesh(MeshConfig(fsdp=args.fsdp))
     decoder = Decoder(config, mesh=mesh)
-    if learning is not None:
-        merged = merge_learned(
-            sources,
-            names,
-            read_rows(args, sources[0], console),
-            decoder,
-            learning,
-            seed=args.seed,
-            near=output,
-            console=console,
-        )
-    else:
-        merged = merge_given(sources, weights, decoder, console)
-        if remark := sum_remark(weights):
-            console.warn(remark)
-    show(merged, names, console)
-    content = record(args, learning, sources, merged)
-    if dtype == "bfloat16":
-        change = f"its change to {names[0]}"
-        warn_if_faint(console, merged.ratios[dtype], "the merge", change)
-    params = jax.tree.map(lambda x: x.astype(dtype), merged.params)
-    model = sources[0].model(decoder, params)
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    save(model, output, files={"merge.json": text})
+    with whole_directory(output) as whole:
+        target = Target(whole, dtype)
+        if learning is not None:
+            rows = read_rows(args, sources[0], console)
+            merged = merge_learned(
+                sources, names, rows, decoder, learning, target,
+                seed=args.seed, console=console,
+            )  # fmt: skip
+        else:
+            merged = merge_given(sources, weights, decoder, target, console)
+            if remark := sum_remark(weights):
+                console.warn(remark)
+        show(merged, names, console)
+        content = record(args, learning, sources, merged)
+        if dtype == "bfloat16":
+            change = f"its change to {names[0]}"
+            warn_if_faint(console, merged.ratios[dtype], "the merge", change)
+        first = sources[0]
+        write_description(config, first.tokenizer, dtype, whole, first.generation)
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (whole / "merge.json").write_text(text, encoding="utf-8")
     if sources[0].tokenizer is None:
         console.warn(f"{names[0]} has no tokenizer, so {output} has none")
     use = f"tpmm sample {output}", "tpmm.load"

@@ -184,9 +184,10 @@ def running_mean(models: Iterator[Params], weights: Iterable[float]) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _signal_and_error(
+def signal_and_error(
     merged: jax.Array, base: jax.Array, dtype: str
 ) -> tuple[jax.Array, jax.Array]:
+    """sum |merged - base| and sum |error of rounding merged to dtype|, of a leaf."""
     merged = merged.astype(jnp.float32)
     signal = jnp.sum(jnp.abs(merged - base.astype(jnp.float32)))
     if dtype == "float32":
@@ -207,6 +208,6 @@ def signal_to_rounding(merged: Params, base: Params, dtype: str) -> float:
     Infinite where nothing is rounded.
     """
     leaves = zip(jax.tree.leaves(merged), jax.tree.leaves(base), strict=True)
-    pairs = [_signal_and_error(m, b, dtype) for m, b in leaves]
+    pairs = [signal_and_error(m, b, dtype) for m, b in leaves]
     signal, error = (sum(map(float, column)) for column in zip(*pairs))
     return signal / error if error > 0 else float("inf")

@@ -25,19 +25,24 @@ def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def _odd_hash(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """An odd number for each global index, from Murmur3's final mix."""
+def odd_hash(index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """An odd number for each index, from Murmur3's final mix."""
+    mixed = index * np.uint32(0x9E3779B1)
+    mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    # Odd, hence invertible mod 2^32: no single flipped bit is multiplied to zero.
+    return (mixed ^ (mixed >> np.uint32(16))) | np.uint32(1)
+
+
+def _index(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """The global row-major index of each number, mod 2^32."""
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
         iota = lax.broadcasted_iota(jnp.uint32, shape, axis)
         index = index + iota * np.uint32(stride & 0xFFFFFFFF)
         stride *= shape[axis]
-    mixed = index * np.uint32(0x9E3779B1)
-    mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    # Odd, hence invertible mod 2^32: no single flipped bit is multiplied to zero.
-    return (mixed ^ (mixed >> np.uint32(16))) | np.uint32(1)
+    return index
 
 
 def _bits(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
@@ -50,18 +55,24 @@ def _bits(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
     return lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 
-@jax.jit
-def _sums(x: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
-    """(sum of bits, sum of bits * odd hash of the index), both mod 2^32."""
+def bit_sums(
+    x: Shaped[Array, "..."], hashes: UInt32[Array, "..."]
+) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
+    """(sum of bits, sum of bits * hash), both mod 2^32."""
     bits = _bits(x)
     # One reduction over both: two separate sums made XLA's CPU backend write the
     # products to memory, twice the leaf's size.
     return lax.reduce(
-        (bits, bits * _odd_hash(bits.shape)),
+        (bits, bits * hashes),
         (np.uint32(0), np.uint32(0)),
         lambda a, b: (a[0] + b[0], a[1] + b[1]),
         tuple(range(bits.ndim)),
     )
+
+
+@jax.jit
+def _sums(x: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
+    return bit_sums(x, odd_hash(_index(_bits(x).shape)))
 
 
 def _as_array(name: str, leaf: Any) -> jax.Array:

@@ -112,19 +112,31 @@ class GGUFFile:
                 f"{self.path} holds no {name!r}"
                 + (f"; near it: {', '.join(near)}" if near else "")
             )
-        values = self._values(self._tensors[name])
-        architecture, part = self._metadata.architecture, name.split(".")[-2]
+        return self.rows(name, 0, self.shape(name)[0])
+
+    def rows(self, name: str, start: int, stop: int) -> Float[np.ndarray, "..."]:
+        """Returns a part of the first axis of one of ``names()``; see ``tensor``."""
+        head = self._reordered(name)
+        first, last = start // head * head, -(-stop // head) * head
+        values = self._values(self._tensors[name], slice(first, last))
         if name.endswith("norm.weight"):
             values = values - np.float32(self._metadata.family.norm_offset)
-        if architecture.permuted and part in PERMUTED:
-            heads, head_dim = self.config[PERMUTED[part]], self.config["head_dim"]
-            if values.shape[0] != heads * head_dim:
-                raise BadInput(
-                    f"{self.path}: {name} has {values.shape[0]} rows; {PERMUTED[part]} "
-                    f"and head_dim ask for {heads} * {head_dim}"
-                )
-            values = unpermute(values, heads)
-        return values
+        if head > 1:
+            values = unpermute(values, (last - first) // head)
+        return values[start - first : stop - first]
+
+    def _reordered(self, name: str) -> int:
+        """Returns how many rows, a head's, are reordered among themselves; 1: none."""
+        part = name.split(".")[-2]
+        if not self._metadata.architecture.permuted or part not in PERMUTED:
+            return 1
+        heads, head_dim = self.config[PERMUTED[part]], self.config["head_dim"]
+        if (rows := self.shape(name)[0]) != heads * head_dim:
+            raise BadInput(
+                f"{self.path}: {name} has {rows} rows; {PERMUTED[part]} "
+                f"and head_dim ask for {heads} * {head_dim}"
+            )
+        return head_dim
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Returns the file's tokenizer, with its special tokens and chat template.
@@ -168,14 +180,20 @@ class GGUFFile:
             )
         return renamed
 
-    def _values(self, tensor: Any) -> Float[np.ndarray, "..."]:
+    def _values(
+        self, tensor: Any, rows: slice = slice(None)
+    ) -> Float[np.ndarray, "..."]:
         try:
-            values = self._dequantize(tensor.data, tensor.tensor_type)
+            # A row is a whole number of blocks; one axis alone is one row.
+            data = tensor.data[rows] if tensor.data.ndim > 1 else tensor.data
+            values = self._dequantize(data, tensor.tensor_type)
         except (NotImplementedError, ValueError) as error:
             raise BadInput(
                 f"{self.path}: {tensor.name} is stored as {tensor.tensor_type.name}, "
                 f"which cannot be dequantised: {error}"
             ) from error
+        if tensor.data.ndim == 1:
+            values = values[rows]
         # F32 comes as a view of the read-only file.
         copy = None if values.flags.writeable else True
         return np.array(values, np.float32, copy=copy)

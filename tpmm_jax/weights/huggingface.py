@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tpmm_jax.axes import Params
 from tpmm_jax.data.pointers import refuse_pointer
@@ -21,11 +19,10 @@ from tpmm_jax.models import Decoder, ModelConfig
 from tpmm_jax.models.lora import get, put
 from tpmm_jax.weights.agreement import agree_on_files
 from tpmm_jax.weights.names import Name, names
+from tpmm_jax.weights.writing import INDEX, MODEL, write_tensors
 
 # Tensors that some checkpoints carry and no model needs.
 DERIVED = ("rotary_emb.inv_freq",)
-MODEL = "model.safetensors"
-INDEX = f"{MODEL}.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 Index = tuple[slice, ...]
@@ -48,6 +45,8 @@ class TensorSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def tensor(self, name: str) -> np.ndarray: ...
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray: ...
 
 
 class SafetensorsDirectory:
@@ -113,15 +112,19 @@ class SafetensorsDirectory:
     def tensor(self, name: str) -> np.ndarray:
         return numpy_tensor(self._open(self._where[name]), name)
 
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Returns a part of a tensor's first axis; no more is read."""
+        return numpy_tensor(self._open(self._where[name]), name, slice(start, stop))
 
-def numpy_tensor(file: Any, name: str) -> np.ndarray:
-    """Returns a tensor of an open safetensors file.
+
+def numpy_tensor(file: Any, name: str, rows: slice | None = None) -> np.ndarray:
+    """Returns a tensor of an open safetensors file, or some rows of one.
 
     Raises:
       BadInput: NumPy does not have its dtype.
     """
     try:
-        return file.get_tensor(name)
+        return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
     except (AttributeError, TypeError):
         dtype = file.get_slice(name).get_dtype()
         raise BadInput(
@@ -145,7 +148,7 @@ def read_params(source: TensorSource, decoder: Decoder, dtype: str) -> Params:
     config = decoder.config
     target = decoder.abstract_params(dtype)
     check_tensors(source, config, target)
-    _check_tied_head(source, config)
+    check_tied_head(source, config)
     params: Params = {}
     for name in names(config):
         leaf = get(target, name.path)
@@ -215,13 +218,18 @@ def check_same(
 def check_finite(weights: np.ndarray, name: str) -> None:
     """Raises BadInput for a weight that is NaN or infinite."""
     if not np.isfinite(weights).all():
-        raise BadInput(
-            f"{name} has weights that are NaN or infinite; the training that "
-            "wrote it went wrong: take an earlier checkpoint"
-        )
+        raise not_finite(name)
 
 
-def _check_tied_head(source: TensorSource, config: ModelConfig) -> None:
+def not_finite(name: str) -> BadInput:
+    """Returns the error for a tensor with a weight that is NaN or infinite."""
+    return BadInput(
+        f"{name} has weights that are NaN or infinite; the training that "
+        "wrote it went wrong: take an earlier checkpoint"
+    )
+
+
+def check_tied_head(source: TensorSource, config: ModelConfig) -> None:
     """Refuses a head that is not the embedding it is said to be.
 
     transformers leaves such a pair untied; to drop the head would change every logit.
@@ -248,7 +256,7 @@ def _read_leaf(source: TensorSource, name: Name, leaf: Any) -> jax.Array:
         slots = np.ndindex(*shard.shape[:lead])
         for slot, place in zip(slots, itertools.product(*places[:lead])):
             theirs = name.tensor(*place)
-            tensor = _checked(source.tensor(theirs), theirs)
+            tensor = check_floats(source.tensor(theirs), theirs)
             shard[slot] = name.to_ours(tensor, shape)[index[lead:]]
             check_finite(shard[slot], theirs)
         return shard
@@ -258,7 +266,7 @@ def _read_leaf(source: TensorSource, name: Name, leaf: Any) -> jax.Array:
     return _put_shards(leaf, read_shard)
 
 
-def _checked(tensor: np.ndarray, theirs: str) -> np.ndarray:
+def check_floats(tensor: np.ndarray, theirs: str) -> np.ndarray:
     """Returns a tensor as it is; raises BadInput for another kind of number."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise BadInput(
@@ -297,40 +305,25 @@ def write_params(
 ) -> None:
     """Writes model.safetensors, or a sharded index above ``max_shard_bytes``.
 
-    The host holds one file's tensors at a time.
+    The host holds one tensor at a time.
     """
-    directory = pathlib.Path(directory)
-    files: list[dict[str, tuple[Name, tuple[int, ...]]]] = [{}]
-    held = 0
+    kinds, places = {}, {}
     for name in names(config):
         leaf = get(params, name.path)
-        size = leaf.nbytes // math.prod(leaf.shape[: len(name.axes)])
+        shape = name.their_shape(leaf.shape[len(name.axes) :])
         for index, theirs in name.tensors(config):
-            if files[-1] and held + size > max_shard_bytes:
-                files.append({})
-                held = 0
-            files[-1][theirs] = name, index
-            held += size
-    where = {}
-    for number, tensors in enumerate(files, start=1):
-        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        if len(files) == 1:
-            file = MODEL
-        save_file(
-            {theirs: _fetch(params, *place) for theirs, place in tensors.items()},
-            directory / file,
-            metadata={"format": "pt"},
-        )
-        where.update(dict.fromkeys(tensors, file))
-    if len(files) > 1:
-        total = sum(x.nbytes for x in jax.tree.leaves(params))
-        listing = {"metadata": {"total_size": total}, "weight_map": where}
-        (directory / INDEX).write_text(json.dumps(listing, indent=2))
+            kinds[theirs] = leaf.dtype, shape
+            places[theirs] = name, index
+    write_tensors(
+        pathlib.Path(directory),
+        kinds,
+        lambda theirs: [_fetch(params, *places[theirs])],
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def _fetch(params: Params, name: Name, index: tuple[int, ...]) -> np.ndarray:
     """Returns one of Hugging Face's tensors, from the devices."""
     leaf = get(params, name.path)
     # An empty index would copy the leaf on its device.
-    part = np.asarray(leaf[index] if index else leaf)
-    return np.ascontiguousarray(name.to_theirs(part))
+    return name.to_theirs(np.asarray(leaf[index] if index else leaf))

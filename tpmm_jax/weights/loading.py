@@ -1,6 +1,5 @@
 """From a name to a model in memory."""
 
-import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -35,8 +34,8 @@ from tpmm_jax.weights.hub import (
 )
 from tpmm_jax.weights.huggingface import (
     SafetensorsDirectory,
+    TensorSource,
     check_tensors,
-    read_params,
 )
 from tpmm_jax.weights.kept import (
     LAST,
@@ -50,7 +49,7 @@ from tpmm_jax.weights.kept import (
     weights_of_mean,
 )
 from tpmm_jax.weights.peft import AdapterDirectory, is_adapter
-from tpmm_jax.weights.source import AdapterSource, Model, Source
+from tpmm_jax.weights.source import AdapterSource, Model, Source, source_of_tensors
 from tpmm_jax.weights.tokenizer import read_tokenizer
 
 NAME_BASE = (
@@ -207,9 +206,7 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
         file = GGUFFile(name)
         config = parse_config(file.config, name)
         check_tensors(file, config)
-        return Source(
-            config, file.tokenizer(), origin, functools.partial(read_params, file)
-        )
+        return source_of_tensors(config, file.tokenizer(), origin, lambda: file)
     if is_hub_id(name):
         return _resolve_hub(name, revision, base)
     directory = pathlib.Path(name)
@@ -222,9 +219,8 @@ def _resolve(name: str, revision: str | None, base: str | None) -> Source:
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     tensors = SafetensorsDirectory(directory)
     check_tensors(tensors, config)
-    read = functools.partial(read_params, tensors)
     generation = read_generation(directory)
-    return Source(config, tokenizer, origin, read, generation=generation)
+    return source_of_tensors(config, tokenizer, origin, lambda: tensors, generation)
 
 
 def _resolve_hub(name: str, revision: str | None, base: str | None) -> Source:
@@ -236,15 +232,15 @@ def _resolve_hub(name: str, revision: str | None, base: str | None) -> Source:
             origin = {"source": name, "commit": commit}
             return _resolve_adapter(directory, origin, base)
 
-    def read(decoder: Decoder, dtype: str) -> Params:
+    def open_tensors() -> TensorSource:
         # The commit, not the revision, which may have moved on since.
         folder, _ = fetch(name, commit, WEIGHT_FILES, ignore=OTHER_WEIGHTS)
-        return read_params(SafetensorsDirectory(folder), decoder, dtype)
+        return SafetensorsDirectory(folder)
 
     origin = {"source": name, "commit": commit}
     config, tokenizer = read_config(directory), read_tokenizer(directory)
     generation = read_generation(directory)
-    return Source(config, tokenizer, origin, read, generation=generation)
+    return source_of_tensors(config, tokenizer, origin, open_tensors, generation)
 
 
 def _resolve_adapter(

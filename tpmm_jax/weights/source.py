@@ -7,6 +7,7 @@ from typing import Any
 
 from tpmm_jax.axes import Params
 from tpmm_jax.models import Decoder, LoraConfig, ModelConfig
+from tpmm_jax.weights.huggingface import TensorSource, read_params
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +70,8 @@ class Source:
       adapter: of a PEFT directory: the parts of the policy. None for all others, a
         step of a LoRA run among them, which is read as the merged policy.
       generation: as of ``Model``.
+      tensors: opens the files that hold the parameters as they are; None where they are
+        kept or made otherwise. Downloads as ``read`` does.
     """
 
     config: ModelConfig
@@ -77,10 +80,28 @@ class Source:
     read: Callable[[Decoder, str], Params]
     adapter: "AdapterSource | None" = None
     generation: dict[str, Any] = field(default_factory=dict)
+    tensors: Callable[[], TensorSource] | None = None
 
     def model(self, decoder: Decoder, params: Params) -> Model:
         """Returns the model with these parameters of it, as they were read or cast."""
         return Model(decoder, params, self.tokenizer, self.origin, self.generation)
+
+
+def source_of_tensors(
+    config: ModelConfig,
+    tokenizer: Any,
+    origin: dict[str, Any],
+    open_tensors: Callable[[], TensorSource],
+    generation: dict[str, Any] | None = None,
+) -> Source:
+    """Returns a model whose parameters are those of files."""
+
+    def read(decoder: Decoder, dtype: str) -> Params:
+        return read_params(open_tensors(), decoder, dtype)
+
+    return Source(
+        config, tokenizer, origin, read, None, generation or {}, tensors=open_tensors
+    )
 
 
 @dataclass(frozen=True)
