@@ -68,7 +68,7 @@ def events(folder):
 
 
 def test_a_row_is_one_json_line_without_a_clock(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path, mirrors=[]) as log:
         values = {"rewards/margins": np.float32(0.5), "loss": jnp.float32(0.25)}
         log.log("train", iteration=2, step=17, values=values)
         log.log("iteration", iteration=2, step=None, values={"w": [0.5, 1], "r": "θ"})
@@ -143,7 +143,7 @@ def test_killed_and_continued_equals_undisturbed(tmp_path, committed, killed_aft
 
 
 def test_rewind_keeps_the_bytes_of_the_rows_it_keeps(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path, mirrors=[]) as log:
         log_run(log)
         before = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
         assert log.rewind(1, lambda row: row["kind"] == "train") == 2
@@ -157,7 +157,7 @@ def test_rewind_keeps_the_bytes_of_the_rows_it_keeps(tmp_path):
 
 
 def finished_run(folder):
-    with MetricsLog(folder, tensorboard=False) as log:
+    with MetricsLog(folder, mirrors=[]) as log:
         log_run(log)
         for t in range(3):
             log.finish(t)
@@ -229,7 +229,7 @@ def test_values_that_are_no_metric_are_refused_and_leave_no_row(
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_whole_lines(tmp_path, monkeypatch):
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path, mirrors=[])
     log_steps(log, 0, [1])
 
     class Full(io.FileIO):
@@ -285,7 +285,7 @@ def test_steps_counted_anew_in_each_iteration_follow_one_another(tmp_path):
 
 
 def test_iteration_rows_know_their_seconds(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path, mirrors=[]) as log:
         log_run(log, iterations=2)
         log.log_timing("iteration", iteration=1, step=None, values={"seconds": 9.0})
     rows = iteration_rows(tmp_path)

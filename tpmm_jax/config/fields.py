@@ -11,6 +11,10 @@ from typing import Any, Literal
 
 from tpmm_jax.errors import BadInput, nearest
 
+# Services that a run's metrics are sent to.
+Tracking = Literal["wandb", "mlflow"]
+ReportTo = Tracking | Sequence[Tracking]
+
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted name: value} of nested dataclasses or mappings, in their order.
@@ -149,7 +153,8 @@ def describe(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(a) for a in args)
     if origin is Sequence:
-        return "a list of " + {str: "texts", float: "numbers"}.get(args[0], "values")
+        named = {str: "texts", float: "numbers", Tracking: "these"}
+        return "a list of " + named.get(args[0], "values")
     if origin is not None:
         return "a JSON object" + (" of texts" if args[1:] == (str,) else "")
     return _WORDS.get(hint, str(hint))

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from tpmm_jax.config.fields import check_types
+from tpmm_jax.config.fields import ReportTo, check_types
 from tpmm_jax.config.schema import ModelSource
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput
@@ -144,6 +144,7 @@ class RewardConfig:
       experts: routed experts that the model is given before it is trained.
       noise: of training.
       merge: what a mixture's experts are merged into at the end.
+      report_to: "wandb", "mlflow" or a list: where metrics are sent too.
     """
 
     seed: int = 0
@@ -157,6 +158,7 @@ class RewardConfig:
     train: TrainConfig
     evaluation: RewardEvaluationConfig = field(default_factory=RewardEvaluationConfig)
     merge: MergeBackConfig = field(default_factory=MergeBackConfig)
+    report_to: ReportTo = ()
 
     @property
     def batch_sizes(self) -> dict[str, int]:
@@ -205,4 +207,5 @@ REWARD_MAY_CHANGE = (
     "train.accumulation",
     "train.checkpoint_every",
     "data.timeout",
+    "report_to",
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tpmm_jax.config.fields import check_types
+from tpmm_jax.config.fields import ReportTo, check_types
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, nearest
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO
@@ -184,6 +184,7 @@ class Config:
         weights that are fitted on held-out samples and their rewards; "auto", the
         better of last and mean on held-out prompts, theta_t within one standard error.
         The mean is evaluated beside theta_t in every iteration.
+      report_to: "wandb", "mlflow" or a list: where metrics are sent too.
     """
 
     iterations: int
@@ -203,6 +204,7 @@ class Config:
     store: StoreConfig = field(default_factory=StoreConfig)
     train_from: Literal["previous", "theta_0", "reference"] = "previous"
     ship: Literal["last", "mean", "learned", "auto"] = "last"
+    report_to: ReportTo = ()
 
     @property
     def offline(self) -> bool:
@@ -438,6 +440,7 @@ MAY_CHANGE = (
     "judge.batch_size",
     "scorer.deterministic",
     "scorer.retries",
+    "report_to",
 )
 
 

@@ -7,7 +7,8 @@ A run's folder holds
     metrics.jsonl   the rows of all iterations, one behind the other: written again from
                     the iterations' own files where it differs from them;
     timing.jsonl    how long it took: seconds, tokens per second, the wall clock;
-    tensorboard/    both, for TensorBoard.
+    tensorboard/    both, for TensorBoard;
+    tracking.json   what Weights & Biases and MLflow were sent, if they are.
 
 A row: {"kind": "train", "iteration": 2, "step": 17, "loss": 0.6, ...}. The keys after
 the step are sorted. JSON cannot express NaN and infinity: they are written as
@@ -34,6 +35,7 @@ from tpmm_jax.log.jsonl import (
     restored,
     rewrite,
 )
+from tpmm_jax.log.points import Mirror
 from tpmm_jax.log.tensorboard import TensorBoard
 from tpmm_jax.store.digests import (
     advice,
@@ -69,7 +71,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
 
     Args:
         workdir: the run's folder, created if missing.
-        tensorboard: also write workdir/tensorboard.
+        mirrors: where the rows are shown too; None: workdir/tensorboard.
 
     Raises:
         BadInput: a line of an existing file is not a row.
@@ -77,10 +79,16 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         StorageError: the disk refuses.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, tensorboard: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        mirrors: Sequence[Mirror] | None = None,
+    ):
         self._folder = pathlib.Path(workdir)
-        self._mirrored = tensorboard
-        self._board: TensorBoard | None = None
+        if mirrors is None:
+            mirrors = [TensorBoard(self._folder / "tensorboard")]
+        self._mirrors, self._mirroring = mirrors, False
         # (iteration, kind's place, step) of the last row.
         self._last = (-1, 0, 0)
         self._metrics, self._timing = (self._folder / n for n in (METRICS, TIMING))
@@ -96,6 +104,8 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
             mended.append(
                 f"{self._metrics}: written again from the iterations' own files"
             )
+        for mirror in self._mirrors:
+            mirror.open()
         return mended
 
     def log(
@@ -142,18 +152,16 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         if not timing and (row["iteration"], *_order(row)) < self._last:
             self._insert(row, line)
             return
-        board = self._open_board()  # before the row, which it would else hold twice
+        self._begin_mirrors()  # before the row, which they would else hold twice
         if timing:
             append_lines(self._timing, [line], flush=False)
         else:
             append_lines(self.path(row["iteration"]), [line], flush=False)
             append_lines(self._metrics, [line], flush=False)
             self._last = (row["iteration"], *_order(row))
-        if board is not None:
-            with self._board_errors():
-                when = row.get("time", time.time())
-                prefix = "timing/" if timing else ""
-                board.add(restored(row), prefix=prefix, when=when)
+        when, prefix = row.get("time", time.time()), "timing/" if timing else ""
+        for mirror in self._mirrors:
+            mirror.add(restored(row), prefix=prefix, when=when)
 
     # The same, to timing.jsonl.
     log_timing = functools.partialmethod(log, timing=True)
@@ -173,7 +181,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         """
 
         def act() -> int:
-            self._close_board()
+            self._end_mirrors()
             if timing:
                 rewrite(
                     self._timing, lambda row: row["iteration"] != iteration or keep(row)
@@ -236,7 +244,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
 
     def _insert(self, row: Row, line: str) -> None:
         """Put a row of a phase that came again where it stood."""
-        self._close_board()  # the next row starts it from what is on the disk
+        self._end_mirrors()  # the next row starts them from what is on the disk
         path = self.path(row["iteration"])
         both = [(_order(one), raw) for one, raw in lines_of(path)]
         both.append((_order(row), line.encode() + b"\n"))
@@ -275,45 +283,49 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         for path in filter(pathlib.Path.exists, paths):
             with storage_errors(path):
                 sync(path)
-        if self._board is not None:
-            with self._board_errors():
-                self._board.flush()
+        if self._mirroring:
+            for mirror in self._mirrors:
+                mirror.flush()
 
     def close(self) -> None:
         """Flush and close the files."""
         self.flush()
-        self._close_board()
+        first_only(self._close_mirrors)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None:
+            # A run that was finished before may have rows that a mirror lacks.
+            first_only(self._begin_mirrors)
         self.close()
 
-    def _open_board(self) -> TensorBoard | None:
-        """Start the mirror from the rows on the disk, at the first row logged."""
-        if self._board is None and self._mirrored:
-            with self._board_errors():
-                self._board = self._build_board()
-        return self._board
-
-    def _build_board(self) -> TensorBoard:
+    def _begin_mirrors(self) -> None:
+        """Start the mirrors from the rows on the disk, at the first row logged."""
+        if self._mirroring or not self._mirrors:
+            return
         timing = read_timing(self._folder)
         stamps = {_place(row): float(row["time"]) for row in timing}
         when = float(timing[0]["time"]) if timing else time.time()
-        board = TensorBoard(self._folder / "tensorboard")
+        for mirror in self._mirrors:
+            mirror.begin()
         for row in read_metrics(self._folder):
             when = stamps.get(_place(row), when)
-            board.add(row, when=when)
+            for mirror in self._mirrors:
+                mirror.add(row, prefix="", when=when)
         for row in timing:
-            board.add(row, prefix="timing/", when=row["time"])
-        return board
+            for mirror in self._mirrors:
+                mirror.add(row, prefix="timing/", when=row["time"])
+        self._mirroring = True
 
-    def _close_board(self) -> None:
-        if self._board is not None:
-            with self._board_errors():
-                self._board.close()
-            self._board = None
+    def _end_mirrors(self) -> None:
+        if self._mirroring:
+            for mirror in self._mirrors:
+                mirror.end()
+        self._mirroring = False
 
-    def _board_errors(self) -> contextlib.AbstractContextManager[None]:
-        return storage_errors(self._folder / "tensorboard")
+    def _close_mirrors(self) -> None:
+        self._end_mirrors()
+        for mirror in self._mirrors:
+            mirror.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[Row]:

@@ -15,9 +15,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
+from tpmm_jax.log.points import Numbering
+from tpmm_jax.store.files import storage_errors
+
 SUFFIX = ".tpmm"
 _FLUSH_SECONDS = 15.0
-_NOT_METRICS = ("kind", "iteration", "step", "time")
 
 
 class TensorBoard:
@@ -29,51 +31,45 @@ class TensorBoard:
     """
 
     def __init__(self, folder: pathlib.Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
-            old.unlink()
-        self._events = EventsWriter(str(folder / "events"), SUFFIX)
+        self._folder = folder
+        self._events: EventsWriter | None = None
+
+    def open(self) -> None:
+        """The first row makes the file."""
+
+    def begin(self) -> None:
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for old in self._folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+                old.unlink()
+            self._events = EventsWriter(str(self._folder / "events"), SUFFIX)
         self._flushed = time.monotonic()
-        self._shift: dict[str, tuple[int, int]] = {}
+        self._numbering = Numbering()
 
     def add(self, row: Mapping[str, Any], *, prefix: str = "", when: float) -> None:
-        """Write the numbers of one row; strings and lists have no place in a curve.
-
-        Args:
-            row: as in metrics.jsonl; tag "train/loss" is kind "train", name "loss".
-            prefix: put before the kind, such as "timing/".
-            when: seconds since the epoch.
-        """
-        tag = prefix + row["kind"]
+        points = self._numbering.points(row, prefix)
         scalars = [
-            Summary.Value(tag=f"{tag}/{name}", simple_value=float(value))
-            for name, value in row.items()
-            if name not in _NOT_METRICS and isinstance(value, (int, float))
+            Summary.Value(tag=f"{points.tag}/{name}", simple_value=value)
+            for name, value in points.values.items()
         ]
-        if not scalars:
+        if not scalars or self._events is None:
             return
-        step = self._global_step(tag, row["iteration"], row.get("step"))
-        self._events.write_event(
-            Event(wall_time=when, step=step, summary=Summary(value=scalars))
-        )
+        event = Event(wall_time=when, step=points.step, summary=Summary(value=scalars))
+        with storage_errors(self._folder):
+            self._events.write_event(event)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
-    def _global_step(self, tag: str, iteration: int, step: int | None) -> int:
-        """Place a row on the x axis; steps counted from 0 again follow the last."""
-        if step is None:
-            return iteration
-        shift, last = self._shift.get(tag, (0, -1))
-        if shift + step <= last:
-            shift = last + 1 - min(step, 1)
-        self._shift[tag] = (shift, shift + step)
-        return shift + step
-
     def flush(self) -> None:
-        """Put everything written so far on the disk."""
-        self._events.flush()
-        self._flushed = time.monotonic()
+        if self._events is not None:
+            with storage_errors(self._folder):
+                self._events.flush()
+            self._flushed = time.monotonic()
 
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._events.close()
+    def end(self) -> None:
+        if self._events is not None:
+            with storage_errors(self._folder):
+                self._events.close()
+            self._events = None
+
+    close = end

@@ -179,7 +179,7 @@ def _drop_rows(
         # Else the rows of a folder that is gone would be put back.
         lines = [line for row, line in readable(path) if row["iteration"] < give_up]
         write_file(path, lambda file: file.writelines(lines))
-    with MetricsLog(workdir, tensorboard=False) as log:
+    with MetricsLog(workdir, mirrors=[]) as log:
         for number in folders:
             if evaluate is not None and number >= evaluate:
                 log.rewind(number, lambda row: row["kind"] != "iteration")

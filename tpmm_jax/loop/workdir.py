@@ -48,6 +48,7 @@ ADDED: Mapping[str, Any] = {
     "reference.fit": "adam",
     "train_from": "previous",
     "ship": "last",
+    "report_to": [],
     "judge.template": None,
     "judge.template_file": None,
     "judge.first": ["A"],
@@ -61,7 +62,7 @@ ADDED: Mapping[str, Any] = {
     "judge.base": None,
 }
 # The same of a reward run.
-REWARD_ADDED: Mapping[str, Any] = {"train.lengths": 1}
+REWARD_ADDED: Mapping[str, Any] = {"train.lengths": 1, "report_to": []}
 # A field that is now called reference.holdout_window; it stays in the config.json of a
 # run that began with it.
 OF_THEN = "reference.earlier_holdouts"

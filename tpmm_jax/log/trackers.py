@@ -1,0 +1,311 @@
+"""Metric rows for Weights & Biases and MLflow, through their own clients.
+
+Each client is set up as its own documentation says (WANDB_PROJECT, WANDB_MODE,
+MLFLOW_TRACKING_URI, ...); projects and experiments that are not named are called
+tpmm_jax. tracking.json in the run's folder holds which run of theirs is this one, and
+how many rows it was sent, so that a run that is continued goes on there too.
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from tpmm_jax.errors import BadInput
+from tpmm_jax.log.console import RunConsole
+from tpmm_jax.log.points import Mirror, Numbering, Points
+from tpmm_jax.log.tensorboard import TensorBoard
+from tpmm_jax.store.files import read_json, write_json
+
+RECORD, PROJECT = "tracking.json", "tpmm_jax"
+# Sent along at the end, where they are there.
+ATTACHED = ("config.json", "report.html")
+_SECONDS = 15.0
+
+
+@runtime_checkable
+class Client(Protocol):
+    """A run of a tracking service."""
+
+    run_id: str
+    # Where a person finds it.
+    place: str
+
+    def send(self, points: Points, when: float) -> None:
+        """Takes a row's numbers; they may wait for ``flush``."""
+
+    def flush(self) -> None:
+        """Sends what waits."""
+
+    def attach(self, path: pathlib.Path) -> None:
+        """Stores a file with the run."""
+
+    def finish(self) -> None:
+        """Ends the run."""
+
+
+class WandbClient:
+    """A run of Weights & Biases.
+
+    Args:
+      workdir: the run's folder, which names the run and holds the client's own files.
+      config: of the run, flat.
+      run_id: of the run to go on with; None: a new one.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, config: Mapping[str, Any], run_id: str | None
+    ) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=os.environ.get("WANDB_NAME", workdir.name),
+            dir=workdir,
+            id=run_id,
+            resume="allow",
+            config=dict(config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self.run_id = self._run.id
+        offline = f"offline, in {workdir}/wandb: wandb sync"
+        self.place = offline if self._run.offline else self._run.url
+        self._axes: set[str] = set()
+
+    @staticmethod
+    def check() -> None:
+        """Raises an error of the client's unless it can start."""
+        import wandb
+
+        if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
+            return
+        if not wandb.login(prompt=False):
+            raise RuntimeError(
+                "it is not logged in: run `wandb login`, or set WANDB_MODE=offline"
+            )
+
+    def send(self, points: Points, when: float) -> None:
+        axis = f"{points.tag}/step"
+        if axis not in self._axes:
+            self._axes.add(axis)
+            self._run.define_metric(axis, hidden=True)
+            self._run.define_metric(f"{points.tag}/*", step_metric=axis)
+        values = {f"{points.tag}/{name}": x for name, x in points.values.items()}
+        self._run.log({**values, axis: points.step})
+
+    def flush(self) -> None:
+        """Its own process sends as it can."""
+
+    def attach(self, path: pathlib.Path) -> None:
+        # Its own copy: it would link to what the run still changes.
+        copy = shutil.copy(path, self._run.dir)
+        self._run.save(copy, base_path=self._run.dir, policy="now")
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+class MlflowClient:
+    """A run of MLflow.
+
+    Args:
+      workdir: the run's folder, which names the run.
+      config: of the run, flat.
+      run_id: of the run to go on with; None: a new one.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, config: Mapping[str, Any], run_id: str | None
+    ) -> None:
+        import mlflow
+        from mlflow.entities import Metric, Param
+
+        self._client, self._metric = mlflow.MlflowClient(), Metric
+        self._waiting: list[Any] = []
+        self.place = mlflow.get_tracking_uri()
+        if run_id is None:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+            found = self._client.get_experiment_by_name(name)
+            home = (
+                found.experiment_id if found else self._client.create_experiment(name)
+            )
+            run_id = self._client.create_run(home, run_name=workdir.name).info.run_id
+            params = [Param(_plain(key), str(value)) for key, value in config.items()]
+            # As many as a request may hold.
+            for start in range(0, len(params), 100):
+                self._client.log_batch(run_id, params=params[start : start + 100])
+        else:
+            self._client.update_run(run_id, status="RUNNING")
+        self.run_id = run_id
+
+    @staticmethod
+    def check() -> None:
+        """Raises an error of the client's unless it can start."""
+        import mlflow
+
+        mlflow.MlflowClient().get_experiment_by_name(PROJECT)
+
+    def send(self, points: Points, when: float) -> None:
+        self._waiting += [
+            self._metric(
+                _plain(f"{points.tag}/{name}"), x, int(when * 1e3), points.step
+            )
+            for name, x in points.values.items()
+        ]
+
+    def flush(self) -> None:
+        while self._waiting:
+            # As many as a request may hold.
+            self._client.log_batch(self.run_id, metrics=self._waiting[:1000])
+            del self._waiting[:1000]
+
+    def attach(self, path: pathlib.Path) -> None:
+        self._client.log_artifact(self.run_id, str(path))
+
+    def finish(self) -> None:
+        self._client.set_terminated(self.run_id)
+
+
+def _plain(name: str) -> str:
+    """Returns a name without what MLflow's may not hold."""
+    return re.sub(r"[^\w\-./ ]", "_", name)
+
+
+CLIENTS: dict[str, Any] = {"wandb": WandbClient, "mlflow": MlflowClient}
+
+
+class Tracker:
+    """Sends the rows of a run that were not sent before.
+
+    A service that fails does not fail the run: it is said once, and what was not sent
+    is sent at the next start.
+
+    Args:
+      name: of the service.
+      workdir: the run's folder.
+      config: of the run, flat.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        workdir: pathlib.Path,
+        config: Mapping[str, Any],
+        console: RunConsole,
+    ) -> None:
+        self._name, self._workdir, self._config = name, workdir, config
+        self._console = console
+        self._client: Client | None = None
+
+    def open(self) -> None:
+        record = _read_record(self._workdir).get(self._name, {})
+        self._sent = {part: record.get(part, 0) for part in ("metrics", "timing")}
+        make = CLIENTS[self._name]
+        try:
+            self._client = make(self._workdir, self._config, record.get("run"))
+        except Exception as error:
+            raise _refusal(self._name, error) from error
+        self._console.note(f"{self._name}: {self._client.place}")
+        self.begin()
+
+    def begin(self) -> None:
+        self._numbering = Numbering()
+        self._seen = {"metrics": 0, "timing": 0}
+        self._flushed = time.monotonic()
+
+    def add(self, row: Mapping[str, Any], *, prefix: str = "", when: float) -> None:
+        # The numbering counts rows that were sent before, too.
+        points = self._numbering.points(row, prefix)
+        part = "timing" if prefix else "metrics"
+        self._seen[part] += 1
+        if self._seen[part] <= self._sent[part]:
+            return
+        if points.values:
+            self._try(lambda client: client.send(points, when))
+        if time.monotonic() - self._flushed > _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        if (client := self._try(lambda client: client.flush())) is None:
+            return
+        for part, count in self._seen.items():
+            self._sent[part] = max(self._sent[part], count)
+        record = {"run": client.run_id, **self._sent}
+        write_json(
+            self._workdir / RECORD, _read_record(self._workdir) | {self._name: record}
+        )
+
+    end = flush
+
+    def close(self) -> None:
+        self.flush()
+        for name in ATTACHED:
+            if (path := self._workdir / name).exists():
+                self._try(lambda client, path=path: client.attach(path))
+        self._try(lambda client: client.finish())
+
+    def _try(self, act: Callable[[Client], None]) -> Client | None:
+        """Returns the client, if it works and did what was asked."""
+        if self._client is not None:
+            try:
+                act(self._client)
+            except Exception as error:
+                self._client = None
+                self._console.warn(
+                    f"{self._name} fails, and gets no more of this run until the next "
+                    f"start: {type(error).__name__}: {error}"
+                )
+        return self._client
+
+
+def _read_record(workdir: pathlib.Path) -> dict[str, Any]:
+    path = workdir / RECORD
+    return read_json(path) if path.exists() else {}
+
+
+def _refusal(name: str, error: Exception) -> BadInput:
+    return BadInput(
+        f"report_to {name!r} cannot be used: {error}; leave it out, or set {name} up"
+    )
+
+
+def make_mirrors(
+    names: str | Sequence[str],
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    console: RunConsole,
+) -> list[Mirror]:
+    """Returns TensorBoard's mirror of a run, and those of the services that are named.
+
+    Args:
+      config: of the run, flat.
+    """
+    trackers = [Tracker(name, workdir, config, console) for name in _listed(names)]
+    return [TensorBoard(workdir / "tensorboard"), *trackers]
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+
+
+def check_trackers(names: str | Sequence[str]) -> None:
+    """Refuses services that are not installed or cannot be reached.
+
+    Raises:
+      BadInput: names the extra to install, or what the client said.
+    """
+    for name in _listed(names):
+        if importlib.util.find_spec(name) is None:
+            raise BadInput(
+                f"report_to names {name!r}, which is not installed: "
+                f'pip install "tpmm_jax[{name}]"'
+            )
+        try:
+            CLIENTS[name].check()
+        except Exception as error:
+            raise _refusal(name, error) from error
