@@ -22,6 +22,7 @@ from tpmm_jax.commands._experts_card import experts_text
 from tpmm_jax.commands._line import guarded
 from tpmm_jax.commands._merges import warn_if_faint
 from tpmm_jax.commands._peft import read_step, save_adapter
+from tpmm_jax.commands._push import check_push, push
 from tpmm_jax.commands._reward_card import (
     REWARD_TEMPLATE,
     pooling_facts,
@@ -74,9 +75,8 @@ def read_model(
         digest = tree_digest(params)
         bar.advance(1)
     if dtype != "float32" and facts is not None and facts["step"] > 0:
-        folder = source.origin["source"].rpartition("/")[0] or "."
         kept = REWARD if source.config.output == "reward" else TRAJECTORY
-        (start,) = resolve_any([f"{folder}/{kept}@0"])
+        (start,) = resolve_any([f"{run_folder(source)}/{kept}@0"])
         base = start.read(decoder, "float32")
         ratio = signal_to_rounding(params, base, dtype)
         del base
@@ -150,6 +150,8 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     """Checks everything, reads, writes."""
     dtype, size = check_dtype(args.dtype), parse_size(args.max_shard_size)
     check_output(args.output)
+    if args.push is not None:
+        check_push(args.push)
     (source,) = resolve_any([args.model], args.base, args.revision)
     if args.peft:
         run_peft(args, source, console)
@@ -180,6 +182,11 @@ def facts_of(source: Source) -> dict[str, Any] | None:
     """Returns what is known of a run's model; None for others."""
     find = reward_facts if source.config.output == "reward" else run_facts
     return find(source.origin["source"])
+
+
+def run_folder(source: Source) -> pathlib.Path:
+    """Returns the workdir of a run's model."""
+    return pathlib.Path(source.origin["source"]).parent
 
 
 def run_peft(args: argparse.Namespace, source: Source, console: RunConsole) -> None:
@@ -231,6 +238,13 @@ def finish(
         labels = ", num_labels=1" if args.peft else ""
     loads = f'{reader}.from_pretrained("{args.output}"{labels})   in {library}'
     card = f"{args.output}/README.md   the model card"
+    if args.push is not None:
+        found = facts_of(source)
+        workdir = None if found is None else run_folder(source)
+        with console.phase("push", 1, "commits") as bar:
+            url = push(args.push, pathlib.Path(args.output), workdir, args.private)
+            bar.advance(1)
+        console.note(f"pushed: {url}")
     console.next_steps([ours, *([loads] if reader else []), card])
 
 

@@ -26,9 +26,12 @@ examples:
   tpmm export merged --output exported --dtype bfloat16 --name my-model
   tpmm export runs/lora/trajectory@2 --output adapter --peft
   tpmm export runs/rm/reward@best --output my-reward-model
-  huggingface-cli upload me/my-model exported
+  tpmm export runs/smollm2 --output exported --push me/my-model --private
 
-The directory appears whole or not at all; one that is not empty is refused.
+The directory appears whole or not at all; one that is not empty is refused. --push
+commits it to the Hugging Face Hub as the user of `hf auth login`, and beside it, as
+training/, the run's config.json and report.html, which hold paths and samples as they
+are.
 """
 
 
@@ -50,5 +53,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="ID",
         help="hub id (default: the run's, where known); with --peft a directory too",
     )
+    add("--push", metavar="ID", help="hub repository to commit the directory to")
+    add("--private", action="store_true", help="make that repository private if new")
     add_compiling(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.private and args.push is None:
+        parser.error("--private needs --push")
+    return args
