@@ -58,7 +58,7 @@ def get_config():
         ),
         scorer=ScorerConfig(name="faults_scorer:score"),
         pairing=PairingConfig(holdout_fraction=0.25),
-        reference=ReferenceConfig(fit="adam", steps=6, batch_size=8),
+        reference=ReferenceConfig(rule="learned", fit="adam", steps=6, batch_size=8),
         train=TrainConfig(learning_rate=1e-4, batch_size=4, checkpoint_every=1),
         evaluation=EvaluationConfig(
             num_prompts=8,

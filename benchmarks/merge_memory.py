@@ -51,7 +51,9 @@ def held_out(model: Decoder, config: ReferenceConfig) -> HeldOut:
 def one(count: int) -> None:
     """Measures one K in this process; prints a JSON line."""
     model = decoder()
-    config = ReferenceConfig(fit="adam", granularity="layer", steps=3, batch_size=PAIRS)
+    config = ReferenceConfig(
+        rule="learned", fit="adam", granularity="layer", steps=3, batch_size=PAIRS
+    )
     names = group_names(model.abstract_params(), "layer")
     pairs = held_out(model, config)
 

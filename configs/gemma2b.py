@@ -14,7 +14,6 @@ result yet.
 
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.rewards import ScorerConfig
 from tpmm_jax.steps import TrainConfig
@@ -49,7 +48,6 @@ def get_config(mesh: MeshConfig = GPU_NODE) -> Config:
             batch_size=256,
         ),
         scorer=ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"),
-        reference=ReferenceConfig(rule="learned"),
         train=TrainConfig(learning_rate=5e-7, batch_size=64, accumulation=1, epochs=1),
         evaluation=EvaluationConfig(num_prompts=512),
     )

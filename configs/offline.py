@@ -14,7 +14,6 @@ any GPU.
 
 from tpmm_jax.config import Config, ModelSource
 from tpmm_jax.data.config import DataConfig
-from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import PairingConfig
 from tpmm_jax.steps import TrainConfig
 
@@ -28,6 +27,5 @@ def get_config() -> Config:
             pairs="pairs.jsonl", max_prompt_length=512, max_completion_length=256
         ),
         pairing=PairingConfig(holdout_fraction=0.25),
-        reference=ReferenceConfig(rule="learned"),
         train=TrainConfig(learning_rate=2e-5, batch_size=8, epochs=1),
     )

@@ -15,7 +15,6 @@ import pathlib
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource, RolloutConfig
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.data.sources import read_rows
-from tpmm_jax.merging import ReferenceConfig
 from tpmm_jax.rewards import PairingConfig, ScorerConfig
 from tpmm_jax.steps import TrainConfig
 
@@ -67,7 +66,6 @@ def get_config() -> Config:
         ),
         scorer=ScorerConfig(name="tpmm_jax.rewards.vader:sentiment"),
         pairing=PairingConfig(holdout_fraction=0.25),
-        reference=ReferenceConfig(rule="learned"),
         train=TrainConfig(learning_rate=5e-5, batch_size=8, epochs=2),
         evaluation=EvaluationConfig(num_prompts=128),
     )

@@ -193,7 +193,10 @@ OFFLINE = ("data.prompts=none", "data.pairs=pairs.jsonl", "scorer.name=none")
         (["train.batch_size=8", "train.accumulation=3"], "train.accumulation"),
         (["train.learning_rate=0"], "train.learning_rate"),
         (["train.learning_rate=inf"], "train.learning_rate"),
-        (["pairing.holdout_fraction=0"], "pairing.holdout_fraction above 0"),
+        (
+            ["pairing.holdout_fraction=0", "reference.rule=learned"],
+            "pairing.holdout_fraction above 0",
+        ),
         (["pairing.holdout_fraction=0", "reference.rule=best"], "reference.rule=best"),
         (["scorer.name=none"], "data.prompts needs a scorer"),
         (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt"),

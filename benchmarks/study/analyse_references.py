@@ -32,6 +32,10 @@ from references_rows import FILE, CellRow, read_rows
 from tpmm_jax.errors import BadInput
 
 PICTURE = pathlib.Path(__file__).parents[2] / "docs/study-references.png"
+TITLES = {
+    "pressed": f"pressed: all at {PRESSED:g}",
+    "tuned": "tuned: each at its best learning rate",
+}
 LAST = FIXED["iterations"]
 SMALLEST = 0.10  # the smallest difference of interest
 COLOURS = dict(zip(PRIMARY, ("#000000", "#d55e00", "#009e73", "#0072b2")))
@@ -108,6 +112,36 @@ def questions(arms: Arms, peak: int) -> dict[str, np.ndarray]:
             found[f"6. {arm} - previous"] = ends(arms, arm) - previous
             found[f"6. learned - {arm}"] = learned - ends(arms, arm)
     return found
+
+
+def at_equal_kl(arms: Arms, one: str, other: str) -> np.ndarray:
+    """Returns one arm's reward minus another's where their KL is the same, [S].
+
+    That KL is the smaller one of the two last policies; reward is interpolated along
+    each seed's path.
+    """
+    gaps = []
+    for cells in zip(arms[one].values(), arms[other].values(), strict=True):
+        # A path that turns back is read where it first comes to a KL.
+        paths = [np.maximum.accumulate(cell["kl/theta_0"]) for cell in cells]
+        kl = min(cell["kl/theta_0"][-1] for cell in cells)
+        first, second = (
+            np.interp(kl, path, cell["reward/mean"]) for path, cell in zip(paths, cells)
+        )
+        gaps.append(first - second)
+    return np.array(gaps)
+
+
+def equal_kl_table(studies: Mapping[str, Arms]) -> str:
+    """Returns ``learned`` minus the other arms at equal KL, without a test."""
+    table = [["at equal KL to theta_0", "arm of the study", "difference, 95 %"]]
+    table += [
+        [f"learned - {arm}", study, told(at_equal_kl(arms, "learned", arm))]
+        for study, arms in studies.items()
+        for arm in arms
+        if arm not in ("learned", STOPPED)
+    ]
+    return markdown(table)
 
 
 def p_value(gap: np.ndarray) -> float:
@@ -220,7 +254,7 @@ def draw(studies: Mapping[str, Arms], path: pathlib.Path) -> None:
                 by_iteration.plot(range(LAST + 1), reward, label=label, **look)
                 by_kl.plot(kl, reward, marker="o", markersize=3, **look)
         count = len(next(iter(arms.values())))
-        by_iteration.set_title(f"{study}, {count} seeds", loc="left")
+        by_iteration.set_title(f"{TITLES[study]}, {count} seeds", loc="left")
         by_iteration.set_ylabel("reward")
         by_iteration.set_xlabel("iteration")
         by_kl.set_xlabel("KL to theta_0, nats per answer")
@@ -291,7 +325,7 @@ def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
         for name, arms in studies.items()
     }
     print(f"{primary_table(found['tuned'])}\n\n{secondary_table(found)}\n")
-    print(exploring_table(rows))
+    print(f"{equal_kl_table(studies)}\n\n{exploring_table(rows)}")
     draw(studies, picture)
 
 

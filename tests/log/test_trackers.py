@@ -1,24 +1,33 @@
 """Weights & Biases and MLflow get each row once, over any number of starts."""
 
+import dataclasses
 import json
 import pathlib
 import struct
+import time
 
 import pytest
 
+from tpmm_jax.config import Config, ModelSource, flatten
+from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log import trackers
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.metrics import MetricsLog
-from tpmm_jax.log.trackers import CLIENTS, check_trackers, make_mirrors
+from tpmm_jax.log.trackers import CLIENTS, check_trackers, open_log
+from tpmm_jax.steps import TrainConfig
 
-CONFIG = {"train.learning_rate": 1e-5, "loss.name": "dpo", "scorer.name": None}
+CONFIG = Config(
+    iterations=2,
+    model=ModelSource(source="my-model"),
+    data=DataConfig(prompts="prompts.jsonl"),
+    train=TrainConfig(learning_rate=1e-5),
+)
 
 
 def log_run(folder, name, rows, *, iteration=1, drop=False):
     console = RunConsole()
-    mirrors = make_mirrors(name, folder, CONFIG, console)
-    with MetricsLog(folder, mirrors=mirrors) as log:
+    config = dataclasses.replace(CONFIG, report_to=name)
+    with open_log(folder, config, console) as log:
         if drop:
             log.rewind(iteration, lambda row: row.get("step", 0) <= 1)
         for step in rows:
@@ -52,7 +61,8 @@ def test_mlflow_holds_each_row_once(tmp_path, mlflow_client, capsys):
     run = mlflow_client.get_run(record["run"])
     assert mlflow_client.get_experiment(run.info.experiment_id).name == "tpmm_jax"
     assert run.info.status == "FINISHED" and run.info.run_name == "run"
-    assert run.data.params == {name: str(value) for name, value in CONFIG.items()}
+    assert run.data.params["train.learning_rate"] == "1e-05"
+    assert set(run.data.params) == set(flatten(CONFIG))
 
     def history(name):
         found = mlflow_client.get_metric_history(record["run"], name)
@@ -93,12 +103,11 @@ def wandb_sent(folder):
             record.ParseFromString(data)
             names |= {file.path for file in record.files.files}
             items = record.history.item
-            rows.append(
-                {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in items
-                }
-            )
+            named = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in items
+            }
+            rows += [named] if named else []
     return rows, names
 
 
@@ -109,10 +118,16 @@ def test_wandb_holds_each_row_once(tmp_path, monkeypatch, capfd):
     (folder / "config.json").write_text("{}")
     log_run(folder, "wandb", [1, 2, 3])
     log_run(folder, "wandb", [2, 3, 4], drop=True)
-    rows, files = wandb_sent(folder)
+    # Its own process may still be writing when the client has let go.
+    until = time.monotonic() + 20
+    while len((sent := wandb_sent(folder))[0]) < 8 and time.monotonic() < until:
+        time.sleep(0.1)
+    rows, files = sent
     assert "config.json" in files
     losses = [(r["train/step"], r["train/loss"]) for r in rows if "train/loss" in r]
     assert losses == [(k, 1 / k) for k in (1, 2, 3, 4)]
+    numbers = [r["_step"] for r in rows if "train/loss" in r]
+    assert numbers == sorted(set(numbers))
     seconds = [r["timing/train/step"] for r in rows if "timing/train/seconds" in r]
     assert seconds == [1, 2, 3, 4]
     names = {p.name for p in folder.glob("wandb/offline-run-*/*.wandb")}
@@ -131,7 +146,7 @@ class Failing:
     def __init__(self, workdir: pathlib.Path, config: dict, run_id: str | None) -> None:
         Failing.calls = []
 
-    def send(self, points, when):
+    def send(self, points, number, when):
         Failing.calls.append(points.tag)
         if points.tag.startswith("timing"):
             raise OSError("no route to host")

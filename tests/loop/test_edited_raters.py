@@ -84,7 +84,7 @@ def get_config(iterations: int = 2, batch_size: int = 4, **more: Any) -> Config:
     )
     config = tiny_run.get_config(
         iterations=iterations,
-        reference=ReferenceConfig(fit="adam", steps=4, batch_size=8),
+        reference=ReferenceConfig(rule="learned", fit="adam", steps=4, batch_size=8),
         evaluation=evaluation,
         scorer=ScorerConfig(name=f"{HERE}:score", **more),
     )

@@ -45,7 +45,7 @@ def judge(prompts: Any, first: Any, second: Any) -> Any:
 
 def get_config(**changes: Any) -> Config:
     fields: dict[str, Any] = {
-        "reference": ReferenceConfig(fit="adam", steps=4, batch_size=8),
+        "reference": ReferenceConfig(rule="learned", fit="adam", steps=4, batch_size=8),
         "evaluation": EvaluationConfig(
             num_prompts=6,
             samples_per_prompt=2,

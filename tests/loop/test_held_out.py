@@ -29,7 +29,11 @@ ITERATIONS = 3
 
 
 def config(**changes: Any) -> Config:
-    fields = {"iterations": ITERATIONS, "reference": ReferenceConfig(), **changes}
+    fields = {
+        "iterations": ITERATIONS,
+        "reference": ReferenceConfig(rule="learned"),
+        **changes,
+    }
     return tiny_run.get_config(**fields)
 
 
@@ -155,7 +159,7 @@ def test_a_window_reads_the_last_hold_outs_alone(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = Passes(monkeypatch)
-    reference = ReferenceConfig(holdout_window=1, anchor_share=0.25)
+    reference = ReferenceConfig(rule="learned", holdout_window=1, anchor_share=0.25)
     start(config(reference=reference, iterations=3), tmp_path)
     assert passes.seen == [(0, 1), (1, 1), (0, 1), (1, 1), (2, 1)]
     np.testing.assert_allclose(record(tmp_path, 3)["weights"][0][0], 0.25)
@@ -201,6 +205,6 @@ def test_a_run_of_before_goes_on_as_it_began_and_again(
         pin_config(tmp_path, to_dict(now), started=True, added=ADDED)
         kept = json.loads((tmp_path / "config.json").read_text())["reference"]
         assert kept["earlier_holdouts"] == pooled and "fit" not in kept
-    other = config(reference=ReferenceConfig(holdout_window=3))
+    other = config(reference=ReferenceConfig(rule="learned", holdout_window=3))
     with pytest.raises(BadInput, match="holdout_window"):
         check_unchanged(tmp_path, to_dict(other), (), ADDED)

@@ -128,7 +128,7 @@ def get_config(folder: pathlib.Path) -> Config:
     return tiny_run.get_config(
         scorer=ScorerConfig(name=f"judge:{other_model(folder)}"),
         iterations=1,
-        reference=ReferenceConfig(fit="adam", steps=4, batch_size=8),
+        reference=ReferenceConfig(rule="learned", fit="adam", steps=4, batch_size=8),
         evaluation=EvaluationConfig(
             num_prompts=6, judges={"m": f"judge:{tiny_run._built()}"}
         ),

@@ -97,7 +97,7 @@ def test_a_learned_mixture_of_lora_resumes(
         pass
 
     source = dataclasses.replace(config().model, lora=LoraConfig(rank=2))
-    learned = ReferenceConfig(mix="log_probs")
+    learned = ReferenceConfig(rule="learned", mix="log_probs")
     made = config(model=source, reference=learned)
     start(made, tmp_path / "whole")
     check, calls = reference.self_check, []
@@ -130,7 +130,7 @@ def test_a_learned_mixture_of_lora_resumes(
         (
             {
                 "reference": ReferenceConfig(
-                    fit="exact", granularity="layer", mix="log_probs"
+                    rule="learned", fit="exact", granularity="layer", mix="log_probs"
                 )
             },
             "weights of layers",

@@ -80,7 +80,9 @@ def test_rules(tmp_path: pathlib.Path, rule: str) -> None:
 
 
 def test_layer_granularity(tmp_path: pathlib.Path) -> None:
-    reference = ReferenceConfig(fit="adam", granularity="layer", steps=4, batch_size=8)
+    reference = ReferenceConfig(
+        rule="learned", fit="adam", granularity="layer", steps=4, batch_size=8
+    )
     config = tiny_run.get_config(
         reference=dataclasses.replace(
             reference, start="carried", holdout_window=2, kl_weight=0.01
@@ -407,7 +409,11 @@ def test_training_begins_where_it_is_told(
     "train_from, reference, wanted",
     [
         ("theta_0", ReferenceConfig(rule="trust_region"), "trust_region moves"),
-        ("reference", ReferenceConfig(mix="log_probs"), "nothing is merged"),
+        (
+            "reference",
+            ReferenceConfig(rule="learned", mix="log_probs"),
+            "nothing is merged",
+        ),
     ],
 )
 def test_a_start_that_is_not_there_is_refused(

@@ -117,7 +117,9 @@ def get_config(**changes: Any) -> Config:
         ),
         "scorer": ScorerConfig(name="tiny_run:score"),
         "pairing": PairingConfig(holdout_fraction=0.3, flip_probability=0.1),
-        "reference": ReferenceConfig(fit="adam", steps=12, batch_size=8),
+        "reference": ReferenceConfig(
+            rule="learned", fit="adam", steps=12, batch_size=8
+        ),
         "train": TrainConfig(
             learning_rate=3e-3, batch_size=4, epochs=2, checkpoint_every=1
         ),

@@ -235,7 +235,7 @@ def held_out_table(M=11, T=8):
 
 def held_out(**changes):
     config = ReferenceConfig(
-        **{"fit": "adam", "steps": 12, "batch_size": 64, **changes}
+        **{"rule": "learned", "fit": "adam", "steps": 12, "batch_size": 64, **changes}
     )
     return HeldOut(DECODER, config, held_out_table(), 4, 7)
 
@@ -506,10 +506,12 @@ def test_values_out_of_range_are_refused(field, value):
     ("exact", "kl_weight", 0.1, "adam"),
 ])  # fmt: skip
 def test_what_a_fit_does_not_read_is_refused(fit, field, value, reads):
-    config = ReferenceConfig(fit=fit, **{field: value})
+    config = ReferenceConfig(rule="learned", fit=fit, **{field: value})
     with pytest.raises(BadInput, match=f"fit={fit}.*fit to .*{reads}"):
         config.validate(tuple(RULES))
-    adam = ReferenceConfig(fit=reads, objective="fixed", **{field: value})
+    adam = ReferenceConfig(
+        rule="learned", fit=reads, objective="fixed", **{field: value}
+    )
     adam.validate(tuple(RULES))
 
 

@@ -13,7 +13,7 @@ from tpmm_jax.rewards import PairingConfig, ScorerConfig
 
 def count(pairs: int | None = None, **changes: Any) -> Counts:
     fields = vars(load_config(pathlib.Path(__file__).parent / "tiny_plan.py")) | {
-        "reference": ReferenceConfig()
+        "reference": ReferenceConfig(rule="learned")
     }
     return count_work(Config(**fields | changes), pairs)
 
@@ -34,9 +34,9 @@ def test_an_iteration_as_it_is() -> None:
 def test_what_the_rules_add() -> None:
     sft = count(reference=ReferenceConfig(rule="sft"))
     assert (sft.answer_passes, sft.held_out_passes, sft.merges) == (2, 2, 0)
-    exact = count(reference=ReferenceConfig(fit="exact"))
+    exact = count(reference=ReferenceConfig(rule="learned", fit="exact"))
     assert exact.merges == 1 + 2 * 15
-    adam = count(reference=ReferenceConfig(fit="adam", steps=7))
+    adam = count(reference=ReferenceConfig(rule="learned", fit="adam", steps=7))
     assert (adam.merges, adam.held_out_passes) == (1 + 2 * 7, 3)
     best = count(reference=ReferenceConfig(rule="best"))
     assert (best.judged, best.merges) == (2.5, 1 + 2.5)

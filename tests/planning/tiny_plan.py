@@ -18,7 +18,7 @@ def get_config() -> Config:
             prompts_per_iteration=64, max_new_tokens=16, batch_size=16
         ),
         scorer=ScorerConfig(name="module:function"),
-        reference=ReferenceConfig(fit="exact"),
+        reference=ReferenceConfig(rule="learned", fit="exact"),
         train=TrainConfig(learning_rate=1e-6, batch_size=32),
         evaluation=EvaluationConfig(num_prompts=16),
     )

@@ -55,6 +55,12 @@ def show_header(
     if config.madpo.margins is not None:
         rows.insert(3, ("margins", _margins_text(config)))
     advice = mesh_advice(mesh, source.config, config.batch_sizes)
+    if idle := config.reference.idle:
+        names = " and ".join(f"reference.{name}" for name in idle)
+        advice.append(
+            f"reference.rule is {config.reference.rule!r}: nothing reads {names}, as "
+            "learned would"
+        )
     rows += [("note", text) for text in advice]
     count = config.iterations
     plural = "" if count == 1 else "s"

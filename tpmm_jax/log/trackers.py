@@ -15,9 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from tpmm_jax.config import Config, RewardConfig, flatten, to_dict
+from tpmm_jax.config.fields import ReportTo
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hosts import once
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.points import Mirror, Numbering, Points
+from tpmm_jax.log.metrics import MetricsLog
+from tpmm_jax.log.points import Numbering, Points
 from tpmm_jax.log.tensorboard import TensorBoard
 from tpmm_jax.store.files import read_json, write_json
 
@@ -35,8 +39,13 @@ class Client(Protocol):
     # Where a person finds it.
     place: str
 
-    def send(self, points: Points, when: float) -> None:
-        """Takes a row's numbers; they may wait for ``flush``."""
+    def send(self, points: Points, number: int, when: float) -> None:
+        """Takes a row's numbers; they may wait for ``flush``.
+
+        Args:
+          number: of the row, larger than that of any before.
+          when: seconds since the epoch.
+        """
 
     def flush(self) -> None:
         """Sends what waits."""
@@ -88,14 +97,14 @@ class WandbClient:
                 "it is not logged in: run `wandb login`, or set WANDB_MODE=offline"
             )
 
-    def send(self, points: Points, when: float) -> None:
+    def send(self, points: Points, number: int, when: float) -> None:
         axis = f"{points.tag}/step"
         if axis not in self._axes:
             self._axes.add(axis)
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(f"{points.tag}/*", step_metric=axis)
         values = {f"{points.tag}/{name}": x for name, x in points.values.items()}
-        self._run.log({**values, axis: points.step})
+        self._run.log({**values, axis: points.step}, step=number)
 
     def flush(self) -> None:
         """Its own process sends as it can."""
@@ -149,7 +158,7 @@ class MlflowClient:
 
         mlflow.MlflowClient().get_experiment_by_name(PROJECT)
 
-    def send(self, points: Points, when: float) -> None:
+    def send(self, points: Points, number: int, when: float) -> None:
         self._waiting += [
             self._metric(
                 _plain(f"{points.tag}/{name}"), x, int(when * 1e3), points.step
@@ -225,7 +234,8 @@ class Tracker:
         if self._seen[part] <= self._sent[part]:
             return
         if points.values:
-            self._try(lambda client: client.send(points, when))
+            number = sum(self._seen.values())
+            self._try(lambda client: client.send(points, number, when))
         if time.monotonic() - self._flushed > _SECONDS:
             self.flush()
 
@@ -274,32 +284,33 @@ def _refusal(name: str, error: Exception) -> BadInput:
     )
 
 
-def make_mirrors(
-    names: str | Sequence[str],
-    workdir: pathlib.Path,
-    config: Mapping[str, Any],
-    console: RunConsole,
-) -> list[Mirror]:
-    """Returns TensorBoard's mirror of a run, and those of the services that are named.
+def open_log(
+    workdir: pathlib.Path, config: Config | RewardConfig, console: RunConsole
+) -> MetricsLog:
+    """Opens a run's metrics, mirrored by TensorBoard and by what report_to names.
 
-    Args:
-      config: of the run, flat.
+    Raises:
+      BadInput: a service that refuses, or as ``MetricsLog``.
     """
-    trackers = [Tracker(name, workdir, config, console) for name in _listed(names)]
-    return [TensorBoard(workdir / "tensorboard"), *trackers]
+    settings = flatten(to_dict(config))
+    trackers = [
+        Tracker(name, workdir, settings, console) for name in _names(config.report_to)
+    ]
+    board = TensorBoard(workdir / "tensorboard")
+    return MetricsLog(workdir, mirrors=[board, *trackers])
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
-
-
-def check_trackers(names: str | Sequence[str]) -> None:
+def check_trackers(report_to: ReportTo) -> None:
     """Refuses services that are not installed or cannot be reached.
 
     Raises:
       BadInput: names the extra to install, or what the client said.
     """
-    for name in _listed(names):
+    once(lambda: _check(_names(report_to)), "check trackers")
+
+
+def _check(names: Sequence[str]) -> None:
+    for name in names:
         if importlib.util.find_spec(name) is None:
             raise BadInput(
                 f"report_to names {name!r}, which is not installed: "
@@ -309,3 +320,7 @@ def check_trackers(names: str | Sequence[str]) -> None:
             CLIENTS[name].check()
         except Exception as error:
             raise _refusal(name, error) from error
+
+
+def _names(report_to: ReportTo) -> list[str]:
+    return [report_to] if isinstance(report_to, str) else list(dict.fromkeys(report_to))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from jax.sharding import Mesh
 
-from tpmm_jax.config import MAY_CHANGE, Config, flatten, to_dict
+from tpmm_jax.config import MAY_CHANGE, Config, to_dict
 from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.table import best_lengths, even_lengths, pair_length, round_up
@@ -18,9 +18,8 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.hosts import agree_same, once, shared_fate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import show_header
-from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import log_session
-from tpmm_jax.log.trackers import check_trackers, make_mirrors
+from tpmm_jax.log.trackers import check_trackers, open_log
 from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks, split_chunks
 from tpmm_jax.loop.margins import load_margins, same_source_warning
@@ -90,7 +89,6 @@ def open_run(
     config.validate()
     with contextlib.ExitStack() as stack:
         stack.enter_context(open_workdir(workdir))
-        once(lambda: check_trackers(config.report_to), "check trackers")
         storage = "lora" if config.model.adapters else config.store.storage
         trajectory = stack.enter_context(
             Trajectory(
@@ -119,9 +117,7 @@ def open_run(
         if not started:
             store_first(source, plan.decoder, trajectory, config.seed, workdir, console)
         work = stack.enter_context(WorkStore(workdir / "work"))
-        settings = flatten(to_dict(config))
-        mirrors = make_mirrors(config.report_to, workdir, settings, console)
-        log = stack.enter_context(MetricsLog(workdir, mirrors=mirrors))
+        log = stack.enter_context(open_log(workdir, config, console))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
         say_mended(disk, console)
         coming = disk.next_iteration(config.iterations)
@@ -166,6 +162,7 @@ def prepare(
     Raises:
       BadInput: names the field or file, and what to do.
     """
+    check_trackers(config.report_to)
     mesh = make_mesh(config.mesh)
     date = start_date(workdir, started)
     raters = _find_raters(config, workdir, console, mesh, date, started)

@@ -22,6 +22,7 @@ ONE_RULES = {
 FIXED_RULES = ("sft", "trust_region", NO_REFERENCE)
 # Fields of "learned" that not every fit reads.
 OF_ADAM = ("kl_weight", "learning_rate", "steps", "batch_size", "start")
+OF_LEARNED = ("fit", "granularity", *OF_ADAM)
 UNREAD = {
     "margins": ("granularity", "objective", "beta", *OF_ADAM),
     "exact": OF_ADAM,
@@ -38,7 +39,8 @@ class ReferenceConfig:
     that one config, written for "learned", compares them all by reference.rule alone.
 
     Attributes:
-      rule: a key of RULES, or in a run whose loss has no reference, "none".
+      rule: a key of RULES, or in a run whose loss has no reference, "none". "previous"
+        by default: the study of docs/study.md showed nothing above it.
       anchor_share: theta_0's weight, 0 to below 1; the others share the rest as the
         rule has it. None: as the rule has it, but 0.5 under "learned", of whose fits
         only "adam" has a weight for theta_0.
@@ -65,7 +67,7 @@ class ReferenceConfig:
         mean for the newcomer.
     """
 
-    rule: str = "learned"
+    rule: str = "previous"
     anchor_share: float | None = None
     mix: Literal["weights", "log_probs"] = "weights"
     ema_mu: float = 0.5
@@ -163,6 +165,17 @@ class ReferenceConfig:
                 "reference.mix=log_probs mixes whole policies; reference.granularity="
                 "layer has weights of layers: leave one of the two out"
             )
+
+    @property
+    def idle(self) -> list[str]:
+        """The fields that were set and that only ``learned`` reads, under another."""
+        if self.rule == "learned":
+            return []
+        return [
+            f.name
+            for f in fields(self)
+            if f.name in OF_LEARNED and getattr(self, f.name) != f.default
+        ]
 
     @property
     def on_margins(self) -> bool:

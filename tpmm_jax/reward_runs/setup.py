@@ -8,16 +8,15 @@ from dataclasses import replace
 
 from jax.sharding import Mesh
 
-from tpmm_jax.config import HELD_OUT, REWARD_MAY_CHANGE, RewardConfig, flatten, to_dict
+from tpmm_jax.config import HELD_OUT, REWARD_MAY_CHANGE, RewardConfig, to_dict
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.table import best_lengths, row_lengths
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
-from tpmm_jax.hosts import agree_same, once, shared_fate
+from tpmm_jax.hosts import agree_same, shared_fate
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.header import lengths_text, model_rows
-from tpmm_jax.log.metrics import MetricsLog
 from tpmm_jax.log.sessions import last_session, log_session, warn_versions
-from tpmm_jax.log.trackers import check_trackers, make_mirrors
+from tpmm_jax.log.trackers import check_trackers, open_log
 from tpmm_jax.loop.run import Disk
 from tpmm_jax.loop.setup import start_date
 from tpmm_jax.loop.theta_0 import check_adapter, check_codec, find_model, store_first
@@ -57,7 +56,6 @@ def open_reward_run(
     config.validate()
     with contextlib.ExitStack() as stack:
         stack.enter_context(open_workdir(workdir))
-        once(lambda: check_trackers(config.report_to), "check trackers")
         _refuse_other_kind(workdir)
         lora = config.model.adapters
         storage = "lora" if lora else "float32"
@@ -87,9 +85,7 @@ def open_reward_run(
                 title="load the start",
             )  # fmt: skip
         work = stack.enter_context(WorkStore(workdir / "work"))
-        settings = flatten(to_dict(config))
-        mirrors = make_mirrors(config.report_to, workdir, settings, console)
-        log = stack.enter_context(MetricsLog(workdir, mirrors=mirrors))
+        log = stack.enter_context(open_log(workdir, config, console))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
         for text in log.mended:
             console.note(text)
@@ -129,6 +125,7 @@ def prepare(
     Raises:
       BadInput: names the field or file, and what to do.
     """
+    check_trackers(config.report_to)
     mesh = make_mesh(config.mesh)
 
     def find(name: str, revision: str | None, base: str | None) -> Source:

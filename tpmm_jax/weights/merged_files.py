@@ -80,8 +80,8 @@ class _Place:
 
     def index(self, start: int, stop: int) -> np.ndarray:
         """Returns the index in ours, mod 2^32, of the numbers of some rows."""
-        first = self.offset + start * self.steps[0]
-        across, along, first = (np.uint32(x % 2**32) for x in (*self.steps, first))
+        place = self.offset + start * self.steps[0]
+        across, along, first = (np.uint32(x % 2**32) for x in (*self.steps, place))
         rows = np.arange(stop - start, dtype=np.uint32) * across + first
         columns = np.arange(math.prod(self.shape[1:]), dtype=np.uint32) * along
         return rows[:, None] + columns
