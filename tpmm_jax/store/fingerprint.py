@@ -25,7 +25,9 @@ def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def odd_hash(index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def odd_hash(
+    index: UInt32[Array | np.ndarray, "..."],
+) -> UInt32[Array | np.ndarray, "..."]:
     """An odd number for each index, from Murmur3's final mix."""
     mixed = index * np.uint32(0x9E3779B1)
     mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B)
@@ -55,24 +57,18 @@ def _bits(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
     return lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 
-def bit_sums(
-    x: Shaped[Array, "..."], hashes: UInt32[Array, "..."]
-) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
-    """(sum of bits, sum of bits * hash), both mod 2^32."""
+@jax.jit
+def _sums(x: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
+    """(sum of bits, sum of bits * odd hash of the index), both mod 2^32."""
     bits = _bits(x)
     # One reduction over both: two separate sums made XLA's CPU backend write the
     # products to memory, twice the leaf's size.
     return lax.reduce(
-        (bits, bits * hashes),
+        (bits, bits * odd_hash(_index(bits.shape))),
         (np.uint32(0), np.uint32(0)),
         lambda a, b: (a[0] + b[0], a[1] + b[1]),
         tuple(range(bits.ndim)),
     )
-
-
-@jax.jit
-def _sums(x: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
-    return bit_sums(x, odd_hash(_index(_bits(x).shape)))
 
 
 def _as_array(name: str, leaf: Any) -> jax.Array:

@@ -6,10 +6,12 @@ signal-to-rounding ratios are added up on the way. Blocks have one of a few size
 that a handful of programs serves all tensors.
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from tpmm_jax.merging.trees import (
 )
 from tpmm_jax.models import Decoder
 from tpmm_jax.models.lora import get
-from tpmm_jax.store.fingerprint import bit_sums, digest, layout, odd_hash
+from tpmm_jax.store.fingerprint import digest, layout, odd_hash
 from tpmm_jax.store.trees import flatten_params
 from tpmm_jax.weights.huggingface import (
     TensorSource,
@@ -38,6 +40,7 @@ from tpmm_jax.weights.writing import write_tensors
 
 # Numbers in a block; a longer row is a block of its own.
 SMALL, LARGE = 2**12, 2**18
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -101,28 +104,43 @@ def _places(decoder: Decoder) -> Iterator[_Place]:
             yield _Place(tensor, "/".join(name.path), theirs, place * size, steps)
 
 
+class _Block(NamedTuple):
+    """Some rows of a tensor of the merge, float32, and their sums.
+
+    Attributes:
+      bits: of each model, and last of the merge: the sum of bits, and of bits times
+        hash.
+      rounding: by dtype the signal and the error of rounding.
+    """
+
+    merged: np.ndarray
+    bits: list[tuple[int, int]]
+    rounding: dict[str, tuple[jax.Array, jax.Array]]
+
+
 class _Sums:
     """What is added up over blocks.
 
     Attributes:
-      bits: of each model, and last of the merge: by parameter of ours the sum of bits,
-        and of bits times hash.
-      signal, errors: the parts of the ratios.
+      bits: as of a block, by parameter of ours.
     """
 
     def __init__(self, models: int) -> None:
         self.bits: list[dict[str, list[int]]] = [{} for _ in range(models + 1)]
-        self.signal = 0.0
-        self.errors = {"float32": 0.0, "bfloat16": 0.0}
+        self._signal, self._errors = 0.0, dict.fromkeys(DTYPES, 0.0)
 
-    def add_bits(self, model: int, ours: str, found: tuple[jax.Array, ...]) -> None:
-        held = self.bits[model].setdefault(ours, [0, 0])
-        held[:] = ((x + int(y)) % 2**32 for x, y in zip(held, found))
+    def add(self, ours: str, block: _Block) -> None:
+        for of_model, found in zip(self.bits, block.bits, strict=True):
+            held = of_model.setdefault(ours, [0, 0])
+            held[:] = ((a + b) % 2**32 for a, b in zip(held, found))
+        self._signal += float(block.rounding[DTYPES[0]][0])
+        for dtype, (_, error) in block.rounding.items():
+            self._errors[dtype] += float(error)
 
     def ratios(self) -> dict[str, float]:
         return {
-            dtype: self.signal / error if error > 0 else math.inf
-            for dtype, error in self.errors.items()
+            dtype: self._signal / error if error > 0 else math.inf
+            for dtype, error in self._errors.items()
         }
 
 
@@ -153,9 +171,11 @@ def merge_files(
     sums = _Sums(len(sources))
 
     def read(theirs: str) -> Iterator[np.ndarray]:
-        for rows in places[theirs].blocks():
-            merged = _merge_rows(sources, weights, places[theirs], rows, sums)
-            yield merged.astype(jnp.dtype(dtype))
+        place = places[theirs]
+        for rows in place.blocks():
+            block = _merge_rows(sources, weights, place, rows)
+            sums.add(place.ours, block)
+            yield block.merged.astype(jnp.dtype(dtype))
         advance()
 
     kinds = {name: (jnp.dtype(dtype), place.shape) for name, place in places.items()}
@@ -170,74 +190,52 @@ def _merge_rows(
     weights: Sequence[float],
     place: _Place,
     rows: tuple[int, int],
-    sums: _Sums,
-) -> np.ndarray:
-    """Returns some rows of a tensor of the merge, float32, and adds to the sums."""
-    index = place.index(*rows)
-    count, size = index.size, _padded(index.size)
-    hashes = _hash(_pad(index, size))
+) -> _Block:
+    index = place.index(*rows).reshape(-1)
+    size = next((x for x in (SMALL, LARGE) if index.size <= x), index.size)
+    # Zeros behind the numbers, which add nothing to any sum.
+    blank = size - index.size
+    hashes = np.pad(odd_hash(index), (0, blank))
     hot = one_hot_index(np.asarray([weights], np.float64))
-    total_weight = jnp.float32(sum(map(float, weights)))
+    bits = []
     for k, (source, weight) in enumerate(zip(sources, weights, strict=True)):
         found = check_floats(source.rows(place.theirs, *rows), place.theirs)
-        x = _pad(found, size)
+        x = np.asarray(found.reshape(-1), np.float32)
+        x = np.pad(x, (0, blank)) if blank else x
         if k == 0:
-            base, total, finite, bits = _first(x, total_weight, hashes)
-        else:
-            x, added, finite, bits = _next(total, x, base, jnp.float32(weight), hashes)
-            total = added if hot is None else total
-        if k == hot:
-            total = base if k == 0 else x
-        if not finite:
+            base, total = x, x
+            if hot is None:
+                total = scale_leaf(x, np.float32(sum(map(float, weights))))
+        elif hot is None:
+            # It is added while the sums are taken.
+            total = _add(total, x, base, np.float32(weight))
+        total = x if k == hot else total
+        if not np.isfinite(x).all():
             raise not_finite(f"{place.theirs} of {source.origin}")
-        sums.add_bits(k, place.ours, bits)
-    bits, parts = _finish(total, base, hashes)
-    sums.add_bits(len(sources), place.ours, bits)
-    sums.signal += float(parts["float32"][0])
-    for dtype, (_, error) in parts.items():
-        # Of one model's copy nothing is rounded.
-        copied = dtype == "float32" and hot is not None
-        sums.errors[dtype] += 0.0 if copied else float(error)
-    return np.asarray(total)[:count]
+        bits.append(_bit_sums(x, hashes))
+    rounding = _rounding(total, base, hot is not None)
+    merged = np.asarray(total)
+    bits.append(_bit_sums(merged, hashes))
+    return _Block(merged[: index.size], bits, rounding)
 
 
-def _padded(count: int) -> int:
-    return next((size for size in (SMALL, LARGE) if count <= size), count)
-
-
-def _pad(x: np.ndarray, size: int) -> np.ndarray:
-    """Returns the numbers in a row, zeros behind them, which add nothing to any sum."""
-    flat = x.reshape(-1)
-    return flat if flat.size == size else np.pad(flat, (0, size - flat.size))
-
-
-_hash = jax.jit(odd_hash)
+def _bit_sums(x: np.ndarray, hashes: np.ndarray) -> tuple[int, int]:
+    bits = x.view(np.uint32)
+    plain, hashed = bits.sum(dtype=np.uint32), (bits * hashes).sum(dtype=np.uint32)
+    return int(plain), int(hashed)
 
 
 @jax.jit
-def _first(x: jax.Array, weight: jax.Array, hashes: jax.Array) -> tuple:
-    """(float32, scaled, whether all are finite, sums of bits) of model 0."""
-    x = x.astype(jnp.float32)
-    return x, scale_leaf(x, weight), jnp.isfinite(x).all(), bit_sums(x, hashes)
+def _add(
+    total: jax.Array, x: jax.Array, base: jax.Array, weight: jax.Array
+) -> jax.Array:
+    return add_leaf(total, subtract_leaf(x, base), weight)
 
 
-@jax.jit
-def _next(
-    total: jax.Array,
-    x: jax.Array,
-    base: jax.Array,
-    weight: jax.Array,
-    hashes: jax.Array,
-) -> tuple:
-    """As ``_first`` of a later model, added to the total."""
-    x = x.astype(jnp.float32)
-    total = add_leaf(total, subtract_leaf(x, base), weight)
-    return x, total, jnp.isfinite(x).all(), bit_sums(x, hashes)
-
-
-@jax.jit
-def _finish(total: jax.Array, base: jax.Array, hashes: jax.Array) -> tuple:
-    """Sums of bits of the merge, and the parts of its ratios by dtype."""
-    dtypes = ("float32", "bfloat16")
-    parts = {dtype: signal_and_error(total, base, dtype) for dtype in dtypes}
-    return bit_sums(total, hashes), parts
+@functools.partial(jax.jit, static_argnames="copied")
+def _rounding(total: jax.Array, base: jax.Array, copied: bool) -> dict[str, tuple]:
+    """The parts of the ratios by dtype; of one model's copy nothing is rounded."""
+    parts = {dtype: signal_and_error(total, base, dtype) for dtype in DTYPES}
+    if copied:
+        parts[DTYPES[0]] = parts[DTYPES[0]][0], jnp.zeros(())
+    return parts
