@@ -29,11 +29,22 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_GET(self):
-        token = self.headers.get("authorization", "")
+        hub, token = self.server, self.headers.get("authorization", "")
         if token != "Bearer hf_right":
             self.answer({"error": "Invalid credentials in Authorization header"}, 401)
+        elif self.path == "/api/whoami-v2":
+            auth = {"type": "access_token", "accessToken": {"role": hub.role}}
+            self.answer({"name": "me", "type": "user", "orgs": [], "auth": auth})
+        elif hub.created is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif "/tree/" in self.path:
+            kind = {"type": "file", "size": 1, "oid": "0"}
+            self.answer([{**kind, "path": path} for path in hub.files])
         else:
-            self.answer({"name": "me", "type": "user", "orgs": []})
+            self.answer({"id": NAME, "private": bool(hub.created.get("private"))})
 
     def do_POST(self):
         hub, body = self.server, self.body()
@@ -69,6 +80,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 value = line["value"]
                 if line["key"] == "file":
                     hub.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "deletedFile":
+                    del hub.files[value["path"]]
                 elif line["key"] == "lfsFile":
                     hub.files[value["path"]] = hub.large[value["oid"]]
             self.answer({"commitUrl": f"{url}/commit/1", "commitOid": "1"})
@@ -88,10 +101,13 @@ def hub(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.url = f"http://127.0.0.1:{server.server_port}"
     server.created, server.files, server.large, server.full = None, {}, {}, False
+    server.role = "write"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # A stub of LFS, which every server has.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     yield server
     server.shutdown()
@@ -118,6 +134,32 @@ def test_a_push_is_the_directory_and_the_runs_own_files(capsys, hub, tmp_path):
             wanted[f"training/{name}"] = (run / name).read_bytes()
     assert hub.files == wanted and "training/config.json" in wanted
     assert "model.safetensors" in hub.files and "README.md" in hub.files
+
+
+def test_weights_of_an_earlier_push_go(capsys, hub, tmp_path):
+    hub.created = {"name": "my-model"}
+    hub.files = dict.fromkeys(
+        ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "LICENSE"),
+        b"",
+    )
+    run, out = command_runs.finished_run(), tmp_path / "out"
+    code, said = export(capsys, f"{run}/trajectory@2", "--output", out, "--push", NAME)
+    assert code == 0, said
+    assert {"LICENSE", "model.safetensors"} <= set(hub.files)
+    assert not any("00001" in name or "index" in name for name in hub.files)
+
+
+def test_what_cannot_be_written_is_said_before_anything(capsys, hub, tmp_path):
+    def refused(*argv):
+        code, said = export(capsys, "nowhere", "--output", tmp_path / "out", *argv)
+        assert code == 2
+        return said
+
+    assert "me can write to me" in refused("--push", "other/model")
+    hub.created = {"name": "my-model", "private": False}
+    assert "that repository is public" in refused("--push", NAME, "--private")
+    hub.role = "read"
+    assert "may read only" in refused("--push", NAME)
 
 
 def test_nobody_logged_in_is_said_before_anything(capsys, hub, monkeypatch, tmp_path):

@@ -142,12 +142,14 @@ class Failing:
 
     run_id, place = "7", "somewhere"
     calls: list[str]
+    numbers: list[int]
 
     def __init__(self, workdir: pathlib.Path, config: dict, run_id: str | None) -> None:
-        Failing.calls = []
+        Failing.calls, Failing.numbers = [], []
 
     def send(self, points, number, when):
         Failing.calls.append(points.tag)
+        Failing.numbers.append(number)
         if points.tag.startswith("timing"):
             raise OSError("no route to host")
 
@@ -157,7 +159,7 @@ class Failing:
     def attach(self, path):
         pass
 
-    def finish(self):
+    def finish(self, failed):
         pass
 
 
@@ -167,10 +169,59 @@ def test_a_service_that_fails_does_not_fail_the_run(tmp_path, monkeypatch, capsy
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("mlflow fails") == 1 and "OSError: no route to host" in said
     assert Failing.calls == ["train", "timing/train"]
-    assert not (tmp_path / "tracking.json").exists()
+    record = json.loads((tmp_path / "tracking.json").read_text())
+    assert record == {"mlflow": {"run": "7"}}
     # What was not sent is sent at the next start.
     log_run(tmp_path, "mlflow", [])
     assert Failing.calls == ["train", "train", "train", "timing/train"]
+    assert Failing.numbers == [1, 2, 3, 4]
+
+
+class Kept(Failing):
+    """A service that works."""
+
+    def send(self, points, number, when):
+        Failing.numbers.append(number)
+
+
+def test_numbers_go_on_and_changed_rows_are_told_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(CLIENTS, "mlflow", Kept)
+    log_run(tmp_path, "mlflow", [1, 2, 3])
+    assert Failing.numbers == [1, 2, 3, 4, 5, 6]
+    log_run(tmp_path, "mlflow", [4])
+    assert Failing.numbers == [7, 8]
+    assert "have changed" not in capsys.readouterr().out
+    path = tmp_path / "iterations" / "001" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("0.5", "0.25"))
+    log_run(tmp_path, "mlflow", [5])
+    said = " ".join(capsys.readouterr().out.split())
+    assert Failing.numbers == [9, 10] and said.count("have changed since") == 1
+
+
+def test_a_run_that_fails_is_not_finished_there(tmp_path, mlflow_client):
+    with (
+        pytest.raises(RuntimeError),
+        open_log(
+            tmp_path, dataclasses.replace(CONFIG, report_to="mlflow"), RunConsole()
+        ),
+    ):
+        raise RuntimeError
+    record = json.loads((tmp_path / "tracking.json").read_text())["mlflow"]
+    assert mlflow_client.get_run(record["run"]).info.status == "KILLED"
+
+
+def test_no_address_is_said_plainly(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("mlflow.MlflowClient", lambda: 1 / 0)
+    with pytest.raises(BadInput, match="MLFLOW_TRACKING_URI is not set"):
+        check_trackers("mlflow")
+
+
+def test_wandb_that_is_turned_off_is_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    check_trackers("wandb")
+    log_run(tmp_path, "wandb", [1])
+    assert not (tmp_path / "tracking.json").exists()
 
 
 def test_what_is_not_installed_is_named(monkeypatch):

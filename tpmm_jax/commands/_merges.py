@@ -32,6 +32,7 @@ from tpmm_jax.weights.huggingface import write_params
 from tpmm_jax.weights.kept import committed_steps, run_workdir
 from tpmm_jax.weights.loading import resolve_any
 from tpmm_jax.weights.merged_files import merge_files
+from tpmm_jax.weights.names import count_tensors
 from tpmm_jax.weights.source import Source
 
 RANGE = re.compile(
@@ -125,7 +126,7 @@ def merge_given(
     opens = [source.tensors for source in sources]
     if None not in opens:
         tensors = [open_tensors() for open_tensors in opens if open_tensors is not None]
-        with console.phase("merge", len(tensors[0].names()), "tensors") as bar:
+        with console.phase("merge", count_tensors(decoder.config), "tensors") as bar:
             files = merge_files(
                 tensors,
                 weights,

@@ -14,7 +14,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.models import Decoder, LoraConfig
 from tpmm_jax.models.lora import abstract_adapters, placed, put, scaling
 from tpmm_jax.store import Base, Trajectory, read_json
-from tpmm_jax.store.files import sha256
+from tpmm_jax.store.files import sha256, storage_errors
 from tpmm_jax.weights.architecture import architecture_differences
 from tpmm_jax.weights.hub import POLICY, TRAJECTORY, TRAJECTORY_STEP, is_hub_id
 from tpmm_jax.weights.kept import run_workdir, weights_of_mean
@@ -205,7 +205,7 @@ def save_adapter(
     stored: StoredAdapter, source: Source, directory: str, card: str
 ) -> None:
     """Writes the directory, whole or not at all."""
-    with whole_directory(directory) as whole:
+    with whole_directory(directory) as whole, storage_errors(directory):
         rewards = source.config.output == "reward"
         content = adapter_config(
             stored.lora, stored.base, stored.revision, rewards=rewards

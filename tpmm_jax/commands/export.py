@@ -151,7 +151,7 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     dtype, size = check_dtype(args.dtype), parse_size(args.max_shard_size)
     check_output(args.output)
     if args.push is not None:
-        check_push(args.push)
+        check_push(args.push, args.private)
     (source,) = resolve_any([args.model], args.base, args.revision)
     if args.peft:
         run_peft(args, source, console)

@@ -34,6 +34,7 @@ from tpmm_jax.log.versions import versions
 from tpmm_jax.merging import RULES, ReferenceConfig, signal_text
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
+from tpmm_jax.store.files import storage_errors
 from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.loading import check_dtype
 from tpmm_jax.weights.saving import check_output, whole_directory
@@ -210,9 +211,10 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
             change = f"its change to {names[0]}"
             warn_if_faint(console, merged.ratios[dtype], "the merge", change)
         first = sources[0]
-        write_description(config, first.tokenizer, dtype, whole, first.generation)
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        (whole / "merge.json").write_text(text, encoding="utf-8")
+        with storage_errors(output):
+            write_description(config, first.tokenizer, dtype, whole, first.generation)
+            (whole / "merge.json").write_text(text, encoding="utf-8")
     if sources[0].tokenizer is None:
         console.warn(f"{names[0]} has no tokenizer, so {output} has none")
     use = f"tpmm sample {output}", "tpmm.load"

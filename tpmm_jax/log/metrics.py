@@ -287,16 +287,20 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
             for mirror in self._mirrors:
                 mirror.flush()
 
-    def close(self) -> None:
-        """Flush and close the files."""
+    def close(self, failed: bool = False) -> None:
+        """Flush and close the files.
+
+        Args:
+            failed: or stopped: what mirrors are told of the run.
+        """
         self.flush()
-        first_only(self._close_mirrors)
+        first_only(lambda: self._close_mirrors(failed))
 
     def __exit__(self, kind: object, *error: object) -> None:
         if kind is None:
             # A run that was finished before may have rows that a mirror lacks.
             first_only(self._begin_mirrors)
-        self.close()
+        self.close(failed=kind is not None)
 
     def _begin_mirrors(self) -> None:
         """Start the mirrors from the rows on the disk, at the first row logged."""
@@ -322,10 +326,10 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
                 mirror.end()
         self._mirroring = False
 
-    def _close_mirrors(self) -> None:
-        self._end_mirrors()
-        for mirror in self._mirrors:
-            mirror.close()
+    def _close_mirrors(self, failed: bool) -> None:
+        with contextlib.ExitStack() as stack:
+            for mirror in self._mirrors:
+                stack.callback(mirror.close, failed)
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[Row]:

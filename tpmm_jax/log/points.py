@@ -82,5 +82,5 @@ class Mirror(Protocol):
     def end(self) -> None:
         """Rows on the disk are about to change; ``begin`` comes next, or ``close``."""
 
-    def close(self) -> None:
-        """The run ends, or is stopped."""
+    def close(self, failed: bool) -> None:
+        """The run ends, or is stopped, or has failed."""

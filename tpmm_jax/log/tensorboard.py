@@ -72,4 +72,5 @@ class TensorBoard:
                 self._events.close()
             self._events = None
 
-    close = end
+    def close(self, failed: bool) -> None:
+        self.end()

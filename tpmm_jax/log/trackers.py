@@ -6,6 +6,7 @@ tpmm_jax. tracking.json in the run's folder holds which run of theirs is this on
 how many rows it was sent, so that a run that is continued goes on there too.
 """
 
+import hashlib
 import importlib.util
 import os
 import pathlib
@@ -29,6 +30,8 @@ RECORD, PROJECT = "tracking.json", "tpmm_jax"
 # Sent along at the end, where they are there.
 ATTACHED = ("config.json", "report.html")
 _SECONDS = 15.0
+# That the end of a run waits for what was not sent.
+FINISH_SECONDS = 120.0
 
 
 @runtime_checkable
@@ -53,8 +56,8 @@ class Client(Protocol):
     def attach(self, path: pathlib.Path) -> None:
         """Stores a file with the run."""
 
-    def finish(self) -> None:
-        """Ends the run."""
+    def finish(self, failed: bool) -> None:
+        """Ends the run, which may go on later."""
 
 
 class WandbClient:
@@ -78,7 +81,12 @@ class WandbClient:
             id=run_id,
             resume="allow",
             config=dict(config),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
         )
         self.run_id = self._run.id
         offline = f"offline, in {workdir}/wandb: wandb sync"
@@ -90,7 +98,7 @@ class WandbClient:
         """Raises an error of the client's unless it can start."""
         import wandb
 
-        if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
+        if wandb.setup().settings.mode in ("offline", "dryrun"):
             return
         if not wandb.login(prompt=False):
             raise RuntimeError(
@@ -114,8 +122,8 @@ class WandbClient:
         copy = shutil.copy(path, self._run.dir)
         self._run.save(copy, base_path=self._run.dir, policy="now")
 
-    def finish(self) -> None:
-        self._run.finish()
+    def finish(self, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
 
 
 class MlflowClient:
@@ -133,6 +141,9 @@ class MlflowClient:
         import mlflow
         from mlflow.entities import Metric, Param
 
+        # Training waits for it: it gives up in seconds, not in minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         self._client, self._metric = mlflow.MlflowClient(), Metric
         self._waiting: list[Any] = []
         self.place = mlflow.get_tracking_uri()
@@ -156,7 +167,15 @@ class MlflowClient:
         """Raises an error of the client's unless it can start."""
         import mlflow
 
-        mlflow.MlflowClient().get_experiment_by_name(PROJECT)
+        try:
+            mlflow.MlflowClient().get_experiment_by_name(PROJECT)
+        except Exception as error:
+            if "MLFLOW_TRACKING_URI" in os.environ:
+                raise
+            raise RuntimeError(
+                "MLFLOW_TRACKING_URI is not set; it is a server's address, such as "
+                f"http://localhost:5000 (a local database needs all of mlflow: {error})"
+            ) from error
 
     def send(self, points: Points, number: int, when: float) -> None:
         self._waiting += [
@@ -175,8 +194,8 @@ class MlflowClient:
     def attach(self, path: pathlib.Path) -> None:
         self._client.log_artifact(self.run_id, str(path))
 
-    def finish(self) -> None:
-        self._client.set_terminated(self.run_id)
+    def finish(self, failed: bool) -> None:
+        self._client.set_terminated(self.run_id, "KILLED" if failed else "FINISHED")
 
 
 def _plain(name: str) -> str:
@@ -211,19 +230,28 @@ class Tracker:
         self._client: Client | None = None
 
     def open(self) -> None:
-        record = _read_record(self._workdir).get(self._name, {})
-        self._sent = {part: record.get(part, 0) for part in ("metrics", "timing")}
+        self._record = _read_record(self._workdir).get(self._name, {})
         make = CLIENTS[self._name]
         try:
-            self._client = make(self._workdir, self._config, record.get("run"))
+            client: Client = make(self._workdir, self._config, self._record.get("run"))
         except Exception as error:
             raise _refusal(self._name, error) from error
-        self._console.note(f"{self._name}: {self._client.place}")
+        self._client = client
+        self._console.note(f"{self._name}: {client.place}")
+        self._number = self._record.get("number", 0)
+        self._keep(run=client.run_id)
         self.begin()
+
+    def _keep(self, **changes: Any) -> None:
+        """Writes what was sent: rows of each kind, and the number of the last."""
+        self._record |= changes
+        path = self._workdir / RECORD
+        write_json(path, _read_record(self._workdir) | {self._name: self._record})
 
     def begin(self) -> None:
         self._numbering = Numbering()
         self._seen = {"metrics": 0, "timing": 0}
+        self._digest = hashlib.sha256()
         self._flushed = time.monotonic()
 
     def add(self, row: Mapping[str, Any], *, prefix: str = "", when: float) -> None:
@@ -231,33 +259,48 @@ class Tracker:
         points = self._numbering.points(row, prefix)
         part = "timing" if prefix else "metrics"
         self._seen[part] += 1
-        if self._seen[part] <= self._sent[part]:
+        if not prefix:
+            self._digest.update(repr(points).encode())
+        if self._seen[part] <= self._record.get(part, 0):
+            self._check_sent()
             return
         if points.values:
-            number = sum(self._seen.values())
+            self._number += 1
+            number = self._number
             self._try(lambda client: client.send(points, number, when))
         if time.monotonic() - self._flushed > _SECONDS:
             self.flush()
 
+    def _check_sent(self) -> None:
+        """Says so where what was sent is no longer what the run holds."""
+        was = self._record.get("digest")
+        last = self._seen["metrics"] == self._record.get("metrics", 0)
+        if not last or was in (None, self._digest.hexdigest()):
+            return
+        self._record.pop("digest")
+        self._console.warn(
+            f"rows that {self._name} was sent have changed since, and it keeps them as "
+            f"they were; to begin a new run there, remove {self._workdir / RECORD}"
+        )
+
     def flush(self) -> None:
         self._flushed = time.monotonic()
-        if (client := self._try(lambda client: client.flush())) is None:
+        # What the disk holds has not all been seen again yet.
+        again = self._seen["metrics"] < self._record.get("metrics", 0)
+        if self._try(lambda client: client.flush()) is None or again:
             return
-        for part, count in self._seen.items():
-            self._sent[part] = max(self._sent[part], count)
-        record = {"run": client.run_id, **self._sent}
-        write_json(
-            self._workdir / RECORD, _read_record(self._workdir) | {self._name: record}
-        )
+        counts = {n: max(x, self._record.get(n, 0)) for n, x in self._seen.items()}
+        digest = self._digest.hexdigest()
+        self._keep(**counts, number=self._number, digest=digest)
 
     end = flush
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self.flush()
         for name in ATTACHED:
             if (path := self._workdir / name).exists():
                 self._try(lambda client, path=path: client.attach(path))
-        self._try(lambda client: client.finish())
+        self._try(lambda client: client.finish(failed))
 
     def _try(self, act: Callable[[Client], None]) -> Client | None:
         """Returns the client, if it works and did what was asked."""
@@ -323,4 +366,6 @@ def _check(names: Sequence[str]) -> None:
 
 
 def _names(report_to: ReportTo) -> list[str]:
-    return [report_to] if isinstance(report_to, str) else list(dict.fromkeys(report_to))
+    names = [report_to] if isinstance(report_to, str) else dict.fromkeys(report_to)
+    off = {"wandb"} if os.environ.get("WANDB_MODE") == "disabled" else set()
+    return [name for name in names if name not in off]

@@ -194,9 +194,12 @@ def check_unchanged(
     before = {**added, **_renamed(before)}
     changed = changes(before, flatten(config), may_change)
     if changed:
+        rule = "reference.rule: was 'learned', is now 'previous'"
+        moved = "\nThe default was once learned: --set reference.rule=learned continues"
         raise BadInput(
             f"{workdir} holds a run of another configuration:\n  "
             + "\n  ".join(changed)
+            + (moved if rule in changed else "")
             + "\nChange it back to continue that run, or choose another --workdir"
         )
 

@@ -171,10 +171,12 @@ class ReferenceConfig:
         """The fields that were set and that only ``learned`` reads, under another."""
         if self.rule == "learned":
             return []
+        # Of a run that is older than the field, fit is "adam" whatever the user said.
+        free = {"fit"} if self.fit == "adam" else set()
         return [
             f.name
             for f in fields(self)
-            if f.name in OF_LEARNED and getattr(self, f.name) != f.default
+            if f.name in set(OF_LEARNED) - free and getattr(self, f.name) != f.default
         ]
 
     @property

@@ -56,6 +56,7 @@ def open_reward_run(
     config.validate()
     with contextlib.ExitStack() as stack:
         stack.enter_context(open_workdir(workdir))
+        check_trackers(config.report_to)
         _refuse_other_kind(workdir)
         lora = config.model.adapters
         storage = "lora" if lora else "float32"
@@ -125,7 +126,6 @@ def prepare(
     Raises:
       BadInput: names the field or file, and what to do.
     """
-    check_trackers(config.report_to)
     mesh = make_mesh(config.mesh)
 
     def find(name: str, revision: str | None, base: str | None) -> Source:

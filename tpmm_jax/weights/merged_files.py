@@ -199,7 +199,8 @@ def _merge_rows(
     hot = one_hot_index(np.asarray([weights], np.float64))
     bits = []
     for k, (source, weight) in enumerate(zip(sources, weights, strict=True)):
-        found = check_floats(source.rows(place.theirs, *rows), place.theirs)
+        name = f"{place.theirs} of {source.origin}"
+        found = check_floats(source.rows(place.theirs, *rows), name)
         x = np.asarray(found.reshape(-1), np.float32)
         x = np.pad(x, (0, blank)) if blank else x
         if k == 0:
@@ -211,7 +212,7 @@ def _merge_rows(
             total = _add(total, x, base, np.float32(weight))
         total = x if k == hot else total
         if not np.isfinite(x).all():
-            raise not_finite(f"{place.theirs} of {source.origin}")
+            raise not_finite(name)
         bits.append(_bit_sums(x, hashes))
     rounding = _rounding(total, base, hot is not None)
     merged = np.asarray(total)

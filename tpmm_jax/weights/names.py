@@ -89,6 +89,11 @@ def names(config: ModelConfig) -> list[Name]:
     return table + _projections(config) + _routed(config) + _norms(config)
 
 
+def count_tensors(config: ModelConfig) -> int:
+    """Returns how many tensors a model's files hold."""
+    return sum(1 for name in names(config) for _ in name.tensors(config))
+
+
 def _projections(config: ModelConfig) -> list[Name]:
     """The matrices of attention and MLP, each before its bias, if it has one."""
     table = []

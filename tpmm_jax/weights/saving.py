@@ -78,7 +78,7 @@ def save(
         change = "its change to model 0"
         text = faint_text(ratio, dtype, "the merge", change, instead)
         warnings.warn(text, stacklevel=2)
-    with whole_directory(directory) as whole:
+    with whole_directory(directory) as whole, storage_errors(directory):
         write_description(model.config, model.tokenizer, dtype, whole, model.generation)
         write_params(params, model.config, whole, max_shard_bytes=max_shard_bytes)
         for name, text in (files or {}).items():
@@ -87,22 +87,28 @@ def save(
 
 @contextlib.contextmanager
 def whole_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a new folder that takes the directory's name once it is written."""
+    """Yields a new folder that takes the directory's name once it is written.
+
+    Raises:
+      BadInput: the directory holds something already.
+      StorageError: the disk refuses the folder; what is written there is the caller's.
+    """
     directory = pathlib.Path(directory)
     check_output(directory)
-    with (
-        storage_errors(directory),
-        tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as tmp,
-    ):
-        whole = pathlib.Path(tmp) / "model"
-        whole.mkdir()
+    with storage_errors(directory):
+        temporary = tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-")
+    with temporary as folder:
+        whole = pathlib.Path(folder) / "model"
+        with storage_errors(directory):
+            whole.mkdir()
         yield whole
-        for path in whole.iterdir():
-            # safetensors leaves its files for the owner's eyes alone.
-            path.chmod(0o666 & ~_umask())
-        if directory.exists():
-            directory.rmdir()
-        whole.rename(directory)
+        with storage_errors(directory):
+            for path in whole.iterdir():
+                # safetensors leaves its files for the owner's eyes alone.
+                path.chmod(0o666 & ~_umask())
+            if directory.exists():
+                directory.rmdir()
+            whole.rename(directory)
 
 
 def _umask() -> int:

@@ -5,12 +5,15 @@ length, a JSON header and the values one after the other; what is written here i
 the package writes, byte for byte.
 """
 
+import io
 import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+
+from tpmm_jax.store.files import storage_errors
 
 MODEL = "model.safetensors"
 INDEX = f"{MODEL}.index.json"
@@ -68,10 +71,20 @@ def _write_file(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     # The values begin at a multiple of eight.
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    # Unbuffered: what the disk refuses is refused here, and not at the close.
+    with storage_errors(path):
+        file = path.open("wb", buffering=0)
+    with file:
+        _write(file, len(text).to_bytes(8, "little") + text, path)
         for name in kinds:
             file.seek(8 + len(text) + start[name])
             for piece in read(name):
                 # As bytes: NumPy gives no buffer of bfloat16.
-                file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+                _write(file, np.ascontiguousarray(piece).view(np.uint8).data, path)
+
+
+def _write(file: io.FileIO, data: bytes | memoryview, path: pathlib.Path) -> None:
+    left = memoryview(data).cast("B")
+    with storage_errors(path):
+        while left:
+            left = left[file.write(left) :]
