@@ -14,6 +14,11 @@ from tpmm_jax.commands import export as command
 NAME = "me/my-model"
 
 
+def is_private(made):
+    """As older and newer clients say it."""
+    return bool(made.get("private")) or made.get("visibility") == "private"
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """A repository that is not there yet; files arrive in a commit or by LFS."""
 
@@ -44,7 +49,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             kind = {"type": "file", "size": 1, "oid": "0"}
             self.answer([{**kind, "path": path} for path in hub.files])
         else:
-            self.answer({"id": NAME, "private": bool(hub.created.get("private"))})
+            self.answer({"id": NAME, "private": is_private(hub.created)})
 
     def do_POST(self):
         hub, body = self.server, self.body()
@@ -127,7 +132,7 @@ def test_a_push_is_the_directory_and_the_runs_own_files(capsys, hub, tmp_path):
     )
     assert code == 0, said
     assert f"{hub.url}/{NAME}/commit/1" in said
-    assert hub.created["name"] == "my-model" and hub.created["private"] is True
+    assert hub.created["name"] == "my-model" and is_private(hub.created)
     wanted = {path.name: path.read_bytes() for path in out.iterdir()}
     for name in ("config.json", "report.html"):
         if (run / name).exists():

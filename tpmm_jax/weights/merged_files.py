@@ -127,21 +127,20 @@ class _Sums:
 
     def __init__(self, models: int) -> None:
         self.bits: list[dict[str, list[int]]] = [{} for _ in range(models + 1)]
-        self._signal, self._errors = 0.0, dict.fromkeys(DTYPES, 0.0)
+        # Scalars on the device, which nobody waits for while blocks are merged.
+        self._rounding: list[dict[str, tuple[jax.Array, jax.Array]]] = []
 
     def add(self, ours: str, block: _Block) -> None:
         for of_model, found in zip(self.bits, block.bits, strict=True):
             held = of_model.setdefault(ours, [0, 0])
             held[:] = ((a + b) % 2**32 for a, b in zip(held, found))
-        self._signal += float(block.rounding[DTYPES[0]][0])
-        for dtype, (_, error) in block.rounding.items():
-            self._errors[dtype] += float(error)
+        self._rounding.append(block.rounding)
 
     def ratios(self) -> dict[str, float]:
-        return {
-            dtype: self._signal / error if error > 0 else math.inf
-            for dtype, error in self._errors.items()
-        }
+        parts = jax.device_get(self._rounding)
+        signal = sum(float(part[DTYPES[0]][0]) for part in parts)
+        errors = {dtype: sum(float(x[dtype][1]) for x in parts) for dtype in DTYPES}
+        return {d: signal / x if x > 0 else math.inf for d, x in errors.items()}
 
 
 def merge_files(
