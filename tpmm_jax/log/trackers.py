@@ -301,6 +301,7 @@ class Tracker:
             if (path := self._workdir / name).exists():
                 self._try(lambda client, path=path: client.attach(path))
         self._try(lambda client: client.finish(failed))
+        self._client = None
 
     def _try(self, act: Callable[[Client], None]) -> Client | None:
         """Returns the client, if it works and did what was asked."""
