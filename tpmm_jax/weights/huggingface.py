@@ -218,15 +218,10 @@ def check_same(
 def check_finite(weights: np.ndarray, name: str) -> None:
     """Raises BadInput for a weight that is NaN or infinite."""
     if not np.isfinite(weights).all():
-        raise not_finite(name)
-
-
-def not_finite(name: str) -> BadInput:
-    """Returns the error for a tensor with a weight that is NaN or infinite."""
-    return BadInput(
-        f"{name} has weights that are NaN or infinite; the training that "
-        "wrote it went wrong: take an earlier checkpoint"
-    )
+        raise BadInput(
+            f"{name} has weights that are NaN or infinite; the training that "
+            "wrote it went wrong: take an earlier checkpoint"
+        )
 
 
 def check_tied_head(source: TensorSource, config: ModelConfig) -> None:

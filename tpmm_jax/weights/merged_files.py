@@ -30,10 +30,10 @@ from tpmm_jax.store.fingerprint import digest, layout, odd_hash
 from tpmm_jax.store.trees import flatten_params
 from tpmm_jax.weights.huggingface import (
     TensorSource,
+    check_finite,
     check_floats,
     check_tensors,
     check_tied_head,
-    not_finite,
 )
 from tpmm_jax.weights.names import names
 from tpmm_jax.weights.writing import write_tensors
@@ -210,8 +210,7 @@ def _merge_rows(
             # It is added while the sums are taken.
             total = _add(total, x, base, np.float32(weight))
         total = x if k == hot else total
-        if not np.isfinite(x).all():
-            raise not_finite(name)
+        check_finite(x, name)
         bits.append(_bit_sums(x, hashes))
     rounding = _rounding(total, base, hot is not None)
     merged = np.asarray(total)
