@@ -9,7 +9,9 @@ one of 5 M, to try the script itself on a CPU.
 
     parity     float32 logits of every family's fixture against transformers' on the CPU
     bfloat16   log-probs in bfloat16, ours and transformers', against our float32
-    step       a DPO step: 8 pairs of 1,024 tokens, bfloat16, float32 weights and Adam
+    step       a DPO step: 8 pairs of 1,024 tokens, bfloat16, float32 weights and Adam;
+               with layers recomputed and without, by cuDNN's attention and by XLA's
+    gemma      the same of Gemma 2B's shape: 64 pairs of 96 tokens, by both attentions
     trl        the same step by TRL's DPOTrainer (bfloat16 autocast, sdpa, fused Adam)
     generate   64 prompts of 128 tokens, 256 new ones each, bfloat16
     hf         the same by transformers' generate (sdpa, dynamic cache)
@@ -63,7 +65,7 @@ ROWS, ROW_PROMPT, NEW = 64, 128, 256
 WARM, TIMED = 2, 8
 
 
-def decoder(name: str, dtype: str, remat: bool = False) -> Any:
+def decoder(name: str, dtype: str, remat: bool = False, attention: str = "auto") -> Any:
     """Returns a model of the Llama architecture."""
     from tpmm_jax.models import Decoder, RopeConfig
     from tpmm_jax.models.families import make_config
@@ -72,7 +74,7 @@ def decoder(name: str, dtype: str, remat: bool = False) -> Any:
         "llama", **SHAPES[name], max_positions=2048, norm_eps=1e-5, tie_embeddings=True,
         rope=RopeConfig(theta=500_000.0), bos_id=2, eos_ids=(1,), pad_id=0,
     )  # fmt: skip
-    return Decoder(config, dtype, remat)
+    return Decoder(config, dtype, remat, attention=attention)
 
 
 def hf_config(name: str) -> Any:
@@ -203,19 +205,44 @@ def _hf_log_probs(folder: str, dtype: str) -> Callable[[np.ndarray], np.ndarray]
     return log_probs
 
 
-def step(name: str, remat: bool) -> dict[str, Any]:
+def step(name: str, remat: bool, attention: str = "auto") -> dict[str, Any]:
     """Our DPO step."""
-    seconds, first, loss = time_step(decoder(name, "bfloat16", remat))
+    seconds, first, loss = time_step(decoder(name, "bfloat16", remat, attention))
     return jax_report(
         part="step",
         remat=remat,
+        attention=attention,
         loss=loss,
         first_s=round(first, 1),
         **_rates(name, seconds),
     )
 
 
-def time_step(model: Any) -> tuple[float, float, float]:
+def gemma(name: str, attention: str) -> dict[str, Any]:
+    """Our DPO step of Gemma 2B's shape on short pairs."""
+    from tpmm_jax.models import Decoder
+    from tpmm_jax.models.published import SIZES
+
+    if name != "1b":
+        return step(name, True, attention)
+    pairs, prompt, completion = 64, 32, 64
+    model = Decoder(
+        SIZES["gemma-2b"], "bfloat16", chunk_bytes=2**29, attention=attention
+    )
+    seconds, first, loss = time_step(model, pairs, prompt, completion)
+    return jax_report(
+        part="gemma",
+        attention=attention,
+        loss=loss,
+        first_s=round(first, 1),
+        seconds=round(seconds, 4),
+        tokens_per_s=round(2 * pairs * (prompt + completion) / seconds),
+    )
+
+
+def time_step(
+    model: Any, pairs: int = PAIRS, prompt: int = PROMPT, completion: int = COMPLETION
+) -> tuple[float, float, float]:
     """Returns the median of a DPO step's seconds, those of the first, and the loss."""
     import jax
     import jax.numpy as jnp
@@ -223,18 +250,18 @@ def time_step(model: Any) -> tuple[float, float, float]:
     from tpmm_jax.losses import LossConfig
     from tpmm_jax.steps import TrainConfig, init_state, preference_step
 
-    train = TrainConfig(learning_rate=1e-6, batch_size=PAIRS)
+    train = TrainConfig(learning_rate=1e-6, batch_size=pairs)
     take_step = preference_step(model, LossConfig(), train)
     state = init_state(jax.jit(model.init)(jax.random.key(0)), train)
-    rng, shape = np.random.default_rng(0), (PAIRS, 2, PROMPT + COMPLETION)
+    rng, shape = np.random.default_rng(0), (pairs, 2, prompt + completion)
     mask = np.zeros(shape, np.int32)
-    mask[..., PROMPT:] = 1
+    mask[..., prompt:] = 1
     batch = {
         "tokens_BNT": rng.integers(4, model.config.vocab_size, shape, np.int32),
         "mask_BNT": np.ones(shape, np.int32),
         "completion_mask_BNT": mask,
-        "reference_BN": np.full((PAIRS, 2), -6000, np.float32),
-        "weight_B": np.ones(PAIRS, np.float32),
+        "reference_BN": np.full((pairs, 2), -6000, np.float32),
+        "weight_B": np.ones(pairs, np.float32),
     }
     batch, loss = jax.device_put(batch), 0.0
 
@@ -426,7 +453,12 @@ def experts(name: str, routed: bool) -> dict[str, Any]:
 PARTS: dict[str, list[Callable[[str], dict[str, Any]]]] = {
     "parity": [parity],
     "bfloat16": [bfloat16],
-    "step": [lambda name: step(name, True), lambda name: step(name, False)],
+    "step": [
+        lambda name: step(name, True),
+        lambda name: step(name, False),
+        lambda name: step(name, True, "xla"),
+    ],
+    "gemma": [lambda name: gemma(name, "auto"), lambda name: gemma(name, "xla")],
     "trl": [lambda name: trl(name, True), lambda name: trl(name, False)],
     "generate": [generate],
     "hf": [hf],

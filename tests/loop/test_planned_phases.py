@@ -16,7 +16,6 @@ from tpmm_jax.merging import ReferenceConfig, learned
 from tpmm_jax.mesh import MeshConfig
 from tpmm_jax.planning.counts import count_work
 from tpmm_jax.planning.phases import run_phases
-from tpmm_jax.planning.plan import make_decoder
 from tpmm_jax.sampling import decode
 from tpmm_jax.weights.description import read_config
 
@@ -71,7 +70,7 @@ def test_a_run_calls_what_was_planned(
     tiny_run.start(config, tmp_path / "run")
 
     mesh = setup.make_mesh(config.mesh)
-    decoder = make_decoder(config, read_config(tmp_path / "run" / "model"), mesh)
+    decoder = config.model.decoder(read_config(tmp_path / "run" / "model"), mesh)
     planned = {
         phase.name: phase
         for phase in run_phases(config, decoder, None, 0, count_work(config))

@@ -152,13 +152,13 @@ def rotary(hf, config, layer, x):
 
 
 def masks(config, layer):
-    """Who may look where: ours, and transformers' additive one."""
+    """Who may look where: transformers' additive one."""
     allowed = np.tril(np.ones((T, T), bool))
     if config.windowed_layers and config.windowed_layers[layer]:
         rows = np.arange(T)
         allowed &= rows[:, None] - rows < config.window
     additive = np.where(allowed, 0.0, np.finfo(np.float32).min).astype(np.float32)
-    return jnp.asarray(allowed[None]), torch.tensor(additive[None, None])
+    return torch.tensor(additive[None, None])
 
 
 def test_norms(pair):
@@ -199,16 +199,17 @@ def test_attention(pair):
     model, hf = pair
     c = model.config
     x, x_hf = inputs((2, T, c.width))
+    ones = jnp.ones((1, T), jnp.int32)
+    row = from_mask(ones, ones)
     for layer in range(c.num_layers):
-        allowed, additive = masks(c, layer)
-        ours, _ = Attention(c, jnp.float32, None).apply(
+        ours, _ = Attention(c, jnp.float32, None, False).apply(
             {"params": layer_params(model, layer)["attention"]},
-            x, jnp.arange(T)[None], allowed, None, None, told(model, layer),
+            x, row, row, None, None, told(model, layer),
         )  # fmt: skip
         theirs = hf.model.layers[layer].self_attn(
             hidden_states=x_hf,
             position_embeddings=rotary(hf, c, layer, x_hf),
-            attention_mask=additive,
+            attention_mask=masks(c, layer),
         )[0]
         near(ours, theirs)
 
@@ -235,7 +236,7 @@ def test_layer_by_layer(pair):
     near(x, theirs.hidden_states[0])
     row = from_mask(jnp.asarray(tokens[:1]), jnp.ones((1, T), jnp.int32))
     for layer in range(c.num_layers):
-        (x, _), _ = Block(c, jnp.float32, None, NO_NOISE).apply(
+        (x, _), _ = Block(c, jnp.float32, None, NO_NOISE, False).apply(
             {"params": layer_params(model, layer)},
             (x, None), told(model, layer), row, row, None, None,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from tpmm_jax.config.fields import check_types, flatten, set_field
 from tpmm_jax.config.loading import load_config
+from tpmm_jax.config.model import ModelSource
 from tpmm_jax.config.reward import (
     HELD_OUT,
     REWARD_MAY_CHANGE,
@@ -13,7 +14,6 @@ from tpmm_jax.config.schema import (
     MAY_CHANGE,
     Config,
     EvaluationConfig,
-    ModelSource,
     RolloutConfig,
     StoreConfig,
     to_dict,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from tpmm_jax.config.fields import ReportTo, check_types
-from tpmm_jax.config.schema import ModelSource
+from tpmm_jax.config.model import ModelSource
 from tpmm_jax.data.reward_config import RewardDataConfig
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import RewardLossConfig
@@ -203,6 +203,7 @@ REWARD_MAY_CHANGE = (
     "mesh.fsdp",
     "mesh.tensor",
     "mesh.expert",
+    "model.attention",
     "model.remat",
     "train.accumulation",
     "train.checkpoint_every",

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tpmm_jax.config.fields import ReportTo, check_types
+from tpmm_jax.config.model import ModelSource
 from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, nearest
 from tpmm_jax.evaluation import MAX_KL_PER_TOKEN, MAX_LENGTH_RATIO
 from tpmm_jax.losses import LossConfig, names_of
 from tpmm_jax.merging import NO_REFERENCE, RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
-from tpmm_jax.models import LoraConfig
 from tpmm_jax.rewards import (
     COLUMN,
     MARGINS,
@@ -35,37 +35,6 @@ RESERVED_SETS = (
     "score", "judge", "watch", "merge", "pairs", "rollout", "reference", "labels",
     "margins", "madpo", "ship", "ship-last", "ship-mean",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """Where theta_0 comes from, and its numerics.
-
-    Attributes:
-      source: a Hugging Face directory, .gguf file, hub id, "workdir/trajectory@3",
-        a PEFT directory, or "module:function", called with a directory to write a
-        model into.
-      base: the model under a PEFT adapter, if not the one that it names.
-      revision: of a hub id.
-      compute_dtype: of activations and matrix products. Parameters, optimizer state,
-        log-probabilities and merges are float32 always.
-      remat: recompute each layer in the backward pass: less memory, a third slower.
-      logits_chunk_mib: size of one chunk of float32 logits, per device.
-      lora: trains low-rank adapters over theta_0; off with its rank at 0.
-    """
-
-    source: str
-    base: str | None = None
-    revision: str | None = None
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = True
-    logits_chunk_mib: int = 32
-    lora: LoraConfig = field(default_factory=LoraConfig)
-
-    @property
-    def adapters(self) -> LoraConfig | None:
-        """What is trained in place of all weights, or None."""
-        return self.lora if self.lora.rank else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,6 +395,7 @@ MAY_CHANGE = (
     "mesh.fsdp",
     "mesh.tensor",
     "mesh.expert",
+    "model.attention",
     "model.logits_chunk_mib",
     "model.remat",
     "rollout.batch_size",

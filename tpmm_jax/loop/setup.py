@@ -181,14 +181,7 @@ def prepare(
     check_steps(config, schedule, chunks)
     positions = source.config.max_positions
     longest_prompt, pair_lengths = run_lengths(config, schedule, chunks, positions)
-    decoder = Decoder(
-        source.config,
-        config.model.compute_dtype,
-        config.model.remat,
-        mesh,
-        config.model.adapters,
-        config.model.logits_chunk_mib * 2**20,
-    )
+    decoder = config.model.decoder(source.config, mesh)
     runner = PolicyRunner(
         decoder=decoder,
         codec=codec,

@@ -26,6 +26,7 @@ CONTINUED_BY = {1: "0.1.0"}
 # config.json of such a run is no change.
 ADDED: Mapping[str, Any] = {
     "mesh.expert": 1,
+    "model.attention": "xla",
     "train.lengths": 1,
     "scorer.retries": 0,
     "scorer.weights": None,
@@ -62,7 +63,11 @@ ADDED: Mapping[str, Any] = {
     "judge.base": None,
 }
 # The same of a reward run.
-REWARD_ADDED: Mapping[str, Any] = {"train.lengths": 1, "report_to": []}
+REWARD_ADDED: Mapping[str, Any] = {
+    "model.attention": "xla",
+    "train.lengths": 1,
+    "report_to": [],
+}
 # A field that is now called reference.holdout_window; it stays in the config.json of a
 # run that began with it.
 OF_THEN = "reference.earlier_holdouts"

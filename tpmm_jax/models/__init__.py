@@ -24,6 +24,7 @@ from tpmm_jax.models.config import (
     check_memory,
 )
 from tpmm_jax.models.experts import Aux
+from tpmm_jax.models.flash import has_kernel
 from tpmm_jax.models.layers import Cache, einsum, soft_cap
 from tpmm_jax.models.lora import (
     WHOLE,
@@ -83,6 +84,7 @@ class Decoder:
       chunk_bytes: of one block of float32 logits on a device, in log-probs; larger
         blocks are faster on accelerators, smaller ones leaner.
       noise: of training, where the parameters come with a key (Noisy).
+      attention: "auto", by cuDNN's kernels where there are some, or "xla".
     """
 
     config: ModelConfig
@@ -92,10 +94,20 @@ class Decoder:
     lora: LoraConfig | None = None
     chunk_bytes: int = 32 * 2**20
     noise: NoiseConfig = NO_NOISE
+    attention: str = "auto"
 
     def module(self) -> Transformer:
         dtype = jnp.dtype(self.compute_dtype)
-        return Transformer(self.config, dtype, self.mesh, self.remat, self.noise)
+        return Transformer(
+            self.config, dtype, self.mesh, self.remat, self.noise, self.flash
+        )
+
+    @property
+    def flash(self) -> bool:
+        """Whether attention is computed by cuDNN where there is no cache."""
+        return self.attention == "auto" and has_kernel(
+            self.config, self.compute_dtype, self.mesh
+        )
 
     def init(self, key: jax.Array, dtype: str = "float32") -> Params:
         """Returns random parameters, each on its sharding.

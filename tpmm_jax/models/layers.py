@@ -1,5 +1,6 @@
 """Pieces of a transformer layer: norms, rotary embedding, attention."""
 
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ from jax.sharding import Mesh
 
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, constrain, gather
 from tpmm_jax.models.config import ModelConfig, RopeConfig
+from tpmm_jax.models.flash import attend_flash, takes
 from tpmm_jax.models.lora import drop
+from tpmm_jax.models.sequences import Sequences, may_attend
 
 # Keys and values of all layers: [L, B, S, G, E] each.
 Cache = tuple[jax.Array, jax.Array]
@@ -41,16 +44,42 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 EVERYTHING = int(jnp.iinfo(jnp.int32).max)
 
 
-def einsum(equation: str, *arrays: jax.Array, dtype: Any) -> jax.Array:
-    """``jnp.einsum`` of arrays in ``dtype``, accumulated and returned in float32."""
+def einsum(equation: str, x: jax.Array, y: jax.Array, *, dtype: Any) -> jax.Array:
+    """``jnp.einsum`` of two arrays in ``dtype``, summed and returned in float32.
+
+    Its gradient is multiplied in ``dtype`` too: JAX alone would multiply the float32
+    one, which is what a GPU takes twice as long for.
+    """
     # float32 means float32 on every backend (TPU and GPU default to less).
-    exact = jnp.dtype(dtype) == jnp.float32
-    return jnp.einsum(
-        equation,
-        *(x.astype(dtype) for x in arrays),
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
-    )
+    if jnp.dtype(dtype) == jnp.float32:
+        return jnp.einsum(
+            equation,
+            x.astype(dtype),
+            y.astype(dtype),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+    return _half_einsum(equation, x.astype(dtype), y.astype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _half_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+
+
+def _half_forward(equation: str, x: jax.Array, y: jax.Array) -> Any:
+    return _half_einsum(equation, x, y), (x, y)
+
+
+def _half_backward(equation: str, kept: Any, gradient: jax.Array) -> Any:
+    x, y = kept
+    x_axes, y_axes, out_axes = re.split(",|->", equation)
+    gradient = gradient.astype(x.dtype)
+    x_grad = _half_einsum(f"{out_axes},{y_axes}->{x_axes}", gradient, y)
+    y_grad = _half_einsum(f"{x_axes},{out_axes}->{y_axes}", x, gradient)
+    return x_grad.astype(x.dtype), y_grad.astype(y.dtype)
+
+
+_half_einsum.defvjp(_half_forward, _half_backward)
 
 
 def inverse_wavelengths(rope: RopeConfig, head_dim: int) -> jax.Array:
@@ -172,29 +201,34 @@ class Attention(nn.Module):
     config: ModelConfig
     dtype: Any
     mesh: Mesh | None
+    flash: bool
 
     @nn.compact
     def __call__(
         self,
         x_BTD: jax.Array,
-        positions_BT: jax.Array,
-        allowed_BTS: jax.Array,
+        queries: Sequences,
+        keys: Sequences,
         cache: Cache | None,
         slot: jax.Array | None,
         layer: PerLayer,
     ) -> tuple[jax.Array, Cache | None]:
         c = self.config
-        H, E = c.num_heads, c.head_dim
-        q_BTHE = self._project("query", x_BTD, H)
+        q_BTHE = self._project("query", x_BTD, c.num_heads)
         k_BTGE = self._project("key", x_BTD, c.num_kv_heads)
         v_BTGE = self._project("value", x_BTD, c.num_kv_heads)
         if c.qk_norm:
             q_BTHE = RMSNorm(c.norm_eps, c.norm_offset, name="query_norm")(q_BTHE)
             k_BTGE = RMSNorm(c.norm_eps, c.norm_offset, name="key_norm")(k_BTGE)
-        q_BTHE = rotate(q_BTHE, positions_BT, layer.inverse_E)
+        q_BTHE = rotate(q_BTHE, queries.positions_BT, layer.inverse_E)
         q_BTHE = constrain(q_BTHE, self.mesh, BATCH, None, TENSOR)
-        k_BTGE = rotate(k_BTGE, positions_BT, layer.inverse_E)
+        k_BTGE = rotate(k_BTGE, queries.positions_BT, layer.inverse_E)
 
+        if cache is None and self.flash and takes(q_BTHE.shape, c, self.mesh):
+            out_BTHE = attend_flash(
+                q_BTHE, k_BTGE, v_BTGE, queries, layer.reach, c, self.mesh
+            )
+            return self._output(out_BTHE), cache
         if cache is None:
             k_BSGE, v_BSGE = k_BTGE, v_BTGE
         else:
@@ -203,12 +237,16 @@ class Attention(nn.Module):
                 jax.lax.dynamic_index_in_dim(x, layer.number, keepdims=False)
                 for x in cache
             )
+        allowed_BTS = may_attend(queries, keys, layer.reach)
         out_BTHE = attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS, c, self.dtype)
-        shape, axes = (H, E, c.width), (TENSOR, None, FSDP)
-        out_BTD = project(
+        return self._output(out_BTHE), cache
+
+    def _output(self, out_BTHE: jax.Array) -> jax.Array:
+        c = self.config
+        shape, axes = (c.num_heads, c.head_dim, c.width), (TENSOR, None, FSDP)
+        return project(
             self, "output", "BTHE,HED->BTD", out_BTHE, shape, axes, bias=c.output_bias
         )
-        return out_BTD, cache
 
     def _project(self, name: str, x_BTD: jax.Array, heads: int) -> jax.Array:
         """Returns the queries, keys or values [B, T, heads, E], not rotated yet."""

@@ -21,7 +21,7 @@ from tpmm_jax.models.layers import (
 )
 from tpmm_jax.models.lora import drop
 from tpmm_jax.models.noise import ATTENTION, MLP, ROUTER, NoiseConfig, at
-from tpmm_jax.models.sequences import Sequences, may_attend
+from tpmm_jax.models.sequences import Sequences
 
 
 class Block(nn.Module):
@@ -31,6 +31,7 @@ class Block(nn.Module):
     dtype: Any
     mesh: Mesh | None
     noise: NoiseConfig
+    flash: bool
 
     @nn.compact
     def __call__(
@@ -44,10 +45,9 @@ class Block(nn.Module):
     ) -> tuple[tuple[jax.Array, Cache | None], Aux]:
         x_BTD, cache = carry
         c = self.config
-        allowed_BTS = may_attend(queries, keys, layer.reach)
         h = self._norm("attention_norm", x_BTD)
-        h, cache = Attention(c, self.dtype, self.mesh, name="attention")(
-            h, queries.positions_BT, allowed_BTS, cache, slot, layer
+        h, cache = Attention(c, self.dtype, self.mesh, self.flash, name="attention")(
+            h, queries, keys, cache, slot, layer
         )
         if c.post_norms:
             h = self._norm("attention_post_norm", h)
@@ -124,6 +124,7 @@ class Transformer(nn.Module):
     mesh: Mesh | None
     remat: bool
     noise: NoiseConfig
+    flash: bool
 
     @nn.compact
     def __call__(
@@ -162,7 +163,7 @@ class Transformer(nn.Module):
             in_axes=(0, *[nn.broadcast] * 4),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: None},
-        )(c, self.dtype, self.mesh, self.noise, name="layers")
+        )(c, self.dtype, self.mesh, self.noise, self.flash, name="layers")
         keys = sequences if slots is None else slots
         told = per_layer(c)
         if c.experts is not None:

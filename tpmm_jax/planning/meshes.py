@@ -128,13 +128,7 @@ def _option(
         check_mesh(mesh, model)
     except BadInput as error:
         return MeshOption(shape, 0, None, None, [str(error)])
-    decoder = Decoder(
-        model,
-        config.model.compute_dtype,
-        config.model.remat,
-        mesh,
-        config.model.adapters,
-    )
+    decoder = config.model.decoder(model, mesh)
     trained = decoder.abstract_trained()
     held = bytes_on_device((abstract_state(trained, config.train), trained))
     if decoder.lora is not None:

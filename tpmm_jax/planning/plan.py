@@ -8,7 +8,7 @@ from typing import Any
 from tpmm_jax.config import Config, ModelSource, RewardConfig, set_field
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import DATA, FSDP, bytes_on_device, make_mesh
-from tpmm_jax.models import Decoder, ModelConfig
+from tpmm_jax.models import NO_NOISE, ModelConfig
 from tpmm_jax.models.advice import mesh_advice
 from tpmm_jax.models.experts import check_mesh
 from tpmm_jax.planning.counts import count_work
@@ -196,7 +196,8 @@ def make_plan(
     mesh = make_mesh(config.mesh, target.devices)
     notes += mesh_advice(mesh, model, config.batch_sizes)
     lengths = lengths_of(config, model)
-    decoder = make_decoder(config, model, mesh)
+    noise = config.noise if isinstance(config, RewardConfig) else NO_NOISE
+    decoder = config.model.decoder(model, mesh, noise)
     if isinstance(config, RewardConfig):
         phases, whole = reward_phases(config, decoder, pairs), pairs is not None
     else:
@@ -227,23 +228,6 @@ def _rating(raters: Sequence[Rater], run: Sequence[Phase]) -> list[Phase]:
         for one in raters
         if one.phase is not None
     ]
-
-
-def make_decoder(
-    config: Config | RewardConfig, model: ModelConfig, mesh: Any
-) -> Decoder:
-    """Returns what a run would train, as the run would."""
-    more: dict[str, Any] = {"chunk_bytes": config.model.logits_chunk_mib * 2**20}
-    if isinstance(config, RewardConfig):
-        more = {"noise": config.noise}
-    return Decoder(
-        model,
-        config.model.compute_dtype,
-        config.model.remat,
-        mesh,
-        config.model.adapters,
-        **more,
-    )
 
 
 def _planned(phase: Phase, target: Target, cache: pathlib.Path | None) -> PlannedPhase:

@@ -154,14 +154,7 @@ def prepare(
             f"the pairs changed since {workdir} was started; restore the data, or "
             "choose another --workdir"
         )
-    decoder = Decoder(
-        source.config,
-        config.model.compute_dtype,
-        config.model.remat,
-        mesh,
-        config.model.adapters,
-        noise=config.noise,
-    )
+    decoder = config.model.decoder(source.config, mesh, config.noise)
     table = reward_table(sets.train, limit, codec.pad_id)
     lengths = best_lengths(
         row_lengths(table), table["mask_BNT"].shape[-1], config.train.lengths

@@ -12,6 +12,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from tpmm_jax.mesh import EXPERT
 
+# Products in cuDNN's attention by the names of JAX's primitives; what the backward pass
+# repeats of the forward one is not counted.
+CUDNN = {
+    "dot_product_attention_fwd_wrapper": 2,
+    "dot_product_attention_bwd_wrapper": 4,
+}
+
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
     """Returns the operations of a function's matrix products, 2 a multiply-add.
@@ -45,6 +52,10 @@ def _of_equation(equation: JaxprEqn, turns: int) -> float:
         return _of_product(equation)
     if name == "ragged_dot_general":
         return _of_grouped_product(equation)
+    if name in CUDNN:
+        query: Any = equation.invars[0].aval
+        key: Any = equation.invars[1].aval
+        return CUDNN[name] * 2.0 * math.prod(query.shape) * key.shape[1]
     if name == "shard_map":
         return _shares(equation.params["mesh"]) * sum(inner)
     if name == "scan":
