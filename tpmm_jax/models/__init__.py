@@ -105,8 +105,9 @@ class Decoder:
     @property
     def flash(self) -> bool:
         """Whether attention is computed by cuDNN where there is no cache."""
+        device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         return self.attention == "auto" and has_kernel(
-            self.config, self.compute_dtype, self.mesh
+            self.config, self.compute_dtype, device
         )
 
     def init(self, key: jax.Array, dtype: str = "float32") -> Params:

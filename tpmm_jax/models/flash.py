@@ -18,13 +18,12 @@ from tpmm_jax.models.config import ModelConfig
 from tpmm_jax.models.sequences import Sequences, may_attend
 
 
-def has_kernel(config: ModelConfig, dtype: Any, mesh: Mesh | None) -> bool:
-    """Whether cuDNN has a kernel for this model on these devices.
+def has_kernel(config: ModelConfig, dtype: Any, device: Any) -> bool:
+    """Whether cuDNN has a kernel for this model on this kind of device.
 
     bfloat16 on an NVIDIA GPU, from Ampere on; heads of at most 128, from Hopper on of
     at most 256; no soft cap.
     """
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     if device.platform != "gpu" or jnp.dtype(dtype) != jnp.bfloat16:
         return False
     try:

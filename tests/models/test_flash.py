@@ -1,0 +1,180 @@
+"""cuDNN's attention: when it is taken, what it is told; products in bfloat16."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tpmm_jax import models
+from tpmm_jax.mesh import MeshConfig, make_mesh
+from tpmm_jax.models import Decoder, flash
+from tpmm_jax.models.families import make_config
+from tpmm_jax.models.layers import EVERYTHING, attend, einsum
+from tpmm_jax.models.sequences import Sequences, from_mask, may_attend
+from tpmm_jax.steps.flops import count_flops
+
+B, T, E = 8, 24, 16
+
+
+def config(heads=8, groups=2, **more):
+    return make_config(
+        more.pop("family", "llama"), vocab_size=64, width=heads * E, mlp_width=64,
+        num_layers=3, num_heads=heads, num_kv_heads=groups,
+        head_dim=more.pop("head_dim", E), max_positions=64, bos_id=2, eos_ids=(1,),
+        pad_id=0, **more,
+    )  # fmt: skip
+
+
+def rows(kind):
+    """Rows of one sequence padded on a side, or of several."""
+    rng = np.random.default_rng(0)
+    right = (np.arange(T) < rng.integers(3, T, B)[:, None]).astype(np.int32)
+    if kind == "whole":
+        right[:] = 1
+    if kind in ("right", "whole"):
+        return from_mask(jnp.asarray(right), jnp.asarray(right))
+    if kind == "left":
+        left = jnp.asarray(right[:, ::-1])
+        return from_mask(left, left)
+    segments = np.sort(rng.integers(0, 3, (B, T)), axis=1)
+    first = np.array([np.searchsorted(row, row) for row in segments])
+    found = Sequences(segments, np.arange(T) - first, segments + 1)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), found)
+
+
+@pytest.mark.parametrize(
+    "sizes, heads, groups, kind, reach",
+    [
+        *((None, 8, 4, k, EVERYTHING) for k in ("whole", "right", "left", "several")),
+        (None, 8, 1, "right", 5),
+        ((2, 2, 2), 8, 1, "right", EVERYTHING),
+        ((1, 2, 4), 8, 1, "left", 5),
+        ((1, 2, 4), 8, 4, "several", EVERYTHING),
+        ((1, 4, 2), 8, 4, "whole", EVERYTHING),
+    ],
+)
+def test_who_looks_at_whom_is_as_without_cudnn(sizes, heads, groups, kind, reach):
+    model, sequences = config(heads, groups), rows(kind)
+    mesh = None
+    if sizes is not None:
+        mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes))))
+    assert flash.takes((B, T, heads, E), model, mesh)
+    rng = np.random.default_rng(1)
+    q, k, v, g = (
+        jnp.asarray(rng.normal(size=(B, T, n, E)), jnp.float32)
+        for n in (heads, groups, groups, heads)
+    )
+    g = jnp.where((sequences.segments_BT > 0)[..., None, None], g, 0.0)
+
+    def ours(q, k, v):
+        # XLA stands in for the kernel: cuDNN needs a GPU.
+        arguments = sequences, jnp.int32(reach), model, mesh, "xla"
+        return jnp.sum(flash.attend_flash(q, k, v, *arguments) * g)
+
+    def plain(q, k, v):
+        allowed = may_attend(sequences, sequences, reach)
+        return jnp.sum(attend(q, k, v, allowed, model, jnp.float32) * g)
+
+    found, wanted = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, plain)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        *(found, wanted),
+    )
+
+
+@pytest.mark.parametrize(
+    "shape, sizes, taken",
+    [
+        ((8, 24, 8, 16), (1, 1, 8), False),  # 2 key/value heads over 8
+        ((8, 24, 8, 16), (1, 4, 2), True),
+        ((6, 24, 8, 16), (1, 4, 2), False),  # 6 rows over 4
+        ((8, 23, 8, 16), (1, 4, 2), False),  # by a mask, an odd length has no gradient
+    ],
+)
+def test_what_does_not_divide_is_left_to_xla(shape, sizes, taken):
+    mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes))))
+    assert flash.takes(shape, config(), mesh) is taken
+
+
+def on(platform="gpu", capability="9.0"):
+    """Such a device, as far as is asked."""
+    return SimpleNamespace(platform=platform, compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    "more, dtype, device, has",
+    [
+        ({}, "bfloat16", on(), True),
+        ({}, "bfloat16", on(capability="8.0"), True),
+        ({}, "bfloat16", on(capability="12.0"), True),
+        ({}, "bfloat16", on(capability="7.5"), False),
+        ({}, "bfloat16", on(capability="gfx942"), False),
+        ({}, "bfloat16", on("tpu"), False),
+        ({}, "bfloat16", on("cpu"), False),
+        ({}, "float32", on(), False),
+        ({"head_dim": 256}, "bfloat16", on(), True),
+        ({"head_dim": 256}, "bfloat16", on(capability="8.9"), False),
+        ({"head_dim": 12}, "bfloat16", on(), False),
+        ({"family": "gemma2", "attention_softcap": 50.0}, "bfloat16", on(), False),
+    ],
+)
+def test_the_kernel_is_taken_where_there_is_one(monkeypatch, more, dtype, device, has):
+    assert flash.has_kernel(config(**more), dtype, device) is has
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert Decoder(config(**more), dtype).flash is has
+    assert not Decoder(config(**more), dtype, attention="xla").flash
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_operations_count_the_same_by_cudnn(monkeypatch, remat):
+    """The kernel is traced here, and not run: its primitives keep their names."""
+    import jax._src.cudnn.fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(models, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91900)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    sequences = rows("right")
+
+    def count(attention):
+        decoder = Decoder(config(), "bfloat16", remat, attention=attention)
+
+        def loss(params):
+            return jnp.sum(decoder.hidden(params, sequences).astype(jnp.float32))
+
+        abstract = decoder.abstract_params()
+        traced = str(jax.make_jaxpr(jax.grad(loss))(abstract))
+        assert ("dot_product_attention" in traced) is (attention == "auto")
+        return count_flops(loss, abstract), count_flops(jax.grad(loss), abstract)
+
+    assert count("auto") == count("xla")
+
+
+def test_gradients_are_multiplied_in_bfloat16():
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((4, 6, 8), (8, 5)))
+    # As a gradient is that comes from a result in bfloat16.
+    g = jnp.asarray(rng.normal(size=(4, 6, 5)), jnp.bfloat16).astype(jnp.float32)
+
+    def ours(x, w):
+        return jnp.sum(einsum("BTD,DF->BTF", x, w, dtype=jnp.bfloat16) * g)
+
+    def plain(x, w):
+        both = "BTD,DF->BTF", x, w
+        return jnp.sum(jnp.einsum(*both, preferred_element_type=jnp.float32) * g)
+
+    pull = jax.grad(ours, (0, 1))
+    lines = jax.jit(pull).lower(x, w).as_text().splitlines()
+    products = [line.split(" : ")[-1] for line in lines if "dot_general" in line]
+    assert len(products) >= 2
+    for types in products:
+        inputs, _ = types.split("->")
+        assert inputs.count("xbf16>") == 2, types
+    for found, wanted in zip(pull(x, w), jax.grad(plain, (0, 1))(x, w)):
+        assert found.dtype == wanted.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=2**-7
+        )
