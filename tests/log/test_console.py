@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from tpmm_jax.config import Config, EvaluationConfig, ModelSource
 from tpmm_jax.data.config import DataConfig
+from tpmm_jax.log import console as console_module
 from tpmm_jax.log.comparison import comparison_table
 from tpmm_jax.log.console import RunConsole, typed
 from tpmm_jax.log.escapes import printable
@@ -343,7 +345,7 @@ def test_lines_of_a_long_phase_are_ten_seconds_apart_or_more(clock):
     assert len(lines) == 11
 
 
-def test_a_quick_phase_takes_two_lines_and_a_slow_one_one_a_minute(clock):
+def test_a_quick_phase_takes_one_line_and_a_slow_one_one_a_minute(clock):
     def use(seconds, total):
         clock.now = 0.0
 
@@ -355,8 +357,19 @@ def test_a_quick_phase_takes_two_lines_and_a_slow_one_one_a_minute(clock):
 
         return len(spoken(run, clock=clock)[0].splitlines())
 
-    assert use(0.01, 40) == 2
+    assert use(0.01, 40) == 1
     assert use(30.0, 4000) == 22
+
+
+def test_a_phase_that_takes_a_second_says_that_it_began(monkeypatch, clock):
+    monkeypatch.setattr(console_module, "_BEGIN_SECONDS", 0.01)
+    out = io.StringIO()
+    with RunConsole(out, clock=clock).phase("train", 3, "steps"):
+        until = time.monotonic() + 30
+        while not out.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert out.getvalue().split() == ["train", "3", "steps"]
+    assert len(out.getvalue().splitlines()) == 2
 
 
 def test_a_phase_that_fails_says_so_and_lets_the_error_through(clock):

@@ -1,7 +1,8 @@
 """What a person sees of a run: header, progress, warnings, the iteration table.
 
-On a terminal a phase is a bar. In a log file it is plain lines, at least ten seconds
-apart, and nothing here writes a control code. Neither does any text: what a file, a
+On a terminal a phase is a bar. In a log file it is plain lines: one when it is over,
+one when it began if it takes a second, and between them some that are at least ten
+seconds apart. Nothing here writes a control code. Neither does any text: what a file, a
 tokenizer or a model says is shown with its control codes as escapes.
 """
 
@@ -12,6 +13,7 @@ import pathlib
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from tpmm_jax.log.escapes import printable
 from tpmm_jax.log.progress import Pace, clock_text, rate_text
 from tpmm_jax.log.table import iteration_table
 
+_BEGIN_SECONDS = 1.0
 _LINE_SECONDS = 10.0
 _LINE_SHARE = 0.1
 _QUIET_SECONDS = 60.0
@@ -102,7 +105,7 @@ class RunConsole:
         finally:
             if live:
                 self._hide(phase)
-            self.note(phase.summary())
+            phase.end()
 
     def _show(self, phase: "Phase") -> None:
         self._phases.append(phase)
@@ -203,7 +206,8 @@ class Phase:
         self._unit = unit.removesuffix("s") if total == 1 else unit
         self._pace = Pace(total, clock())
         self._postfix: list[str] = []
-        self._lines = False
+        self._timer: threading.Timer | None = None
+        self._begun, self._lock = False, threading.Lock()
         self._said = (clock(), 0)
 
     def advance(self, n: int = 1, **postfix: str) -> None:
@@ -216,13 +220,28 @@ class Phase:
         self._pace.advance(n, self._clock())
         if postfix:
             self._postfix = [f"{name} {value}" for name, value in postfix.items()]
-        if self._lines:
+        if self._timer is not None:
             self._maybe_say()
 
     def start_lines(self) -> None:
-        """Report by lines instead of a bar, beginning with one now."""
-        self._lines = True
-        self._say(f"{self._name:<{_NAME}}  {self._pace.total:,} {self._unit}")
+        """Report by lines, not by a bar; of a quick phase there is the last alone."""
+        self._timer = threading.Timer(_BEGIN_SECONDS, self._say_begun)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """Say how it went, in the line that stays."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._begun = True
+            self._say(self.summary())
+
+    def _say_begun(self) -> None:
+        with self._lock:
+            if not self._begun:
+                self._begun = True
+                self._say(f"{self._name:<{_NAME}}  {self._pace.total:,} {self._unit}")
 
     def _maybe_say(self) -> None:
         now, (then, before) = self._clock(), self._said
@@ -231,6 +250,7 @@ class Phase:
         if waited < _LINE_SECONDS or not far or self._pace.done >= self._pace.total:
             return
         self._said = (now, self._pace.done)
+        self._say_begun()
         remaining = self._pace.remaining(now)
         left = "" if remaining is None else f"{clock_text(remaining)} left"
         self._say(self._joined(rate_text(self._pace.rate(), self._unit), left))
