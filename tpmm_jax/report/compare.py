@@ -23,7 +23,7 @@ class Difference:
 
     Attributes:
       ours, theirs: labels.
-      of_set: "" is the runs' own.
+      answers: whose they are, and to which prompts if not the runs' own.
       prompts: how many.
       interval: the mean with its 95 % interval over prompts; None where there is no
         difference.
@@ -32,7 +32,7 @@ class Difference:
 
     ours: str
     theirs: str
-    of_set: str
+    answers: str
     prompts: int = 0
     interval: Interval | None = None
     problem: str = ""
@@ -62,8 +62,10 @@ def _difference(
     ours: RunData, theirs: RunData, of_set: str, iteration: int
 ) -> Difference:
     rows = [run.samples(iteration, of_set) for run in (ours, theirs)]
-    named = "the mean of each run's policies" if of_set == "ship" else of_set
-    labels = (ours.label, theirs.label, named)
+    answers = f"the last policy, {of_set}" if of_set else "the last policy"
+    if of_set == "ship":
+        answers = "the mean of the policies"
+    labels = (ours.label, theirs.label, answers)
     if not all(rows):
         return Difference(*labels, problem="one of them has no samples")
     if any(row.rewards is None for found in rows for row in found):
