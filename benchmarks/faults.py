@@ -149,12 +149,13 @@ class Study:
         """Starts the run's command as a process of its own."""
         # The very package that this process runs.
         root = pathlib.Path(tpmm_jax.__file__).parents[1]
+        more_env = {"PYTHONUNBUFFERED": "1", "TPMM_BEGIN_SECONDS": "0"}
         return subprocess.Popen(
             [sys.executable, "-m", "tpmm_jax.train", *self.argv(run, *more)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": str(root), **more_env},
         )
 
     def copy(self, moment: str, name: str) -> pathlib.Path:

@@ -4,8 +4,10 @@
     python benchmarks/gemma_2b.py --scratch /dev/shm     # the disk is memory
     JAX_PLATFORMS=cpu python benchmarks/gemma_2b.py --small
 
-configs/gemma2b.py on one device: all weights trained, float32 weights and moments, the
-learned merge as reference; 32 + 64 tokens, --prompts prompts of 4 samples an iteration.
+configs/gemma2b.py on one device: all weights trained, float32 weights and moments; the
+learned merge as reference, bfloat16 deltas as trajectory, no saves within an iteration;
+32 + 64 tokens, --prompts prompts of 4 samples an iteration, a quarter as many to
+evaluate.
 The tokenizer is a made one of as many words as the model has ids, prompts are random
 words, and the scorer counts even ids: what is measured is speed and memory, not
 learning. --small takes a model of 5 M, to try the script itself.
@@ -21,6 +23,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +32,7 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "configs"))
 
 import numpy as np
 

@@ -224,7 +224,7 @@ def gemma(name: str, attention: str) -> dict[str, Any]:
     from tpmm_jax.models.published import SIZES
 
     if name != "1b":
-        return step(name, True, attention)
+        return step(name, True, attention) | {"part": "gemma"}
     pairs, prompt, completion = 64, 32, 64
     model = Decoder(
         SIZES["gemma-2b"], "bfloat16", chunk_bytes=2**29, attention=attention

@@ -68,6 +68,7 @@ def start(
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join(map(str, FOLDERS)),
         "PYTHONUNBUFFERED": "1",
+        "TPMM_BEGIN_SECONDS": "0",
     }
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)

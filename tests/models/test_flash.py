@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpmm_jax import models
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder, flash
 from tpmm_jax.models.families import make_config
@@ -60,7 +59,7 @@ def test_who_looks_at_whom_is_as_without_cudnn(sizes, heads, groups, kind, reach
     mesh = None
     if sizes is not None:
         mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes))))
-    assert flash.takes((B, T, heads, E), model, mesh)
+    assert flash.takes(B, T, mesh)
     rng = np.random.default_rng(1)
     q, k, v, g = (
         jnp.asarray(rng.normal(size=(B, T, n, E)), jnp.float32)
@@ -87,17 +86,16 @@ def test_who_looks_at_whom_is_as_without_cudnn(sizes, heads, groups, kind, reach
 
 
 @pytest.mark.parametrize(
-    "shape, sizes, taken",
+    "rows, length, taken",
     [
-        ((8, 24, 8, 16), (1, 1, 8), False),  # 2 key/value heads over 8
-        ((8, 24, 8, 16), (1, 4, 2), True),
-        ((6, 24, 8, 16), (1, 4, 2), False),  # 6 rows over 4
-        ((8, 23, 8, 16), (1, 4, 2), False),  # by a mask, an odd length has no gradient
+        (8, 24, True),
+        (6, 24, False),  # over 4 devices
+        (8, 23, False),  # with a mask, an odd length has no gradient
     ],
 )
-def test_what_does_not_divide_is_left_to_xla(shape, sizes, taken):
-    mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes))))
-    assert flash.takes(shape, config(), mesh) is taken
+def test_what_does_not_divide_is_left_to_xla(rows, length, taken):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    assert flash.takes(rows, length, mesh) is taken
 
 
 def on(platform="gpu", capability="9.0"):
@@ -106,35 +104,47 @@ def on(platform="gpu", capability="9.0"):
 
 
 @pytest.mark.parametrize(
-    "more, dtype, device, has",
+    "more, dtype, device, sizes, has",
     [
-        ({}, "bfloat16", on(), True),
-        ({}, "bfloat16", on(capability="8.0"), True),
-        ({}, "bfloat16", on(capability="12.0"), True),
-        ({}, "bfloat16", on(capability="7.5"), False),
-        ({}, "bfloat16", on(capability="gfx942"), False),
-        ({}, "bfloat16", on("tpu"), False),
-        ({}, "bfloat16", on("cpu"), False),
-        ({}, "float32", on(), False),
-        ({"head_dim": 256}, "bfloat16", on(), True),
-        ({"head_dim": 256}, "bfloat16", on(capability="8.9"), False),
-        ({"head_dim": 12}, "bfloat16", on(), False),
-        ({"family": "gemma2", "attention_softcap": 50.0}, "bfloat16", on(), False),
+        ({}, "bfloat16", on(), {}, True),
+        ({}, "bfloat16", on(capability="8.0"), {}, True),
+        ({}, "bfloat16", on(capability="12.0"), {}, True),
+        ({}, "bfloat16", on(capability="7.5"), {}, False),
+        ({}, "bfloat16", on(capability="gfx942"), {}, False),
+        ({}, "bfloat16", on("tpu"), {}, False),
+        ({}, "bfloat16", on("cpu"), {}, False),
+        ({}, "float32", on(), {}, False),
+        ({"head_dim": 256}, "bfloat16", on(), {}, True),
+        ({"head_dim": 256}, "bfloat16", on(capability="8.9"), {}, False),
+        ({"head_dim": 256}, "bfloat16", on(capability="10.0"), {}, False),
+        ({"head_dim": 12}, "bfloat16", on(), {}, False),
+        ({"family": "gemma2", "attention_softcap": 50.0}, "bfloat16", on(), {}, False),
+        ({}, "bfloat16", on(), {"fsdp": 4, "tensor": 2}, True),
+        ({}, "bfloat16", on(), {"tensor": 8}, False),  # 2 key/value heads over 8
+        ({"groups": 1}, "bfloat16", on(), {"tensor": 8}, True),
+        ({}, "bfloat16", on(), {"expert": 2}, False),
     ],
 )
-def test_the_kernel_is_taken_where_there_is_one(monkeypatch, more, dtype, device, has):
-    assert flash.has_kernel(config(**more), dtype, device) is has
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert Decoder(config(**more), dtype).flash is has
-    assert not Decoder(config(**more), dtype, attention="xla").flash
+def test_the_kernel_is_taken_where_there_is_one(more, dtype, device, sizes, has):
+    assert flash.has_kernel(config(**more), dtype, device, sizes) is has
+
+
+def test_attention_is_xla_s_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda *_: [on()])
+    assert Decoder(config(), "bfloat16").flash
+    assert not Decoder(config(), "bfloat16", attention="xla").flash
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        assert not Decoder(config(), "bfloat16").flash
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_operations_count_the_same_by_cudnn(monkeypatch, remat):
+def test_operations_are_counted_by_cudnn_too(monkeypatch, remat):
     """The kernel is traced here, and not run: its primitives keep their names."""
     import jax._src.cudnn.fused_attention_stablehlo as cudnn
 
-    monkeypatch.setattr(models, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(
+        Decoder, "flash", property(lambda self: self.attention == "auto")
+    )
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91900)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     sequences = rows("right")
@@ -150,7 +160,25 @@ def test_operations_count_the_same_by_cudnn(monkeypatch, remat):
         assert ("dot_product_attention" in traced) is (attention == "auto")
         return count_flops(loss, abstract), count_flops(jax.grad(loss), abstract)
 
-    assert count("auto") == count("xla")
+    forward, backward = count("auto")
+    assert forward == count("xla")[0]
+    # With a mask, the dearer branch, attention is computed again.
+    again = 3 * 2 * 2.0 * B * T * T * 8 * E
+    assert backward == count("xla")[1] + again
+
+
+def test_nothing_is_kept_of_who_looks_at_whom():
+    """Of all tokens with all, in every layer, by the causal kernel too."""
+    sequences, model = rows("right"), config()
+
+    def loss(q, k, v):
+        arguments = sequences, jnp.int32(EVERYTHING), model, None, "xla"
+        return jnp.sum(flash.attend_flash(q, k, v, *arguments))
+
+    shapes = [jax.ShapeDtypeStruct((B, T, n, E), jnp.float32) for n in (8, 2, 2)]
+    _, kept = jax.eval_shape(lambda *x: jax.vjp(loss, *x), *shapes)
+    masks = [x.shape for x in jax.tree.leaves(kept) if x.shape == (B, 1, T, T)]
+    assert not masks
 
 
 def test_gradients_are_multiplied_in_bfloat16():

@@ -20,10 +20,11 @@ class ModelSource:
       revision: of a hub id.
       compute_dtype: of activations and matrix products. Parameters, optimizer state,
         log-probabilities and merges are float32 always.
-      remat: recompute each layer in the backward pass: less memory, a third slower.
+      remat: recompute each layer in the backward pass: less memory, up to a third
+        slower.
       logits_chunk_mib: size of one chunk of float32 logits, per device.
-      attention: "auto", by cuDNN's kernels where there are some (bfloat16 on NVIDIA
-        GPUs from Ampere on, no soft cap), or "xla", by XLA's own operations.
+      attention: of the model that is trained: "auto", by cuDNN's kernels where there
+        are some (docs/sharding.md), or "xla", by XLA's own operations.
       lora: trains low-rank adapters over theta_0; off with its rank at 0.
     """
 

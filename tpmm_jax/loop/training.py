@@ -245,7 +245,7 @@ def step_flops(plan: Plan, batch: Batch, frozen: Frozen | None) -> float:
     Padding is: it is computed.
     """
     config = plan.config
-    decoder = dataclasses.replace(plan.decoder, remat=False)
+    decoder = dataclasses.replace(plan.decoder, remat=False, attention="xla")
     state = abstract_state(
         decoder.abstract_trained(), config.train, init_loss_state(config.loss)
     )

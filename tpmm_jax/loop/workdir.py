@@ -26,7 +26,6 @@ CONTINUED_BY = {1: "0.1.0"}
 # config.json of such a run is no change.
 ADDED: Mapping[str, Any] = {
     "mesh.expert": 1,
-    "model.attention": "xla",
     "train.lengths": 1,
     "scorer.retries": 0,
     "scorer.weights": None,
@@ -64,7 +63,6 @@ ADDED: Mapping[str, Any] = {
 }
 # The same of a reward run.
 REWARD_ADDED: Mapping[str, Any] = {
-    "model.attention": "xla",
     "train.lengths": 1,
     "report_to": [],
 }

@@ -105,10 +105,16 @@ class Decoder:
     @property
     def flash(self) -> bool:
         """Whether attention is computed by cuDNN where there is no cache."""
-        device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
-        return self.attention == "auto" and has_kernel(
-            self.config, self.compute_dtype, device
-        )
+        if self.attention != "auto" or self.compute_dtype == "float32":
+            return False  # without asking for devices
+        if self.mesh is not None:
+            device, sizes = self.mesh.devices.flat[0], dict(self.mesh.shape)
+        else:
+            given: Any = jax.config
+            device, sizes = given.jax_default_device, {}
+            if not isinstance(device, jax.Device):
+                device = jax.devices(device)[0]
+        return has_kernel(self.config, self.compute_dtype, device, sizes)
 
     def init(self, key: jax.Array, dtype: str = "float32") -> Params:
         """Returns random parameters, each on its sharding.

@@ -6,23 +6,32 @@ everything else (padding on the left, several sequences in a row, a window) goes
 mask. Which it is, is found as the program runs.
 """
 
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from tpmm_jax.mesh import BATCH, TENSOR
+from tpmm_jax.mesh import BATCH, EXPERT, TENSOR
 from tpmm_jax.models.config import ModelConfig
 from tpmm_jax.models.sequences import Sequences, may_attend
 
 
-def has_kernel(config: ModelConfig, dtype: Any, device: Any) -> bool:
-    """Whether cuDNN has a kernel for this model on this kind of device.
+def has_kernel(
+    config: ModelConfig, dtype: Any, device: Any, sizes: Mapping[str, int]
+) -> bool:
+    """Whether cuDNN has a kernel for this model on these devices.
 
-    bfloat16 on an NVIDIA GPU, from Ampere on; heads of at most 128, from Hopper on of
-    at most 256; no soft cap.
+    bfloat16 on an NVIDIA GPU, from Ampere on; heads of a multiple of 8 up to 128, on
+    Hopper up to 256; no soft cap; heads that the mesh splits evenly, and no experts
+    that it splits.
+
+    Args:
+      device: one of them.
+      sizes: of the mesh's axes; empty: no mesh.
     """
     if device.platform != "gpu" or jnp.dtype(dtype) != jnp.bfloat16:
         return False
@@ -30,24 +39,22 @@ def has_kernel(config: ModelConfig, dtype: Any, device: Any) -> bool:
         capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # AMD's say such as "gfx942"
         return False
-    widest = 256 if capability >= 9 else 128
-    fits = config.head_dim % 8 == 0 and config.head_dim <= widest
-    return capability >= 8 and fits and config.attention_softcap is None
-
-
-def takes(shape: tuple[int, ...], config: ModelConfig, mesh: Mesh | None) -> bool:
-    """Whether it takes queries of this shape [B, T, H, E] on this mesh.
-
-    An odd T has no gradient by a mask; rows and heads are split evenly or not at all.
-    """
-    if shape[1] % 2:
+    # Wider ones have no backward kernel elsewhere.
+    widest = 256 if 9 <= capability < 10 else 128
+    if capability < 8 or config.head_dim % 8 or config.head_dim > widest:
         return False
-    if mesh is None:
-        return True
-    tensor, groups = mesh.shape[TENSOR], config.num_kv_heads
-    rows = math.prod(mesh.shape[name] for name in BATCH)
-    heads = config.num_heads % tensor == 0
-    return shape[0] % rows == 0 and heads and (groups == 1 or groups % tensor == 0)
+    tensor, groups = sizes.get(TENSOR, 1), config.num_kv_heads
+    even = config.num_heads % tensor == 0 and (groups == 1 or groups % tensor == 0)
+    return config.attention_softcap is None and even and sizes.get(EXPERT, 1) == 1
+
+
+def takes(rows: int, length: int, mesh: Mesh | None) -> bool:
+    """Whether it takes a batch: its rows are split evenly, and its length is even.
+
+    With a mask an odd one has no gradient.
+    """
+    shards = 1 if mesh is None else math.prod(mesh.shape[name] for name in BATCH)
+    return rows % shards == 0 and length % 2 == 0
 
 
 def attend_flash(
@@ -68,37 +75,35 @@ def attend_flash(
     """
     scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
 
-    def kernel(q: Any, k: Any, v: Any, rows: Sequences, causal: Any, reach: Any) -> Any:
-        def attend(**mask: Any) -> jax.Array:
-            return jax.nn.dot_product_attention(
-                q, k, v, scale=scale, implementation=implementation, **mask
-            )
-
-        return jax.lax.cond(
-            causal,
-            lambda: attend(is_causal=True),
-            lambda: attend(mask=may_attend(rows, rows, reach)[:, None]),
+    def kernel(q: Any, k: Any, v: Any, rows: Sequences, reach: Any) -> Any:
+        attend = functools.partial(
+            jax.nn.dot_product_attention, scale=scale, implementation=implementation
         )
 
-    # A real token's place in its row is its number: all before it is its sequence.
-    places_T = jnp.arange(q_BTHE.shape[1])
-    real_BT = sequences.segments_BT > 0
-    causal = jnp.all(~real_BT | (sequences.positions_BT == places_T))
-    causal &= reach >= q_BTHE.shape[1]
-    inputs = q_BTHE, k_BTGE, v_BTGE, sequences, causal, reach
+        # Made again in the backward pass: [B, T, T] would be kept in every layer, by
+        # the causal kernel too.
+        @jax.checkpoint
+        def masked(q: Any, k: Any, v: Any) -> Any:
+            return attend(q, k, v, mask=may_attend(rows, rows, reach)[:, None])
+
+        # A real token's place in its row is its number: all before it is its sequence.
+        places_T = jnp.arange(q.shape[1])
+        first = jnp.all((rows.segments_BT == 0) | (rows.positions_BT == places_T))
+        return jax.lax.cond(
+            first & (reach >= q.shape[1]),
+            functools.partial(attend, is_causal=True),
+            masked,
+            *(q, k, v),
+        )
+
+    inputs = q_BTHE, k_BTGE, v_BTGE, sequences, reach
     if mesh is None:
         return kernel(*inputs)
     # Each device calls the kernel with its own rows and heads.
     groups = TENSOR if config.num_kv_heads % mesh.shape[TENSOR] == 0 else None
-    q_spec, k_spec = (PartitionSpec(BATCH, None, name) for name in (TENSOR, groups))
-    specs = (
-        q_spec,
-        k_spec,
-        k_spec,
-        PartitionSpec(BATCH),
-        PartitionSpec(),
-        PartitionSpec(),
-    )
+    P = PartitionSpec
+    q_spec, k_spec = P(BATCH, None, TENSOR), P(BATCH, None, groups)
+    specs = q_spec, k_spec, k_spec, P(BATCH), P()
     split = jax.shard_map(
         kernel, mesh=mesh, in_specs=specs, out_specs=q_spec, check_vma=False
     )

@@ -224,7 +224,8 @@ class Attention(nn.Module):
         q_BTHE = constrain(q_BTHE, self.mesh, BATCH, None, TENSOR)
         k_BTGE = rotate(k_BTGE, queries.positions_BT, layer.inverse_E)
 
-        if cache is None and self.flash and takes(q_BTHE.shape, c, self.mesh):
+        B, T, _ = x_BTD.shape
+        if cache is None and self.flash and takes(B, T, self.mesh):
             out_BTHE = attend_flash(
                 q_BTHE, k_BTGE, v_BTGE, queries, layer.reach, c, self.mesh
             )

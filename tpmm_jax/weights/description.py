@@ -4,7 +4,6 @@ import json
 import pathlib
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 from tpmm_jax.data.codec import find_eos_ids
@@ -85,8 +84,7 @@ def write_description(
     Args:
       generation: what the source's generation_config.json held.
     """
-    # Without it some versions of transformers warn of a tokenizer that was Mistral's.
-    hf = write_config(config, dtype) | {"transformers_version": version("transformers")}
+    hf = write_config(config, dtype)
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     settings = dict(generation or {})
     # It has transformers make the settings anew.
