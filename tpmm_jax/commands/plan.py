@@ -47,11 +47,12 @@ def plan(args: argparse.Namespace, console: RunConsole) -> int:
             "--pairs says how many pairs the data holds, and this config samples its "
             "own: rollout.prompts_per_iteration says how many"
         )
+    # Before a model's files are read, for which JAX may start.
+    target = find_target(args.topology, compiles=not args.mesh)
     if args.model:
         found = find_sizes(args.model, "--model")
     else:
         found = find_sizes(config.model.source, "model.source", config.model.base)
-    target = find_target(args.topology, compiles=not args.mesh)
     model = planned_model(config, found)
     name = args.model or config.model.source
     if args.mesh:
