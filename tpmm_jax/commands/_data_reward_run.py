@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpmm_jax.commands._data_table import rows_view, some_rows
+from tpmm_jax.commands._line import flag
 from tpmm_jax.config import HELD_OUT, RewardConfig
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import pair_length
@@ -56,7 +57,7 @@ def check_reward_run(
 def _refuse_options(args: argparse.Namespace, usual: argparse.Namespace) -> None:
     for name, value in vars(usual).items():
         if name not in _OF_OUTPUT and getattr(args, name) != value:
-            option = "FILE" if name == "files" else f"--{name.replace('_', '-')}"
+            option = "FILE" if name == "files" else flag(name)
             raise BadInput(
                 f"{option} is not for a reward model's config, which says itself what "
                 "is read and how; change a field of it with --set"

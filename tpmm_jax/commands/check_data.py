@@ -47,6 +47,7 @@ from tpmm_jax.commands._data_table import (
 from tpmm_jax.commands._line import (
     check_least,
     escape_unprintable,
+    flag,
     guarded,
     timeout_of,
 )
@@ -141,7 +142,7 @@ def refuse_ignored(args: argparse.Namespace, data: DataConfig) -> None:
         instead |= dict.fromkeys((*names, *more), text)
     for name, text in instead.items():
         if getattr(args, name) not in (None, []):
-            raise BadInput(f"--{name.replace('_', '-')} {text}")
+            raise BadInput(f"{flag(name)} {text}")
 
 
 def ratings_of(
