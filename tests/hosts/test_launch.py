@@ -137,7 +137,8 @@ def test_a_pod_runs_the_command_on_every_host(tmp_path: pathlib.Path) -> None:
 
     assert on_host(command) == 0
     wanted = "|".join([".venv/bin/python", *words]) + "|"
-    while (home / "launch.log").read_text() != wanted:
+    log = home / "launch.log"
+    while not log.exists() or log.read_text() != wanted:
         pass
     gone = f"while kill -0 $(cat {home}/launch.pid); do :; done 2>&1"
     assert on_host(gone) == 0

@@ -9,7 +9,7 @@ import jax
 import pytest
 import tiny_run
 
-from tpmm_jax.config import Config
+from tpmm_jax.config import Config, make_decoder
 from tpmm_jax.loop import log_probs, setup, training
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.merging import ReferenceConfig, learned
@@ -70,7 +70,7 @@ def test_a_run_calls_what_was_planned(
     tiny_run.start(config, tmp_path / "run")
 
     mesh = setup.make_mesh(config.mesh)
-    decoder = config.model.decoder(read_config(tmp_path / "run" / "model"), mesh)
+    decoder = make_decoder(config.model, read_config(tmp_path / "run" / "model"), mesh)
     planned = {
         phase.name: phase
         for phase in run_phases(config, decoder, None, 0, count_work(config))

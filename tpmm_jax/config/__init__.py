@@ -2,7 +2,7 @@
 
 from tpmm_jax.config.fields import check_types, flatten, set_field
 from tpmm_jax.config.loading import load_config
-from tpmm_jax.config.model import ModelSource
+from tpmm_jax.config.model import ModelSource, make_decoder
 from tpmm_jax.config.reward import (
     HELD_OUT,
     REWARD_MAY_CHANGE,
@@ -34,6 +34,7 @@ __all__ = [
     "check_types",
     "flatten",
     "load_config",
+    "make_decoder",
     "set_field",
     "to_dict",
 ]

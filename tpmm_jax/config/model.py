@@ -42,17 +42,21 @@ class ModelSource:
         """What is trained in place of all weights, or None."""
         return self.lora if self.lora.rank else None
 
-    def decoder(
-        self, model: ModelConfig, mesh: Mesh | None, noise: NoiseConfig = NO_NOISE
-    ) -> Decoder:
-        """Returns what a run trains, of a model of this architecture."""
-        return Decoder(
-            model,
-            self.compute_dtype,
-            self.remat,
-            mesh,
-            self.adapters,
-            self.logits_chunk_mib * 2**20,
-            noise,
-            self.attention,
-        )
+
+def make_decoder(
+    model: ModelSource,
+    architecture: ModelConfig,
+    mesh: Mesh | None,
+    noise: NoiseConfig = NO_NOISE,
+) -> Decoder:
+    """Returns what a run trains."""
+    return Decoder(
+        architecture,
+        model.compute_dtype,
+        model.remat,
+        mesh,
+        model.adapters,
+        model.logits_chunk_mib * 2**20,
+        noise,
+        model.attention,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from tpmm_jax.config import Config, ModelSource
+from tpmm_jax.config import Config, ModelSource, make_decoder
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.models.advice import mesh_advice
 from tpmm_jax.weights.source import Source
@@ -84,7 +84,7 @@ def model_rows(model: ModelSource, source: Source, mesh: Mesh) -> list[tuple[str
         origin += f" at {source.origin['commit'][:12]}"
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     kind = jax.devices()[0].device_kind
-    decoder = model.decoder(source.config, mesh)
+    decoder = make_decoder(model, source.config, mesh)
     size = f"{decoder.num_params / 1e6:,.1f} M parameters"
     devices = f"{mesh.devices.size} x {kind}, mesh {shape}, {model.compute_dtype}"
     if decoder.flash:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from jax.sharding import Mesh
 
-from tpmm_jax.config import MAY_CHANGE, Config, to_dict
+from tpmm_jax.config import MAY_CHANGE, Config, make_decoder, to_dict
 from tpmm_jax.data.codec import TextCodec, make_codec, today
 from tpmm_jax.data.prepare import load_rows
 from tpmm_jax.data.table import best_lengths, even_lengths, pair_length, round_up
@@ -181,7 +181,7 @@ def prepare(
     check_steps(config, schedule, chunks)
     positions = source.config.max_positions
     longest_prompt, pair_lengths = run_lengths(config, schedule, chunks, positions)
-    decoder = config.model.decoder(source.config, mesh)
+    decoder = make_decoder(config.model, source.config, mesh)
     runner = PolicyRunner(
         decoder=decoder,
         codec=codec,

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from tpmm_jax.chips import GIB, Chip
-from tpmm_jax.config import Config, RewardConfig
+from tpmm_jax.config import Config, RewardConfig, make_decoder
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import AXES, DATA, EXPERT, FSDP, TENSOR, bytes_on_device
 from tpmm_jax.models import Decoder, ModelConfig
@@ -128,7 +128,7 @@ def _option(
         check_mesh(mesh, model)
     except BadInput as error:
         return MeshOption(shape, 0, None, None, [str(error)])
-    decoder = config.model.decoder(model, mesh)
+    decoder = make_decoder(config.model, model, mesh)
     trained = decoder.abstract_trained()
     held = bytes_on_device((abstract_state(trained, config.train), trained))
     if decoder.lora is not None:

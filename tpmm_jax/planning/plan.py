@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tpmm_jax.config import Config, ModelSource, RewardConfig, set_field
+from tpmm_jax.config import Config, ModelSource, RewardConfig, make_decoder, set_field
 from tpmm_jax.errors import BadInput
 from tpmm_jax.mesh import DATA, FSDP, bytes_on_device, make_mesh
 from tpmm_jax.models import NO_NOISE, ModelConfig
@@ -197,7 +197,7 @@ def make_plan(
     notes += mesh_advice(mesh, model, config.batch_sizes)
     lengths = lengths_of(config, model)
     noise = config.noise if isinstance(config, RewardConfig) else NO_NOISE
-    decoder = config.model.decoder(model, mesh, noise)
+    decoder = make_decoder(config.model, model, mesh, noise)
     if isinstance(config, RewardConfig):
         phases, whole = reward_phases(config, decoder, pairs), pairs is not None
     else:

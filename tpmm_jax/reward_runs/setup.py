@@ -8,7 +8,13 @@ from dataclasses import replace
 
 from jax.sharding import Mesh
 
-from tpmm_jax.config import HELD_OUT, REWARD_MAY_CHANGE, RewardConfig, to_dict
+from tpmm_jax.config import (
+    HELD_OUT,
+    REWARD_MAY_CHANGE,
+    RewardConfig,
+    make_decoder,
+    to_dict,
+)
 from tpmm_jax.data.codec import make_codec
 from tpmm_jax.data.table import best_lengths, row_lengths
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
@@ -154,7 +160,7 @@ def prepare(
             f"the pairs changed since {workdir} was started; restore the data, or "
             "choose another --workdir"
         )
-    decoder = config.model.decoder(source.config, mesh, config.noise)
+    decoder = make_decoder(config.model, source.config, mesh, config.noise)
     table = reward_table(sets.train, limit, codec.pad_id)
     lengths = best_lengths(
         row_lengths(table), table["mask_BNT"].shape[-1], config.train.lengths
