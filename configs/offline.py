@@ -5,7 +5,7 @@
 
 Rows hold chosen and rejected, with or without a prompt: docs/data.md. For rows of
 messages add --set data.chat=true. Each iteration trains on its own part of the file
-against a merge of all earlier policies; a quarter of the prompts is held out, and
+against the previous policy (reference.rule); a quarter of the prompts is held out, and
 heldout/accuracy is what to watch. With --set data.eval_prompts=prompts.jsonl policies
 answer prompts too: lengths, KL, diversity, samples. The model is as in
 configs/smollm2.py; small enough for two CPU cores (minutes for a few hundred pairs), or

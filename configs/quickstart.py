@@ -10,9 +10,8 @@ purpose. To run one rule alone:
 
     python -m tpmm_jax.train --config configs/quickstart.py --workdir runs/one_rule
 
-Hardware: two CPU cores, a minute and a half. Measured there: the true reward rose from
--0.29 to 0.43 or 0.49 (previous) and to 0.54 (learned) in two runs, which cannot rank
-the two; see docs/results.md.
+Hardware: two CPU cores, two minutes. What it gave, and why it cannot rank the two, is
+in docs/results.md.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Runs from Python: ``run`` starts or continues one, ``read_run`` reads it."""
 
 import html
+import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from tpmm_jax.weights.source import Model
 def run(
     config: Config | RewardConfig | str | os.PathLike[str],
     workdir: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     compilation_cache: bool = True,
 ) -> "RunResults":
     """Trains, as tpmm train and tpmm train_reward do; the same call continues a run.
@@ -45,7 +46,7 @@ def run(
     Args:
       config: a configuration, or a file with get_config().
       workdir: where the run is kept; by default runs/NAME of the file.
-      overrides: "dotted.name=value", as after --set.
+      overrides: "dotted.name=value", as after --set; or a dict of names and values.
       compilation_cache: whether compiled programs are kept in the user's cache and
         used from there; see docs/sharding.md.
 
@@ -53,10 +54,12 @@ def run(
       What the run found, as ``read_run`` gives it.
 
     Raises:
-      BadInput, StorageError, CorruptCheckpoint, NotFinite: as the commands; nothing
-        expensive starts before the input is checked.
+      BadInput, StorageError, CorruptCheckpoint, NotFinite: of tpmm_jax.errors, as the
+        commands; nothing expensive starts before the input is checked.
     """
     refuse_many("tpmm.run")
+    if isinstance(overrides, Mapping):
+        overrides = [f"{name}={_as_text(x)}" for name, x in overrides.items()]
     made: Any = config
     if isinstance(config, str | os.PathLike):
         workdir = workdir or f"runs/{pathlib.Path(config).stem}"
@@ -75,6 +78,10 @@ def run(
         else:
             train.run(made, folder, console)
     return read_run(folder)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_run(workdir: str | os.PathLike[str]) -> "RunResults":

@@ -16,6 +16,7 @@ from tpmm_jax.commands import train as command_line
 from tpmm_jax.errors import BadInput, CorruptCheckpoint
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop import workdir as workdir_module
+from tpmm_jax.loop.repair import repair
 
 Harm = Callable[[pathlib.Path], object]
 
@@ -215,3 +216,9 @@ def test_a_field_that_the_run_began_without_keeps_its_behaviour_of_then(
         start(run)
         now = json.loads(path.read_text())
         assert "max_kl_per_token" not in now["evaluation"]
+
+
+def test_a_start_that_was_refused_is_nothing_to_repair(tmp_path):
+    (tmp_path / "trajectory").mkdir()
+    with pytest.raises(BadInput, match="holds no policy yet"):
+        repair(tmp_path, print)

@@ -24,7 +24,8 @@ PACKAGE = pathlib.Path(tpmm.__file__).parent
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    return tpmm.run(tiny_run.get_config(), workdir, ["iterations=1"])
+    overrides = {"iterations": 1, "scorer.clip": None, "evaluation.random": []}
+    return tpmm.run(tiny_run.get_config(), workdir, overrides)
 
 
 def test_a_run_is_started_continued_and_read(found: RunResults) -> None:

@@ -158,7 +158,7 @@ def _missing(path: Path, source: str) -> str:
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(near)}" if near else f"there is {_listing(folder)}"
     return (
-        f"{source}: no such file; in {folder} {hint}. "
+        f"{source}: no such file; in {folder.absolute()} {hint}. "
         f"Wanted {_SUFFIXES}, a saved dataset's folder, or a hub name org/name"
     )
 

@@ -204,6 +204,7 @@ class Phase:
         say: Callable[[str], None],
     ):
         self._name, self._say, self._clock = name, say, clock
+        self._units = unit
         self._unit = unit.removesuffix("s") if total == 1 else unit
         self._pace = Pace(total, clock())
         self._postfix: list[str] = []
@@ -264,7 +265,7 @@ class Phase:
         self._say_begun()
         remaining = self._pace.remaining(now)
         left = "" if remaining is None else f"{clock_text(remaining)} left"
-        self._say(self._joined(rate_text(self._pace.rate(), self._unit), left))
+        self._say(self._joined(rate_text(self._pace.rate(), self._units), left))
 
     def bar(self) -> list[str]:
         """The words of the live line: name, count, time left, then what has room."""
@@ -276,7 +277,7 @@ class Phase:
             if remaining is None
             else f"{clock_text(remaining)} left"
         )
-        rate = rate_text(pace.rate(), self._unit)
+        rate = rate_text(pace.rate(), self._units)
         return [f"{self._name:<{_NAME}}", self._count(), left, *self._postfix, rate]
 
     def drawn(self, width: int) -> ProgressBar:
@@ -293,7 +294,7 @@ class Phase:
         """The line that stays when the phase is over."""
         elapsed = self._pace.elapsed(self._clock())
         short = "" if self._pace.done >= self._pace.total else "stopped"
-        rate = rate_text(self._pace.rate(), self._unit)
+        rate = rate_text(self._pace.rate(), self._units)
         return self._joined(clock_text(elapsed), short, rate)
 
     def _count(self) -> str:

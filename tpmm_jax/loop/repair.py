@@ -52,6 +52,11 @@ def repair(
     if not (workdir / kept).is_dir():
         hint = nearest_path(workdir) or "; is it a run's workdir?"
         raise BadInput(f"{workdir} holds no trajectory{hint}")
+    if not any((workdir / kept).iterdir()):
+        raise BadInput(
+            f"{workdir} holds no policy yet: its start was refused, and the same "
+            "command starts it anew"
+        )
     if kept == REWARD and give_up is not None:
         raise BadInput(
             f"--give-up is {give_up}, but {workdir} is a run of tpmm train_reward, "

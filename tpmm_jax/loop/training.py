@@ -82,6 +82,8 @@ def train(
     frozen, first = disk.frozen(plan.key(iteration, DROPOUT)), int(state.step)
     disk.rewind("train", iteration, first)
     title = f"iteration {iteration}: DPO"
+    if first:
+        voice.console.note(f"{title} continues after step {first}")
     with voice.console.phase(title, order.steps, "steps") as bar:
         bar.advance(first)
         task = Task(plan, disk, voice, iteration, rows, table, order, rate, frozen, bar)

@@ -94,6 +94,8 @@ def train(plan: RewardPlan, disk: Disk, voice: Voice) -> None:
     _rewind(disk, first)
     frozen = disk.frozen(plan.dropout_key)
     rate = make_learning_rate(config, steps)
+    if first:
+        voice.console.note(f"Bradley-Terry continues after step {first}")
     with voice.console.phase("Bradley-Terry", steps, "steps") as bar:
         bar.advance(first)
         task = _Task(plan, disk, voice, rate, frozen, start, bar)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from tpmm_jax.commands.options.shared import Parser, add_run_options
 
 DESCRIPTION = """\
-Iterative DPO against a reference merged from all earlier policies. The same command
-again continues a run.
+Iterative DPO against the previous policy, a merge of all earlier ones or another
+reference (reference.rule). The same command again continues a run.
 """
 EPILOG = """\
 example:
