@@ -9,6 +9,9 @@ one of 5 M, to try the script itself on a CPU.
 
     parity     float32 logits of every family's fixture against transformers' on the CPU
     bfloat16   log-probs in bfloat16, ours and transformers', against our float32
+    attention  cuDNN's and its gradients against XLA's, both in bfloat16: 8 rows of 256
+               tokens, heads of 256, padded on either side or of several sequences, with
+               and without a window of 37; of each the error over the norm
     step       a DPO step: 8 pairs of 1,024 tokens, bfloat16, float32 weights and Adam;
                with layers recomputed and without, by cuDNN's attention and by XLA's
     gemma      the same of Gemma 2B's shape: 64 pairs of 96 tokens, by both attentions
@@ -203,6 +206,65 @@ def _hf_log_probs(folder: str, dtype: str) -> Callable[[np.ndarray], np.ndarray]
             return logp.gather(-1, ids[:, 1:, None])[..., 0].cpu().numpy()
 
     return log_probs
+
+
+def attention(name: str) -> dict[str, Any]:
+    """Relative errors of cuDNN's attention and its gradients, by kind of rows."""
+    import jax
+    import jax.numpy as jnp
+
+    from tpmm_jax.models.families import make_config
+    from tpmm_jax.models.flash import attend_flash
+    from tpmm_jax.models.layers import EVERYTHING, attend
+    from tpmm_jax.models.sequences import Sequences, from_mask, may_attend
+
+    B, T, H, E = 8, 256, 8, 256
+    config = make_config(
+        "llama", vocab_size=64, width=H * E, mlp_width=64, num_layers=1, num_heads=H,
+        num_kv_heads=1, bos_id=2, eos_ids=(1,), pad_id=0,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    right = (np.arange(T) < rng.integers(3, T, B)[:, None]).astype(np.int32)
+    segments = np.sort(rng.integers(0, 4, (B, T)), axis=1).astype(np.int32)
+    first = np.array([np.searchsorted(row, row) for row in segments])
+    places = (np.arange(T) - first).astype(np.int32)
+    kinds = {
+        "right": from_mask(right, right),
+        "left": from_mask(right[:, ::-1], right[:, ::-1]),
+        "several": Sequences(segments, places, segments + 1),
+    }
+    q, k, v, g = (
+        jax.random.normal(key, (B, T, heads, E), jnp.bfloat16)
+        for key, heads in zip(jax.random.split(jax.random.key(0), 4), (H, 1, 1, H))
+    )
+    kernel = "cudnn" if jax.default_backend() == "gpu" else "xla"
+
+    def both(rows: Any, reach: Any, by_kernel: bool) -> Any:
+        def loss(*x: Any) -> Any:
+            if by_kernel:
+                out = attend_flash(*x, rows, reach, config, None, kernel)
+            else:
+                allowed = may_attend(rows, rows, reach)
+                out = attend(*x, allowed, config, jnp.bfloat16)
+            real = (rows.segments_BT > 0)[..., None, None]
+            return jnp.sum(jnp.where(real, out * g, 0).astype(jnp.float32)), out * real
+
+        (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        return out, *gradients
+
+    def far(found: Any, want: Any) -> float:
+        return float(f"{jnp.linalg.norm(found - want) / jnp.linalg.norm(want):.1e}")
+
+    run, errors = jax.jit(both, static_argnums=2), {}
+    for kind, rows in kinds.items():
+        for reach in (EVERYTHING, 37):
+            rows = jax.tree.map(jnp.asarray, rows)
+            pairs = zip(*(run(rows, jnp.int32(reach), by) for by in (True, False)))
+            errors[f"{kind}, {'window' if reach == 37 else 'no window'}"] = [
+                far(found.astype(jnp.float32), want.astype(jnp.float32))
+                for found, want in pairs
+            ]
+    return jax_report(part="attention", kernel=kernel, output_and_gradients=errors)
 
 
 def step(name: str, remat: bool, attention: str = "auto") -> dict[str, Any]:
@@ -453,6 +515,7 @@ def experts(name: str, routed: bool) -> dict[str, Any]:
 PARTS: dict[str, list[Callable[[str], dict[str, Any]]]] = {
     "parity": [parity],
     "bfloat16": [bfloat16],
+    "attention": [attention],
     "step": [
         lambda name: step(name, True),
         lambda name: step(name, False),

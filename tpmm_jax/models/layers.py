@@ -48,7 +48,7 @@ def einsum(equation: str, x: jax.Array, y: jax.Array, *, dtype: Any) -> jax.Arra
     """``jnp.einsum`` of two arrays in ``dtype``, summed and returned in float32.
 
     Its gradient is multiplied in ``dtype`` too: JAX alone would multiply the float32
-    one, which is what a GPU takes twice as long for.
+    one, for which a GPU takes twice as long.
     """
     # float32 means float32 on every backend (TPU and GPU default to less).
     if jnp.dtype(dtype) == jnp.float32:
