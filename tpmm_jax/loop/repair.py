@@ -48,20 +48,7 @@ def repair(
       BadInput: no run, or one of another format.
       CorruptCheckpoint: damage that nothing here can mend; says what to do.
     """
-    kept = REWARD if (workdir / REWARD).is_dir() else TRAJECTORY
-    if not (workdir / kept).is_dir():
-        hint = nearest_path(workdir) or "; is it a run's workdir?"
-        raise BadInput(f"{workdir} holds no trajectory{hint}")
-    if not any((workdir / kept).iterdir()):
-        raise BadInput(
-            f"{workdir} holds no policy yet: its start was refused, and the same "
-            "command starts it anew"
-        )
-    if kept == REWARD and give_up is not None:
-        raise BadInput(
-            f"--give-up is {give_up}, but {workdir} is a run of tpmm train_reward, "
-            "which is one training: choose another --workdir, or --evaluate 1"
-        )
+    kept = _kept(workdir, give_up)
     with open_workdir(workdir):
         _check_numbers(workdir, kept, give_up, evaluate)
         check_format(workdir)
@@ -90,6 +77,25 @@ def repair(
         if (workdir / ASIDE / stamp).exists():
             say(f"what was moved or replaced lies in {workdir / ASIDE / stamp}")
         return count > 0
+
+
+def _kept(workdir: pathlib.Path, give_up: int | None) -> str:
+    """Returns the folder of the run's policies or models."""
+    kept = REWARD if (workdir / REWARD).is_dir() else TRAJECTORY
+    if not (workdir / kept).is_dir():
+        hint = nearest_path(workdir) or "; is it a run's workdir?"
+        raise BadInput(f"{workdir} holds no trajectory{hint}")
+    if not any((workdir / kept).iterdir()):
+        raise BadInput(
+            f"{workdir} holds no policy yet: its start was refused, and the same "
+            "command starts it anew"
+        )
+    if kept == REWARD and give_up is not None:
+        raise BadInput(
+            f"--give-up is {give_up}, but {workdir} is a run of tpmm train_reward, "
+            "which is one training: choose another --workdir, or --evaluate 1"
+        )
+    return kept
 
 
 def _check_numbers(
