@@ -1,21 +1,23 @@
 """Gemma 2B's size on one GPU, random weights: a run of two iterations in bfloat16.
 
-    python benchmarks/gemma_2b.py                        # 80 GB of GPU, 45 GB of disk
+    python benchmarks/gemma_2b.py                        # 80 GB of GPU
     python benchmarks/gemma_2b.py --scratch /dev/shm     # the disk is memory
     JAX_PLATFORMS=cpu python benchmarks/gemma_2b.py --small
+
+The run starts where 160 GB of disk are free, the most that it could take; a tmpfs may
+be given that size on a machine of less memory.
 
 configs/gemma2b.py on one device: all weights trained, float32 weights and moments; the
 learned merge as reference, bfloat16 deltas as trajectory, no saves within an iteration;
 32 + 64 tokens, --prompts prompts of 4 samples an iteration, a quarter as many to
-evaluate.
-The tokenizer is a made one of as many words as the model has ids, prompts are random
-words, and the scorer counts even ids: what is measured is speed and memory, not
-learning. --small takes a model of 5 M, to try the script itself.
+evaluate. The tokenizer is a made one of as many words as the model has ids, prompts are
+random words, and the scorer looks at words' last digits: what is measured is speed and
+memory, not learning. --small takes a model of 5 M, to try the script itself.
 
 Prints one JSON object for each phase of each iteration: its seconds (compiling
-included, so iteration 2 is the one to read), tokens a second, and the most bytes that
-were in use on the device during it, asked every 10 ms. Then the error of log-probs in
-bfloat16 against float32, per token, of 64 rows of 96 random tokens.
+included, so iteration 2 is the one to read), of training the tokens a second, and the
+most bytes that were in use on the device during it, asked every 10 ms. Then the error
+of log-probs in bfloat16 against float32, per token, of 64 rows of 96 random tokens.
 """
 
 import argparse
@@ -75,7 +77,7 @@ def score(
 def make_model(directory: str, console: Any) -> None:
     """Writes a model of random weights, in bfloat16, with a tokenizer of its words."""
     import jax
-    from gpu import _tokenizer
+    from gpu import make_tokenizer
 
     from tpmm_jax.models import Decoder
     from tpmm_jax.models.families import make_config
@@ -90,7 +92,7 @@ def make_model(directory: str, console: Any) -> None:
     config = small if os.environ.get("TPMM_SMALL") else SIZES["gemma-2b"]
     decoder = Decoder(config)
     params = decoder.init(jax.random.key(0), "bfloat16")
-    tokenizer = _tokenizer(config.vocab_size)
+    tokenizer = make_tokenizer(config.vocab_size)
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     save(Model(decoder, params, tokenizer), directory)
 

@@ -392,7 +392,7 @@ def trl(name: str, remat: bool) -> dict[str, Any]:
         )  # fmt: skip
         trainer = DPOTrainer(
             model=model, args=config, train_dataset=data,
-            processing_class=_tokenizer(vocab), callbacks=[Clock()],
+            processing_class=make_tokenizer(vocab), callbacks=[Clock()],
         )  # fmt: skip
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -402,7 +402,7 @@ def trl(name: str, remat: bool) -> dict[str, Any]:
     return torch_report(part="trl", remat=remat, loss=loss, **_rates(name, seconds))
 
 
-def _tokenizer(vocab: int) -> Any:
+def make_tokenizer(vocab: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

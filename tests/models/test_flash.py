@@ -137,16 +137,21 @@ def test_attention_is_xla_s_where_that_is_asked_for(monkeypatch):
         assert not Decoder(config(), "bfloat16").flash
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_operations_are_counted_by_cudnn_too(monkeypatch, remat):
-    """The kernel is traced here, and not run: its primitives keep their names."""
+@pytest.fixture
+def traceable(monkeypatch):
+    """Lets JAX trace the kernel, which nothing here can run."""
     import jax._src.cudnn.fused_attention_stablehlo as cudnn
 
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91900)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_operations_are_counted_by_cudnn_too(traceable, monkeypatch, remat):
+    """Its primitives keep their names."""
     monkeypatch.setattr(
         Decoder, "flash", property(lambda self: self.attention == "auto")
     )
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91900)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     sequences = rows("right")
 
     def count(attention):
@@ -167,15 +172,15 @@ def test_operations_are_counted_by_cudnn_too(monkeypatch, remat):
     assert backward == count("xla")[1] + again
 
 
-def test_nothing_is_kept_of_who_looks_at_whom():
+def test_nothing_is_kept_of_who_looks_at_whom(traceable):
     """Of all tokens with all, in every layer, by the causal kernel too."""
     sequences, model = rows("right"), config()
 
     def loss(q, k, v):
-        arguments = sequences, jnp.int32(EVERYTHING), model, None, "xla"
-        return jnp.sum(flash.attend_flash(q, k, v, *arguments))
+        arguments = sequences, jnp.int32(EVERYTHING), model, None
+        return jnp.sum(flash.attend_flash(q, k, v, *arguments).astype(jnp.float32))
 
-    shapes = [jax.ShapeDtypeStruct((B, T, n, E), jnp.float32) for n in (8, 2, 2)]
+    shapes = [jax.ShapeDtypeStruct((B, T, n, E), jnp.bfloat16) for n in (8, 2, 2)]
     _, kept = jax.eval_shape(lambda *x: jax.vjp(loss, *x), *shapes)
     masks = [x.shape for x in jax.tree.leaves(kept) if x.shape == (B, 1, T, T)]
     assert not masks

@@ -62,10 +62,7 @@ ADDED: Mapping[str, Any] = {
     "judge.base": None,
 }
 # The same of a reward run.
-REWARD_ADDED: Mapping[str, Any] = {
-    "train.lengths": 1,
-    "report_to": [],
-}
+REWARD_ADDED: Mapping[str, Any] = {"train.lengths": 1, "report_to": []}
 # A field that is now called reference.holdout_window; it stays in the config.json of a
 # run that began with it.
 OF_THEN = "reference.earlier_holdouts"
