@@ -1,7 +1,7 @@
 """The weighted sum of models in files, a few rows of a tensor at a time.
 
 The same sum as ``merging.weighted_sum``. No more is in memory than a block of one
-tensor: of the merge, of model 0 and of one other model. Digests and the
+tensor, of the merge and of each model. Digests and the
 signal-to-rounding ratios are added up on the way. Blocks have one of a few sizes, so
 that a handful of programs serves all tensors.
 """
@@ -168,11 +168,12 @@ def merge_files(
         check_tied_head(source, decoder.config)
     places = {place.theirs: place for place in _places(decoder)}
     sums = _Sums(len(sources))
+    buffers: dict[int, np.ndarray] = {}
 
     def read(theirs: str) -> Iterator[np.ndarray]:
         place = places[theirs]
         for rows in place.blocks():
-            block = _merge_rows(sources, weights, place, rows)
+            block = _merge_rows(sources, weights, place, rows, buffers)
             sums.add(place.ours, block)
             yield block.merged.astype(jnp.dtype(dtype))
         advance()
@@ -189,33 +190,43 @@ def _merge_rows(
     weights: Sequence[float],
     place: _Place,
     rows: tuple[int, int],
+    buffers: dict[int, np.ndarray],
 ) -> _Block:
     index = place.index(*rows).reshape(-1)
     size = next((x for x in (SMALL, LARGE) if index.size <= x), index.size)
+    if size not in buffers:
+        buffers[size] = _aligned((len(sources), size))
+    x_KN, names = buffers[size], [f"{place.theirs} of {s.origin}" for s in sources]
     # Zeros behind the numbers, which add nothing to any sum.
-    blank = size - index.size
-    hashes = np.pad(odd_hash(index), (0, blank))
-    hot = one_hot_index(np.asarray([weights], np.float64))
-    bits = []
-    for k, (source, weight) in enumerate(zip(sources, weights, strict=True)):
-        name = f"{place.theirs} of {source.origin}"
+    x_KN[:, index.size :] = 0
+    hashes = np.pad(odd_hash(index), (0, size - index.size))
+    for x, source, name in zip(x_KN, sources, names):
         found = check_floats(source.rows(place.theirs, *rows), name)
-        x = np.asarray(found.reshape(-1), np.float32)
-        x = np.pad(x, (0, blank)) if blank else x
-        if k == 0:
-            base, total = x, x
-            if hot is None:
-                total = scale_leaf(x, np.float32(sum(map(float, weights))))
-        elif hot is None:
-            # It is added while the sums are taken.
-            total = _add(total, x, base, np.float32(weight))
-        total = x if k == hot else total
-        check_finite(x, name)
-        bits.append(_bit_sums(x, hashes))
-    rounding = _rounding(total, base, hot is not None)
-    merged = np.asarray(total)
+        x[: index.size] = found.reshape(-1)
+    hot = one_hot_index(np.asarray([weights], np.float64))
+    if hot is None:
+        # A program apart: in one with the additions XLA rounds otherwise.
+        total = scale_leaf(x_KN[0], np.float32(sum(map(float, weights))))
+        total = _add(total, x_KN, np.asarray(weights, np.float32))
+    else:
+        total = x_KN[hot]
+    rounding = _rounding(total, x_KN[0], hot is not None)
+    bits = [_bit_sums(x, hashes) for x in x_KN]  # while the device adds
+    # JAX reads the buffer itself: both are waited for before it is filled again.
+    merged, rounding = np.asarray(total), jax.device_get(rounding)
+    # What is not finite stays so in a sum, whatever its weight.
+    if hot is not None or not np.isfinite(merged).all():
+        for x, name in zip(x_KN, names):
+            check_finite(x, name)
     bits.append(_bit_sums(merged, hashes))
     return _Block(merged[: index.size], bits, rounding)
+
+
+def _aligned(shape: tuple[int, int]) -> np.ndarray:
+    """Returns float32 numbers that lie where JAX on a CPU takes them uncopied."""
+    skipped = 64 // 4
+    whole = np.zeros(math.prod(shape) + skipped, np.float32)
+    return whole[-whole.ctypes.data // 4 % skipped :][: math.prod(shape)].reshape(shape)
 
 
 def _bit_sums(x: np.ndarray, hashes: np.ndarray) -> tuple[int, int]:
@@ -225,10 +236,11 @@ def _bit_sums(x: np.ndarray, hashes: np.ndarray) -> tuple[int, int]:
 
 
 @jax.jit
-def _add(
-    total: jax.Array, x: jax.Array, base: jax.Array, weight: jax.Array
-) -> jax.Array:
-    return add_leaf(total, subtract_leaf(x, base), weight)
+def _add(total: jax.Array, x_KN: jax.Array, weights: jax.Array) -> jax.Array:
+    """Adds every model's difference to model 0, in their order."""
+    for x, weight in zip(x_KN[1:], weights[1:]):
+        total = add_leaf(total, subtract_leaf(x, x_KN[0]), weight)
+    return total
 
 
 @functools.partial(jax.jit, static_argnames="copied")
