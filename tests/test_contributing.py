@@ -121,6 +121,12 @@ def test_a_scorer(tmp_path, monkeypatch):
     np.testing.assert_array_equal(rewards_BR, [[1, 2]])
 
 
+def test_the_page_of_fields_says_what_the_docstrings_say():
+    fields = runpy.run_path(str(ROOT / "benchmarks" / "fields.py"))
+    page = (ROOT / "docs" / "fields.md").read_text(encoding="utf-8")
+    assert page == fields["page"](), "python benchmarks/fields.py"
+
+
 def test_the_picture_of_the_rooms_is_drawn_from_their_order():
     rooms = runpy.run_path(str(ROOT / "benchmarks" / "rooms.py"))
     picture = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")

@@ -29,7 +29,10 @@ class MeshConfig:
     """Devices along each axis; one of them may be -1, "all that remain".
 
     Attributes:
-      expert: of a mixture of experts, whose routed experts are split over it.
+      data: devices that hold whole weights and their own rows.
+      fsdp: devices that hold a part of every weight, and their own rows.
+      tensor: devices that compute some heads and a part of each feed-forward.
+      expert: of a mixture of experts, devices that hold some of the routed experts.
     """
 
     data: int = -1

@@ -29,8 +29,8 @@ class RewardDataConfig:
         margin; of ratings than prompt, text and rating; of all than system and history.
       columns: of ratings in a .txt file: the names of its cells, which are separated by
         tabs, without a header.
-      implicit_prompt, parse_json, ignore_columns, on_bad_rows, split, chat: see
-        ``DataConfig``.
+      implicit_prompt, parse_json, ignore_columns, on_bad_rows, split, chat: as
+        of a run.
       scored_pairs: what is made of several scored answers to one prompt: "all" pairs of
         those with different scores, or one, the best against the worst.
       pairs_per_text: where ratings have no prompts: the pairs that a text may be in.

@@ -21,6 +21,7 @@ class TrainConfig:
       schedule: "cosine" and "linear" fall to 0 over the iteration's steps.
       warmup_fraction: share of the steps over which the rate rises from 0.
       weight_decay: decoupled, on matrices only (as transformers' Trainer does).
+      b1, b2, eps: of AdamW.
       max_grad_norm: global norm above which gradients are scaled down.
       checkpoint_every: steps between saves inside an iteration; 0: none.
       lengths: how many different lengths pairs are padded to, at most: pairs of like
