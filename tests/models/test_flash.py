@@ -1,4 +1,4 @@
-"""cuDNN's attention: when it is taken, what it is told; products in bfloat16."""
+"""Attention in blocks, and cuDNN's: when it is taken; products in bfloat16."""
 
 from types import SimpleNamespace
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tpmm_jax.mesh import MeshConfig, make_mesh
-from tpmm_jax.models import Decoder, flash
+from tpmm_jax.models import Decoder, flash, layers
 from tpmm_jax.models.families import make_config
-from tpmm_jax.models.layers import EVERYTHING, attend, einsum
+from tpmm_jax.models.layers import EVERYTHING, attend, attend_before, einsum
 from tpmm_jax.models.sequences import Sequences, from_mask, may_attend
 from tpmm_jax.steps.flops import count_flops
 
@@ -41,6 +41,44 @@ def rows(kind):
     first = np.array([np.searchsorted(row, row) for row in segments])
     found = Sequences(segments, np.arange(T) - first, segments + 1)
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), found)
+
+
+@pytest.mark.parametrize("kind", ["whole", "right", "left", "several"])
+@pytest.mark.parametrize("least, blocks", [(5, 4), (7, 3), (24, 1)])
+@pytest.mark.parametrize("reach", [EVERYTHING, 5])
+def test_a_block_of_queries_needs_no_key_behind_it(
+    monkeypatch, kind, least, blocks, reach
+):
+    monkeypatch.setattr(layers, "LEAST_BLOCK", least)
+    model, sequences = config(), rows(kind)
+    rng = np.random.default_rng(1)
+    q, k, v, g = (
+        jnp.asarray(rng.normal(size=(B, T, n, E)), jnp.float32) for n in (8, 2, 2, 8)
+    )
+    # What padding attends to does not matter.
+    g = jnp.where((sequences.segments_BT > 0)[..., None, None], g, 0.0)
+
+    def ours(q, k, v):
+        out = attend_before(q, k, v, sequences, reach, model, jnp.float32)
+        return jnp.sum(out * g)
+
+    def plain(q, k, v):
+        allowed = may_attend(sequences, sequences, reach)
+        return jnp.sum(attend(q, k, v, allowed, model, jnp.float32) * g)
+
+    found, wanted = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, plain)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        *(found, wanted),
+    )
+    # Products of scores and of their gradients, a block as wide as its keys.
+    share = sum((i + 1) / blocks for i in range(blocks)) / blocks
+    counted = count_flops(jax.grad(ours), q, k, v) / count_flops(
+        jax.grad(plain), q, k, v
+    )
+    assert counted == pytest.approx(share, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ class PerLayer(NamedTuple):
 
 # Large but finite: a row with nothing to attend to stays finite, forward and backward.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+# Queries that attend at once, without a cache: how many blocks at most, and how long
+# one is at least.
+BLOCKS, LEAST_BLOCK = 4, 64
 # The reach of a layer without a window.
 EVERYTHING = int(jnp.iinfo(jnp.int32).max)
 
@@ -231,13 +234,14 @@ class Attention(nn.Module):
             )
             return self._output(out_BTHE), cache
         if cache is None:
-            k_BSGE, v_BSGE = k_BTGE, v_BTGE
-        else:
-            cache = write_cache(cache, k_BTGE, v_BTGE, layer.number, slot)
-            k_BSGE, v_BSGE = (
-                jax.lax.dynamic_index_in_dim(x, layer.number, keepdims=False)
-                for x in cache
+            out_BTHE = attend_before(
+                q_BTHE, k_BTGE, v_BTGE, queries, layer.reach, c, self.dtype
             )
+            return self._output(out_BTHE), cache
+        cache = write_cache(cache, k_BTGE, v_BTGE, layer.number, slot)
+        k_BSGE, v_BSGE = (
+            jax.lax.dynamic_index_in_dim(x, layer.number, keepdims=False) for x in cache
+        )
         allowed_BTS = may_attend(queries, keys, layer.reach)
         out_BTHE = attend(q_BTHE, k_BSGE, v_BSGE, allowed_BTS, c, self.dtype)
         return self._output(out_BTHE), cache
@@ -273,6 +277,35 @@ def write_cache(
     return k_LBSGE, v_LBSGE
 
 
+def attend_before(
+    q_BTHE: jax.Array,
+    k_BTGE: jax.Array,
+    v_BTGE: jax.Array,
+    sequences: Sequences,
+    reach: jax.Array | int,
+    config: ModelConfig,
+    dtype: Any,
+) -> jax.Array:
+    """``attend`` of rows to themselves, a block of queries at a time.
+
+    No query sees a place behind its own, so that the keys end where its block does: of
+    four blocks' scores 5/8 are computed.
+    """
+    T = q_BTHE.shape[1]
+    count = min(BLOCKS, max(1, T // LEAST_BLOCK))
+    ends = [T * (i + 1) // count for i in range(count)]
+    out = []
+    for start, stop in zip([0, *ends], ends):
+        queries, keys = (
+            Sequences(*(x[:, begin:stop] for x in sequences)) for begin in (start, 0)
+        )
+        allowed_BTS = may_attend(queries, keys, reach)
+        k_BSGE, v_BSGE = k_BTGE[:, :stop], v_BTGE[:, :stop]
+        part = q_BTHE[:, start:stop]
+        out.append(attend(part, k_BSGE, v_BSGE, allowed_BTS, config, dtype))
+    return jnp.concatenate(out, axis=1)
+
+
 def attend(
     q_BTHE: jax.Array,
     k_BSGE: jax.Array,
@@ -284,15 +317,16 @@ def attend(
     """softmax(cap(q k / sqrt(scalar))) v, scores in float32; returns [B, T, H, E]."""
     B, T, H, E = q_BTHE.shape
     G = k_BSGE.shape[2]
-    q_BTGME = q_BTHE.reshape(B, T, G, H // G, E)
-    scores = einsum("BTGME,BSGE->BGMTS", q_BTGME, k_BSGE, dtype=dtype)
+    # The queries are transposed, so that the scores need not be.
+    q_BGMTE = q_BTHE.reshape(B, T, G, H // G, E).transpose(0, 2, 3, 1, 4)
+    scores = einsum("BGMTE,BSGE->BGMTS", q_BGMTE, k_BSGE, dtype=dtype)
     scores *= (config.query_pre_attn_scalar or E) ** -0.5
     scores = soft_cap(scores, config.attention_softcap)
     # Masked after the cap, which would bring MASKED back to -cap.
     scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    out = einsum("BGMTS,BSGE->BTGME", weights, v_BSGE, dtype=dtype)
-    return out.reshape(B, T, H, E).astype(dtype)
+    out = einsum("BGMTS,BSGE->BGMTE", weights, v_BSGE, dtype=dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E).astype(dtype)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

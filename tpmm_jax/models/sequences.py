@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Int
 class Sequences(NamedTuple):
     """Rows of tokens; a row holds one or more sequences, and padding anywhere else.
 
+    A sequence's tokens stand in their order.
+
     Attributes:
       tokens_BT: token ids; what stands at padding does not matter.
       positions_BT: each token's number in its own sequence, int32, from 0.
