@@ -308,6 +308,34 @@ def exploring_table(rows: Sequence[CellRow]) -> str:
     return markdown(table)
 
 
+def offline_table(rows: Sequence[CellRow]) -> str:
+    """Returns each rule on files of pairs, beside ``previous`` of the same seeds."""
+    found: dict[str, Arms] = {}
+    for row in rows:
+        if row["phase"] == "offline":
+            arms = found.setdefault(row["data"], {})
+            arms.setdefault(row["arm"], {})[int(row["seed"])] = row
+    head = [
+        "offline", "arm", "rate", "seeds", "accuracy of theta_6", "- previous, 95 %",
+        "KL", "KL of the mean",
+    ]  # fmt: skip
+    table, held_out = [head], "heldout/accuracy"
+    for data, arms in found.items():
+        seeds = sorted(set.intersection(*(set(cells) for cells in arms.values())))
+        if len(seeds) < 2:
+            continue
+        both = {arm: {s: cells[s] for s in seeds} for arm, cells in arms.items()}
+        for arm, cells in both.items():
+            last, base = (100 * ends(both, of, held_out) for of in (arm, "previous"))
+            table.append([
+                data, arm, f"{cells[seeds[0]]['rate']:g}", f"{len(seeds)}",
+                f"{last.mean():.1f} %", difference(last - base),
+                f"{ends(both, arm, 'kl/theta_0').mean():.1f}",
+                f"{ends(both, arm, 'ship/kl/theta_0').mean():.1f}",
+            ])  # fmt: skip
+    return markdown(table)
+
+
 def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
     """Prints every table and draws the figure."""
     rows = read_rows(file)
@@ -325,7 +353,8 @@ def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
         for name, arms in studies.items()
     }
     print(f"{primary_table(found['tuned'])}\n\n{secondary_table(found)}\n")
-    print(f"{equal_kl_table(studies)}\n\n{exploring_table(rows)}")
+    print(f"{equal_kl_table(studies)}\n\n{exploring_table(rows)}\n")
+    print(offline_table(rows))
     draw(studies, picture)
 
 

@@ -21,7 +21,9 @@ from tpmm_jax.rewards.vader import sentiment
 from tpmm_jax.store.records import read_records
 
 FILE = pathlib.Path(__file__).parent / "references.jsonl"
-KEPT = ("reward/mean", "heldout/accuracy", "kl/theta_0", "length/mean", "length/cut")
+KEPT = ("reward/mean", "kl/theta_0", "length/mean", "length/cut")
+# Not measured of what is shipped.
+OF_POLICY = ("heldout/accuracy",)
 
 CellRow = dict[str, Any]
 
@@ -70,7 +72,7 @@ def read_cell(folder: pathlib.Path, config: Config) -> CellRow:
         files["ship/"] = "evaluation-ship" if done else "evaluation"
     found: CellRow = {}
     for prefix, file in files.items():
-        for name in KEPT:
+        for name in KEPT if prefix else (*KEPT, *OF_POLICY):
             values = [row.get(prefix + name, row.get(name)) for row in padded]
             if values[-1] is not None:
                 found[prefix + name] = [x if x is None else _round(x) for x in values]

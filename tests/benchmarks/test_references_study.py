@@ -163,12 +163,19 @@ def test_tables_and_the_figure_are_made(
     file, picture = tmp_path / "cells.jsonl", tmp_path / "figure.png"
     some = fresh([200, 201, 202])
     some += [cell("explore", s, a, 1e-4, 0.5) for s in (200, 201) for a in EXPLORED]
+    held_out = {"heldout/accuracy": [0.5] * 7}
+    some += [
+        cell("offline", seed, arm, 1e-4, 0.5) | held_out | {"data": "hh"}
+        for seed in (300, 301)
+        for arm in ("previous", "sft")
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in some))
     print_tables(file, picture)
     said = capsys.readouterr().out
     assert "**tuned**, 3 seeds, 200 to 202" in said and "1.0 of 4" in said
     assert "| uniform |  | 0.69 | **0.65** | 0.50 | 0.50 |" in said
     assert "| learned_layers | 0.0001 | 2 | 0.50 |" in said
+    assert "| hh | sft | 0.0001 | 2 | 50.0 % | +0.00 [+0.00, +0.00] |" in said
     assert picture.stat().st_size > 10_000
     file.write_text("")
     with pytest.raises(BadInput, match="has 0 whole seeds"):
