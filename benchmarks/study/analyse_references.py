@@ -9,7 +9,7 @@ docs/study-references.png. The unit is the seed, differences are paired by seed.
 import argparse
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
@@ -76,7 +76,7 @@ def select(rows: Sequence[CellRow]) -> dict[str, Arms]:
     }
 
 
-def ends(arms: Arms, arm: str, name: str = "reward/mean", at: int = LAST) -> np.ndarray:
+def ends(arms: Arms, arm: str, name: str = "reward/mean", at: int = -1) -> np.ndarray:
     """Returns a measure of each seed's policy after an iteration, the last, [S]."""
     return np.array([cell[name][at] for cell in arms[arm].values()])
 
@@ -202,9 +202,11 @@ def told(gap: np.ndarray) -> str:
 
 def arm_table(arms: Arms) -> str:
     """Returns the table of one arm of the study."""
+    length = len(next(iter(arms["previous"].values()))["reward/mean"])
     head = [
-        "arm", "rate", *map(str, range(LAST + 1)), "theta_6, 95 %", "mean, 95 %",
-        "KL", "KL of the mean", "VADER", "tokens", "cut", "weights learned", "failed",
+        "arm", "rate", *map(str, range(length)), f"theta_{length - 1}, 95 %",
+        "mean, 95 %", "KL", "KL of the mean", "VADER", "tokens", "cut",
+        "weights learned", "failed",
     ]  # fmt: skip
     rows = [head]
     for arm, cells in arms.items():
@@ -308,30 +310,37 @@ def exploring_table(rows: Sequence[CellRow]) -> str:
     return markdown(table)
 
 
+def by_arm(rows: Iterable[CellRow]) -> Arms:
+    """Returns the cells of the seeds that every arm has."""
+    arms: Arms = {}
+    for row in rows:
+        arms.setdefault(row["arm"], {})[int(row["seed"])] = row
+    whole = sorted(set.intersection(*map(set, arms.values()))) if arms else []
+    return {arm: {seed: cells[seed] for seed in whole} for arm, cells in arms.items()}
+
+
 def offline_table(rows: Sequence[CellRow]) -> str:
     """Returns each rule on files of pairs, beside ``previous`` of the same seeds."""
-    found: dict[str, Arms] = {}
-    for row in rows:
-        if row["phase"] == "offline":
-            arms = found.setdefault(row["data"], {})
-            arms.setdefault(row["arm"], {})[int(row["seed"])] = row
+    offline = [row for row in rows if row["phase"] == "offline"]
+    found = {
+        data: by_arm(row for row in offline if row["data"] == data)
+        for data in sorted({row["data"] for row in offline})
+    }
     head = [
         "offline", "arm", "rate", "seeds", "accuracy of theta_6", "- previous, 95 %",
         "KL", "KL of the mean",
     ]  # fmt: skip
     table, held_out = [head], "heldout/accuracy"
     for data, arms in found.items():
-        seeds = sorted(set.intersection(*(set(cells) for cells in arms.values())))
-        if len(seeds) < 2:
+        if len(seeds := sorted(arms["previous"])) < 2:
             continue
-        both = {arm: {s: cells[s] for s in seeds} for arm, cells in arms.items()}
-        for arm, cells in both.items():
-            last, base = (100 * ends(both, of, held_out) for of in (arm, "previous"))
+        for arm, cells in arms.items():
+            last, base = (100 * ends(arms, of, held_out) for of in (arm, "previous"))
             table.append([
                 data, arm, f"{cells[seeds[0]]['rate']:g}", f"{len(seeds)}",
                 f"{last.mean():.1f} %", difference(last - base),
-                f"{ends(both, arm, 'kl/theta_0').mean():.1f}",
-                f"{ends(both, arm, 'ship/kl/theta_0').mean():.1f}",
+                f"{ends(arms, arm, 'kl/theta_0').mean():.1f}",
+                f"{ends(arms, arm, 'ship/kl/theta_0').mean():.1f}",
             ])  # fmt: skip
     return markdown(table)
 
@@ -355,6 +364,9 @@ def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
     print(f"{primary_table(found['tuned'])}\n\n{secondary_table(found)}\n")
     print(f"{equal_kl_table(studies)}\n\n{exploring_table(rows)}\n")
     print(offline_table(rows))
+    smollm2 = by_arm(row for row in rows if row["phase"] == "smollm2")
+    if any(smollm2.values()):
+        print(f"\n**SmolLM2**\n\n{arm_table(smollm2)}")
     draw(studies, picture)
 
 

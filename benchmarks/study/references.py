@@ -4,14 +4,17 @@
     python benchmarks/study/references.py tune --workdir runs/references
     python benchmarks/study/references.py fresh --workdir runs/references
     python benchmarks/study/references.py explore --workdir runs/references
+    python benchmarks/study/references.py offline --workdir runs/references
+    python benchmarks/study/references.py smollm2 --workdir runs/references
 
 ``tune`` runs every arm at every learning rate on the tuning seeds. ``fresh`` then runs
 the fresh seeds, each arm at its best rate and some at the pressing one too, every cell
 of a seed before the next seed. ``explore`` runs the exploratory settings on five of the
-seeds. Each cell is an ordinary run in WORKDIR/PHASE/cells/NAME, one process a core, and
-ends as a line of references.jsonl beside this file, of which analyse_references.py
-makes the tables. The same command continues what was stopped: it runs the cells that
-have no line. Needs the demo extra.
+seeds, ``offline`` trains on files of pairs, ``smollm2`` a language model. Each cell is
+an ordinary run in WORKDIR/PHASE/cells/NAME, one process a core, and ends as a line of
+references.jsonl beside this file, of which analyse_references.py makes the tables. The
+same command continues what was stopped: it runs the cells that have no line. Needs the
+demo extra.
 """
 
 import argparse
@@ -33,7 +36,8 @@ from run import add_jobs, exit_code, run_cells
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "stories260k.py"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CONFIG, SMOLLM2 = CONFIGS / "stories260k.py", CONFIGS / "smollm2.py"
 HALF = {"reference.anchor_share": 0.5}
 ARMS: dict[str, dict[str, Any]] = {
     "previous": {"reference.rule": "previous"},
@@ -54,7 +58,7 @@ ALIKE = ("uniform", "learned")
 PRIMARY = ("previous", "sft", "uniform", "learned")
 TUNING_SEEDS, FRESH_SEEDS = range(100, 103), range(200, 220)
 EXPLORING_SEEDS = FRESH_SEEDS[:5]
-OFFLINE_SEEDS = range(300, 305)
+OFFLINE_SEEDS, SMOLLM2_SEEDS = range(300, 305), range(400, 402)
 LEARNED, UNIFORM = ARMS["learned"], ARMS["uniform"]
 FLIPS = "pairing.flip_probability"
 # name -> (the arm whose rate it takes, its fields)
@@ -256,6 +260,11 @@ def offline(run: Run) -> dict[str, str]:
     return run(offline_grid(files, best_rates(run.rows())), "offline")
 
 
+def smollm2(run: Run) -> dict[str, str]:
+    """Trains SmolLM2-135M-Instruct; returns what failed: name -> message."""
+    return run(smollm2_grid(), "smollm2")
+
+
 def best_rates(rows: Sequence[CellRow]) -> dict[str, float]:
     """Returns the rates that the tuning chose.
 
@@ -341,9 +350,22 @@ def offline_grid(files: Mapping[str, pathlib.Path], best: Mapping[str, float]) -
     return Grid(CONFIG, axes, fixed, "arm", "data", "previous")
 
 
+def smollm2_grid() -> Grid:
+    """Returns the grid of SmolLM2: the primary rules at its config's learning rate."""
+    axes: dict[str, Any] = {
+        "seed": {str(seed): {"seed": seed} for seed in SMOLLM2_SEEDS},
+        "arm": {arm: ARMS[arm] for arm in PRIMARY},
+    }
+    fixed = {**FIXED, "iterations": 4, "ship": "mean"}
+    return Grid(SMOLLM2, axes, fixed, "arm", "seed", "previous")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
-    phases = {"tune": tune, "fresh": fresh, "explore": explore, "offline": offline}
+    phases = {
+        "tune": tune, "fresh": fresh, "explore": explore, "offline": offline,
+        "smollm2": smollm2,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description="Runs the study of docs/study.md.")
     parser.add_argument("phase", choices=phases)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)

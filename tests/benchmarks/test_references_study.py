@@ -33,6 +33,7 @@ from references import (  # noqa: E402
     exploring_grid,
     fresh_grid,
     offline_grid,
+    smollm2_grid,
     tuning_grid,
 )
 
@@ -169,6 +170,7 @@ def test_tables_and_the_figure_are_made(
         for seed in (300, 301)
         for arm in ("previous", "sft")
     ]
+    some += [cell("smollm2", s, a, 5e-5, 0.5) for s in (400, 401) for a in PRIMARY]
     file.write_text("".join(json.dumps(row) + "\n" for row in some))
     print_tables(file, picture)
     said = capsys.readouterr().out
@@ -176,6 +178,7 @@ def test_tables_and_the_figure_are_made(
     assert "| uniform |  | 0.69 | **0.65** | 0.50 | 0.50 |" in said
     assert "| learned_layers | 0.0001 | 2 | 0.50 |" in said
     assert "| hh | sft | 0.0001 | 2 | 50.0 % | +0.00 [+0.00, +0.00] |" in said
+    assert "**SmolLM2**" in said and "| sft | 5e-05 |" in said
     assert picture.stat().st_size > 10_000
     file.write_text("")
     with pytest.raises(BadInput, match="has 0 whole seeds"):
@@ -208,6 +211,8 @@ def test_every_exploratory_setting_is_a_valid_config(
     files = {"hh": tmp_path / "hh.jsonl"}
     grid = offline_grid(files, best_rates(tuning()))
     assert all(grid.load(cell).offline for cell in grid.cells())
+    grid = smollm2_grid()
+    assert [grid.load(cell).iterations for cell in grid.cells()] == [4] * 8
 
 
 @pytest.mark.parametrize(
