@@ -41,6 +41,15 @@ class MeshConfig:
     expert: int = 1
 
 
+def first_device(mesh: Mesh | None) -> Any:
+    """Returns a device of the mesh; of no mesh the default one."""
+    if mesh is not None:
+        return mesh.devices.flat[0]
+    given: Any = jax.config
+    device = given.jax_default_device
+    return device if isinstance(device, jax.Device) else jax.devices(device)[0]
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh of ``config`` over ``devices`` (default: all).
 

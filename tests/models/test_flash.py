@@ -59,7 +59,7 @@ def test_a_block_of_queries_needs_no_key_behind_it(
     g = jnp.where((sequences.segments_BT > 0)[..., None, None], g, 0.0)
 
     def ours(q, k, v):
-        out = attend_before(q, k, v, sequences, reach, model, jnp.float32)
+        out = attend_before(q, k, v, sequences, reach, model, jnp.float32, None)
         return jnp.sum(out * g)
 
     def plain(q, k, v):

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from tpmm_jax.axes import Params
-from tpmm_jax.mesh import BATCH, TENSOR, constrain, sharding
+from tpmm_jax.mesh import BATCH, TENSOR, constrain, first_device, sharding
 from tpmm_jax.models.config import (
     ExpertsConfig,
     ModelConfig,
@@ -107,13 +107,8 @@ class Decoder:
         """Whether attention is computed by cuDNN where there is no cache."""
         if self.attention != "auto" or self.compute_dtype == "float32":
             return False  # without asking for devices
-        if self.mesh is not None:
-            device, sizes = self.mesh.devices.flat[0], dict(self.mesh.shape)
-        else:
-            given: Any = jax.config
-            device, sizes = given.jax_default_device, {}
-            if not isinstance(device, jax.Device):
-                device = jax.devices(device)[0]
+        sizes = {} if self.mesh is None else dict(self.mesh.shape)
+        device = first_device(self.mesh)
         return has_kernel(self.config, self.compute_dtype, device, sizes)
 
     def init(self, key: jax.Array, dtype: str = "float32") -> Params:
