@@ -79,6 +79,8 @@ def test_a_block_of_queries_needs_no_key_behind_it(
         jax.grad(plain), q, k, v
     )
     assert counted == pytest.approx(share, rel=0.03)
+    monkeypatch.setattr(layers, "first_device", lambda mesh: on("tpu"))
+    assert count_flops(jax.grad(ours), q, k, v) == count_flops(jax.grad(plain), q, k, v)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class PerLayer(NamedTuple):
 
 # Large but finite: a row with nothing to attend to stays finite, forward and backward.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-# On CPUs: how many blocks of queries attend apart at most, and how long one is at least.
+# On CPUs: how many blocks of queries attend apart at most, and the least of a block.
 BLOCKS, LEAST_BLOCK = 8, 64
 # The reach of a layer without a window.
 EVERYTHING = int(jnp.iinfo(jnp.int32).max)
@@ -319,16 +319,15 @@ def attend(
     """softmax(cap(q k / sqrt(scalar))) v, scores in float32; returns [B, T, H, E]."""
     B, T, H, E = q_BTHE.shape
     G = k_BSGE.shape[2]
-    # The queries are transposed, so that the scores need not be.
-    q_BGMTE = q_BTHE.reshape(B, T, G, H // G, E).transpose(0, 2, 3, 1, 4)
-    scores = einsum("BGMTE,BSGE->BGMTS", q_BGMTE, k_BSGE, dtype=dtype)
+    q_BTGME = q_BTHE.reshape(B, T, G, H // G, E)
+    scores = einsum("BTGME,BSGE->BGMTS", q_BTGME, k_BSGE, dtype=dtype)
     scores *= (config.query_pre_attn_scalar or E) ** -0.5
     scores = soft_cap(scores, config.attention_softcap)
     # Masked after the cap, which would bring MASKED back to -cap.
     scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    out = einsum("BGMTS,BSGE->BGMTE", weights, v_BSGE, dtype=dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E).astype(dtype)
+    out = einsum("BGMTS,BSGE->BTGME", weights, v_BSGE, dtype=dtype)
+    return out.reshape(B, T, H, E).astype(dtype)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -1,9 +1,9 @@
 """The weighted sum of models in files, a few rows of a tensor at a time.
 
 The same sum as ``merging.weighted_sum``. No more is in memory than a block of one
-tensor, of the merge and of each model. Digests and the
-signal-to-rounding ratios are added up on the way. Blocks have one of a few sizes, so
-that a handful of programs serves all tensors.
+tensor, of the merge and of each model. Digests and the signal-to-rounding ratios are
+added up on the way. Blocks have one of a few sizes, so that a handful of programs
+serves all tensors.
 """
 
 import functools
@@ -238,7 +238,7 @@ def _bit_sums(x: np.ndarray, hashes: np.ndarray) -> tuple[int, int]:
 @jax.jit
 def _add(total: jax.Array, x_KN: jax.Array, weights: jax.Array) -> jax.Array:
     """Adds every model's difference to model 0, in their order."""
-    for x, weight in zip(x_KN[1:], weights[1:]):
+    for x, weight in zip(x_KN[1:], weights[1:], strict=True):
         total = add_leaf(total, subtract_leaf(x, x_KN[0]), weight)
     return total
 
