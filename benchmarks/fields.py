@@ -24,8 +24,8 @@ Every field that a config file or `--set` may name, with its default; "required"
 none. What losses and rules read, and where they come from, is in [losses](losses.md).
 """
 OF = {
-    Config: "A run of `tpmm train`",
-    RewardConfig: "A run of `tpmm train_reward`",
+    Config: "A run of tpmm train",
+    RewardConfig: "A run of tpmm train_reward",
 }
 ENTRY = re.compile(r"^  (\w+(?:, \w+)*): (.*(?:\n(?:    .*)?)*)", re.MULTILINE)
 
