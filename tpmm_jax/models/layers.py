@@ -293,8 +293,8 @@ def attend_before(
     """
     T = q_BTHE.shape[1]
     count = min(BLOCKS, T // LEAST_BLOCK)
-    if count < 2 or first_device(mesh).platform != "cpu":
-        count = 1
+    apart = count > 1 and first_device(mesh).platform == "cpu"
+    count = count if apart else 1
     ends = [T * (i + 1) // count for i in range(count)]
     out = []
     for start, stop in zip([0, *ends], ends):
@@ -303,8 +303,8 @@ def attend_before(
         )
         allowed_BTS = may_attend(queries, keys, reach)
         k_BSGE, v_BSGE = k_BTGE[:, :stop], v_BTGE[:, :stop]
-        part = q_BTHE[:, start:stop]
-        out.append(attend(part, k_BSGE, v_BSGE, allowed_BTS, config, dtype))
+        block = q_BTHE[:, start:stop], k_BSGE, v_BSGE, allowed_BTS
+        out.append(attend(*block, config, dtype, transpose=apart))
     return jnp.concatenate(out, axis=1)
 
 
@@ -315,18 +315,27 @@ def attend(
     allowed_BTS: jax.Array,
     config: ModelConfig,
     dtype: Any,
+    transpose: bool = False,
 ) -> jax.Array:
-    """softmax(cap(q k / sqrt(scalar))) v, scores in float32; returns [B, T, H, E]."""
+    """softmax(cap(q k / sqrt(scalar))) v, scores in float32; returns [B, T, H, E].
+
+    Args:
+      transpose: the queries, not the scores, which are larger; a TPU does better without.
+    """
     B, T, H, E = q_BTHE.shape
     G = k_BSGE.shape[2]
-    q_BTGME = q_BTHE.reshape(B, T, G, H // G, E)
-    scores = einsum("BTGME,BSGE->BGMTS", q_BTGME, k_BSGE, dtype=dtype)
+    q, axes = q_BTHE.reshape(B, T, G, H // G, E), "BTGME"
+    if transpose:
+        q, axes = q.transpose(0, 2, 3, 1, 4), "BGMTE"
+    scores = einsum(f"{axes},BSGE->BGMTS", q, k_BSGE, dtype=dtype)
     scores *= (config.query_pre_attn_scalar or E) ** -0.5
     scores = soft_cap(scores, config.attention_softcap)
     # Masked after the cap, which would bring MASKED back to -cap.
     scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    out = einsum("BGMTS,BSGE->BTGME", weights, v_BSGE, dtype=dtype)
+    out = einsum(f"BGMTS,BSGE->{axes}", weights, v_BSGE, dtype=dtype)
+    if transpose:
+        out = out.transpose(0, 3, 1, 2, 4)
     return out.reshape(B, T, H, E).astype(dtype)
 
 
