@@ -67,9 +67,8 @@ def table(kind: type, prefix: str) -> list[str]:
         for field in dataclasses.fields(kind)
         if not dataclasses.is_dataclass(hints[field.name])
     ]
-    return (
-        ["| field | default | wanted | |", "|---|---|---|---|", *rows] if rows else []
-    )
+    head = ["| field | default | wanted | |", "|---|---|---|---|"] if rows else []
+    return head + rows
 
 
 def page() -> str:

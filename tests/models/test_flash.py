@@ -43,6 +43,27 @@ def rows(kind):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), found)
 
 
+def inputs(heads, groups, sequences):
+    """Random q, k, v and gradient; of padding, which does not matter, no gradient."""
+    rng = np.random.default_rng(1)
+    *qkv, g = (
+        jnp.asarray(rng.normal(size=(B, T, n, E)), jnp.float32)
+        for n in (heads, groups, groups, heads)
+    )
+    return qkv, jnp.where((sequences.segments_BT > 0)[..., None, None], g, 0.0)
+
+
+def assert_same(ours, plain, qkv):
+    """Of the values and the gradients."""
+    found, wanted = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*qkv) for f in (ours, plain)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        *(found, wanted),
+    )
+
+
 @pytest.mark.parametrize("kind", ["whole", "right", "left", "several"])
 @pytest.mark.parametrize("least, blocks", [(5, 4), (7, 3), (24, 1)])
 @pytest.mark.parametrize("reach", [EVERYTHING, 5])
@@ -51,12 +72,7 @@ def test_a_block_of_queries_needs_no_key_behind_it(
 ):
     monkeypatch.setattr(layers, "LEAST_BLOCK", least)
     model, sequences = config(), rows(kind)
-    rng = np.random.default_rng(1)
-    q, k, v, g = (
-        jnp.asarray(rng.normal(size=(B, T, n, E)), jnp.float32) for n in (8, 2, 2, 8)
-    )
-    # What padding attends to does not matter.
-    g = jnp.where((sequences.segments_BT > 0)[..., None, None], g, 0.0)
+    qkv, g = inputs(8, 2, sequences)
 
     def ours(q, k, v):
         out = attend_before(q, k, v, sequences, reach, model, jnp.float32, None)
@@ -66,21 +82,14 @@ def test_a_block_of_queries_needs_no_key_behind_it(
         allowed = may_attend(sequences, sequences, reach)
         return jnp.sum(attend(q, k, v, allowed, model, jnp.float32) * g)
 
-    found, wanted = (
-        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, plain)
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        *(found, wanted),
-    )
+    assert_same(ours, plain, qkv)
     # Products of scores and of their gradients, a block as wide as its keys.
     share = sum((i + 1) / blocks for i in range(blocks)) / blocks
-    counted = count_flops(jax.grad(ours), q, k, v) / count_flops(
-        jax.grad(plain), q, k, v
-    )
-    assert counted == pytest.approx(share, rel=0.03)
+    whole = count_flops(jax.grad(plain), *qkv)
+    counted = count_flops(jax.grad(ours), *qkv)
+    assert counted / whole == pytest.approx(share, rel=0.03)
     monkeypatch.setattr(layers, "first_device", lambda mesh: on("tpu"))
-    assert count_flops(jax.grad(ours), q, k, v) == count_flops(jax.grad(plain), q, k, v)
+    assert count_flops(jax.grad(ours), *qkv) == whole
 
 
 @pytest.mark.parametrize(
@@ -100,12 +109,7 @@ def test_who_looks_at_whom_is_as_without_cudnn(sizes, heads, groups, kind, reach
     if sizes is not None:
         mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes))))
     assert flash.takes(B, T, mesh)
-    rng = np.random.default_rng(1)
-    q, k, v, g = (
-        jnp.asarray(rng.normal(size=(B, T, n, E)), jnp.float32)
-        for n in (heads, groups, groups, heads)
-    )
-    g = jnp.where((sequences.segments_BT > 0)[..., None, None], g, 0.0)
+    qkv, g = inputs(heads, groups, sequences)
 
     def ours(q, k, v):
         # XLA stands in for the kernel: cuDNN needs a GPU.
@@ -116,13 +120,7 @@ def test_who_looks_at_whom_is_as_without_cudnn(sizes, heads, groups, kind, reach
         allowed = may_attend(sequences, sequences, reach)
         return jnp.sum(attend(q, k, v, allowed, model, jnp.float32) * g)
 
-    found, wanted = (
-        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, plain)
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        *(found, wanted),
-    )
+    assert_same(ours, plain, qkv)
 
 
 @pytest.mark.parametrize(
