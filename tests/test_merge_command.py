@@ -103,8 +103,8 @@ def test_learned_weights_are_recorded_with_held_out_scores(
 ):
     out = tmp_path / "out"
     code, said, err = merge(
-        capsys, run, "--learn", pairs_file(tmp_path), "--output", out, "--steps", 3,
-        "--granularity", granularity, "--batch-size", 8, "--no-chat",
+        capsys, run, "--learn", pairs_file(tmp_path), "--output", out, "--fit", "adam",
+        "--steps", 3, "--granularity", granularity, "--batch-size", 8, "--no-chat",
     )  # fmt: skip
     assert code == 0, err
     record = json.loads((out / "merge.json").read_text())
@@ -127,6 +127,56 @@ def test_learned_weights_are_recorded_with_held_out_scores(
     with Deltas(tmp_path / "d", lambda k: steps[k], 3, groups) as deltas:
         assert equal(tpmm.load(out).params, deltas.merge(weights_GK))
     assert {p.name for p in tmp_path.iterdir()} == {"out", "pairs.jsonl"}
+
+
+def test_weights_are_learned_as_a_run_learns_them(capsys, run, tmp_path):
+    models = [tpmm.load(f"{run}/trajectory@{k}") for k in range(3)]
+    prompts = [f"say {i}" for i in range(60)]
+    rng = np.random.default_rng(0)
+    answers = [["".join(rng.choice(list("abcd"), 5)) for _ in prompts] for _ in "12"]
+    # Labelled as theta_2 would.
+    texts = [list(map("".join, zip(prompts, some))) for some in answers]
+    D_P = np.subtract(*(ratio(models, some) for some in texts))
+    rows = [
+        {"prompt": p, "chosen": a if d > 0 else b, "rejected": b if d > 0 else a}
+        for p, a, b, d in zip(prompts, *answers, D_P)
+    ]
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = "--no-chat", "--anchor-share", 0.2, "--output", out
+    code, said, err = merge(capsys, run, "--learn", pairs, *options)
+    assert code == 0, err
+    record = json.loads((out / "merge.json").read_text())
+    fit, scores = record["fit"], record["held_out"]["scores"]
+    (weights_K,) = np.asarray(record["weights"])
+    assert fit["learned"] and fit["residual"] < 1e-6
+    assert weights_K[0] == 0.2 and weights_K[2] > 2 * weights_K[1]
+    expected_K = 0.8 * np.asarray(fit["coefficients"]) / np.sum(fit["coefficients"])
+    assert np.allclose(weights_K[1:], expected_K)
+    assert fit["accuracies"][1][0] == scores[2]["accuracy"] == 1
+    assert "equal weights" not in said + err
+
+
+def ratio(models, texts):
+    """log p_2 - log p_0 of each text; a prompt's own part is in every answer's."""
+    rows = [models[0].tokenizer(text + "<end>").input_ids for text in texts]
+    lengths = np.asarray([len(row) for row in rows])[:, None]
+    mask_BT = np.arange(lengths.max()) < lengths
+    tokens_BT = np.zeros(mask_BT.shape, int)
+    tokens_BT[mask_BT] = np.concatenate(rows)
+    of_2, of_0 = (tpmm.log_probs(models[k], tokens_BT, mask_BT) for k in (2, 0))
+    return np.asarray(of_2 - of_0).sum(axis=1)
+
+
+def test_too_few_pairs_to_learn_weights_from_are_said(capsys, run, tmp_path):
+    out = tmp_path / "out"
+    pairs = pairs_file(tmp_path)
+    code, said, err = merge(capsys, run, "--learn", pairs, "--no-chat", "--output", out)
+    assert code == 0, err
+    assert json.loads((out / "merge.json").read_text())["weights"] == [
+        [0.5, 0.25, 0.25]
+    ]
+    assert "8 held-out prompts are too few to weight checkpoints with" in said + err
 
 
 def test_prompts_are_held_out_whole():
@@ -168,7 +218,7 @@ def test_wrong_input_is_named(capsys, run, tmp_path, fixtures):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a"}\n')
     to = ["--output", out]
-    llama = fixtures / "llama"
+    llama, learn = fixtures / "llama", [run, "--learn", pairs, *to]
     wrong = [
         ([*steps, "--weights", 1, *to], "1 weights for 2 models"),
         ([*steps, "--weights", "nan", 1, *to], "finite"),
@@ -180,16 +230,20 @@ def test_wrong_input_is_named(capsys, run, tmp_path, fixtures):
         ([*steps, "--uniform", "--output", full], "exists and is not empty"),
         ([*steps, "--uniform", *to, "--dtype", "int8"], "dtype is int8"),
         ([*steps, "--uniform", *to, "--fsdp", "3"], "does not fit"),
-        ([*steps, "--learn", tmp_path / "no.jsonl", *to], "no such file"),
-        ([*steps, "--learn", bad, *to], "field 'chosen' is missing"),
-        ([*steps, "--learn", pairs, *to, "--holdout", 2], "--holdout is 2.0"),
-        ([*steps, "--learn", pairs, *to, "--steps", 0], "--steps is 0"),
-        ([*steps, "--learn", pairs, *to, "--seed", -1], "--seed is -1"),
+        ([run, "--learn", tmp_path / "no.jsonl", *to], "no such file"),
+        ([run, "--learn", bad, *to], "field 'chosen' is missing"),
+        ([*learn, "--holdout", 2], "--holdout is 2.0"),
+        ([*learn, "--steps", 0], "--steps is 0"),
+        ([*learn, "--steps", 3], "--steps has no meaning for --fit=margins"),
+        ([*learn, "--granularity", "layer"], "or use --fit=exact or adam"),
+        ([*learn, "--anchor-share", 1], "--anchor-share is 1.0"),
+        ([*learn, "--seed", -1], "--seed is -1"),
         (
-            [*steps, "--learn", pairs, *to, "--max-prompt-length", 0, "--holdout", 1],
+            [*learn, "--max-prompt-length", 0, "--holdout", 1],
             "--holdout is 1.0; use a share between 0 and 1 --max-prompt-length is 0",
         ),
-        ([llama, llama, "--learn", pairs, *to], "has no tokenizer"),
+        ([*steps, "--learn", pairs, *to], "trajectory@1 is the only one"),
+        ([llama, llama, llama, "--learn", pairs, *to], "has no tokenizer"),
     ]
     for argv, wanted in wrong:
         code, _, err = merge(capsys, *argv)

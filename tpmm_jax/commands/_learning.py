@@ -1,16 +1,17 @@
 """Fusion weights learned on a preference file, and what they are worth.
 
-The objective is that of a run's "learned" reference (merging.learned; our
-reconstruction): the merge is scored as a policy against the anchor, the first model.
-Whole prompts are held out of the learning, and all numbers reported are of those.
+They are found as a run's "learned" reference finds them (merging; our reconstruction):
+the merge is scored as a policy against the anchor, the first model. Whole prompts are
+held out of the learning, and all scores reported are of those.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tpmm_jax.axes import Params
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.prepare import group_by_prompt
 from tpmm_jax.data.records import PairRow
@@ -19,9 +20,16 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.evaluation import accuracy_interval
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.compare import LENGTHS
+from tpmm_jax.loop.held_out import CachedPairs
 from tpmm_jax.loop.log_probs import batched_log_probs
-from tpmm_jax.merging import Deltas, HeldOut, ReferenceConfig, one_hot
-from tpmm_jax.merging.learned import learn, softmax
+from tpmm_jax.merging import (
+    Deltas,
+    HeldOut,
+    MergeContext,
+    ReferenceConfig,
+    choose,
+    one_hot,
+)
 from tpmm_jax.merging.scale import fitted_scale
 from tpmm_jax.models import Decoder
 
@@ -50,10 +58,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Learned:
-    """The weights, and the scores of every model, the mean and the merge."""
+    """The weights, and the scores of every model, the mean and the merge.
+
+    Attributes:
+      fit: what the rule records of how it found them, as in a run's reference.json.
+    """
 
     weights_GK: np.ndarray
-    scale: float
+    fit: dict[str, Any]
     scores: list[Score]
     counts: dict[str, int]
 
@@ -93,41 +105,64 @@ def learn_weights(
     names: Sequence[str],
     console: RunConsole,
 ) -> Learned:
-    """Returns weights_GK by Adam on the pairs to learn on, scored on the others.
+    """Returns weights_GK learned on the pairs to learn on, scored on the others.
 
     Args:
       sets: both parts of ``rows``, from ``held_out_sets``.
+      config: of the rule "learned".
       names: of the models, for the scores.
     """
-    learning, report = sets
-    with console.phase("learn", config.steps, "steps") as bar:
+    cached = _model_log_probs(deltas, rows, sets, console)
+    known = [pairs.margins(length_normalized=False) for pairs in cached]
+    groups, count = len(deltas.names), deltas.count
+    context = MergeContext(
+        config, count, deltas.names, known[0], deltas=lambda: deltas, held_out=sets[0]
+    )
+    with console.phase("learn", config.evaluations or 1, "steps") as bar:
 
         def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
             bar.advance(1, loss=f"{row['loss']:.4f}")
 
-        logits_GK, scale = learn(deltas, learning, on_step=on_step)
-    weights_GK = softmax(logits_GK)
-    groups, count = weights_GK.shape
-    tried = [(name, one_hot(groups, count, k)) for k, name in enumerate(names)]
-    tried.append(("uniform", np.full(weights_GK.shape, 1 / deltas.count)))
-    tried.append(("learned", weights_GK))
-    prompts = [tuple(row.prompt_ids) for row in rows.report]
-    scores = []
-    with console.phase("score", len(tried), "models") as bar:
-        for name, tried_GK in tried:
+        context.on_step = on_step
+        weights_GK = choose(context)
+        if not config.evaluations:
+            bar.advance(1)
+    margins = {name: [m.of(k) for m in known] for k, name in enumerate(names)}
+    merges = {"uniform": np.full((groups, count), 1 / count), "learned": weights_GK}
+    with console.phase("score", len(merges), "merges") as bar:
+        for name, tried_GK in merges.items():
             params = deltas.merge(tried_GK)
-            c = config.beta
-            if config.objective == "calibrated":
-                c = fitted_scale(learning.margins(params))
-            scores.append(score(name, report.margins(params), prompts, c))
+            margins[name] = [held_out.margins(params) for held_out in sets]
             del params
             bar.advance(1)
+    prompts = [tuple(row.prompt_ids) for row in rows.report]
+    scores = []
+    for name, (learning_P, report_P) in margins.items():
+        free = config.objective == "calibrated"
+        c = fitted_scale(learning_P) if free else config.beta
+        scores.append(score(name, report_P, prompts, c))
     counts = {
         "learn_pairs": len(rows.learn),
         "held_out_pairs": len(rows.report),
         "held_out_prompts": len(set(prompts)),
     }
-    return Learned(weights_GK, scale, scores, counts)
+    return Learned(weights_GK, context.report, scores, counts)
+
+
+def _model_log_probs(
+    deltas: Deltas, rows: Split, sets: Sequence[HeldOut], console: RunConsole
+) -> list[CachedPairs]:
+    """Returns both sets' log-probs under every model."""
+    both = rows.learn, rows.report
+    logps = [{0: held_out.table["reference_BN"]} for held_out in sets]
+    total = (deltas.count - 1) * sum(len(some) for some in both)
+    with console.phase("models", total, "pairs") as bar:
+        for k in range(1, deltas.count):
+            params = deltas.merge(one_hot(len(deltas.names), deltas.count, k))
+            for held_out, found in zip(sets, logps, strict=True):
+                found[k] = log_probs(held_out, params, bar.advance)
+            del params
+    return [CachedPairs(some, found) for some, found in zip(both, logps, strict=True)]
 
 
 def held_out_sets(
@@ -162,16 +197,24 @@ def held_out_sets(
             table = collate(some, length=length, pad_id=pad)
             lengths = best_lengths(row_lengths(table), length, LENGTHS)
             micro = min(MICRO_BATCH, len(some))
-            table["reference_BN"] = batched_log_probs(
-                decoder,
-                anchor,
-                table,
-                size=micro,
-                lengths=lengths,
-                advance=anchor_bar.advance,
-            )
-            sets.append(HeldOut(decoder, config, table, micro, seed, lengths))
+            held_out = HeldOut(decoder, config, table, micro, seed, lengths)
+            table["reference_BN"] = log_probs(held_out, anchor, anchor_bar.advance)
+            sets.append(held_out)
     return sets
+
+
+def log_probs(
+    held_out: HeldOut, params: Params, advance: Callable[[int], None]
+) -> np.ndarray:
+    """Returns log p of every answer under a model, float32 [P, N] nats."""
+    return batched_log_probs(
+        held_out.decoder,
+        params,
+        held_out.table,
+        size=held_out.micro,
+        lengths=held_out.lengths,
+        advance=advance,
+    )
 
 
 def score(

@@ -7,8 +7,8 @@ import argparse
 import json
 import math
 import pathlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from tpmm_jax.commands._learning import Learned, Split, split_rows
@@ -31,7 +31,7 @@ from tpmm_jax.errors import BadInput
 from tpmm_jax.facade import sum_remark
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
-from tpmm_jax.merging import RULES, ReferenceConfig, signal_text
+from tpmm_jax.merging import RULES, ReferenceConfig, nothing_learned, signal_text
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.store.files import storage_errors
@@ -58,9 +58,9 @@ def given_weights(args: argparse.Namespace, names: Sequence[str]) -> list[float]
 
 def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     """Returns the "learned" rule's constants, validated."""
-    named = ("granularity", "objective", "steps", "beta", "learning_rate", "batch_size")
+    named = [f.name for f in fields(ReferenceConfig) if hasattr(args, f.name)]
     changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
-    config = ReferenceConfig(rule="learned", fit="adam", **changes)
+    config = ReferenceConfig(rule="learned", **changes)
     config.validate(tuple(RULES), flag)
 
     def check_holdout() -> None:
@@ -124,9 +124,9 @@ def record(
             "note": "our reconstruction of the fusion objective",
             "pairs": pathlib.Path(args.learn).name,
             **asdict(config),
-            "scale": merged.learned.scale,
             "seed": args.seed,
         }
+        content["fit"] = merged.learned.fit
         content["granularity"] = config.granularity
         content["held_out"] = {
             **merged.learned.counts,
@@ -148,9 +148,18 @@ def show(merged: Merged, names: Sequence[str], console: RunConsole) -> None:
         rows.append((text, name))
     console.header("weights", rows)
     if merged.learned is not None:
+        show_fit(merged.learned.fit, names, console)
         show_scores(merged.learned, console)
     for dtype, ratio in merged.ratios.items():
         console.note(signal_text(ratio, dtype))
+
+
+def show_fit(fit: Mapping[str, Any], names: Sequence[str], console: RunConsole) -> None:
+    """Says which models a fit on margins left out, and why it learned nothing."""
+    for k, why in fit.get("left_out", {}).items():
+        console.warn(f"{names[int(k)]} is left out of the merge: {why}")
+    if why := nothing_learned(fit):
+        console.warn(f"{why}; all but {names[0]} have equal weights")
 
 
 def show_scores(learned: Learned, console: RunConsole) -> None:
@@ -181,6 +190,11 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     check_output(args.output)
     weights = given_weights(args, names)
     learning = None if args.learn is None else learning_config(args)
+    if learning is not None and learning.on_margins and len(names) < 3:
+        raise BadInput(
+            f"--learn weights the models after the first, and {names[1]} is the only "
+            "one; give more models, or use --fit adam or --weights"
+        )
     sources = open_sources(names, args.base, console)
     config, output = sources[0].config, pathlib.Path(args.output)
     rewards = config.output == "reward"

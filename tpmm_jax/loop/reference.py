@@ -35,10 +35,10 @@ from tpmm_jax.merging import (
     MergeContext,
     choose,
     group_names,
+    nothing_learned,
     one_hot_index,
     signal_to_rounding,
 )
-from tpmm_jax.merging.margins import ACCEPTED, LEAST_PROMPTS
 from tpmm_jax.mesh import fetch, fill, put_batch
 from tpmm_jax.steps import pair_check_step
 from tpmm_jax.store.digests import (
@@ -249,16 +249,8 @@ def _say(voice: Voice, iteration: int, report: Mapping[str, Any]) -> None:
         voice.console.warn(
             f"iteration {iteration}: theta_{k} is left out of the reference: {why}"
         )
-    kept = len(report.get("accuracies", ())) - len(report.get("left_out", ()))
-    if kept < 2 or report["learned"]:
-        return
-    count = report["held_out_prompts"]
-    why = "the held-out pairs did not tell the checkpoints apart"
-    if count < LEAST_PROMPTS:
-        why = f"{count} held-out prompts are too few to weight checkpoints with"
-    if report["residual"] > ACCEPTED:
-        why = f"the weights' optimum was not found (residual {report['residual']:.1e})"
-    voice.console.note(f"iteration {iteration}: {why}; uniform weights are used")
+    if why := nothing_learned(report):
+        voice.console.note(f"iteration {iteration}: {why}; uniform weights are used")
 
 
 def _carried_logits(disk: Disk, iteration: int) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from tpmm_jax.merging.experts import (
 )
 from tpmm_jax.merging.learned import HeldOut
 from tpmm_jax.merging.listwise import RatedSamples, fit_listwise
-from tpmm_jax.merging.margins import LEAST_PROMPTS, Margins
+from tpmm_jax.merging.margins import LEAST_PROMPTS, Margins, nothing_learned
 from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
 from tpmm_jax.merging.rules import RULES, MergeContext, choose
 from tpmm_jax.merging.trees import (
@@ -55,6 +55,7 @@ __all__ = [
     "fit_listwise",
     "group_names",
     "merge_params",
+    "nothing_learned",
     "one_hot",
     "one_hot_index",
     "pair_margins",

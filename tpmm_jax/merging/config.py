@@ -93,7 +93,7 @@ class ReferenceConfig:
         """Raises BadInput for a value that its rule cannot use.
 
         Args:
-          name: what a message calls a field that is out of range.
+          name: what a message calls a field.
         """
         if self.rule not in rules:
             raise BadInput(
@@ -123,9 +123,9 @@ class ReferenceConfig:
         for field, (good, wanted) in checks.items():
             if not good:
                 raise BadInput(f"{name(field)} is {getattr(self, field)}; use {wanted}")
-        self._validate_meaning()
+        self._validate_meaning(name)
 
-    def _validate_meaning(self) -> None:
+    def _validate_meaning(self, name: Callable[[str], str]) -> None:
         """Refuses what the chosen rule and fit would not read."""
         for f in fields(self):
             owner = ONE_RULES.get(f.name, self.rule)
@@ -138,16 +138,15 @@ class ReferenceConfig:
             if unread and getattr(self, f.name) != f.default:
                 reads = [fit for fit in UNREAD if f.name not in UNREAD[fit]]
                 raise BadInput(
-                    f"reference.{f.name} has no meaning for reference.fit={self.fit}; "
-                    f"leave it at {f.default}, or set reference.fit to "
-                    f"{' or '.join(reads)} (a run that began before there was "
-                    "reference.fit goes on with adam)"
+                    f"{name(f.name)} has no meaning for {name('fit')}={self.fit}; "
+                    f"leave it at {f.default}, or use {name('fit')}="
+                    f"{' or '.join(reads)} (before there was {name('fit')} it was adam)"
                 )
         scaled = self.rule == "learned" and self.fit == "exact"
         if scaled and self.objective == "calibrated" and self.beta != type(self).beta:
             raise BadInput(
-                f"reference.beta is {self.beta}, but objective calibrated finds the "
-                "scale itself; leave it unset, or set reference.objective=fixed"
+                f"{name('beta')} is {self.beta}, but objective calibrated finds the "
+                f"scale itself; leave it unset, or use {name('objective')}=fixed"
             )
         if self.rule in FIXED_RULES and self.anchor_share is not None:
             raise BadInput(

@@ -11,7 +11,7 @@ pairs cannot tell the checkpoints apart: the weights are used only where, out of
 they predict held-out labels better than the plain mean does.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,22 @@ class Fit:
             "held_out_prompts": self.prompts,
             "accuracies": [list(interval) for interval in self.accuracies],
         }
+
+
+def nothing_learned(record: Mapping[str, Any]) -> str:
+    """Returns why a fit's weights are equal, of ``Fit.record``; "" where they are not.
+
+    Of weights that were not fitted on margins, and of one checkpoint, "" as well.
+    """
+    kept = len(record.get("accuracies", ())) - len(record.get("left_out", ()))
+    if kept < 2 or record["learned"]:
+        return ""
+    if record["residual"] > ACCEPTED:
+        return f"the weights' optimum was not found (residual {record['residual']:.1e})"
+    count = record["held_out_prompts"]
+    if count < LEAST_PROMPTS:
+        return f"{count} held-out prompts are too few to weight checkpoints with"
+    return "the held-out pairs did not tell the checkpoints apart"
 
 
 def fit_weights(margins: Margins) -> Fit:

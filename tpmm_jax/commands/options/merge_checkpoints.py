@@ -30,13 +30,14 @@ EPILOG = """\
 examples:
   tpmm merge_checkpoints runs/a/trajectory@0..2 --weights 0.5 0.3 0.2 --output merged
   tpmm merge_checkpoints runs/a runs/b/trajectory@4 --uniform --output merged
-  tpmm merge_checkpoints runs/a --learn pairs.jsonl --granularity layer --output merged
+  tpmm merge_checkpoints runs/a --learn pairs.jsonl --output merged
 
---learn fits softmax weights so that the merge, scored as a policy against theta_0,
-prefers the chosen answers (our reconstruction of the fusion objective: docs/design.md).
-A share of the prompts is held out; accuracy and loss are reported on those alone. Give
-pairs that no checkpoint was trained on: a checkpoint looks better than it is on its own
-training pairs.
+--learn finds weights with which the merge, scored as a policy against theta_0, prefers
+the chosen answers, as a run with reference.rule=learned does (our reconstruction:
+docs/losses.md): theta_0 has the weight --anchor-share, the others learned ones where
+these predict labels better than equal weights do. A share of the prompts is held out;
+accuracy and loss are reported on those alone. Give pairs that no checkpoint was trained
+on: a checkpoint looks better than it is on its own training pairs.
 pairs.jsonl: chosen and rejected, with a prompt or without; texts or message lists.
 """
 # Of options that mean something with --learn alone.
@@ -84,20 +85,33 @@ def add_learning(parser: Parser) -> list[argparse.Action]:
     add = parser.add_argument_group("with --learn").add_argument
     return [
         add(
+            "--fit",
+            choices=("margins", "exact", "adam"),
+            help="without the network (default), from there on through it, or through "
+            "it alone, theta_0's weight too",
+        ),
+        add("--anchor-share", type=float, help="theta_0's weight (0.5; adam: learned)"),
+        add(
             "--granularity",
             choices=("model", "layer"),
-            help="weights per model or per layer",
+            help="exact, adam: weights per model or per layer",
         ),
         add(
-            "--objective", choices=("calibrated", "fixed"), help="fit D's scale, or not"
+            "--objective",
+            choices=("calibrated", "fixed"),
+            help="exact, adam: fit D's scale, or not",
         ),
-        add("--steps", type=int, help=f"steps of Adam (default: {usual['steps']})"),
-        add("--beta", type=float, help=f"scale of D, or its start ({usual['beta']})"),
-        add("--learning-rate", type=float, help=f"default: {usual['learning_rate']}"),
+        add(
+            "--beta",
+            type=float,
+            help=f"exact, adam: scale of D, or its start ({usual['beta']})",
+        ),
+        add("--steps", type=int, help=f"adam: (default: {usual['steps']})"),
+        add("--learning-rate", type=float, help=f"adam: ({usual['learning_rate']})"),
         add(
             "--batch-size",
             type=int,
-            help=f"pairs per step (default: {usual['batch_size']})",
+            help=f"adam: pairs per step ({usual['batch_size']})",
         ),
         add(
             "--holdout",
