@@ -1,11 +1,14 @@
 """How long a command takes to explain itself, and a run to start again.
 
-    python benchmarks/startup.py --rounds 3
+    python benchmarks/startup.py --rounds 3 [--before CHECKOUT]
 
 First the CPU seconds of --help of every command, beside those of `import jax`. Then a
 run of one iteration of configs/quickstart.py in a new workdir: with an empty cache of
 compiled programs, with the one that this left, and with --no-compilation-cache.
-Each in processes of their own, in turns; medians of the rounds, wall and CPU seconds.
+With --before, another version of the project, then the whole of configs/quickstart.py
+as each has it, with an empty cache; and once more as it is here, with the one that this
+left. Each in processes of their own, in turns; medians of the rounds, wall and CPU
+seconds.
 """
 
 import argparse
@@ -23,8 +26,8 @@ from measure import versions
 
 from tpmm_jax.commands.dispatch import COMMANDS
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
-RUN = ["train", "--config", str(CONFIG), "--set", "iterations=1"]
+HERE, CONFIG = pathlib.Path(__file__).parents[1], pathlib.Path("configs/quickstart.py")
+RUN = ["train", "--config", str(HERE / CONFIG), "--set", "iterations=1"]
 
 
 def spent(words: Sequence[str], **environment: str) -> tuple[float, float]:
@@ -54,11 +57,29 @@ def told(some: Sequence[tuple[float, float]]) -> str:
     return ", ".join(parts)
 
 
+def quickstarts(
+    before: pathlib.Path, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Returns what the whole quickstart took: {which: of each round}."""
+    runs = {"before": before.resolve(), "empty": HERE, "warm": HERE}
+    found: dict[str, list[tuple[float, float]]] = {which: [] for which in runs}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for which, tree in runs.items():
+                words = [str(tree / CONFIG), "--workdir", f"{folder}/{which}"]
+                environment = {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": folder}
+                one = spent(words, JAX_PLATFORMS="cpu", **environment)
+                found[which].append(one)
+    return found
+
+
 def main() -> None:
     """Prints a line for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--before", type=pathlib.Path, metavar="CHECKOUT")
+    args = parser.parse_args()
+    rounds = args.rounds
     helped = [
         spent(["-m", "tpmm_jax", name, "--help"])
         for _ in range(rounds)
@@ -76,6 +97,9 @@ def main() -> None:
                 found.setdefault(what, []).append(one)
     for what, some in found.items():
         print(f"a run with a cache that is {what}: {told(some)}")
+    if args.before is not None:
+        for what, some in quickstarts(args.before, rounds).items():
+            print(f"the quickstart, {what}: {told(some)}")
     print(versions())
 
 
