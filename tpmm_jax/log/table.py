@@ -79,6 +79,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
     if "train margin" in known:
         known.add("train acc.")  # dashes: no step is left of it
     cells = {title: column for title, column in cells.items() if title in known}
+    columns = list(cells)
     for given_up in _GIVEN_UP:
         if needed_width(cells.items()) <= width:
             break
@@ -90,6 +91,8 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
         elif "reference" in cells:
             cells["reference"] = references(given_up)
     caption = _caption(rows, cells, rules)
+    if missing := [title for title in columns if title not in cells]:
+        caption += f"\na wider terminal also shows: {', '.join(missing)}"
     return draw_table(cells.items(), left=("reference",), caption=caption)
 
 
