@@ -13,8 +13,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tpmm_jax"
 # line (or the demo), the last row.
 ORDER = (
     ("axes", "chips", "errors"),
-    ("compiling", "mesh", "stopping"),
+    ("compiling", "stopping"),
     ("hosts",),
+    ("mesh",),
     ("models",),
     ("data", "losses", "rewards"),
     ("evaluation",),

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.hosts import acts_alone
 
 DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
 AXES = (DATA, FSDP, TENSOR, EXPERT)
@@ -51,12 +52,18 @@ def first_device(mesh: Mesh | None) -> Any:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of ``config`` over ``devices`` (default: all).
+    """Returns the mesh of ``config`` over ``devices``.
+
+    Args:
+      devices: default: all; in a function of the user's, which process 0 alone calls,
+        those of that process.
 
     Raises:
       BadInput: the sizes do not multiply to the number of devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    if devices is None:
+        devices = jax.local_devices() if acts_alone() else jax.devices()
+    devices = list(devices)
     sizes = [config.data, config.fsdp, config.tensor, config.expert]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise BadInput(

@@ -209,6 +209,15 @@ def test_a_slow_scorer_is_waited_for(
     assert rows(tmp_path / "run")[-1]["kind"] == "iteration"
 
 
+@pytest.mark.slow
+def test_a_scorer_computes_on_the_devices_of_its_process(
+    tmp_path: pathlib.Path,
+) -> None:
+    words = (*PLAIN, "--set", "scorer.name=user_code:on_a_mesh", "--set")
+    run(tmp_path, *words, "iterations=1", "--workdir", tmp_path / "run")
+    assert rows(tmp_path / "run")[-1]["kind"] == "iteration"
+
+
 @pytest.mark.loop
 def test_unequal_configs_end_both_with_one_message(tmp_path: pathlib.Path) -> None:
     own = ((), ("--set", "loss.beta=0.3"))

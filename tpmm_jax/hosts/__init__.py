@@ -7,6 +7,7 @@ it (``once``). Nothing waits inside a device's collective, whose deadline is sho
 
 from tpmm_jax.hosts.connecting import add_options, join, refuse_many
 from tpmm_jax.hosts.meeting import (
+    acts_alone,
     agree_same,
     asked_all,
     count,
@@ -20,6 +21,7 @@ from tpmm_jax.hosts.meeting import (
 )
 
 __all__ = [
+    "acts_alone",
     "add_options",
     "agree_same",
     "asked_all",

@@ -301,6 +301,11 @@ def once(act: Callable[[], T], name: str = "") -> T:
     return _group.once(act, name or getattr(act, "__qualname__", ""))
 
 
+def acts_alone() -> bool:
+    """Returns whether the other processes wait for what this one does."""
+    return _group is not None and _group.alone > 0
+
+
 def first_only(act: Callable[[], object]) -> None:
     """Has process 0 act; nobody waits for it, and nobody may rest on what it does."""
     if _group is None or _group.alone:
