@@ -345,6 +345,26 @@ def offline_table(rows: Sequence[CellRow]) -> str:
     return markdown(table)
 
 
+def elsewhere_table(rows: Sequence[CellRow]) -> str:
+    """Returns the tuned arms on prompts out of the training's domain."""
+    arms = by_arm(row for row in rows if row["phase"] == "elsewhere")
+    head = [
+        "elsewhere", "rate", "seeds", "theta_0", "theta_6, 95 %", "- previous, 95 %",
+        "mean - theta_6, 95 %", "KL",
+    ]  # fmt: skip
+    table = [head]
+    for arm, cells in arms.items():
+        last, mean = ends(arms, arm), ends(arms, arm, "ship/reward/mean")
+        table.append([
+            arm, f"{next(iter(cells.values()))['rate']:g}", f"{len(cells)}",
+            f"{ends(arms, arm, at=0).mean():.2f}",
+            f"{last.mean():.2f} {bounds(*interval(last)[1:])}",
+            difference(last - ends(arms, "previous")), difference(mean - last),
+            f"{ends(arms, arm, 'kl/theta_0').mean():.1f}",
+        ])  # fmt: skip
+    return markdown(table)
+
+
 def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
     """Prints every table and draws the figure."""
     rows = read_rows(file)
@@ -363,7 +383,7 @@ def print_tables(file: pathlib.Path, picture: pathlib.Path) -> None:
     }
     print(f"{primary_table(found['tuned'])}\n\n{secondary_table(found)}\n")
     print(f"{equal_kl_table(studies)}\n\n{exploring_table(rows)}\n")
-    print(offline_table(rows))
+    print(f"{offline_table(rows)}\n\n{elsewhere_table(rows)}")
     smollm2 = by_arm(row for row in rows if row["phase"] == "smollm2")
     if any(smollm2.values()):
         print(f"\n**SmolLM2**\n\n{arm_table(smollm2)}")

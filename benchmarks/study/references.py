@@ -6,6 +6,7 @@
     python benchmarks/study/references.py explore --workdir runs/references
     python benchmarks/study/references.py offline --workdir runs/references
     python benchmarks/study/references.py smollm2 --workdir runs/references
+    python benchmarks/study/references.py elsewhere --workdir runs/references
 
 ``tune`` runs every arm at every learning rate on the tuning seeds. ``fresh`` then runs
 the fresh seeds, each arm at its best rate and some at the pressing one too, every cell
@@ -29,9 +30,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from elsewhere import evaluate_and_keep
 from grid import Cell, Grid
 from references_rows import FILE, CellRow, read_rows, run_and_keep
-from run import add_jobs, exit_code, run_cells
+from run import add_jobs, exit_code, run_cells, run_tasks
 
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -140,9 +142,13 @@ class Run:
         """Returns the lines."""
         return read_rows(self.file)
 
+    def kept(self, phase: str) -> set[str]:
+        """Returns the cells of a phase that have a line."""
+        return {row["cell"] for row in self.rows() if row["phase"] == phase}
+
     def __call__(self, grid: Grid, phase: str) -> dict[str, str]:
         """Runs what is missing; returns what failed: name -> message."""
-        kept = {row["cell"] for row in self.rows() if row["phase"] == phase}
+        kept = self.kept(phase)
         cells = [cell for cell in grid.cells() if cell.name not in kept]
         run = functools.partial(run_and_keep, phase=phase, file=self.file)
         return run_cells(
@@ -265,6 +271,30 @@ def smollm2(run: Run) -> dict[str, str]:
     return run(smollm2_grid(), "smollm2")
 
 
+def elsewhere(run: Run) -> dict[str, str]:
+    """Evaluates the fresh cells' policies; returns what failed: name -> message."""
+    best, kept = best_rates(run.rows()), run.kept("elsewhere")
+    grid = grid_of(FRESH_SEEDS, {arm: [best[arm]] for arm in ARMS}, "mean")
+    evaluate = functools.partial(
+        evaluate_and_keep,
+        workdir=run.workdir / "fresh",
+        last=FIXED["iterations"],
+        file=run.file,
+    )
+    tasks = {
+        cell.name: functools.partial(evaluate, cell)
+        for cell in grid.cells()
+        if cell.name not in kept
+    }
+    return run_tasks(
+        tasks,
+        run.jobs,
+        run.console,
+        (len(tasks), "cells"),
+        lambda: len(run.kept("elsewhere") - kept),
+    )
+
+
 def best_rates(rows: Sequence[CellRow]) -> dict[str, float]:
     """Returns the rates that the tuning chose.
 
@@ -364,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line."""
     phases = {
         "tune": tune, "fresh": fresh, "explore": explore, "offline": offline,
-        "smollm2": smollm2,
+        "smollm2": smollm2, "elsewhere": elsewhere,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description="Runs the study of docs/study.md.")
     parser.add_argument("phase", choices=phases)

@@ -171,6 +171,7 @@ def test_tables_and_the_figure_are_made(
         for arm in ("previous", "sft")
     ]
     some += [cell("smollm2", s, a, 5e-5, 0.5) for s in (400, 401) for a in PRIMARY]
+    some += [cell("elsewhere", s, "previous", 1e-4, 0.5) for s in (200, 201)]
     file.write_text("".join(json.dumps(row) + "\n" for row in some))
     print_tables(file, picture)
     said = capsys.readouterr().out
@@ -179,6 +180,7 @@ def test_tables_and_the_figure_are_made(
     assert "| learned_layers | 0.0001 | 2 | 0.50 |" in said
     assert "| hh | sft | 0.0001 | 2 | 50.0 % | +0.00 [+0.00, +0.00] |" in said
     assert "**SmolLM2**" in said and "| sft | 5e-05 |" in said
+    assert "| previous | 0.0001 | 2 | 0.40 | 0.50 [" in said
     assert picture.stat().st_size > 10_000
     file.write_text("")
     with pytest.raises(BadInput, match="has 0 whole seeds"):
