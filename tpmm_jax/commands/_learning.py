@@ -22,6 +22,7 @@ from tpmm_jax.log.console import RunConsole
 from tpmm_jax.loop.compare import LENGTHS
 from tpmm_jax.loop.held_out import CachedPairs
 from tpmm_jax.loop.log_probs import batched_log_probs
+from tpmm_jax.loop.safety import refuse_log_probs
 from tpmm_jax.merging import (
     Deltas,
     HeldOut,
@@ -112,7 +113,7 @@ def learn_weights(
       config: of the rule "learned".
       names: of the models, for the scores.
     """
-    cached = _model_log_probs(deltas, rows, sets, console)
+    cached = _model_log_probs(deltas, rows, sets, names, console)
     known = [pairs.margins(length_normalized=False) for pairs in cached]
     groups, count = len(deltas.names), deltas.count
     context = MergeContext(
@@ -127,17 +128,17 @@ def learn_weights(
         weights_GK = choose(context)
         if not config.evaluations:
             bar.advance(1)
-    margins = {name: [m.of(k) for m in known] for k, name in enumerate(names)}
+    margins = [(name, [m.of(k) for m in known]) for k, name in enumerate(names)]
     merges = {"uniform": np.full((groups, count), 1 / count), "learned": weights_GK}
     with console.phase("score", len(merges), "merges") as bar:
         for name, tried_GK in merges.items():
             params = deltas.merge(tried_GK)
-            margins[name] = [held_out.margins(params) for held_out in sets]
+            margins.append((name, [held_out.margins(params) for held_out in sets]))
             del params
             bar.advance(1)
     prompts = [tuple(row.prompt_ids) for row in rows.report]
     scores = []
-    for name, (learning_P, report_P) in margins.items():
+    for name, (learning_P, report_P) in margins:
         free = config.objective == "calibrated"
         c = fitted_scale(learning_P) if free else config.beta
         scores.append(score(name, report_P, prompts, c))
@@ -150,17 +151,26 @@ def learn_weights(
 
 
 def _model_log_probs(
-    deltas: Deltas, rows: Split, sets: Sequence[HeldOut], console: RunConsole
+    deltas: Deltas,
+    rows: Split,
+    sets: Sequence[HeldOut],
+    names: Sequence[str],
+    console: RunConsole,
 ) -> list[CachedPairs]:
-    """Returns both sets' log-probs under every model."""
+    """Returns both sets' log-probs under every model.
+
+    Raises:
+      NotFinite: one gives an answer no finite log-prob; names the pairs.
+    """
     both = rows.learn, rows.report
     logps = [{0: held_out.table["reference_BN"]} for held_out in sets]
     total = (deltas.count - 1) * sum(len(some) for some in both)
     with console.phase("models", total, "pairs") as bar:
         for k in range(1, deltas.count):
             params = deltas.merge(one_hot(len(deltas.names), deltas.count, k))
-            for held_out, found in zip(sets, logps, strict=True):
+            for held_out, some, found in zip(sets, both, logps, strict=True):
                 found[k] = log_probs(held_out, params, bar.advance)
+                refuse_log_probs(found[k], some, names[k])
             del params
     return [CachedPairs(some, found) for some, found in zip(both, logps, strict=True)]
 
