@@ -67,7 +67,8 @@ def quickstarts(
         with tempfile.TemporaryDirectory() as folder:
             for which, tree in runs.items():
                 words = [str(tree / CONFIG), "--workdir", f"{folder}/{which}"]
-                environment = {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": folder}
+                cache = f"{folder}/programs-{'before' if which == 'before' else 'now'}"
+                environment = {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": cache}
                 one = spent(words, JAX_PLATFORMS="cpu", **environment)
                 found[which].append(one)
     return found

@@ -98,7 +98,7 @@ def pairs_file(tmp_path, count=30):
 @pytest.mark.parametrize(
     "granularity", [pytest.param("model", marks=pytest.mark.slow), "layer"]
 )
-def test_learned_weights_are_recorded_with_held_out_scores(
+def test_weights_of_adam_are_recorded_with_held_out_scores(
     capsys, run, tmp_path, granularity
 ):
     out = tmp_path / "out"
@@ -129,7 +129,10 @@ def test_learned_weights_are_recorded_with_held_out_scores(
     assert {p.name for p in tmp_path.iterdir()} == {"out", "pairs.jsonl"}
 
 
-def test_weights_are_learned_as_a_run_learns_them(capsys, run, tmp_path):
+@pytest.mark.parametrize(
+    "fit", ["margins", pytest.param("exact", marks=pytest.mark.slow)]
+)
+def test_weights_are_learned_as_a_run_learns_them(capsys, run, tmp_path, fit):
     models = [tpmm.load(f"{run}/trajectory@{k}") for k in range(3)]
     prompts = [f"say {i}" for i in range(60)]
     rng = np.random.default_rng(0)
@@ -143,18 +146,22 @@ def test_weights_are_learned_as_a_run_learns_them(capsys, run, tmp_path):
     ]
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "out"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = "--no-chat", "--anchor-share", 0.2, "--output", out
+    options = "--no-chat", "--anchor-share", 0.2, "--fit", fit, "--output", out
     code, said, err = merge(capsys, run, "--learn", pairs, *options)
     assert code == 0, err
+    assert "uniform weights" not in said + err
     record = json.loads((out / "merge.json").read_text())
-    fit, scores = record["fit"], record["held_out"]["scores"]
+    found, scores = record["fit"], record["held_out"]["scores"]
     (weights_K,) = np.asarray(record["weights"])
-    assert fit["learned"] and fit["residual"] < 1e-6
+    assert found["learned"] and found["residual"] < 1e-6
     assert weights_K[0] == 0.2 and weights_K[2] > 2 * weights_K[1]
-    expected_K = 0.8 * np.asarray(fit["coefficients"]) / np.sum(fit["coefficients"])
-    assert np.allclose(weights_K[1:], expected_K)
-    assert fit["accuracies"][1][0] == scores[2]["accuracy"] == 1
-    assert "equal weights" not in said + err
+    c_K = np.asarray(found["coefficients"])
+    # From there on "exact" goes through the network.
+    assert (fit == "exact") != np.allclose(weights_K[1:], 0.8 * c_K / c_K.sum())
+    assert found["accuracies"][1][0] == scores[2]["accuracy"] == 1
+    objective = record["objective"]
+    assert objective["fit"] == fit and objective["anchor_share"] == 0.2
+    assert "steps" not in objective and ("beta" in objective) == (fit == "exact")
 
 
 def ratio(models, texts):
@@ -176,7 +183,23 @@ def test_too_few_pairs_to_learn_weights_from_are_said(capsys, run, tmp_path):
     assert json.loads((out / "merge.json").read_text())["weights"] == [
         [0.5, 0.25, 0.25]
     ]
-    assert "8 held-out prompts are too few to weight checkpoints with" in said + err
+    assert "the pairs learned on have 8 prompts, too few to weight" in said + err
+
+
+def test_two_models_of_one_name_are_scored_apart(capsys, run, tmp_path):
+    out, one = tmp_path / "out", f"{run}/trajectory@1"
+    code, _, err = merge(
+        capsys, one, one, "--learn", pairs_file(tmp_path), "--no-chat", "--output", out,
+        "--fit", "adam", "--steps", 1, "--objective", "fixed", "--beta", 0.2,
+    )  # fmt: skip
+    assert code == 0, err
+    record = json.loads((out / "merge.json").read_text())
+    scores = record["held_out"]["scores"]
+    assert [s["model"] for s in scores] == [one, one, "uniform", "learned"]
+    assert {s["scale"] for s in scores} == {0.2}
+    assert {s["loss"] for s in scores} == {pytest.approx(math.log(2))}
+    assert record["objective"]["anchor_share"] is None
+    assert len(record["fit"]["logits"][0]) == 2
 
 
 def test_prompts_are_held_out_whole():

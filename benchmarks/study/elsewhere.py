@@ -8,6 +8,7 @@ answer a prompt, the same prompts and keys for every cell of a seed.
 import contextlib
 import io
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from grid import SEED, Cell
 
 from tpmm_jax.commands import evaluate
+from tpmm_jax.errors import Stopped
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # As the lines of other phases name a measure -> as tpmm evaluate does.
@@ -46,6 +48,8 @@ def evaluate_and_keep(
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         code = evaluate.main(words)
+    if code == Stopped.exit_code:
+        os._exit(code)  # this process takes no further cell
     if code:
         return f"tpmm evaluate ended with {code}: {errors.getvalue().strip()}"
     first, *others = json.loads(out.getvalue())["models"]

@@ -10,6 +10,7 @@ import pytest
 STUDY = pathlib.Path(__file__).parents[2] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
+import elsewhere  # noqa: E402
 from analyse_references import (  # noqa: E402
     holm,
     p_value,
@@ -32,6 +33,7 @@ from references import (  # noqa: E402
     choose,
     exploring_grid,
     fresh_grid,
+    grid_of,
     offline_grid,
     smollm2_grid,
     tuning_grid,
@@ -171,7 +173,11 @@ def test_tables_and_the_figure_are_made(
         for arm in ("previous", "sft")
     ]
     some += [cell("smollm2", s, a, 5e-5, 0.5) for s in (400, 401) for a in PRIMARY]
-    some += [cell("elsewhere", s, "previous", 1e-4, 0.5) for s in (200, 201)]
+    some += [
+        cell("elsewhere", seed, arm, 1e-4, last)
+        for seed in (200, 201)
+        for arm, last in (("previous", 0.5), ("sft", 0.7))
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in some))
     print_tables(file, picture)
     said = capsys.readouterr().out
@@ -180,11 +186,48 @@ def test_tables_and_the_figure_are_made(
     assert "| learned_layers | 0.0001 | 2 | 0.50 |" in said
     assert "| hh | sft | 0.0001 | 2 | 50.0 % | +0.00 [+0.00, +0.00] |" in said
     assert "**SmolLM2**" in said and "| sft | 5e-05 |" in said
-    assert "| previous | 0.0001 | 2 | 0.40 | 0.50 [" in said
+    row = next(
+        x for x in said.splitlines() if x.startswith("| sft | 0.0001 | 2 | 0.40 ")
+    )
+    assert row.endswith(
+        "| 0.70 [0.70, 0.70] | +0.20 [+0.20, +0.20] | -0.10 [-0.10, -0.10] | 1.0 |"
+    )
     assert picture.stat().st_size > 10_000
     file.write_text("")
     with pytest.raises(BadInput, match="has 0 whole seeds"):
         print_tables(file, picture)
+
+
+def test_a_cell_is_evaluated_elsewhere(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def stand_in(words: list[str]) -> int:
+        asked.append(words)
+        models = [
+            {
+                "reward/mean": reward, "kl/baseline": kl,
+                "length/mean": 48.0, "length/cut": 1.0,
+            }
+            for reward, kl in ((0.1, 0.0), (0.8, 9.0), (0.6, 5.0))
+        ]  # fmt: skip
+        print(json.dumps({"models": models}))
+        return 0
+
+    monkeypatch.setattr(elsewhere.evaluate, "main", stand_in)
+    (one,) = grid_of([200], {"sft": [5e-5]}, "mean").cells()
+    file = tmp_path / "lines.jsonl"
+    assert elsewhere.evaluate_and_keep(one, tmp_path, 6, file) is None
+    folder = f"{tmp_path}/cells/{one.name}"
+    wanted = [f"{folder}/{x}" for x in ("trajectory@0", "trajectory@6")]
+    assert asked[0][:3] == [*wanted, f"{folder}/policy@mean..6"]
+    row = json.loads(file.read_text())
+    assert row["reward/mean"] == [0.1, 0.8] and row["ship/reward/mean"] == [0.1, 0.6]
+    assert row["kl/theta_0"] == [0.0, 9.0] and row["rate"] == 5e-5
+    monkeypatch.setattr(elsewhere.evaluate, "main", lambda words: 2)
+    found = elsewhere.evaluate_and_keep(one, tmp_path, 6, file)
+    assert found is not None and "ended with 2" in found
 
 
 def test_fresh_cells_are_each_arm_at_its_own_rate_and_some_pressed() -> None:

@@ -96,12 +96,12 @@ def test_a_wide_table_says_everything():
     assert "θ0 .25 θ1 .25 θ2 .25 θ3 .25" in text
     assert "+0.36" in text and "1,480" in text and "12:34" in text
     assert "reference: learned" in text
-    assert "wider" not in text
+    assert "no room" not in text
 
 
 def test_a_narrow_table_names_the_columns_that_it_has_no_room_for():
     *_, last = drawn(ROWS, 80).splitlines()
-    assert last.strip() == "a wider terminal also shows: train margin, pairs"
+    assert last.strip() == "no room for: train margin, pairs"
 
 
 def test_80_columns_keep_the_reference_and_its_largest_weights():
@@ -232,7 +232,7 @@ def test_the_spread_of_several_scorers_goes_first_where_there_is_no_room():
     assert "spread" in drawn(rows, 200) and "0.25" in drawn(rows, 200)
     assert "spread" not in drawn(ROWS, 200)
     without, narrow = (
-        drawn(some, 60).partition("a wider terminal also shows: ")
+        drawn(some, 60).partition("no room for: ")
         for some in ([BASE, iteration_row(1)], rows)
     )
     assert narrow[0] == without[0] and narrow[2].startswith("spread, ")

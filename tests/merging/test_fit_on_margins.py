@@ -11,6 +11,7 @@ from tpmm_jax.merging.margins import (
     PENALTIES,
     clustered,
     fit_weights,
+    nothing_learned,
     solve,
 )
 
@@ -83,6 +84,24 @@ def test_without_the_optimum_the_weights_are_equal(monkeypatch):
     found = fit_weights(drawn)
     assert not found.learned and found.residual == 0.1
     np.testing.assert_array_equal(found.weights_K, np.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize("changes, wanted", [
+    ({}, "the held-out pairs did not tell the checkpoints apart"),
+    ({"held_out_prompts": 8}, "the held-out pairs have 8 prompts, too few to weight"),
+    ({"residual": 1e-3}, "the weights' optimum was not found (residual 1.0e-03)"),
+    ({"learned": True}, ""),
+    ({"left_out": {"2": "its weights may be broken"}}, ""),
+])  # fmt: skip
+def test_why_nothing_was_learned_is_told(changes, wanted):
+    record = {
+        "learned": False, "left_out": {}, "residual": 1e-9, "held_out_prompts": 64,
+        "accuracies": [[0.5, 0.4, 0.6]] * 2,
+    }  # fmt: skip
+    found = nothing_learned(record | changes)
+    assert found.startswith(wanted) and bool(found) == bool(wanted)
+    # Of weights that were trained through the network there is nothing to tell.
+    assert nothing_learned({"logits": [[0.0, 0.0]], "scale": 1.0}) == ""
 
 
 @pytest.mark.parametrize("prompts, pairs", [(32, 3), (64, 1)])

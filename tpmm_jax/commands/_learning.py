@@ -62,7 +62,8 @@ class Learned:
     """The weights, and the scores of every model, the mean and the merge.
 
     Attributes:
-      fit: what the rule records of how it found them, as in a run's reference.json.
+      fit: what the rule records of how it found them, as in a run's reference.json;
+        its held-out pairs are those learned on.
     """
 
     weights_GK: np.ndarray
@@ -116,32 +117,37 @@ def learn_weights(
     cached = _model_log_probs(deltas, rows, sets, names, console)
     known = [pairs.margins(length_normalized=False) for pairs in cached]
     groups, count = len(deltas.names), deltas.count
-    context = MergeContext(
-        config, count, deltas.names, known[0], deltas=lambda: deltas, held_out=sets[0]
-    )
     with console.phase("learn", config.evaluations or 1, "steps") as bar:
 
         def on_step(progress: dict[str, Any], row: dict[str, float]) -> None:
             bar.advance(1, loss=f"{row['loss']:.4f}")
 
-        context.on_step = on_step
+        context = MergeContext(
+            config,
+            count,
+            deltas.names,
+            known[0],
+            deltas=lambda: deltas,
+            held_out=sets[0],
+            on_step=on_step,
+        )
         weights_GK = choose(context)
         if not config.evaluations:
             bar.advance(1)
-    margins = [(name, [m.of(k) for m in known]) for k, name in enumerate(names)]
+    prompts = [tuple(row.prompt_ids) for row in rows.report]
+    free = config.objective == "calibrated"
+    scores = []
+    for k, name in enumerate(names):
+        c = fitted_scale(known[0].of(k)) if free else config.beta
+        scores.append(score(name, known[1].of(k), prompts, c))
     merges = {"uniform": np.full((groups, count), 1 / count), "learned": weights_GK}
     with console.phase("score", len(merges), "merges") as bar:
         for name, tried_GK in merges.items():
             params = deltas.merge(tried_GK)
-            margins.append((name, [held_out.margins(params) for held_out in sets]))
+            c = fitted_scale(sets[0].margins(params)) if free else config.beta
+            scores.append(score(name, sets[1].margins(params), prompts, c))
             del params
             bar.advance(1)
-    prompts = [tuple(row.prompt_ids) for row in rows.report]
-    scores = []
-    for name, (learning_P, report_P) in margins:
-        free = config.objective == "calibrated"
-        c = fitted_scale(learning_P) if free else config.beta
-        scores.append(score(name, report_P, prompts, c))
     counts = {
         "learn_pairs": len(rows.learn),
         "held_out_pairs": len(rows.report),
@@ -162,17 +168,21 @@ def _model_log_probs(
     Raises:
       NotFinite: one gives an answer no finite log-prob; names the pairs.
     """
-    both = rows.learn, rows.report
-    logps = [{0: held_out.table["reference_BN"]} for held_out in sets]
-    total = (deltas.count - 1) * sum(len(some) for some in both)
-    with console.phase("models", total, "pairs") as bar:
-        for k in range(1, deltas.count):
+    cached = [
+        CachedPairs(some, {0: held_out.table["reference_BN"]})
+        for some, held_out in zip((rows.learn, rows.report), sets, strict=True)
+    ]
+    total = (deltas.count - 1) * sum(len(pairs.rows) for pairs in cached)
+    with console.phase("log-probs", total, "pairs") as bar:
+        for k in range(deltas.count):
             params = deltas.merge(one_hot(len(deltas.names), deltas.count, k))
-            for held_out, some, found in zip(sets, both, logps, strict=True):
-                found[k] = log_probs(held_out, params, bar.advance)
-                refuse_log_probs(found[k], some, names[k])
+            for held_out, pairs in zip(sets, cached, strict=True):
+                if k:
+                    pairs.logps[k] = log_probs(held_out, params, bar.advance)
+                advice = "leave the pairs out"
+                refuse_log_probs(pairs.logps[k], pairs.rows, names[k], advice)
             del params
-    return [CachedPairs(some, found) for some, found in zip(both, logps, strict=True)]
+    return cached
 
 
 def held_out_sets(

@@ -1,6 +1,7 @@
 """Merges checkpoints: tpmm merge_checkpoints runs/x --uniform --output merged
 
-Exit codes: 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage, 75 stopped.
+Exit codes: 0 done, 1 not finite, 2 bad input, 3 corrupt checkpoint, 4 storage, 75
+stopped.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from tpmm_jax.commands._learning import Learned, Split, split_rows
@@ -32,6 +33,8 @@ from tpmm_jax.facade import sum_remark
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.versions import versions
 from tpmm_jax.merging import RULES, ReferenceConfig, nothing_learned, signal_text
+from tpmm_jax.merging.config import UNREAD
+from tpmm_jax.merging.rules import theta_0_weight
 from tpmm_jax.mesh import MeshConfig, make_mesh
 from tpmm_jax.models import Decoder
 from tpmm_jax.store.files import storage_errors
@@ -39,6 +42,12 @@ from tpmm_jax.weights.description import write_description
 from tpmm_jax.weights.loading import check_dtype
 from tpmm_jax.weights.saving import check_output, whole_directory
 from tpmm_jax.weights.source import Source
+
+# Options of --learn that are fields of ReferenceConfig.
+LEARNING = (
+    *("fit", "anchor_share", "granularity", "objective", "beta"),
+    *("steps", "learning_rate", "batch_size"),
+)
 
 
 def given_weights(args: argparse.Namespace, names: Sequence[str]) -> list[float]:
@@ -58,8 +67,7 @@ def given_weights(args: argparse.Namespace, names: Sequence[str]) -> list[float]
 
 def learning_config(args: argparse.Namespace) -> ReferenceConfig:
     """Returns the "learned" rule's constants, validated."""
-    named = [f.name for f in fields(ReferenceConfig) if hasattr(args, f.name)]
-    changes = {n: getattr(args, n) for n in named if getattr(args, n) is not None}
+    changes = {n: getattr(args, n) for n in LEARNING if getattr(args, n) is not None}
     config = ReferenceConfig(rule="learned", **changes)
     config.validate(tuple(RULES), flag)
 
@@ -123,7 +131,8 @@ def record(
         content["objective"] = {
             "note": "our reconstruction of the fusion objective",
             "pairs": pathlib.Path(args.learn).name,
-            **asdict(config),
+            **{n: getattr(config, n) for n in LEARNING if n not in UNREAD[config.fit]},
+            "anchor_share": theta_0_weight(config),
             "seed": args.seed,
         }
         content["fit"] = merged.learned.fit
@@ -158,8 +167,8 @@ def show_fit(fit: Mapping[str, Any], names: Sequence[str], console: RunConsole) 
     """Says which models a fit on margins left out, and why it learned nothing."""
     for k, why in fit.get("left_out", {}).items():
         console.warn(f"{names[int(k)]} is left out of the merge: {why}")
-    if why := nothing_learned(fit):
-        console.warn(f"{why}; all but {names[0]} have equal weights")
+    if why := nothing_learned(fit, "pairs learned on"):
+        console.warn(f"{why}; uniform weights are used")
 
 
 def show_scores(learned: Learned, console: RunConsole) -> None:
@@ -190,11 +199,6 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
     check_output(args.output)
     weights = given_weights(args, names)
     learning = None if args.learn is None else learning_config(args)
-    if learning is not None and learning.on_margins and len(names) < 3:
-        raise BadInput(
-            f"--learn weights the models after the first, and {names[1]} is the only "
-            "one; give more models, or use --fit adam or --weights"
-        )
     sources = open_sources(names, args.base, console)
     config, output = sources[0].config, pathlib.Path(args.output)
     rewards = config.output == "reward"
@@ -202,6 +206,12 @@ def run(args: argparse.Namespace, console: RunConsole) -> None:
         raise BadInput(
             "--learn scores the merge as a policy, and these are reward models; use "
             "--uniform (WARM) or --weights"
+        )
+    if learning is not None and len(names) < 3 and theta_0_weight(learning) is not None:
+        raise BadInput(
+            f"--learn weights the models after the first, and {names[1]} is the only "
+            "one; give more models, or use --fit adam without --anchor-share, or "
+            "--weights"
         )
     copies = len(names) + 1 if args.learn else 1
     check_output(output, 4 * copies * Decoder(config).num_params)

@@ -302,7 +302,7 @@ def once(act: Callable[[], T], name: str = "") -> T:
 
 
 def acts_alone() -> bool:
-    """Returns whether the other processes wait for what this one does."""
+    """Returns whether this process acts without the others."""
     return _group is not None and _group.alone > 0
 
 

@@ -79,7 +79,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
     if "train margin" in known:
         known.add("train acc.")  # dashes: no step is left of it
     cells = {title: column for title, column in cells.items() if title in known}
-    columns = list(cells)
+    titles = list(cells)
     for given_up in _GIVEN_UP:
         if needed_width(cells.items()) <= width:
             break
@@ -90,9 +90,7 @@ def iteration_table(rows: Sequence[Row], width: int) -> Table:
             cells.pop(given_up, None)
         elif "reference" in cells:
             cells["reference"] = references(given_up)
-    caption = _caption(rows, cells, rules)
-    if missing := [title for title in columns if title not in cells]:
-        caption += f"\na wider terminal also shows: {', '.join(missing)}"
+    caption = _caption(rows, cells, rules, titles)
     return draw_table(cells.items(), left=("reference",), caption=caption)
 
 
@@ -132,7 +130,10 @@ def draw_table(
 
 
 def _caption(
-    rows: Sequence[Row], columns: Mapping[str, Sequence[str]], rules: set[str]
+    rows: Sequence[Row],
+    columns: Mapping[str, Sequence[str]],
+    rules: set[str],
+    titles: Sequence[str],
 ) -> str:
     parts = []
     if "reference" in columns and rules:
@@ -155,6 +156,8 @@ def _caption(
             lines[-1] += f" · {part}"
         else:
             lines.append(part)
+    if missing := [title for title in titles if title not in columns]:
+        lines.append(f"no room for: {', '.join(missing)}")
     last = rows[-1] if rows else {}
     if counts := pair_counts(last):
         lines.append(f"pairs of iteration {last['iteration']}: {counts}")

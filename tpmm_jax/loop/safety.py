@@ -54,16 +54,20 @@ def refuse_rewards(rewards_PN: np.ndarray, rows: Sequence[PairRow], what: str) -
         )
 
 
-def refuse_log_probs(logps_MN: np.ndarray, rows: Sequence[PairRow], what: str) -> None:
+def refuse_log_probs(
+    logps_MN: np.ndarray,
+    rows: Sequence[PairRow],
+    what: str,
+    advice: str = "compute in float32 (model.compute_dtype), or leave the pairs out, "
+    "in a new --workdir",
+) -> None:
     """Raises NotFinite, naming the rows, if a log-prob is not finite."""
     bad = np.flatnonzero(~np.isfinite(logps_MN).all(axis=1))
     if len(bad):
         named = _listed([rows[int(i)].origin for i in bad])
         raise NotFinite(
             f"{what}: not finite for {named}; the model gives these tokens no "
-            "probability, or its weights are damaged: "
-            "compute in float32 (model.compute_dtype), or leave the pairs out, in a "
-            "new --workdir"
+            f"probability, or its weights are damaged: {advice}"
         )
 
 

@@ -93,7 +93,7 @@ class ReferenceConfig:
         """Raises BadInput for a value that its rule cannot use.
 
         Args:
-          name: what a message calls a field.
+          name: what a message calls a field that "learned" reads.
         """
         if self.rule not in rules:
             raise BadInput(
@@ -108,7 +108,7 @@ class ReferenceConfig:
             "trust_region_tau": (self.trust_region_tau >= 1, "at least 1"),
             "anchor_share": (
                 self.anchor_share is None or 0 <= self.anchor_share < 1,
-                "0 to below 1 (at 1 it is rule sft), or none",
+                "0 to below 1 (1 is theta_0 alone)",
             ),
             "holdout_window": (
                 self.holdout_window is None or self.holdout_window >= 1,
@@ -140,7 +140,7 @@ class ReferenceConfig:
                 raise BadInput(
                     f"{name(f.name)} has no meaning for {name('fit')}={self.fit}; "
                     f"leave it at {f.default}, or use {name('fit')}="
-                    f"{' or '.join(reads)} (before there was {name('fit')} it was adam)"
+                    f"{' or '.join(reads)} (of earlier versions it was adam)"
                 )
         scaled = self.rule == "learned" and self.fit == "exact"
         if scaled and self.objective == "calibrated" and self.beta != type(self).beta:

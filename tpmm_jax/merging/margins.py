@@ -107,10 +107,13 @@ class Fit:
         }
 
 
-def nothing_learned(record: Mapping[str, Any]) -> str:
+def nothing_learned(record: Mapping[str, Any], pairs: str = "held-out pairs") -> str:
     """Returns why a fit's weights are equal, of ``Fit.record``; "" where they are not.
 
     Of weights that were not fitted on margins, and of one checkpoint, "" as well.
+
+    Args:
+      pairs: what the pairs are called.
     """
     kept = len(record.get("accuracies", ())) - len(record.get("left_out", ()))
     if kept < 2 or record["learned"]:
@@ -119,8 +122,8 @@ def nothing_learned(record: Mapping[str, Any]) -> str:
         return f"the weights' optimum was not found (residual {record['residual']:.1e})"
     count = record["held_out_prompts"]
     if count < LEAST_PROMPTS:
-        return f"{count} held-out prompts are too few to weight checkpoints with"
-    return "the held-out pairs did not tell the checkpoints apart"
+        return f"the {pairs} have {count} prompts, too few to weight checkpoints with"
+    return f"the {pairs} did not tell the checkpoints apart"
 
 
 def fit_weights(margins: Margins) -> Fit:
@@ -184,7 +187,7 @@ def _left_out(
         elif mean < REVERSED_Z * error and accuracy.high < REVERSED_ACCURACY:
             found[k] = (
                 f"it prefers the rejected answers: accuracy {accuracy.mean:.2f} "
-                f"[{accuracy.low:.2f}, {accuracy.high:.2f}] on held-out pairs, mean D "
+                f"[{accuracy.low:.2f}, {accuracy.high:.2f}], mean D "
                 f"{mean / error:.1f} standard errors from 0"
             )
     return found if len(found) < margins.margin_PK.shape[1] else {}

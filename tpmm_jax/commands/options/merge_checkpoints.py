@@ -35,9 +35,10 @@ examples:
 --learn finds weights with which the merge, scored as a policy against theta_0, prefers
 the chosen answers, as a run with reference.rule=learned does (our reconstruction:
 docs/losses.md): theta_0 has the weight --anchor-share, the others learned ones where
-these predict labels better than equal weights do. A share of the prompts is held out;
-accuracy and loss are reported on those alone. Give pairs that no checkpoint was trained
-on: a checkpoint looks better than it is on its own training pairs.
+these predict labels better than equal weights do, which takes 30 prompts at least. A
+share of the prompts is held out; accuracy and loss are reported on those alone. Give
+pairs that no checkpoint was trained on: a checkpoint looks better than it is on its own
+training pairs.
 pairs.jsonl: chosen and rejected, with a prompt or without; texts or message lists.
 """
 # Of options that mean something with --learn alone.
@@ -87,8 +88,9 @@ def add_learning(parser: Parser) -> list[argparse.Action]:
         add(
             "--fit",
             choices=("margins", "exact", "adam"),
-            help="without the network (default), from there on through it, or through "
-            "it alone, theta_0's weight too",
+            help="margins: by regression on each model's log-probs (default); exact: "
+            "from there on through the merged model; adam: through it alone, with "
+            "theta_0's weight too",
         ),
         add("--anchor-share", type=float, help="theta_0's weight (0.5; adam: learned)"),
         add(
@@ -104,10 +106,15 @@ def add_learning(parser: Parser) -> list[argparse.Action]:
         add(
             "--beta",
             type=float,
-            help=f"exact, adam: scale of D, or its start ({usual['beta']})",
+            help="exact, adam: scale of D with --objective fixed; adam: where it "
+            f"starts ({usual['beta']})",
         ),
-        add("--steps", type=int, help=f"adam: (default: {usual['steps']})"),
-        add("--learning-rate", type=float, help=f"adam: ({usual['learning_rate']})"),
+        add("--steps", type=int, help=f"adam: how many (default: {usual['steps']})"),
+        add(
+            "--learning-rate",
+            type=float,
+            help=f"adam: on the logits ({usual['learning_rate']})",
+        ),
         add(
             "--batch-size",
             type=int,
