@@ -327,18 +327,20 @@ def offline_table(rows: Sequence[CellRow]) -> str:
         for data in sorted({row["data"] for row in offline})
     }
     head = [
-        "offline", "arm", "rate", "seeds", "accuracy of theta_6", "- previous, 95 %",
-        "KL", "KL of the mean",
+        "offline", "arm", "rate", "seeds", "accuracy of theta_6", "without flips",
+        "- previous, 95 %", "all, without flips", "KL", "KL of the mean",
     ]  # fmt: skip
-    table, held_out = [head], "heldout/accuracy"
+    table, without = [head], "heldout/unflipped"
     for data, arms in found.items():
         if len(seeds := sorted(arms["previous"])) < 2:
             continue
         for arm, cells in arms.items():
-            last, base = (100 * ends(arms, of, held_out) for of in (arm, "previous"))
+            last, base = (100 * ends(arms, of, without) for of in (arm, "previous"))
+            every = np.mean([cell[without][1:] for cell in cells.values()])
             table.append([
                 data, arm, f"{cells[seeds[0]]['rate']:g}", f"{len(seeds)}",
-                f"{last.mean():.1f} %", difference(last - base),
+                f"{100 * ends(arms, arm, 'heldout/accuracy').mean():.1f} %",
+                f"{last.mean():.1f} %", difference(last - base), f"{100 * every:.1f} %",
                 f"{ends(arms, arm, 'kl/theta_0').mean():.1f}",
                 f"{ends(arms, arm, 'ship/kl/theta_0').mean():.1f}",
             ])  # fmt: skip

@@ -81,6 +81,9 @@ def read_cell(folder: pathlib.Path, config: Config) -> CellRow:
         answers = read_records(folder / f"iterations/{done:03d}/{file}.jsonl", Rollout)
         texts = [row.prompt for row in answers], [row.responses for row in answers]
         found[f"{prefix}vader"] = _round(np.mean(sentiment(*texts)))
+    if config.offline:
+        kept = [unflipped_accuracy(folder, min(t, done)) for t in range(1, len(padded))]
+        found["heldout/unflipped"] = [None, *map(_round, kept)]
     records = [
         json.loads((folder / f"iterations/{t:03d}/reference.json").read_text())
         for t in range(1, done + 1)
@@ -99,6 +102,20 @@ def read_cell(folder: pathlib.Path, config: Config) -> CellRow:
             [_round(np.mean(of[k])) for k in sorted(of)] for of in accuracies
         ]
     return found
+
+
+def unflipped_accuracy(folder: pathlib.Path, t: int) -> float:
+    """Returns theta_t's accuracy on its own hold-out, its labels not flipped.
+
+    Against theta_0; of a tie, half.
+    """
+    folder = folder / f"iterations/{t:03d}"
+    pairs = [json.loads(x) for x in (folder / "pairs.jsonl").read_text().splitlines()]
+    flipped_P = np.array([pair["flipped"] for pair in pairs if pair["held_out"]])
+    with np.load(folder / "held_out.npz") as arrays:
+        ratio_PN = arrays["policy_MN"].astype(float) - arrays["theta_0_MN"]
+    lead_P = (ratio_PN @ [1.0, -1.0]) * np.where(flipped_P, -1, 1)
+    return float(np.mean((np.sign(lead_P) + 1) / 2))
 
 
 def _round(value: float) -> float:

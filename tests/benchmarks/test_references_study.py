@@ -38,6 +38,7 @@ from references import (  # noqa: E402
     smollm2_grid,
     tuning_grid,
 )
+from references_rows import unflipped_accuracy  # noqa: E402
 
 import tpmm_jax.loop.rollouts as rollouts  # noqa: E402
 from tpmm_jax.errors import BadInput  # noqa: E402
@@ -166,7 +167,8 @@ def test_tables_and_the_figure_are_made(
     file, picture = tmp_path / "cells.jsonl", tmp_path / "figure.png"
     some = fresh([200, 201, 202])
     some += [cell("explore", s, a, 1e-4, 0.5) for s in (200, 201) for a in EXPLORED]
-    held_out = {"heldout/accuracy": [0.5] * 7}
+    accuracies = {"accuracy": [0.5] * 7, "unflipped": [None, *[0.4] * 5, 0.7]}
+    held_out = {f"heldout/{name}": values for name, values in accuracies.items()}
     some += [
         cell("offline", seed, arm, 1e-4, 0.5) | held_out | {"data": "hh"}
         for seed in (300, 301)
@@ -184,7 +186,7 @@ def test_tables_and_the_figure_are_made(
     assert "**tuned**, 3 seeds, 200 to 202" in said and "1.0 of 4" in said
     assert "| uniform |  | 0.69 | **0.65** | 0.50 | 0.50 |" in said
     assert "| learned_layers | 0.0001 | 2 | 0.50 |" in said
-    assert "| hh | sft | 0.0001 | 2 | 50.0 % | +0.00 [+0.00, +0.00] |" in said
+    assert "| hh | sft | 0.0001 | 2 | 50.0 % | 70.0 % | +0.00 [+0.00, +0.00] | 45.0 %" in said
     assert "**SmolLM2**" in said and "| sft | 5e-05 |" in said
     row = next(
         x for x in said.splitlines() if x.startswith("| sft | 0.0001 | 2 | 0.40 ")
@@ -196,6 +198,19 @@ def test_tables_and_the_figure_are_made(
     file.write_text("")
     with pytest.raises(BadInput, match="has 0 whole seeds"):
         print_tables(file, picture)
+
+
+def test_accuracy_without_flips(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "iterations/002"
+    folder.mkdir(parents=True)
+    # Training pairs, a flipped one that is right as it was, a right one, and a tie.
+    pairs = [(False, True), (True, True), (True, False), (True, False)]
+    lines = [json.dumps({"held_out": h, "flipped": f}) + "\n" for h, f in pairs]
+    (folder / "pairs.jsonl").write_text("".join(lines))
+    policy = np.array([[-3.0, -2.0], [-1.0, -2.0], [-2.0, -2.0]], np.float32)
+    anchor = np.full_like(policy, -2.0)
+    np.savez(folder / "held_out.npz", policy_MN=policy, theta_0_MN=anchor)
+    assert unflipped_accuracy(tmp_path, 2) == pytest.approx(2.5 / 3)
 
 
 def test_a_cell_is_evaluated_elsewhere(
