@@ -186,7 +186,10 @@ def test_tables_and_the_figure_are_made(
     assert "**tuned**, 3 seeds, 200 to 202" in said and "1.0 of 4" in said
     assert "| uniform |  | 0.69 | **0.65** | 0.50 | 0.50 |" in said
     assert "| learned_layers | 0.0001 | 2 | 0.50 |" in said
-    assert "| hh | sft | 0.0001 | 2 | 50.0 % | 70.0 % | +0.00 [+0.00, +0.00] | 45.0 %" in said
+    assert (
+        "| hh | sft | 0.0001 | 2 | 50.0 % | 70.0 % | +0.00 [+0.00, +0.00] | 45.0 %"
+        in said
+    )
     assert "**SmolLM2**" in said and "| sft | 5e-05 |" in said
     row = next(
         x for x in said.splitlines() if x.startswith("| sft | 0.0001 | 2 | 0.40 ")

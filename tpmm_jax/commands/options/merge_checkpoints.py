@@ -1,7 +1,7 @@
 """The options of tpmm merge_checkpoints."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tpmm_jax.commands.options.shared import (
     Parser,
@@ -82,44 +82,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def add_learning(parser: Parser) -> list[argparse.Action]:
     """Adds the options that mean something with --learn alone; None where not given."""
-    usual = LEARNING_DEFAULTS | USUAL
+    usual = LEARNING_DEFAULTS
     add = parser.add_argument_group("with --learn").add_argument
     return [
-        add(
-            "--fit",
-            choices=("margins", "exact", "adam"),
-            help="margins: by regression on each model's log-probs (default); exact: "
-            "from there on through the merged model; adam: through it alone, with "
-            "theta_0's weight too",
-        ),
-        add("--anchor-share", type=float, help="theta_0's weight (0.5; adam: learned)"),
-        add(
-            "--granularity",
-            choices=("model", "layer"),
-            help="exact, adam: weights per model or per layer",
-        ),
-        add(
-            "--objective",
-            choices=("calibrated", "fixed"),
-            help="exact, adam: fit D's scale, or not",
-        ),
-        add(
-            "--beta",
-            type=float,
-            help="exact, adam: scale of D with --objective fixed; adam: where it "
-            f"starts ({usual['beta']})",
-        ),
-        add("--steps", type=int, help=f"adam: how many (default: {usual['steps']})"),
-        add(
-            "--learning-rate",
-            type=float,
-            help=f"adam: on the logits ({usual['learning_rate']})",
-        ),
-        add(
-            "--batch-size",
-            type=int,
-            help=f"adam: pairs per step ({usual['batch_size']})",
-        ),
+        *add_fit(add),
         add(
             "--holdout",
             type=float,
@@ -145,5 +111,46 @@ def add_learning(parser: Parser) -> list[argparse.Action]:
             "--chat",
             action=argparse.BooleanOptionalAction,
             help="write pairs with the chat template (default: if there is one)",
+        ),
+    ]
+
+
+def add_fit(add: Callable[..., argparse.Action]) -> list[argparse.Action]:
+    """Adds the options that say how weights are found, fields of ReferenceConfig."""
+    return [
+        add(
+            "--fit",
+            choices=("margins", "exact", "adam"),
+            help="margins: by regression on each model's log-probs (default); exact: "
+            "from there on through the merged model; adam: through it alone, with "
+            "theta_0's weight too",
+        ),
+        add("--anchor-share", type=float, help="theta_0's weight (0.5; adam: learned)"),
+        add(
+            "--granularity",
+            choices=("model", "layer"),
+            help="exact, adam: weights per model or per layer",
+        ),
+        add(
+            "--objective",
+            choices=("calibrated", "fixed"),
+            help="exact, adam: fit D's scale, or not",
+        ),
+        add(
+            "--beta",
+            type=float,
+            help="exact, adam: scale of D with --objective fixed; adam: where it "
+            f"starts ({USUAL['beta']})",
+        ),
+        add("--steps", type=int, help=f"adam: how many (default: {USUAL['steps']})"),
+        add(
+            "--learning-rate",
+            type=float,
+            help=f"adam: on the logits ({USUAL['learning_rate']})",
+        ),
+        add(
+            "--batch-size",
+            type=int,
+            help=f"adam: pairs per step ({USUAL['batch_size']})",
         ),
     ]
