@@ -304,7 +304,7 @@ def attend_before(
         allowed_BTS = may_attend(queries, keys, reach)
         k_BSGE, v_BSGE = k_BTGE[:, :stop], v_BTGE[:, :stop]
         block = q_BTHE[:, start:stop], k_BSGE, v_BSGE, allowed_BTS
-        out.append(attend(*block, config, dtype, transpose=apart))
+        out.append(attend(*block, config, dtype, on_cpu=apart))
     return jnp.concatenate(out, axis=1)
 
 
@@ -315,26 +315,32 @@ def attend(
     allowed_BTS: jax.Array,
     config: ModelConfig,
     dtype: Any,
-    transpose: bool = False,
+    on_cpu: bool = False,
 ) -> jax.Array:
     """softmax(cap(q k / sqrt(scalar))) v, scores in float32; returns [B, T, H, E].
 
     Args:
-      transpose: the queries, not the scores, which are larger; for CPUs.
+      on_cpu: go over the scores less often: transpose the queries in their place, and
+        divide what was summed by the softmax's sum, not each weight.
     """
     B, T, H, E = q_BTHE.shape
     G = k_BSGE.shape[2]
     q, axes = q_BTHE.reshape(B, T, G, H // G, E), "BTGME"
-    if transpose:
+    if on_cpu:
         q, axes = q.transpose(0, 2, 3, 1, 4), "BGMTE"
     scores = einsum(f"{axes},BSGE->BGMTS", q, k_BSGE, dtype=dtype)
     scores *= (config.query_pre_attn_scalar or E) ** -0.5
     scores = soft_cap(scores, config.attention_softcap)
     # Masked after the cap, which would bring MASKED back to -cap.
     scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1)
+    if on_cpu:
+        top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.exp(scores - top)
+    else:
+        weights = jax.nn.softmax(scores, axis=-1)
     out = einsum(f"BGMTS,BSGE->{axes}", weights, v_BSGE, dtype=dtype)
-    if transpose:
+    if on_cpu:
+        out /= jnp.sum(weights, axis=-1, keepdims=True)
         out = out.transpose(0, 3, 1, 2, 4)
     return out.reshape(B, T, H, E).astype(dtype)
 
