@@ -507,7 +507,7 @@ def test_values_out_of_range_are_refused(field, value):
 ])  # fmt: skip
 def test_what_a_fit_does_not_read_is_refused(fit, field, value, reads):
     config = ReferenceConfig(rule="learned", fit=fit, **{field: value})
-    with pytest.raises(BadInput, match=f"fit={fit}.*fit to .*{reads}"):
+    with pytest.raises(BadInput, match=f"fit={fit};.*or use reference.fit=.*{reads}"):
         config.validate(tuple(RULES))
     adam = ReferenceConfig(
         rule="learned", fit=reads, objective="fixed", **{field: value}
