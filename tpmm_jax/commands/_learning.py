@@ -174,14 +174,14 @@ def _model_log_probs(
     ]
     total = (deltas.count - 1) * sum(len(pairs.rows) for pairs in cached)
     with console.phase("log-probs", total, "pairs") as bar:
-        for k in range(deltas.count):
+        for k in range(1, deltas.count):
             params = deltas.merge(one_hot(len(deltas.names), deltas.count, k))
             for held_out, pairs in zip(sets, cached, strict=True):
-                if k:
-                    pairs.logps[k] = log_probs(held_out, params, bar.advance)
-                advice = "leave the pairs out"
-                refuse_log_probs(pairs.logps[k], pairs.rows, names[k], advice)
+                pairs.logps[k] = log_probs(held_out, params, bar.advance)
             del params
+    for pairs in cached:
+        for k, logps_PN in pairs.logps.items():
+            refuse_log_probs(logps_PN, pairs.rows, names[k], "leave the pairs out")
     return cached
 
 

@@ -140,7 +140,7 @@ class ReferenceConfig:
                 raise BadInput(
                     f"{name(f.name)} has no meaning for {name('fit')}={self.fit}; "
                     f"leave it at {f.default}, or use {name('fit')}="
-                    f"{' or '.join(reads)} (of earlier versions it was adam)"
+                    f"{' or '.join(reads)} (earlier versions used adam)"
                 )
         scaled = self.rule == "learned" and self.fit == "exact"
         if scaled and self.objective == "calibrated" and self.beta != type(self).beta:
