@@ -42,10 +42,15 @@ PROMPT, NEW = 32, 64
 
 
 class Watch(threading.Thread):
-    """Asks the device for its bytes in use, again and again."""
+    """Asks the device for its bytes in use, again and again; tells phases as they end.
 
-    def __init__(self) -> None:
+    A row of the run's timing.jsonl is printed with the most GiB that were in use during
+    it, so that a run that is stopped has told what it did.
+    """
+
+    def __init__(self, timing: pathlib.Path) -> None:
         super().__init__(daemon=True)
+        self.timing, self.told = timing, 0
         self.seen: list[tuple[float, int]] = []
 
     def run(self) -> None:
@@ -55,7 +60,17 @@ class Watch(threading.Thread):
         while True:
             stats = device.memory_stats() or {}
             self.seen.append((time.time(), stats.get("bytes_in_use", 0)))
+            if len(self.seen) % 100 == 0:
+                self.tell()
             time.sleep(0.01)
+
+    def tell(self) -> None:
+        """Prints the rows that the run has added since."""
+        rows = self.timing.read_text().splitlines() if self.timing.exists() else []
+        for row in map(json.loads, rows[self.told :]):
+            peak = self.peak(row["time"] - row["seconds"], row["time"])
+            print(json.dumps(row | {"peak_gib": peak}), flush=True)
+        self.told = len(rows)
 
     def peak(self, first: float, last: float) -> float:
         """Returns the most GiB between two times."""
@@ -97,8 +112,8 @@ def make_model(directory: str, console: Any) -> None:
     save(Model(decoder, params, tokenizer), directory)
 
 
-def run(scratch: pathlib.Path, prompts: int) -> list[dict[str, Any]]:
-    """Two iterations; what timing.jsonl says of each phase, and its memory."""
+def run(scratch: pathlib.Path, prompts: int) -> None:
+    """Two iterations; prints what timing.jsonl says of each phase, and its memory."""
     from gemma2b import get_config
 
     import tpmm_jax as tpmm
@@ -123,16 +138,14 @@ def run(scratch: pathlib.Path, prompts: int) -> list[dict[str, Any]]:
         evaluation=dataclasses.replace(c.evaluation, num_prompts=prompts // 4),
         store=dataclasses.replace(c.store, storage="bfloat16_delta"),
     )
-    watch = Watch()
+    watch = Watch(scratch / "run" / "timing.jsonl")
     watch.start()
     started = time.time()
     tpmm.run(config, scratch / "run")
-    rows = [json.loads(x) for x in (scratch / "run" / "timing.jsonl").open()]
-    for row in rows:
-        row["peak_gib"] = watch.peak(row["time"] - row["seconds"], row["time"])
-    whole = {"kind": "whole", "seconds": time.time() - started,
+    watch.tell()
+    whole = {"kind": "whole", "seconds": round(time.time() - started, 2),
              "peak_gib": watch.peak(started, time.time())}  # fmt: skip
-    return [*rows, whole]
+    print(json.dumps(whole), flush=True)
 
 
 def log_probs() -> dict[str, Any]:
@@ -172,8 +185,7 @@ def main() -> None:
     if given.small:
         os.environ["TPMM_SMALL"] = "1"
     with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
-        for row in run(pathlib.Path(scratch), given.prompts):
-            print(json.dumps(row), flush=True)
+        run(pathlib.Path(scratch), given.prompts)
     if not given.small:
         print(json.dumps(log_probs()), flush=True)
 
