@@ -4,7 +4,7 @@
     python benchmarks/gemma_2b.py --scratch /dev/shm     # the disk is memory
     JAX_PLATFORMS=cpu python benchmarks/gemma_2b.py --small
 
-The run starts where 160 GB of disk are free, the most that it could take; a tmpfs may
+The run starts where 135 GB of disk are free, the most that it could take; a tmpfs may
 be given that size on a machine of less memory.
 
 configs/gemma2b.py on one device: all weights trained, float32 weights and moments; the
@@ -52,21 +52,24 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.timing, self.told = timing, 0
         self.seen: list[tuple[float, int]] = []
+        self.ended = threading.Event()
 
     def run(self) -> None:
         import jax
 
         device = jax.local_devices()[0]
-        while True:
+        while not self.ended.wait(0.01):
             stats = device.memory_stats() or {}
             self.seen.append((time.time(), stats.get("bytes_in_use", 0)))
             if len(self.seen) % 100 == 0:
                 self.tell()
-            time.sleep(0.01)
+        self.tell()
 
     def tell(self) -> None:
         """Prints the rows that the run has added since."""
-        rows = self.timing.read_text().splitlines() if self.timing.exists() else []
+        text = self.timing.read_text() if self.timing.exists() else ""
+        # The last line may be half written.
+        rows = text.split("\n")[:-1]
         for row in map(json.loads, rows[self.told :]):
             peak = self.peak(row["time"] - row["seconds"], row["time"])
             print(json.dumps(row | {"peak_gib": peak}), flush=True)
@@ -142,7 +145,8 @@ def run(scratch: pathlib.Path, prompts: int) -> None:
     watch.start()
     started = time.time()
     tpmm.run(config, scratch / "run")
-    watch.tell()
+    watch.ended.set()
+    watch.join()
     whole = {"kind": "whole", "seconds": round(time.time() - started, 2),
              "peak_gib": watch.peak(started, time.time())}  # fmt: skip
     print(json.dumps(whole), flush=True)

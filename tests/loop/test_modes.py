@@ -19,9 +19,12 @@ from tpmm_jax.data.config import DataConfig
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, TpmmError
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.metrics import read_metrics
+from tpmm_jax.loop.setup import space_needed
 from tpmm_jax.losses import LossConfig
 from tpmm_jax.merging import RULES, ReferenceConfig
 from tpmm_jax.mesh import MeshConfig
+from tpmm_jax.models import Decoder
+from tpmm_jax.models.published import SIZES
 from tpmm_jax.report.gather import read_run
 from tpmm_jax.report.page import write_report
 from tpmm_jax.report.samples import run_samples
@@ -35,6 +38,27 @@ def start(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     out = io.StringIO()
     command_line.run(config, workdir, RunConsole(out, out))
     return read_metrics(workdir)
+
+
+@pytest.mark.parametrize(
+    ("reference", "trees"),
+    [
+        ({"rule": "uniform"}, 0),
+        ({"rule": "best"}, 0),
+        ({"rule": "learned"}, 0),
+        ({"rule": "learned", "fit": "exact"}, 1),
+        ({"rule": "learned", "fit": "adam"}, 1),
+        ({"rule": "greedy_soup"}, 1),
+    ],
+)
+def test_room_is_asked_for_deltas_where_merges_are_tried(
+    reference: dict[str, Any], trees: int
+) -> None:
+    decoder, rules = Decoder(SIZES["gemma-2b"]), ReferenceConfig(**reference)
+    plain = tiny_run.get_config(reference=ReferenceConfig(rule="previous"))
+    config = tiny_run.get_config(reference=rules)
+    more = space_needed(config, decoder) - space_needed(plain, decoder)
+    assert more == trees * config.iterations * 4 * decoder.num_params
 
 
 def of_kind(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

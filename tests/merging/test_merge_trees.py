@@ -8,10 +8,12 @@ import pytest
 from tpmm_jax.merging import (
     Deltas,
     group_names,
+    merge_parts,
     one_hot_index,
     signal_to_rounding,
     weighted_sum,
 )
+from tpmm_jax.merging.trees import leaves_by_path
 
 L = 3
 
@@ -187,6 +189,42 @@ def test_equal_rows_of_layer_weights_are_model_weights(tmp_path):
     with in_deltas(tmp_path, models, "layer") as deltas:
         many = deltas.merge(np.tile(row, (L + 2, 1)))
     assert_bits_equal(one, many)
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer"])
+@pytest.mark.parametrize("limit", [1, 250, 2**30])
+def test_parts_merge_bit_for_bit_like_deltas(tmp_path, granularity, limit):
+    models, asked = trajectory(4), []
+    names = group_names(models[0], granularity)
+    weights = np.random.default_rng(2).dirichlet(np.ones(4), len(names))
+    weights[:, 2] = 0.0
+    if granularity == "layer":
+        # Of the embedding, only theta_0 has a weight: -0.0 stays.
+        weights[L] = [1.0, 0.0, 0.0, 0.0]
+        models[0]["embedding"] = models[0]["embedding"].at[0, 0].set(-0.0)
+
+    def read(k, part, first):
+        assert (first is None) == (k == 0)
+        asked.append((k, len(jax.tree.leaves(part))))
+        leaves = leaves_by_path(models[k])
+        return jax.tree.map_with_path(
+            lambda path, _: leaves[tuple(key.key for key in path)], part
+        )
+
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding),
+        models[0],
+    )
+    merged = merge_parts(read, target, weights, names, limit)
+    with in_deltas(tmp_path, models, granularity) as deltas:
+        assert_bits_equal(merged, deltas.merge(weights))
+    # 140, 20, 180 and 60 bytes.
+    sizes = {1: [1, 1, 1, 1], 250: [2, 2], 2**30: [4]}[limit]
+    whole = [(k, size) for size in sizes for k in (0, 1, 3)]
+    if granularity == "layer" and limit == 1:
+        # The embedding is a part of its own.
+        whole[1:3] = []
+    assert asked == whole
 
 
 def test_each_checkpoint_is_restored_once_in_order(tmp_path):

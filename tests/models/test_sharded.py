@@ -10,7 +10,7 @@ import pytest
 import tpmm_jax as tpmm
 from tpmm_jax.errors import BadInput
 from tpmm_jax.losses import LossConfig, gradients, log_probs, preference_loss
-from tpmm_jax.merging import Deltas, group_names, weighted_sum
+from tpmm_jax.merging import Deltas, group_names, merge_parts, weighted_sum
 from tpmm_jax.mesh import MeshConfig, fill, fit_spec, make_mesh, put_batch
 from tpmm_jax.models import Decoder, from_mask
 from tpmm_jax.models.families import make_config
@@ -203,6 +203,18 @@ def test_merge(name, granularity, tmp_path):
         with Deltas(tmp_path / folder, models.__getitem__, 3, names) as deltas:
             merged.append(deltas.merge(weights))
             gradient = deltas.weight_gradient(models[1])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding),
+            models[0],
+        )
+        parts = merge_parts(
+            lambda k, *_, models=models: models[k], target, weights, names
+        )
+        where = jax.tree.map(lambda x: x.sharding, parts)
+        assert where == jax.tree.map(lambda x: x.sharding, models[0])
+        jax.tree.map(
+            np.testing.assert_array_equal, *jax.device_get((parts, merged[-1]))
+        )
         merged[-1]["gradient"] = gradient
         if granularity == "model":
             plain, _ = weighted_sum(iter(models), weights[0].tolist())

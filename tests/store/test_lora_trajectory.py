@@ -81,6 +81,19 @@ def test_a_restore_is_the_dense_policy(three, base, same_bits):
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), target)
 
 
+def test_a_part_is_some_leaves_of_the_dense_policy(three, base, same_bits):
+    trajectory, target = reader(three[0], base), DECODER.abstract_params()
+    under = trajectory.restore_base()
+    whole = merge_adapters(base, adapters(2), LORA)
+    for names in (*((name,) for name in target), tuple(target)[:2]):
+        part = {name: target[name] for name in names}
+        for known in (under, None):
+            found = trajectory.restore_part(2, part, known)
+            assert same_bits(found, {name: whole[name] for name in names})
+    with pytest.raises(BadInput, match="leaf embeddin of the target is not in step 2"):
+        trajectory.restore_part(2, {"embeddin": target["embedding"]}, under)
+
+
 def test_a_restore_on_a_mesh_has_the_same_bits(three, base, same_bits):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     many = Decoder(CONFIG, mesh=mesh, lora=LORA)

@@ -55,6 +55,57 @@ def test_restore_is_bit_equal_on_every_mesh(three, lab, same_bits, sizes, device
                 assert same_bits(found, lab.policy(k, mesh))
 
 
+def test_a_part_is_some_leaves_of_the_policy(three, lab, mesh_222, same_bits):
+    target = lab.target(mesh_222)
+    part = {"layers": target["layers"], "scale": target["scale"]}
+    with Trajectory(three[0], read_only=True) as trajectory:
+        for k in range(3):
+            whole = trajectory.restore(k, target)
+            wanted = {name: whole[name] for name in part}
+            found = trajectory.restore_part(k, part)
+            assert same_bits(found, wanted)
+            first = trajectory.restore(0, target)
+            assert same_bits(trajectory.restore_part(k, part, first), wanted)
+            assert same_bits(first, trajectory.restore(0, target))
+            where = jax.tree.map(lambda x: x.sharding, found)
+            assert where == jax.tree.map(lambda x: x.sharding, part)
+        near = "leaf layers/down of the target is not in .* names are layers/up"
+        with pytest.raises(BadInput, match=near):
+            trajectory.restore_part(2, {"layers": {"down": target["layers"]["up"]}})
+        small = jax.ShapeDtypeStruct((3, 16, 9), jnp.float32)
+        with pytest.raises(BadInput, match=r"leaf layers/up: the target has shape"):
+            trajectory.restore_part(2, {"layers": {"up": small}})
+
+
+def test_a_changed_leaf_of_a_part_is_refused_by_name(three, lab, mesh_222):
+    target = lab.target(mesh_222)
+    with Trajectory(three[0], read_only=True) as trajectory:
+        real = trajectory._integrity
+
+        def changed(entry):
+            saved = real(entry)
+            if entry.step == 2:
+                saved["fingerprints"]["layers/up"][0] ^= 1
+            return saved
+
+        trajectory._integrity = changed
+        trajectory.restore_part(2, {"embed": target["embed"]})
+        with pytest.raises(CorruptCheckpoint, match="step 2, leaf layers/up"):
+            trajectory.restore_part(2, {"layers": target["layers"]})
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_leaf_that_orbax_lost_is_damage(copied, lab, mesh_222, step):
+    path = copied / str(step) / "policy" / "_METADATA"
+    path.write_text(path.read_text().replace("embed", "embee"))
+    target = lab.target(mesh_222)
+    with Trajectory(copied, read_only=True) as trajectory:
+        for restore in (trajectory.restore, trajectory.restore_part):
+            with pytest.raises(CorruptCheckpoint, match=f"step {step}, leaf embed"):
+                restore(step, target)
+        trajectory.restore_part(step, {"norm": target["norm"]})
+
+
 def test_deltas_are_the_documented_formula(three, lab, mesh_222, same_bits):
     folder, storage, _ = three
     if storage == "float32":

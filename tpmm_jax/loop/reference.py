@@ -130,25 +130,17 @@ def open_reference(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> Refe
     """
     path = disk.folder(iteration) / "reference.json"
     known = read_listed_json(path) if is_finished(path) else None
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def deltas() -> Deltas:
-            # Of each process its own: it keeps the shards of its devices.
-            scratch = disk.workdir / "scratch" / f"deltas-{index()}"
-            names = _groups(plan)
-            return stack.enter_context(Deltas(scratch, disk.policy, iteration, names))
-
-        found = known or _choose(plan, disk, voice, iteration, deltas)
-        # One machine may round otherwise than another: process 0's weights count.
-        record = once(lambda: found, "weights of the reference")
-        weights_GK = np.asarray(record["weights"], np.float64)
-        # One-hot weights give that checkpoint, bit for bit.
-        hot = one_hot_index(weights_GK)
-        mixed = hot is None and plan.config.reference.mix == "log_probs"
-        params: Params | None = None
-        if not mixed:
-            params = deltas().merge(weights_GK) if hot is None else disk.policy(hot)
+    found = known or _choose(plan, disk, voice, iteration)
+    # One machine may round otherwise than another: process 0's weights count.
+    record = once(lambda: found, "weights of the reference")
+    weights_GK = np.asarray(record["weights"], np.float64)
+    # One-hot weights give that checkpoint, bit for bit.
+    hot = one_hot_index(weights_GK)
+    params: Params | None = None
+    if hot is not None:
+        params = disk.policy(hot)
+    elif plan.config.reference.mix != "log_probs":
+        params = disk.merge(weights_GK, _groups(plan))
     if params is None:
         ks = np.flatnonzero(weights_GK[0]).tolist()
         members: list[tuple[float, Callable[[], Params]]] = [
@@ -184,19 +176,11 @@ def _groups(plan: Plan) -> list[str]:
     return group_names(plan.decoder.abstract_params("float32"), granularity)
 
 
-def _choose(
-    plan: Plan,
-    disk: Disk,
-    voice: Voice,
-    iteration: int,
-    deltas: Callable[[], Deltas],
-) -> dict[str, Any]:
+def _choose(plan: Plan, disk: Disk, voice: Voice, iteration: int) -> dict[str, Any]:
     """Returns the record of the rule's decision, without the merge's digest."""
     config, saved = plan.config.reference, disk.folder(iteration) / PROGRESS
     progress = read_listed_json(saved) if is_finished(saved) else None
-    context = MergeContext(
-        config, iteration, _groups(plan), deltas=deltas, progress=progress
-    )
+    context = MergeContext(config, iteration, _groups(plan), progress=progress)
     disk.rewind("merge", iteration, progress["step"] if progress else 0)
     if iteration == 1 or not config.uses_holdout:
         weights_GK = choose(context)
@@ -207,7 +191,17 @@ def _choose(
             normalized = config.length_normalized
             context.margins = pairs.margins(length_normalized=normalized)
         context.carried = _carried_logits(disk, iteration)
-        weights_GK = _choose_by_holdout(disk, voice, iteration, context)
+        # Of each process its own: it keeps the shards of its devices.
+        scratch = disk.workdir / "scratch" / f"deltas-{index()}"
+        with contextlib.ExitStack() as stack:
+
+            @functools.cache
+            def deltas() -> Deltas:
+                found = Deltas(scratch, disk.policy, iteration, context.names)
+                return stack.enter_context(found)
+
+            context.deltas = deltas
+            weights_GK = _choose_by_holdout(disk, voice, iteration, context)
         _say(voice, iteration, context.report)
     return {
         "rule": config.rule,

@@ -6,11 +6,12 @@ A phase takes those of the three that it touches.
 import contextlib
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from tpmm_jax.axes import Params
@@ -20,6 +21,7 @@ from tpmm_jax.loop.answers import PolicyRunner
 from tpmm_jax.loop.chunks import PairChunks
 from tpmm_jax.loop.prompts import PromptSchedule
 from tpmm_jax.loop.voice import Voice
+from tpmm_jax.merging import merge_parts
 from tpmm_jax.models import NO_NOISE, Decoder
 from tpmm_jax.models.lora import merge_adapters
 from tpmm_jax.rewards import Raters
@@ -117,6 +119,21 @@ class Disk:
     def policy(self, step: int) -> Params:
         """Returns theta_step from the trajectory, float32, on the mesh."""
         return self.trajectory.restore(step, self.decoder.abstract_params("float32"))
+
+    def merge(self, weights_GK: np.ndarray, names: Sequence[str]) -> Params:
+        """Returns the weighted sum of theta_0, theta_1, ..., float32, on the mesh.
+
+        Args:
+          names: of the groups of weights.
+        """
+        lora, trajectory = self.decoder.lora, self.trajectory
+        base = None if lora is None else trajectory.restore_base()
+
+        def read(k: int, part: Params, first: Params | None) -> Params:
+            return trajectory.restore_part(k, part, base or first)
+
+        target = self.decoder.abstract_params("float32")
+        return merge_parts(read, target, weights_GK, names)
 
     def trained(self, step: int) -> Params:
         """Returns what training theta_{step + 1} begins with: theta_step, or adapters.

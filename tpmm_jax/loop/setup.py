@@ -421,11 +421,11 @@ def run_lengths(
 
 
 def space_needed(config: Config, decoder: Decoder) -> int:
-    """Returns bytes: trajectory, work checkpoints, deltas while weights are learned."""
+    """Returns bytes: trajectory, work checkpoints, deltas while merges are tried."""
     structure = decoder.abstract_trained()
     need = disk_need(
         structure, iterations=config.iterations, storage=config.store.storage
     )
-    if config.reference.rule in ("learned", "best", "greedy_soup", "uniform", "ema"):
+    if config.reference.rule == "greedy_soup" or config.reference.evaluations:
         need += config.iterations * 4 * decoder.num_params
     return need

@@ -23,6 +23,7 @@ from tpmm_jax.merging.rounding import FAINT, faint_text, signal_text
 from tpmm_jax.merging.rules import RULES, MergeContext, choose
 from tpmm_jax.merging.trees import (
     group_names,
+    merge_parts,
     one_hot,
     one_hot_index,
     policy_is_reference,
@@ -55,6 +56,7 @@ __all__ = [
     "fit_listwise",
     "group_names",
     "merge_params",
+    "merge_parts",
     "nothing_learned",
     "one_hot",
     "one_hot_index",

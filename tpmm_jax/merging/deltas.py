@@ -1,9 +1,9 @@
 """The checkpoints of a trajectory as memory-mapped deltas on disk.
 
-Learning fusion weights reads every checkpoint twice per step. They are written
-once, theta_0 and theta_k - theta_0 in float32, and read back one leaf of one
-checkpoint at a time: neither device memory nor the process's own memory grows
-with K. Each process writes and reads the shards of its own devices.
+Learning fusion weights through the network reads every checkpoint twice per step. They
+are written once, theta_0 and theta_k - theta_0 in float32, and read back one leaf of
+one checkpoint at a time: neither device memory nor the process's own memory grows with
+K. Each process writes and reads the shards of its own devices.
 """
 
 import pathlib
@@ -18,6 +18,7 @@ from tpmm_jax.axes import Params
 from tpmm_jax.merging.trees import (
     Path,
     add_leaf,
+    base_scales,
     dot_leaf,
     groups_of,
     leaves_by_path,
@@ -92,9 +93,7 @@ class Deltas:
 
     def merge(self, weights_GK: np.ndarray) -> Params:
         """Returns theta_0 sum_k w_k + sum_k w_k (theta_k - theta_0), float32."""
-        # Of what is added to theta_0: itself, and the deltas.
-        scales_GK = weights_GK.astype(np.float32)
-        scales_GK[:, 0] = weights_GK.sum(axis=1) - 1
+        scales_GK = base_scales(weights_GK)
         leaves = []
         for path in self.shapes:
             scales = scales_GK[groups_of(path, self.names)]

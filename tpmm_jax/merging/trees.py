@@ -6,7 +6,7 @@ parameter outside the layers, in the order of its name.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpmm_jax.axes import Params
-from tpmm_jax.mesh import fetch
+from tpmm_jax.mesh import bytes_on_device, fetch
+from tpmm_jax.models.lora import put
 
 Path = tuple[str, ...]
 
@@ -155,6 +156,80 @@ def weighted_sum(
     if hot is not None:
         return merged, float("inf")
     return merged, signal_to_rounding(merged, base, "float32")
+
+
+# Bytes on a device of the leaves that a merge reads at a time.
+PART_BYTES = 2**28
+
+
+def merge_parts(
+    read: Callable[[int, Params, Params | None], Params],
+    target: Params,
+    weights_GK: np.ndarray,
+    names: Sequence[str],
+    limit: int = PART_BYTES,
+) -> Params:
+    """Returns theta_0 sum_k w_k + sum_k w_k (theta_k - theta_0), float32.
+
+    Leaves are read in parts, each once of every checkpoint: a few of them are in memory
+    beside the sum and what ``read`` keeps. Bit for bit what ``Deltas.merge`` gives.
+
+    Args:
+      read: returns some leaves of checkpoint k, from (k, a part of ``target``, those
+        leaves of theta_0, or None where k is 0).
+      target: what a checkpoint is, as jax.ShapeDtypeStruct.
+      weights_GK: float64; what a part gives no weight to is not read.
+      names: of the groups.
+      limit: bytes of a part on one device; a larger leaf is a part of its own.
+    """
+    scales_GK = base_scales(weights_GK)
+    merged: dict[Path, jax.Array] = {}
+    for part in _parts(target, limit):
+        scales = {p: scales_GK[groups_of(p, names)] for p in leaves_by_path(part)}
+        merged |= _merge_part(read, part, scales)
+    leaves = [merged[path] for path in leaves_by_path(target)]
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+def _merge_part(
+    read: Callable[[int, Params, Params | None], Params],
+    part: Params,
+    scales: dict[Path, np.ndarray],
+) -> dict[Path, jax.Array]:
+    """Returns the sum of one part; the arrays that it reads are gone after it."""
+    first = read(0, part, None)
+    base = leaves_by_path(first)
+    total = {path: add_leaf(x, x, scales[path][:, 0]) for path, x in base.items()}
+    weighed = np.concatenate(list(scales.values()))[:, 1:].any(axis=0)
+    for k in np.flatnonzero(weighed) + 1:
+        found = leaves_by_path(read(int(k), part, first))
+        for path in base:
+            leaf = found.pop(path)
+            if scales[path][:, k].any():
+                leaf = subtract_leaf(leaf, base[path])
+                total[path] = add_leaf(total[path], leaf, scales[path][:, k])
+            del leaf
+        # Without the wait, the next policy could be on its way beside this one.
+        jax.block_until_ready(total)
+    return total
+
+
+def base_scales(weights_GK: np.ndarray) -> np.ndarray:
+    """Returns by what theta_0, and then each delta, are added to theta_0, float32."""
+    scales_GK = weights_GK.astype(np.float32)
+    scales_GK[:, 0] = weights_GK.sum(axis=1) - 1
+    return scales_GK
+
+
+def _parts(target: Params, limit: int) -> Iterator[Params]:
+    """Yields trees of some of the leaves, in their order."""
+    part: Params = {}
+    for path, leaf in leaves_by_path(target).items():
+        if part and bytes_on_device(part) + bytes_on_device(leaf) > limit:
+            yield part
+            part = {}
+        put(part, path, leaf)
+    yield part
 
 
 def running_mean(models: Iterator[Params], weights: Iterable[float]) -> Params:

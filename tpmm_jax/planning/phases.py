@@ -268,8 +268,10 @@ def _merging(config: Config, decoder: Decoder, counts: Counts) -> list[Phase]:
         args=(leaf, leaf, weight),
         # As if one leaf held all weights: the time is of bytes alone.
         calls=counts.merges * policies * decoder.num_params / leaf.size,
-        # The merge, and theta_0, which it is compared with.
-        held=2 * bytes_on_device(params),
+        # The merge, and theta_0, which it is compared with; or LoRA's base, and what
+        # the leaf is added to.
+        held=2 * bytes_on_device(params)
+        + (0 if decoder.lora is None else 2 * bytes_on_device(leaf)),
     )
     return [phase]
 

@@ -98,7 +98,11 @@ def step_digest(saved: dict[str, Any]) -> str:
 def wanted_adapters(
     saved: dict[str, Any], target: dict[str, Any]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns a target for the stored adapters: replicated where policies lie."""
+    """Returns a target for the adapters of some leaves: replicated where they lie.
+
+    Args:
+      target: those leaves.
+    """
     first = next(iter(target.values()))
     where = getattr(first, "sharding", None) or manager.default_sharding()
     if isinstance(where, NamedSharding):
@@ -106,15 +110,25 @@ def wanted_adapters(
     return {
         name: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
         for name, (dtype, shape) in saved["layout"].items()
+        # A matrix's name leads those of its "a" and "b".
+        if name in target or name.rpartition("/")[0] in target
     }
 
 
 def join(
-    base: Params, flat: dict[str, Any], saved: dict[str, Any], target: dict[str, Any]
+    base: dict[str, Any],
+    flat: dict[str, Any],
+    saved: dict[str, Any],
+    target: dict[str, Any],
 ) -> dict[str, Any]:
-    """Returns the policy by name, on the target's shardings, where it names any."""
+    """Returns the policy by name, on the target's shardings, where it names any.
+
+    Args:
+      base, flat: the target's leaves, and their adapters.
+    """
     config = LoraConfig(**saved["lora"])
-    policy = trees.flatten_params(merge_adapters(base, trees.nest(flat), config))
+    merged = merge_adapters(trees.nest(base), trees.nest(flat), config)
+    policy = trees.flatten_params(merged)
     return {
         name: jax.device_put(leaf, getattr(target[name], "sharding", None))
         for name, leaf in policy.items()

@@ -42,6 +42,7 @@ def _sum(
 
 
 _sum_in_place = jax.jit(_sum, donate_argnums=0)
+_sum_beside = jax.jit(_sum)
 
 
 def split(name: str, leaf: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,10 +62,15 @@ def split(name: str, leaf: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.
     return stored, join(first, stored)
 
 
-def join(first: jax.Array, stored: jax.Array) -> jax.Array:
-    """theta_0 + stored, in place of `first`; or `stored` if it is not a difference."""
+def join(first: jax.Array, stored: jax.Array, *, keep: bool = False) -> jax.Array:
+    """theta_0 + stored, or `stored` if it is not a difference; consumes `first`.
+
+    Args:
+      keep: leaves `first` as it is.
+    """
     if first.dtype != jnp.float32:
         return stored
     # Taken first: the donated array may not be asked afterwards.
     where = first.sharding
-    return jax.device_put(_sum_in_place(first, stored), where)
+    add = _sum_beside if keep else _sum_in_place
+    return jax.device_put(add(first, stored), where)

@@ -285,6 +285,24 @@ class Trajectory:
         wanted = trees.flatten_params(target)
         return trees.like(target, self._restore_flat(entry, wanted))
 
+    def restore_part(
+        self, step: int, target: Params, known: Params | None = None
+    ) -> Params:
+        """Reads some leaves of a step, compared with the fingerprints as by `restore`.
+
+        Args:
+          step: a committed one.
+          target: as of `restore`, with at least one of the leaves.
+          known: those leaves, or more, of what the step is stored as a difference to,
+            if it is one: of step 0; of adapters, of `restore_base`. What has no
+            adapter is given back as it is. None: read, of adapters the whole base.
+        """
+        entry = self._entry(step)
+        wanted = trees.flatten_params(target)
+        leaves = {} if known is None else trees.flatten_params(known)
+        under = {name: leaves[name] for name in wanted if name in leaves} or None
+        return trees.like(target, self._restore_flat(entry, wanted, under, part=True))
+
     def restore_base(self) -> Params:
         """Reads the weights under the adapters and compares them with step 0's pin.
 
@@ -310,43 +328,70 @@ class Trajectory:
         return trees.like(target, flat)
 
     def _stored_flat(
-        self, entry: Entry, wanted: dict[str, Any], saved: dict[str, Any]
+        self,
+        entry: Entry,
+        wanted: dict[str, Any],
+        saved: dict[str, Any],
+        under: dict[str, Any] | None = None,
+        part: bool = False,
     ) -> dict[str, Any]:
         """What is stored of a step, compared with its fingerprints; differences joined.
 
         Args:
           saved: the step's integrity item.
+          under: the wanted leaves of step 0; None: they are read.
+          part: leaves that are not wanted are left out.
 
         Raises:
           CorruptCheckpoint: a leaf differs; names it.
         """
-        against = f"step {entry.step}"
-        trees.check_same(wanted, saved["layout"], came="target", against=against)
+        against, sums = f"step {entry.step}", saved["fingerprints"]
+        trees.check_same(
+            wanted, saved["layout"], came="target", against=against, part=part
+        )
         if entry.storage == "bfloat16_delta":
-            flat = self._restore_flat(self._entry(0), wanted)
+            keep, flat = under is not None, dict(under or {})
+            if not keep:
+                flat = self._restore_flat(self._entry(0), wanted, part=part)
             differences = self._read_flat(entry.step, wanted, rounded=True)
-            for name in flat:
-                flat[name] = deltas.join(flat[name], differences.pop(name))
+            for name in wanted:
+                flat[name] = deltas.join(flat[name], differences.pop(name), keep=keep)
         else:
             flat = self._read_flat(entry.step, wanted, rounded=False)
-        if changed := changed_leaf(flat, saved["fingerprints"]):
+        if changed := changed_leaf(flat, {name: sums[name] for name in flat}):
             name, now = changed
             raise CorruptCheckpoint(
                 f"{against}, leaf {name}: {self.directory} holds other bits than were "
-                f"saved (fingerprint {now}, saved {saved['fingerprints'][name]}); "
+                f"saved (fingerprint {now}, saved {sums[name]}); "
                 f"{what_to_do(self.directory, entry.step)}"
             )
         return flat
 
-    def _restore_flat(self, entry: Entry, wanted: dict[str, Any]) -> dict[str, Any]:
-        """A policy by name: what is stored or, of adapters, their sum with the base."""
+    def _restore_flat(
+        self,
+        entry: Entry,
+        wanted: dict[str, Any],
+        under: dict[str, Any] | None = None,
+        part: bool = False,
+    ) -> dict[str, Any]:
+        """A policy by name: what is stored or, of adapters, their sum with the base.
+
+        Args:
+          under: the wanted leaves of step 0 or of the base; None: they are read.
+        """
         saved = self._integrity(entry)
         if entry.storage != "lora":
-            return self._stored_flat(entry, wanted, saved)
+            return self._stored_flat(entry, wanted, saved, under, part)
         pinned, against = saved["base"], f"step {entry.step}"
-        trees.check_same(wanted, pinned["layout"], came="target", against=against)
-        flat = self._stored_flat(entry, adapters.wanted_adapters(saved, wanted), saved)
-        return adapters.join(self._base().checked(pinned), flat, saved, wanted)
+        trees.check_same(
+            wanted, pinned["layout"], came="target", against=against, part=part
+        )
+        if under is None:
+            base = trees.flatten_params(self._base().checked(pinned))
+            under = {name: base[name] for name in wanted}
+        own = adapters.wanted_adapters(saved, wanted)
+        flat = self._stored_flat(entry, own, saved, part=part) if own else {}
+        return adapters.join(under, flat, saved, wanted)
 
     def _read_flat(
         self, step: int, wanted: dict[str, Any], *, rounded: bool
@@ -357,8 +402,21 @@ class Trajectory:
             )
             for name, leaf in wanted.items()
         }
-        args = ocp.args.StandardRestore(trees.nest(target))
-        return trees.flatten_params(self._read(step, policy=args)["policy"])
+        item = trees.nest(target)
+        # Standard but for what is not asked for, which stays on the disk.
+        args = ocp.args.PyTreeRestore(
+            item,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+            partial_restore=True,
+        )
+        found = trees.flatten_params(self._read(step, policy=args)["policy"])
+        # What Orbax does not find of a part, it gives back as it was asked for.
+        if lost := [n for n, x in found.items() if isinstance(x, jax.ShapeDtypeStruct)]:
+            raise CorruptCheckpoint(
+                f"step {step}, leaf {lost[0]}: {self.directory / str(step)} does not "
+                f"hold it; {what_to_do(self.directory, step)}"
+            )
+        return found
 
     def _integrity(self, entry: Entry) -> dict[str, Any]:
         saved = self._read(entry.step, integrity=ocp.args.JsonRestore())["integrity"]

@@ -76,15 +76,23 @@ def like(target: Any, flat: Mapping[str, Any]) -> Any:
 
 
 def check_same(
-    flat: Mapping[str, Any], saved: Mapping[str, Any], *, came: str, against: str
+    flat: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    *,
+    came: str,
+    against: str,
+    part: bool = False,
 ) -> None:
     """Compares leaves by name with a saved `layout` (name -> [dtype, shape]).
+
+    Args:
+      part: some of the saved leaves may be missing.
 
     Raises:
       BadInput: names the first leaf that differs and says how.
     """
     found = layout(flat)
-    for name in sorted(found.keys() | saved.keys()):
+    for name in sorted(found.keys() if part else found.keys() | saved.keys()):
         if name not in saved:
             raise BadInput(
                 f"leaf {name} of the {came} is not in {against}; {_near(name, saved)}"
