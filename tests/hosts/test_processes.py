@@ -7,11 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from processes import CONFIG, REWARD, differences, finish, rows, run, start
+from processes import CONFIG, REWARD, ROOT, differences, finish, rows, run, start
+
+from tpmm_jax.demo import toy
+from tpmm_jax.log.console import RunConsole
 
 # |a - b| <= this (|b| + 1e-3), between one process and two of as many devices.
 CLOSE = 1e-4
 TRAINED = "tpmm_jax.train_reward"
+QUICKSTART = ROOT / "configs" / "quickstart.py"
 PLAIN = (
     *("--config", CONFIG, "--set", "reference.fit=margins"),
     *("--set", "reference.steps=100", "--set", "reference.batch_size=64"),
@@ -33,15 +37,31 @@ def pairs_file(folder: pathlib.Path) -> pathlib.Path:
 
 
 def one_and_two(tmp_path: pathlib.Path, *words: object, **options: object) -> None:
-    """Runs in one process and in two; compares metrics and the first rollouts."""
-    cache = tmp_path / "cache"
-    one, two = tmp_path / "one", tmp_path / "two"
-    run(tmp_path, *words, "--workdir", two, cache=cache, **options)
-    given = {"processes": 1, "devices": 8, "cache": cache, **options}
+    """Runs in two processes and in one; compares metrics and the first rollouts."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    two_and_gloo(tmp_path, *words, **options)
+    given = {"processes": 1, "devices": 8, "cache": tmp_path / "cache", **options}
     run(tmp_path, *words, "--workdir", one, **given)
     assert differences(two, one) <= CLOSE
     if (one / ROLLOUTS).exists():
         assert (two / ROLLOUTS).read_bytes() == (one / ROLLOUTS).read_bytes()
+
+
+def two_and_gloo(
+    tmp_path: pathlib.Path, *words: object, module: str = "tpmm_jax.train"
+) -> None:
+    """Compares two processes with one that adds up as they do, bit for bit."""
+    two, gloo, given = (
+        tmp_path / "two",
+        tmp_path / "gloo",
+        {"cache": tmp_path / "cache"},
+    )
+    run(tmp_path, *words, "--workdir", two, module=module, **given)
+    given |= {"module": "by_gloo", "processes": 1, "devices": 8}
+    run(tmp_path, module, *words, "--workdir", gloo, **given)
+    files = [gloo / "metrics.jsonl", *gloo.glob("iterations/*/rollouts.jsonl")]
+    for file in files:
+        assert file.read_bytes() == (two / file.relative_to(gloo)).read_bytes(), file
 
 
 @pytest.mark.loop
@@ -67,6 +87,14 @@ def test_two_processes_run_every_mode(tmp_path: pathlib.Path, mode: str) -> None
         "adam": ("--config", CONFIG, *rate),
     }
     one_and_two(tmp_path, *base[mode])
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_quickstart(tmp_path: pathlib.Path) -> None:
+    """At its own rate, which makes last bits grow."""
+    toy.build_model(tmp_path / "model", RunConsole())
+    words = ("--config", QUICKSTART, "--set", f"model.source={tmp_path / 'model'}")
+    two_and_gloo(tmp_path, *words)
 
 
 @pytest.mark.slow
