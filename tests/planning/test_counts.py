@@ -50,6 +50,9 @@ def test_what_the_rules_add() -> None:
 def test_what_is_shipped_and_weighted_adds() -> None:
     mean = count(ship="mean")
     assert (mean.evaluated, mean.answer_passes, mean.merges) == (2, 3 + 2, 2)
+    assert (mean.shipped, mean.chosen, count().shipped) == (16, 0, 0)
+    # Theta_t and the mean draw on the held-out prompts.
+    assert count(ship="auto").chosen == 16
     agreeing = count(pairing=PairingConfig(weights="agreement"))
     assert (agreeing.training_passes, count().training_passes) == (2.5, 0)
     free = {"loss": LossConfig(name="simpo"), "reference": ReferenceConfig(rule="none")}

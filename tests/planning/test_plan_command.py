@@ -136,6 +136,31 @@ def test_a_reward_model_and_its_experts(capsys: pytest.CaptureFixture[str]) -> N
     assert found["phases"][0]["calls"] == 12
 
 
+def test_judges_that_score_and_that_compare(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = f"judge:{MODEL}"
+    plain = planned(capsys, *CONFIG)
+    scores = planned(capsys, *CONFIG, "--set", f"scorer.name={name}")
+    laid, asked = scores["phases"][-2:]
+    assert [laid["name"], asked["name"]] == [f"lay out {name}", name]
+    # Of 64 prompts each answer with the three others, 16 questions at once. A prompt,
+    # two answers of 16 tokens, and a question of 60.
+    assert laid["calls"] == asked["calls"] == 64 * 4 * 3 / 16
+    assert asked["tokens"] == 16 * (128 + 8)
+    # Its weights lie there throughout, and once more while it draws.
+    train = {one["name"]: one["total"] for one in plain["phases"]}["train"]
+    more = {one["name"]: one["total"] for one in scores["phases"]}["train"] - train
+    assert 0 < more < asked["arguments"]
+    compares = ["--set", f"evaluation.judges={json.dumps({'a': name})}"]
+    compares += ["--set", "judge.batch_size=7", "--set", "ship=mean"]
+    asked = planned(capsys, *CONFIG, *compares)["phases"][-1]
+    # 16 answers meet those of theta_0 and of the policy before, and the mean's those
+    # of theta_0 and of theta_t, in both orders; in the first of four iterations theta_0
+    # is the policy before.
+    assert asked["calls"] == math.ceil((16 * 1.75 + 16 * 2) * 2 / 7)
+
+
 def test_meshes_alone(capsys: pytest.CaptureFixture[str]) -> None:
     words = "--mesh", "--topology", "h100:8", "--model", "gemma-2b"
     found = planned(capsys, *CONFIG[:2], *words)
@@ -161,6 +186,7 @@ def test_meshes_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["--pairs", "9"], "this config samples its own"),
         (["--model", str(REWARD_MODEL)], "the model is a reward model"),
         (["--set", "scorer.name=reward:gemma-2b"], "which has no reward head"),
+        (["--set", f"scorer.name=judge:{REWARD_MODEL}"], "a reward model cannot judge"),
     ],
 )
 def test_bad_input(

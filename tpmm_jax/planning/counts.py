@@ -17,6 +17,8 @@ class Counts:
       pooled: held-out pairs of all iterations that a rule looks at.
       evaluated: batches of prompts of the evaluation.
       answers: of the evaluation.
+      shipped: answers of the mean that is shipped, beside these.
+      chosen: held-out prompts on which two policies are compared, to ship one.
       answer_passes: models that the evaluation's answers are read by.
       held_out_passes: models that an iteration's held-out answers are read by.
       training_passes: models that training pairs are read by, the reference apart.
@@ -31,6 +33,8 @@ class Counts:
     pooled: float
     evaluated: float
     answers: int
+    shipped: int
+    chosen: int
     answer_passes: float
     held_out_passes: float
     training_passes: float
@@ -70,6 +74,8 @@ def count_work(config: Config, pairs: int | None = None) -> Counts:
         pooled=held_out * of_prompt * (1 + min(window, config.iterations)) / 2,
         evaluated=batches * (sets + (shipped and sets > 0)),
         answers=answers * sets,
+        shipped=answers * (shipped and sets > 0),
+        chosen=held_out * (config.ship == "auto"),
         answer_passes=passes + extra,
         held_out_passes=passes + _rule_passes(config, window),
         training_passes=_agreeing(config),

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tpmm_jax.axes import Params
 from tpmm_jax.config import Config
 from tpmm_jax.data.batches import collate
 from tpmm_jax.data.records import PairRow
@@ -25,6 +24,7 @@ from tpmm_jax.merging.trees import add_leaf
 from tpmm_jax.mesh import BATCH, FSDP, TENSOR, bytes_on_device, fill, sharding
 from tpmm_jax.models import NO_NOISE, Decoder, ModelConfig
 from tpmm_jax.planning.counts import Counts
+from tpmm_jax.sampling import SamplingConfig
 from tpmm_jax.sampling.decode import sample
 from tpmm_jax.sampling.layout import drawing_params, lay_out, sampling_mesh
 from tpmm_jax.steps import (
@@ -130,71 +130,95 @@ def _sampling(
     memory: int | None,
 ) -> list[Phase]:
     """Returns how the policy is laid out anew, and the drawing of a batch."""
-    rollout, mesh = config.rollout, decoder.mesh
-    assert mesh is not None
-    params, phases = decoder.abstract_params("float32"), []
-    laid = decoder
-    if mesh.shape[FSDP] > 1:
-        laid = replace(decoder, mesh=sampling_mesh(decoder, memory))
-    drawn = drawing_params(laid)
-    batches = -(-counts.prompts // rollout.batch_size)
-    if laid is not decoder:
-        phases.append(
-            Phase(
-                name="lay out",
-                program=lay_out(decoder, laid),
-                args=(params,),
-                calls=(batches > 0) + (counts.evaluated > 0),
-                made=bytes_on_device(drawn),
-            )
-        )
+    rollout, evaluation = config.rollout, config.evaluation
+    laid = laid_to_draw(decoder, memory)
+    size, samples = rollout.batch_size, evaluation.samples_per_prompt
+    batches = _calls(counts.prompts, size) + 2 * _calls(counts.chosen, size)
+    policies = (counts.prompts > 0) + (counts.evaluated > 0)
+    policies += (counts.shipped > 0) + 2 * (counts.chosen > 0)
     # The weights that are trained lie beside those that draw, unless they are these.
     same = laid is decoder and decoder.compute_dtype == "float32"
-    held = 0 if same else bytes_on_device(params)
-    samples = config.evaluation.samples_per_prompt
+    held = 0 if same else bytes_on_device(decoder.abstract_params("float32"))
     rollouts: list[tuple[str, int, float]] = []
     if not config.offline:
         rollouts = [(SAMPLE, rollout.samples_per_prompt, batches)]
     evaluated = [(f"{SAMPLE} to evaluate", samples, counts.evaluated)]
     if rollouts and samples == rollout.samples_per_prompt:
         rollouts, evaluated = [(SAMPLE, samples, batches + counts.evaluated)], []
-    phases += [
-        replace(_draw(config, laid, drawn, lengths, *one), held=held)
-        for one in rollouts + evaluated
+    return laying_out("lay out", decoder, laid, policies) + [
+        replace(
+            drawing(
+                name, laid, rollout.sampling(), (size, lengths.prompt), calls, answers
+            ),
+            held=held,
+        )
+        for name, answers, calls in rollouts + evaluated
     ]
-    return phases
 
 
-def _draw(
-    config: Config,
-    laid: Decoder,
-    drawn: Params,
-    lengths: Lengths,
+def laid_to_draw(decoder: Decoder, memory: int | None) -> Decoder:
+    """Returns the decoder on the mesh on which it draws, which may be its own."""
+    assert decoder.mesh is not None
+    if decoder.mesh.shape[FSDP] == 1:
+        return decoder
+    return replace(decoder, mesh=sampling_mesh(decoder, memory))
+
+
+def laying_out(
+    name: str, decoder: Decoder, laid: Decoder, calls: float, dtype: str = "float32"
+) -> list[Phase]:
+    """Returns how weights are laid out anew to draw; none where they stay.
+
+    Args:
+      dtype: of the weights.
+    """
+    if laid is decoder:
+        return []
+    phase = Phase(
+        name=name,
+        program=lay_out(decoder, laid),
+        args=(decoder.abstract_params(dtype),),
+        calls=calls,
+        made=bytes_on_device(drawing_params(laid)),
+    )
+    return [phase]
+
+
+def drawing(
     name: str,
-    samples: int,
+    laid: Decoder,
+    sampling: SamplingConfig,
+    prompts: tuple[int, int],
     calls: float,
+    samples: int = 1,
 ) -> Phase:
-    """Returns the drawing of a batch, so many samples of each prompt."""
-    rollout, new = config.rollout, config.rollout.max_new_tokens
-    rows = fill(laid.mesh, rollout.batch_size)
-    tokens = _integers(laid.mesh, rows, lengths.prompt)
+    """Returns the drawing of a batch of answers.
+
+    Args:
+      laid: on the mesh on which it draws.
+      prompts: of a batch, and the tokens of each.
+      samples: of each prompt.
+    """
+    (size, length), new = prompts, sampling.max_new_tokens
+    rows = fill(laid.mesh, size)
+    tokens = _integers(laid.mesh, rows, length)
     return Phase(
         name=name,
         program=sample,
         args=(
-            *(laid, drawn, tokens, tokens, _integers(laid.mesh, rows)),
+            *(laid, drawing_params(laid), tokens, tokens, _integers(laid.mesh, rows)),
             jax.eval_shape(lambda: jax.random.key(0)),
         ),
         kwargs={
             "num_samples": samples,
-            "config": rollout.sampling(),
+            "config": sampling,
             "eos_ids": laid.config.eos_ids or (0,),
             "pad_id": 0,
         },
         calls=calls,
-        tokens=rows * (lengths.prompt + samples * new),
+        tokens=rows * (length + samples * new),
         turns=new,
-        made=_cache(laid, rows * samples, lengths.prompt + new),
+        made=_cache(laid, rows * samples, length + new),
     )
 
 

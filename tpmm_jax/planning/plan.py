@@ -16,13 +16,8 @@ from tpmm_jax.planning.devices import Target
 from tpmm_jax.planning.measure import Measured, measure
 from tpmm_jax.planning.meshes import MeshOption, mesh_options
 from tpmm_jax.planning.phases import SAMPLE, Lengths, Phase, run_lengths, run_phases
-from tpmm_jax.planning.rewards import (
-    Rater,
-    find_raters,
-    pair_length,
-    reward_model,
-    reward_phases,
-)
+from tpmm_jax.planning.raters import Rater, find_raters
+from tpmm_jax.planning.rewards import pair_length, reward_model, reward_phases
 
 # Meshes that are compiled for before the search gives up.
 MESHES = 3
@@ -202,7 +197,7 @@ def make_plan(
         phases, whole = reward_phases(config, decoder, pairs), pairs is not None
     else:
         counts = count_work(config, pairs)
-        raters = find_raters(config, mesh, lengths, counts, notes.append)
+        raters = find_raters(config, mesh, lengths, counts, target.memory, notes.append)
         resident = sum(one.weights for one in raters)
         phases = run_phases(config, decoder, target.memory, resident, counts)
         phases += _rating(raters, phases)
@@ -224,9 +219,9 @@ def _rating(raters: Sequence[Rater], run: Sequence[Phase]) -> list[Phase]:
     if drawing:
         beside = drawing[0].held + bytes_on_device(drawing[0].args[1])
     return [
-        replace(one.phase, held=beside - one.weights)
+        replace(phase, held=phase.held + beside - one.weights)
         for one in raters
-        if one.phase is not None
+        for phase in one.phases
     ]
 
 

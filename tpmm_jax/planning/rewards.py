@@ -1,27 +1,21 @@
-"""The programs of reward models: of their training, and as raters of a run."""
+"""The programs of a reward model's training."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tpmm_jax.config import Config, RewardConfig
+from tpmm_jax.config import RewardConfig
 from tpmm_jax.data.records import PairRow
 from tpmm_jax.data.table import round_up
-from tpmm_jax.errors import BadInput
 from tpmm_jax.merging.expert_rules import ADAM, MICRO_BATCH, learned_step
 from tpmm_jax.mesh import bytes_on_device, fill
 from tpmm_jax.models import Decoder, ModelConfig
-from tpmm_jax.planning.counts import Counts
-from tpmm_jax.planning.phases import Lengths, Phase, pair_batch, step_args, struct
-from tpmm_jax.planning.sizes import find_sizes
+from tpmm_jax.planning.phases import Phase, pair_batch, step_args, struct
 from tpmm_jax.reward_runs.sets import reward_table
-from tpmm_jax.scoring import JUDGE, RewardScorer
-from tpmm_jax.scoring.named import REWARD
 from tpmm_jax.scoring.row_rewards import padded_length
 from tpmm_jax.steps import (
     abstract_state,
@@ -79,7 +73,7 @@ def reward_phases(
         ),
         # Between steps, beside the optimizer's moments.
         replace(
-            _rating(decoder, "held-out rewards", size, length, calls, routing=True),
+            rating(decoder, "held-out rewards", size, length, calls, routing=True),
             held=bytes_on_device(state.opt_state),
         ),
     ]
@@ -88,88 +82,7 @@ def reward_phases(
     return phases
 
 
-@dataclass(frozen=True)
-class Rater:
-    """A reward model or judge that rates, and is on the devices throughout a run.
-
-    Attributes:
-      weights: its bytes on a device.
-      phase: its program; None: not planned.
-    """
-
-    weights: int
-    phase: Phase | None = None
-
-
-def find_raters(
-    config: Config,
-    mesh: Mesh,
-    lengths: Lengths,
-    counts: Counts,
-    note: Callable[[str], None],
-) -> list[Rater]:
-    """Returns the models of ours that rate; functions run elsewhere.
-
-    Args:
-      note: told of what is not counted.
-    """
-    scorers = config.evaluation.scorers.values()
-    also = [x for one in scorers for x in ([one] if isinstance(one, str) else one)]
-    labels = [*config.scorer.names]
-    if config.scorer.ensemble == "weights":
-        # One model is left of those that are averaged.
-        labels = labels[:1]
-    drawn = counts.prompts * config.rollout.samples_per_prompt + counts.answers
-    asked = {name: counts.answers for name in also}
-    asked |= {config.madpo.margins or "": 2 * counts.train}
-    asked |= dict.fromkeys(labels, drawn)
-    asked |= dict.fromkeys(config.evaluation.judges.values(), 0)
-    found = []
-    for name, answers in asked.items():
-        if name.startswith((REWARD, JUDGE)):
-            found.append(_rater(config, mesh, lengths, name, answers, note))
-    return [one for one in found if one is not None]
-
-
-def _rater(
-    config: Config,
-    mesh: Mesh,
-    lengths: Lengths,
-    name: str,
-    answers: int,
-    note: Callable[[str], None],
-) -> Rater | None:
-    options: Mapping[str, Any] = {}
-    if name == config.madpo.margins:
-        options = config.madpo.options
-    elif [*config.scorer.names] == [name]:
-        options = config.scorer.options
-    judges = name.startswith(JUDGE)
-    dtype = config.judge.dtype if judges else str(options.get("dtype", "float32"))
-    source = name.removeprefix(REWARD).removeprefix(JUDGE)
-    try:
-        model = find_sizes(source, name)
-    except BadInput:
-        note(f"{name} is not counted: its sizes are not known here")
-        return None
-    if (model.output == "reward") == judges:
-        raise BadInput(
-            f"{name}: a reward model cannot judge"
-            if judges
-            else f"{name} is a causal language model, which has no reward head"
-        )
-    decoder = Decoder(model, compute_dtype=dtype, mesh=mesh)
-    weights = bytes_on_device(decoder.abstract_params(dtype))
-    if judges:
-        note(f"of {name} the weights are counted, and not what it computes")
-        return Rater(weights)
-    size = int(options.get("batch_size", RewardScorer.batch_size))
-    calls = math.ceil(answers / size)
-    rating = _rating(decoder, name, size, lengths.pair, calls, held_in=dtype)
-    return Rater(weights, rating)
-
-
-def _rating(
+def rating(
     decoder: Decoder,
     name: str,
     size: int,
