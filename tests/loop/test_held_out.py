@@ -3,8 +3,10 @@
 import io
 import json
 import pathlib
+from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,14 +16,14 @@ from tiny_run import start
 from tpmm_jax.config import Config, to_dict
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
-from tpmm_jax.log.metrics import read_timing
+from tpmm_jax.log.metrics import read_metrics, read_timing
 from tpmm_jax.loop import held_out
 from tpmm_jax.loop.log_probs import pair_table
 from tpmm_jax.loop.run import Disk
 from tpmm_jax.loop.setup import open_run
 from tpmm_jax.loop.workdir import ADDED, as_begun, check_unchanged, pin_config
 from tpmm_jax.losses import pair_log_probs
-from tpmm_jax.merging import ReferenceConfig
+from tpmm_jax.merging import ReferenceConfig, weighted_sum
 from tpmm_jax.rewards import PairingConfig
 from tpmm_jax.store.files import write_json
 
@@ -108,6 +110,48 @@ def test_the_log_probs_are_the_policies(whole: tuple[pathlib.Path, Passes]) -> N
     row = last.rows[3]
     wanted = ratios[3, 0] / len(row.chosen_ids) - ratios[3, 1] / len(row.rejected_ids)
     np.testing.assert_allclose(normal[3], wanted)
+
+
+def test_the_weighted_margins_are_nearly_the_merges_own(
+    whole: tuple[pathlib.Path, Passes],
+) -> None:
+    """What weights are fitted on, against the merge; of first order, so that halving
+    what the policies changed quarters the difference."""
+    workdir, passes = whole
+    pairs, errors, out = passes.pairs[-1], [], io.StringIO()
+    weights = record(workdir, ITERATIONS)["weights"][0]
+    with open_run(config(), workdir, RunConsole(out, out)) as run:
+        table = pair_table(run.plan.runner, pairs.rows)
+        batch = {name: jnp.asarray(x) for name, x in table.items()}
+        policies = [run.disk.policy(k) for k in range(ITERATIONS)]
+
+        def logps_of(params: Any) -> np.ndarray:
+            found = pair_log_probs(run.plan.decoder, params, batch)
+            return np.asarray(found, np.float64)
+
+        for size in (1.0, 0.5, 0.25):
+            moved = [
+                jax.tree.map(lambda x, y, size=size: x + size * (y - x), policies[0], p)
+                for p in policies
+            ]
+            merged, _ = weighted_sum(moved, weights)
+            logps = {k: logps_of(p) for k, p in enumerate([*moved, merged])}
+            margins = replace(pairs, logps=logps).margins(length_normalized=False)
+            exact_P = margins.of(ITERATIONS)
+            sum_P = sum(w * margins.of(k) for k, w in enumerate(weights))
+            errors.append(np.abs(sum_P - exact_P).mean())
+            if size == 1.0:
+                assert np.corrcoef(sum_P, exact_P)[0, 1] > 0.98
+                np.testing.assert_allclose(loss(sum_P), loss(exact_P), rtol=0.01)
+    assert errors[2] > 1e-5, "too near to rounding to say anything"
+    np.testing.assert_allclose(errors[1] / errors[2], 4, rtol=0.2)
+    told = [row for row in read_metrics(workdir) if row["kind"] == "iteration"]
+    assert told[-1]["merge/surrogate"] > 0.98
+
+
+def loss(margin_P: np.ndarray) -> float:
+    """Returns what the fit minimises, at the run's own beta."""
+    return float(np.logaddexp(0, -config().loss.beta * margin_P).mean())
 
 
 def test_the_record_says_how_far_to_believe_the_weights(
