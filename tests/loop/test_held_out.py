@@ -150,7 +150,7 @@ def test_the_weighted_margins_are_nearly_the_merges_own(
 
 
 def loss(margin_P: np.ndarray) -> float:
-    """Returns what the fit minimises, at the run's own beta."""
+    """Returns the DPO loss of margins at the run's beta."""
     return float(np.logaddexp(0, -config().loss.beta * margin_P).mean())
 
 

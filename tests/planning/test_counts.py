@@ -60,7 +60,7 @@ def test_what_is_shipped_and_weighted_adds() -> None:
     sets = EvaluationConfig(num_prompts=20, samples_per_prompt=2, sets={"a": "b"})
     found = count(evaluation=sets)
     # Two sets of 20 prompts, 16 at a time.
-    assert (found.evaluated, found.answers) == (4, 80)
+    assert (found.evaluated, found.sets, found.answers) == (4, 2, 80)
 
 
 def test_given_pairs() -> None:

@@ -121,6 +121,13 @@ def test_what_does_not_fit_gets_a_suggestion(
     assert plan.main([*CONFIG, *large]) == 5
     assert "it fits with: --set" in capsys.readouterr().out
 
+    asks = "--set", f"scorer.name={JUDGE}", "--set", "judge.batch_size=512"
+    monkeypatch.setattr(Target, "memory", property(lambda self: 2**60))
+    limit = planned(capsys, *CONFIG, *asks)["phases"][-1]["total"] * 2 // 3
+    monkeypatch.setattr(Target, "memory", property(lambda self: limit))
+    settings = planned(capsys, *CONFIG, *asks, code=5)["suggestion"]["settings"]
+    assert settings == ["judge.batch_size=256"]
+
     monkeypatch.setattr(Target, "memory", property(lambda self: 1000))
     assert planned(capsys, *CONFIG, code=5)["suggestion"] is None
     assert plan.main(CONFIG) == 5
@@ -136,29 +143,65 @@ def test_a_reward_model_and_its_experts(capsys: pytest.CaptureFixture[str]) -> N
     assert found["phases"][0]["calls"] == 12
 
 
-def test_judges_that_score_and_that_compare(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    name = f"judge:{MODEL}"
-    plain = planned(capsys, *CONFIG)
-    scores = planned(capsys, *CONFIG, "--set", f"scorer.name={name}")
-    laid, asked = scores["phases"][-2:]
-    assert [laid["name"], asked["name"]] == [f"lay out {name}", name]
-    # Of 64 prompts each answer with the three others, 16 questions at once. A prompt,
-    # two answers of 16 tokens, and a question of 60.
-    assert laid["calls"] == asked["calls"] == 64 * 4 * 3 / 16
+JUDGE = f"judge:{MODEL}"
+FOUR = "--set", "evaluation.samples_per_prompt=4"
+
+
+def test_a_judge_that_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = planned(capsys, *CONFIG, *FOUR)
+    found = planned(capsys, *CONFIG, *FOUR, "--set", f"scorer.name={JUDGE}")
+    laid, asked = found["phases"][-2:]
+    assert [laid["name"], asked["name"]] == [f"lay out {JUDGE}", JUDGE]
+    # Of 64 prompts, 16 at once, each answer with the three others, 16 questions at
+    # once. Policies are not compared by it.
+    assert laid["calls"] == 4 and asked["calls"] == 64 * 4 * 3 / 16
+    # A prompt of 16 tokens, two answers of 16, and a question of 60.
     assert asked["tokens"] == 16 * (128 + 8)
     # Its weights lie there throughout, and once more while it draws.
     train = {one["name"]: one["total"] for one in plain["phases"]}["train"]
-    more = {one["name"]: one["total"] for one in scores["phases"]}["train"] - train
+    more = {one["name"]: one["total"] for one in found["phases"]}["train"] - train
     assert 0 < more < asked["arguments"]
-    compares = ["--set", f"evaluation.judges={json.dumps({'a': name})}"]
-    compares += ["--set", "judge.batch_size=7", "--set", "ship=mean"]
-    asked = planned(capsys, *CONFIG, *compares)["phases"][-1]
+
+
+def test_a_judge_that_compares(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", f"evaluation.judges={json.dumps({'a': JUDGE, 'b': JUDGE})}"]
+    words += ["--set", "judge.batch_size=7", "--set", "ship=mean"]
+    laid, asked = planned(capsys, *CONFIG, *words)["phases"][-2:]
     # 16 answers meet those of theta_0 and of the policy before, and the mean's those
     # of theta_0 and of theta_t, in both orders; in the first of four iterations theta_0
-    # is the policy before.
-    assert asked["calls"] == math.ceil((16 * 1.75 + 16 * 2) * 2 / 7)
+    # is the policy before. 16 questions are three batches of 7.
+    assert laid["calls"] == 2 * (1.75 + 2)
+    assert asked["calls"] == 3 * laid["calls"]
+
+
+@pytest.mark.parametrize(
+    "given, calls",
+    [
+        # 64 prompts with four answers each.
+        ((), 64 * 4 * 3 / 16),
+        # 10 lines of an iteration, their two answers in both orders.
+        (("data.prompts=null", "data.pairs=org/pairs", "scorer.name=null"), 2),
+    ],
+)
+def test_a_judge_that_gives_margins(
+    given: tuple[str, ...], calls: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given += ("loss.name=madpo", f"madpo.margins={JUDGE}")
+    words = [x for one in given for x in ("--set", one)]
+    words += ["--pairs", "40"] if len(given) > 2 else []
+    asked = planned(capsys, *CONFIG, *words)["phases"][-1]
+    assert (asked["name"], asked["calls"]) == (JUDGE, calls)
+    assert asked["total"] > asked["arguments"] > 0
+
+
+def test_a_judge_without_room(capsys: pytest.CaptureFixture[str]) -> None:
+    words = *CONFIG, "--set", f"scorer.name={JUDGE}", "--set"
+    assert "leave no room for a question" in error(
+        capsys, *words, "judge.max_new_tokens=300"
+    )
+    found = planned(capsys, *words, "judge.max_new_tokens=200")
+    assert "a run in which one is so long is refused" in found["notes"][-1]
+    assert found["phases"][-1]["tokens"] == 16 * 256
 
 
 def test_meshes_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ class Counts:
       held_out: different answers of an iteration's held-out pairs.
       pooled: held-out pairs of all iterations that a rule looks at.
       evaluated: batches of prompts of the evaluation.
+      sets: of prompts of the evaluation.
       answers: of the evaluation.
       shipped: answers of the mean that is shipped, beside these.
       chosen: held-out prompts on which two policies are compared, to ship one.
@@ -32,6 +33,7 @@ class Counts:
     held_out: int
     pooled: float
     evaluated: float
+    sets: int
     answers: int
     shipped: int
     chosen: int
@@ -73,6 +75,7 @@ def count_work(config: Config, pairs: int | None = None) -> Counts:
         held_out=held_out * sides,
         pooled=held_out * of_prompt * (1 + min(window, config.iterations)) / 2,
         evaluated=batches * (sets + (shipped and sets > 0)),
+        sets=sets,
         answers=answers * sets,
         shipped=answers * (shipped and sets > 0),
         chosen=held_out * (config.ship == "auto"),

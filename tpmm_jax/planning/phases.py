@@ -134,8 +134,9 @@ def _sampling(
     laid = laid_to_draw(decoder, memory)
     size, samples = rollout.batch_size, evaluation.samples_per_prompt
     batches = _calls(counts.prompts, size) + 2 * _calls(counts.chosen, size)
-    policies = (counts.prompts > 0) + (counts.evaluated > 0)
-    policies += (counts.shipped > 0) + 2 * (counts.chosen > 0)
+    # A set of prompts, or theta_t and the mean where one is chosen.
+    laid_out = (counts.prompts > 0) + counts.sets
+    laid_out += (counts.shipped > 0) + 2 * (counts.chosen > 0)
     # The weights that are trained lie beside those that draw, unless they are these.
     same = laid is decoder and decoder.compute_dtype == "float32"
     held = 0 if same else bytes_on_device(decoder.abstract_params("float32"))
@@ -145,7 +146,7 @@ def _sampling(
     evaluated = [(f"{SAMPLE} to evaluate", samples, counts.evaluated)]
     if rollouts and samples == rollout.samples_per_prompt:
         rollouts, evaluated = [(SAMPLE, samples, batches + counts.evaluated)], []
-    return laying_out("lay out", decoder, laid, policies) + [
+    return laying_out("lay out", decoder, laid, laid_out) + [
         replace(
             drawing(
                 name, laid, rollout.sampling(), (size, lengths.prompt), calls, answers
@@ -179,7 +180,7 @@ def laying_out(
         program=lay_out(decoder, laid),
         args=(decoder.abstract_params(dtype),),
         calls=calls,
-        made=bytes_on_device(drawing_params(laid)),
+        made=bytes_on_device(drawing_params(laid, dtype)),
     )
     return [phase]
 
@@ -191,6 +192,7 @@ def drawing(
     prompts: tuple[int, int],
     calls: float,
     samples: int = 1,
+    dtype: str = "float32",
 ) -> Phase:
     """Returns the drawing of a batch of answers.
 
@@ -198,6 +200,7 @@ def drawing(
       laid: on the mesh on which it draws.
       prompts: of a batch, and the tokens of each.
       samples: of each prompt.
+      dtype: of the weights before they are cast to draw.
     """
     (size, length), new = prompts, sampling.max_new_tokens
     rows = fill(laid.mesh, size)
@@ -206,7 +209,8 @@ def drawing(
         name=name,
         program=sample,
         args=(
-            *(laid, drawing_params(laid), tokens, tokens, _integers(laid.mesh, rows)),
+            *(laid, drawing_params(laid, dtype), tokens, tokens),
+            _integers(laid.mesh, rows),
             jax.eval_shape(lambda: jax.random.key(0)),
         ),
         kwargs={

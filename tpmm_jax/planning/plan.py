@@ -18,6 +18,7 @@ from tpmm_jax.planning.meshes import MeshOption, mesh_options
 from tpmm_jax.planning.phases import SAMPLE, Lengths, Phase, run_lengths, run_phases
 from tpmm_jax.planning.raters import Rater, find_raters
 from tpmm_jax.planning.rewards import pair_length, reward_model, reward_phases
+from tpmm_jax.scoring import JUDGE
 
 # Meshes that are compiled for before the search gives up.
 MESHES = 3
@@ -212,14 +213,15 @@ def make_plan(
 
 
 def _rating(raters: Sequence[Rater], run: Sequence[Phase]) -> list[Phase]:
-    """Returns the raters' programs, which run while a policy draws."""
+    """Returns the raters' programs, with what lies beside each."""
+    alone = sum(one.weights for one in raters)
     drawing = [one for one in run if one.name.startswith(SAMPLE)]
-    # What draws is there, and what lies beside it, the raters among that.
-    beside = 0
+    # The policy that has drawn, and what lies beside it, the raters among that.
+    beside = alone
     if drawing:
         beside = drawing[0].held + bytes_on_device(drawing[0].args[1])
     return [
-        replace(phase, held=phase.held + beside - one.weights)
+        replace(phase, held=phase.held + (alone if one.alone else beside) - one.weights)
         for one in raters
         for phase in one.phases
     ]
@@ -286,16 +288,23 @@ def _smaller(config: Config | RewardConfig, plan: Plan) -> list[str]:
     """Returns settings with which what does not fit takes less; empty: none is left."""
     refused = {one.phase.name for one in plan.phases if one.fits is False}
     drawing = {name for name in refused if name.startswith(SAMPLE)}
+    judging = {name for name in refused if name.startswith(JUDGE)}
     training = {name for name in refused if name in BY_BATCH}
     # What is known without a compiler does not depend on a training batch.
-    if refused - drawing - training or (training and not plan.target.compiles):
+    rest = refused - drawing - judging - training
+    if rest or (training and not plan.target.compiles):
         return []
     shards, settings = plan.mesh[DATA] * plan.mesh[FSDP], []
-    if isinstance(config, Config) and drawing:
-        half = config.rollout.batch_size // 2 // shards * shards
-        if half == 0:
-            return []
-        settings.append(f"rollout.batch_size={half}")
+    if isinstance(config, Config):
+        sizes = {
+            "rollout.batch_size": (drawing, config.rollout.batch_size),
+            "judge.batch_size": (judging, config.judge.batch_size),
+        }
+        for name, (too_large, size) in sizes.items():
+            if too_large:
+                if (half := size // 2 // shards * shards) == 0:
+                    return []
+                settings.append(f"{name}={half}")
     if training:
         train, narrow = config.train, ModelSource(source="").logits_chunk_mib
         more = [

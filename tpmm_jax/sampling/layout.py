@@ -66,9 +66,13 @@ def _without_fsdp(mesh: Mesh, ways: int) -> Mesh:
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def drawing_params(decoder: Decoder) -> Params:
-    """Returns shapes and shardings of the weights that draw, on the decoder's mesh."""
-    placed = decoder.abstract_params("float32")
+def drawing_params(decoder: Decoder, dtype: str = "float32") -> Params:
+    """Returns shapes and shardings of the weights that draw, on the decoder's mesh.
+
+    Args:
+      dtype: of the weights before they are cast.
+    """
+    placed = decoder.abstract_params(dtype)
     cast = jax.eval_shape(decoder.for_decoding, placed)
     return jax.tree.map(
         lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),

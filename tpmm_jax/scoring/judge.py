@@ -18,7 +18,7 @@ from tpmm_jax.data.prompt_tokens import encode_prompts
 from tpmm_jax.errors import BadInput, Stopped
 from tpmm_jax.hosts import asked_all
 from tpmm_jax.rewards import Verdicts
-from tpmm_jax.sampling import SamplingConfig, generate_batches
+from tpmm_jax.sampling import generate_batches
 from tpmm_jax.scoring.judge_config import (
     JudgeConfig,
     ask,
@@ -105,13 +105,6 @@ class ModelJudge:
             "read": [list(config.first), list(config.second), list(config.tie)],
         }
         return digest(fingerprint(params), extra)
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """How a reply is drawn."""
-        return SamplingConfig(
-            max_new_tokens=self.config.max_new_tokens, temperature=0.0
-        )
 
     def __call__(
         self, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
@@ -220,7 +213,7 @@ class ModelJudge:
                 self.model.params,
                 [rows[place] for place in filled],
                 key=jax.random.key(0),
-                config=self.sampling,
+                config=self.config.sampling,
                 eos_ids=self.codec.eos_ids,
                 num_ids=self.codec.num_drawn,
                 batch_size=size,

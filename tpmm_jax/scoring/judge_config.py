@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tpmm_jax.errors import BadInput
+from tpmm_jax.sampling import SamplingConfig
 
 # The prefix of names that are models: no module may have it.
 JUDGE = "judge:"
@@ -64,6 +65,11 @@ class JudgeConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     revision: str | None = None
     base: str | None = None
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How a reply is drawn."""
+        return SamplingConfig(max_new_tokens=self.max_new_tokens, temperature=0.0)
 
     def validate(self, names: Iterable[str | None]) -> None:
         """Raises BadInput for a value out of range, or that no judge reads.
