@@ -7,10 +7,13 @@ Exit codes: 0 done, 1 other, 2 bad input, 3 corrupt checkpoint, 4 storage,
 import difflib
 import os
 import pathlib
+import re
 import sysconfig
 import traceback
 from collections.abc import Sequence
 
+# pathlib has made one slash of two.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Where code lies that the user did not write.
 _INSTALLED = tuple(
     os.path.join(folder, "")
@@ -63,6 +66,23 @@ def nearest(wrong: str, names: Sequence[str]) -> str:
     if near:
         return f"; did you mean {', '.join(near)}?"
     return f"; its fields are {', '.join(names)}" if names else ""
+
+
+def refuse_address(name: str | os.PathLike[str], what: str) -> None:
+    """Refuses gs://bucket/run and the like, of which pathlib makes a folder gs:.
+
+    Args:
+      what: names the option or field.
+
+    Raises:
+      BadInput: says what to do.
+    """
+    if _ADDRESS.match(os.fspath(name)):
+        raise BadInput(
+            f"{what} {os.fspath(name)}: an address, and wanted is a path. A run locks, "
+            "appends to and renames its files, which buckets do not: use a disk that "
+            "all hosts mount (NFS, Filestore, Lustre), and copy what comes and goes"
+        )
 
 
 def nearest_path(path: str | os.PathLike[str]) -> str:

@@ -14,6 +14,7 @@ from tpmm_jax.log.console import RunConsole
 
 # |a - b| <= this (|b| + 1e-3), between one process and two of as many devices.
 CLOSE = 1e-4
+HERE = pathlib.Path(__file__).parent
 TRAINED = "tpmm_jax.train_reward"
 QUICKSTART = ROOT / "configs" / "quickstart.py"
 PLAIN = (
@@ -174,8 +175,13 @@ def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(
 
 @pytest.mark.slow
 def test_a_stop_waits_for_a_save_that_takes_long(tmp_path: pathlib.Path) -> None:
-    config = pathlib.Path(__file__).parent / "slow_save.py"
-    words = ["--config", config, *PLAIN[2:], "--set", "train.checkpoint_every=0"]
+    words = [
+        "--config",
+        HERE / "slow_save.py",
+        *PLAIN[2:],
+        "--set",
+        "train.checkpoint_every=0",
+    ]
     words += ["--set", "train.epochs=1000", "--workdir", tmp_path / "run"]
     made = start(tmp_path, *words)
     made[0].wait_for("iteration 1: DPO")
@@ -228,6 +234,26 @@ def test_a_scorer_that_raises_ends_both_with_one_message(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("file", ["rollouts.jsonl", "trajectory.jsonl"])
+def test_a_full_disk_ends_both_with_one_message(
+    tmp_path: pathlib.Path, undisturbed: pathlib.Path, file: str
+) -> None:
+    """Once it has room again the same command goes on."""
+    full, words = tmp_path / "FULL", ["--config", HERE / "full_disk.py", *PLAIN[2:]]
+    words += ["--workdir", tmp_path / "run"]
+    given = {"cache": undisturbed / "cache", "folders": [tmp_path, tmp_path]}
+    full.write_text(file)
+    made = start(tmp_path, *words, **given)
+    assert finish(made) == [4, 4], "\n".join(one.said for one in made)
+    said = "".join(one.said for one in made)
+    assert said.count("No space left on device") == 1
+    full.unlink()
+    run(tmp_path, *words, **given)
+    whole = (undisturbed / "run" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
 def test_a_slow_scorer_is_waited_for(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +300,32 @@ def test_another_copy_of_the_weights_ends_both(tmp_path: pathlib.Path) -> None:
     assert finish(made) == [2, 2]
     said = " ".join("".join(one.said for one in made).split())
     assert said.count("process 1 differs from process 0: the weights of copied") == 1
+
+
+@pytest.mark.slow
+def test_other_pairs_in_one_end_both(tmp_path: pathlib.Path) -> None:
+    """Before a reward model computes with them on all devices."""
+    hosts = [tmp_path / "host0", tmp_path / "host1"]
+    for host in hosts:
+        host.mkdir()
+        pairs_file(host)
+    with (hosts[1] / "pairs.jsonl").open("a") as file:
+        file.write('{"prompt": "w1", "chosen": "w2", "rejected": "w3"}\n')
+    words = [*PLAIN, "--workdir", tmp_path / "run", "--set", "data.pairs=pairs.jsonl"]
+    words += ["--set", "data.prompts=null", "--set", "scorer.name=null"]
+    made = start(tmp_path, *words, folders=hosts)
+    assert finish(made) == [2, 2]
+    said = " ".join("".join(one.said for one in made).split())
+    assert said.count("process 1 differs from process 0: data is") == 1
+
+
+@pytest.mark.slow
+def test_another_state_of_the_folder_ends_both(tmp_path: pathlib.Path) -> None:
+    words = ["--config", HERE / "stale_disk.py", *PLAIN[2:]]
+    made = start(tmp_path, *words, "--workdir", tmp_path / "run")
+    assert finish(made) == [2, 2]
+    said = " ".join("".join(one.said for one in made).split())
+    assert said.count("process 1 differs from process 0: the next iteration of") == 1
 
 
 @pytest.mark.loop

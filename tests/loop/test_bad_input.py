@@ -14,6 +14,7 @@ import pytest
 import tiny_run
 from transformers import AddedToken
 
+from tpmm_jax.commands import export
 from tpmm_jax.commands import train as command_line
 from tpmm_jax.config import ModelSource
 from tpmm_jax.data.config import DataConfig
@@ -53,6 +54,24 @@ def model_with(tmp_path: pathlib.Path, file: str, change: Callable) -> ModelSour
     change(content)
     (directory / file).write_text(json.dumps(content))
     return ModelSource(source=str(directory))
+
+
+def test_addresses_are_refused(
+    attempt: Callable[..., str], capsys: Text, tmp_path: pathlib.Path
+) -> None:
+    bucket = "gs://bucket/some"
+    assert "--workdir gs:/bucket/some: an address" in attempt(
+        2, workdir=pathlib.Path(bucket)
+    )
+    model, data = ModelSource(source=bucket), DataConfig(prompts=f"{bucket}.jsonl")
+    assert f"model.source = {bucket}: an address" in attempt(2, model=model)
+    assert f"data.prompts = {bucket}.jsonl: an address" in attempt(2, data=data)
+    pairs = DataConfig(pairs=f"{bucket}.jsonl")
+    given = {"data": pairs, "scorer": ScorerConfig()}
+    assert f"{bucket}.jsonl: an address" in attempt(2, **given)
+    assert export.main([str(tmp_path), "--output", bucket]) == 2
+    assert f"--output {bucket}: an address" in capsys.readouterr().err
+    assert not pathlib.Path("gs:").exists()
 
 
 def test_missing_model(attempt: Callable[..., str]) -> None:

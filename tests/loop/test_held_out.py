@@ -13,6 +13,7 @@ import pytest
 import tiny_run
 from tiny_run import start
 
+from tpmm_jax.chips import Chip
 from tpmm_jax.config import Config, to_dict
 from tpmm_jax.errors import BadInput
 from tpmm_jax.log.console import RunConsole
@@ -28,6 +29,8 @@ from tpmm_jax.rewards import PairingConfig
 from tpmm_jax.store.files import write_json
 
 ITERATIONS = 3
+# That computes in float32.
+CHIP = Chip("cpu", flops=1e15, flops_32=1e12, memory=1, bandwidth=1, link=1)
 
 
 def config(**changes: Any) -> Config:
@@ -75,6 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Passe
     workdir = tmp_path_factory.mktemp("held_out") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         passes = Passes(patch)
+        patch.setattr("tpmm_jax.loop.training.find_chip", lambda kind: CHIP)
         start(config(), workdir)
     return workdir, passes
 
@@ -229,6 +233,31 @@ def test_every_phase_of_an_iteration_is_timed(
         assert {*seconds} == phases | {"evaluation", "iteration"}
         whole_time = seconds.pop("iteration")
         assert sum(seconds.values()) <= whole_time
+
+
+def test_the_share_of_the_chips_products(whole: tuple[pathlib.Path, Passes]) -> None:
+    """Between what all rows cost at the shortest and at the longest length."""
+    workdir, _ = whole
+    made = config()
+    with open_run(made, workdir, RunConsole(io.StringIO(), io.StringIO())) as run:
+        lengths, devices = run.plan.runner.pair_lengths, run.plan.mesh.size
+        c, rows = run.plan.decoder.config, 2 * made.train.filled(run.plan.mesh)
+
+    def flops(length: int) -> float:
+        weights = c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+        layer = 2 * (weights + 3 * c.width * c.mlp_width)
+        layer += 4 * length * c.num_heads * c.head_dim
+        head = 2 * c.vocab_size * c.width * (length - 1) / length
+        return (3 * c.num_layers * layer + 4 * head) * rows * length
+
+    steps = [
+        row["iteration"] for row in read_metrics(workdir) if row["kind"] == "train"
+    ]
+    for row in read_timing(workdir):
+        if row["kind"] == "train":
+            found = row["mfu"] * row["seconds"] * CHIP.flops_32 * devices
+            found /= steps.count(row["iteration"])
+            assert 0.98 * flops(min(lengths)) <= found <= 1.02 * flops(max(lengths))
 
 
 @pytest.mark.parametrize("pooled, window", [(False, 1), (True, None)])

@@ -57,6 +57,7 @@ def test_the_devices_at_hand(
     found = planned(capsys, *CONFIG)
     assert [one["name"] for one in found["phases"]] == PHASES
     assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1, "expert": 1}
+    assert found["drawing_mesh"] == found["mesh"] | {"data": 8, "fsdp": 1}
     assert found["lengths"] == {"prompt": 32, "pair": 32}
     assert found["fits"] is True and found["settings"] == []
     for one in found["phases"]:
@@ -81,6 +82,7 @@ def test_words_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main([*CONFIG, "--topology", "h100:8"]) == 0
     text = capsys.readouterr().out
     assert "8 x NVIDIA H100, mesh fsdp 8, bfloat16" in text
+    assert "whole on every device, mesh data 8" in text
     assert "reference log-probs" in text and "an iteration takes" in text
     assert max(map(len, text.splitlines())) <= 90
 

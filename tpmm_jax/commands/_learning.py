@@ -32,6 +32,7 @@ from tpmm_jax.merging import (
     one_hot,
 )
 from tpmm_jax.merging.scale import fitted_scale
+from tpmm_jax.mesh import fill
 from tpmm_jax.models import Decoder
 
 MICRO_BATCH = 8
@@ -216,7 +217,7 @@ def held_out_sets(
         for some in (rows.learn, rows.report):
             table = collate(some, length=length, pad_id=pad)
             lengths = best_lengths(row_lengths(table), length, LENGTHS)
-            micro = min(MICRO_BATCH, len(some))
+            micro = fill(decoder.mesh, min(MICRO_BATCH, len(some)), sides=2)
             held_out = HeldOut(decoder, config, table, micro, seed, lengths)
             table["reference_BN"] = log_probs(held_out, anchor, anchor_bar.advance)
             sets.append(held_out)

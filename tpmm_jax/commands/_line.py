@@ -12,7 +12,7 @@ from typing import Any
 
 from tpmm_jax import hosts
 from tpmm_jax.compiling import keep_programs
-from tpmm_jax.errors import BadInput, Stopped, TpmmError
+from tpmm_jax.errors import BadInput, Stopped, TpmmError, refuse_address
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.stopping import ends_with, keyboard_as_before, watched
 from tpmm_jax.stopping.guard import GUARD
@@ -109,6 +109,9 @@ def guarded(
     keyboard = keyboard_as_before if own_keyboard else contextlib.nullcontext
     with watched(console.note, console.stop_bars), keyboard():
         try:
+            for option in ("workdir", "output"):
+                if path := getattr(args, option, None):
+                    refuse_address(path, f"--{option}")
             if many:
                 hosts.join(args)
             else:

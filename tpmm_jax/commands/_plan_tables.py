@@ -9,7 +9,7 @@ from tpmm_jax.chips import GIB
 from tpmm_jax.config import Config, RewardConfig
 from tpmm_jax.log.console import RunConsole
 from tpmm_jax.log.table import draw_table
-from tpmm_jax.mesh import DATA
+from tpmm_jax.mesh import DATA, TENSOR
 from tpmm_jax.models import Decoder
 from tpmm_jax.planning.devices import Target
 from tpmm_jax.planning.meshes import MeshOption, mesh_text
@@ -29,11 +29,22 @@ def plan_tables(
             f"{mesh_text(plan.mesh)}, {config.model.compute_dtype}",
         ),
         ("lengths", _lengths(plan)),
+        *_drawing(plan),
         *(("note", text) for text in plan.notes),
     ]
     console.header(f"tpmm plan: {plan.target.name}", rows)
     _memory(console, plan)
     _time(console, plan, config)
+
+
+def _drawing(plan: Plan) -> list[tuple[str, str]]:
+    """Returns how the policy lies while it draws, where it is laid out anew."""
+    if plan.drawing_mesh in (None, plan.mesh):
+        return []
+    assert plan.drawing_mesh is not None
+    ways = plan.drawing_mesh[TENSOR]
+    lies = "whole on every device" if ways == 1 else f"each layer split {ways} ways"
+    return [("sampling", f"{lies}, mesh {mesh_text(plan.drawing_mesh)}")]
 
 
 def _lengths(plan: Plan) -> str:
@@ -108,6 +119,7 @@ def plan_json(name: str, plan: Plan, other: Plan | None = None) -> dict[str, Any
         "devices": len(plan.target.devices),
         "device_kind": plan.target.kind,
         "mesh": dict(plan.mesh),
+        "drawing_mesh": plan.drawing_mesh,
         "settings": list(plan.settings),
         "notes": list(plan.notes),
         "lengths": asdict(plan.lengths),

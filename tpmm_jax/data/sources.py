@@ -18,7 +18,7 @@ from tpmm_jax.data._tables import is_saved, read_hub, read_parquet, read_saved
 from tpmm_jax.data._text_files import COMPRESSED
 from tpmm_jax.data.pointers import refuse_pointer
 from tpmm_jax.data.problems import Problems
-from tpmm_jax.errors import BadInput
+from tpmm_jax.errors import BadInput, refuse_address
 
 __all__ = ["Row", "read_rows"]
 
@@ -103,6 +103,7 @@ def _matches(source: str) -> list[str]:
 def _read(
     source: str, split: str, columns: Collection[str], problems: Problems
 ) -> list[Row]:
+    refuse_address(source, "data")
     try:
         path = Path(source).expanduser()
     except RuntimeError as error:

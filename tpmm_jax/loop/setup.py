@@ -42,6 +42,7 @@ from tpmm_jax.loop.workdir import (
     ADDED,
     DATA,
     FORMAT,
+    agree_place,
     as_begun,
     check_format,
     check_unchanged,
@@ -121,6 +122,7 @@ def open_run(
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
         say_mended(disk, console)
         coming = disk.next_iteration(config.iterations)
+        agree_place(workdir, coming, work)
         log_session(
             workdir,
             resumed=started,
@@ -172,6 +174,9 @@ def prepare(
     codec = make_codec(source.config, source.tokenizer, config.data, date)
     check_codec(codec, config.model.source)
     schedule, chunks = load_data(config, codec, workdir, console, started, raters)
+    # Before all of them compute with it.
+    digests = data_digests(config, schedule, chunks)
+    agree_same({"data": digests, "tokenizer": codec.digest})
     if started:
         check_data(config, workdir, schedule, chunks)
     if schedule is not None:
@@ -313,7 +318,6 @@ def pin_run(workdir: pathlib.Path, plan: Plan, *, started: bool) -> None:
     pin_config(workdir, to_dict(plan.config), started=started, added=ADDED)
     date = plan.runner.codec.date.isoformat()
     digests = data_digests(plan.config, plan.schedule, plan.pair_chunks)
-    agree_same({"data": digests, "tokenizer": plan.runner.codec.digest})
     data = {**digests, "date": date, "format": FORMAT}
     write_listed_json(workdir / DATA, data, replace=True)
 

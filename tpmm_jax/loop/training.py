@@ -282,7 +282,8 @@ def _log_speed(task: Task, first: int, seconds: float) -> None:
             count * step_flops(plan, task.batch(step), task.frozen)
             for step, count in _by_length(task, steps)
         )
-        values["mfu"] = flops / seconds / (chip.flops * devices.size)
+        peak = chip.peak(plan.decoder.compute_dtype) * devices.size
+        values["mfu"] = flops / seconds / peak
     task.disk.log.log_timing(
         "train", iteration=task.iteration, step=None, values=values
     )

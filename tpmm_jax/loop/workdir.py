@@ -3,15 +3,14 @@
 import contextlib
 import dataclasses
 import pathlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import tpmm_jax
 from tpmm_jax.config.fields import changes, flatten
-from tpmm_jax.errors import BadInput, CorruptCheckpoint
+from tpmm_jax.errors import BadInput, CorruptCheckpoint, refuse_address
 from tpmm_jax.hosts import agree_same
-from tpmm_jax.store import RunLock, Trajectory, check_writable
+from tpmm_jax.store import RunLock, Trajectory, WorkStore, check_writable
 from tpmm_jax.store.digests import check_folder, read_listed_json
 from tpmm_jax.store.files import read_json, remove_tree, write_json
 
@@ -76,7 +75,7 @@ def open_workdir(workdir: pathlib.Path) -> Iterator[None]:
       BadInput, StorageError: it is in use, its disk refuses, or the processes do not
         share it.
     """
-    refuse_url(workdir)
+    refuse_address(workdir, "--workdir")
     check_writable(workdir)
     with RunLock(workdir) as lock:
         agree_same({f"{workdir}/{RunLock.FILE} (is the folder shared?)": lock.owner()})
@@ -85,15 +84,21 @@ def open_workdir(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def refuse_url(workdir: pathlib.Path) -> None:
-    """Raises BadInput for a bucket: a run locks, appends to and renames its files."""
-    # pathlib makes gs://bucket a folder gs:/bucket.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
-        raise BadInput(
-            f"--workdir {workdir}: a run is kept on a file system, for it locks, "
-            "appends to and renames its files, which buckets do not. Use a disk that "
-            "all hosts mount (NFS, Filestore, Lustre), and copy what is finished"
-        )
+def agree_place(workdir: pathlib.Path, coming: int | None, work: WorkStore) -> None:
+    """Refuses processes for which a run goes on at different places.
+
+    Args:
+      coming: the next iteration; None: all are done.
+
+    Raises:
+      BadInput: a disk shows one of them what another no longer has.
+    """
+    agree_same(
+        {
+            f"the next iteration of {workdir}": coming,
+            f"the step that {work.directory} holds": work.latest(),
+        }
+    )
 
 
 def check_format(workdir: pathlib.Path) -> None:

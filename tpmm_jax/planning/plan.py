@@ -84,6 +84,7 @@ class Plan:
     Attributes:
       settings: "name=value" of what was changed of the config.
       notes: sentences for the user.
+      drawing_mesh: on which answers are drawn; None: none are.
       whole: whether the calls of all phases are known, and so the time of an
         iteration, of a reward model that of a run.
     """
@@ -96,6 +97,7 @@ class Plan:
     settings: Sequence[str] = ()
     notes: Sequence[str] = ()
     whole: bool = True
+    drawing_mesh: Mapping[str, int] | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -209,7 +211,11 @@ def make_plan(
     for number, phase in enumerate(phases):
         on_phase(phase.name, number, len(phases))
         found.append(_planned(phase, target, cache))
-    return Plan(target, model, dict(mesh.shape), lengths, found, settings, notes, whole)
+    drawn = [one.args[0].mesh.shape for one in phases if one.name.startswith(SAMPLE)]
+    return Plan(
+        target, model, dict(mesh.shape), lengths, found, settings, notes, whole,
+        dict(drawn[0]) if drawn else None,
+    )  # fmt: skip
 
 
 def _rating(raters: Sequence[Rater], run: Sequence[Phase]) -> list[Phase]:

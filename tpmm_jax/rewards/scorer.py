@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tpmm_jax.errors import BadInput, user_lines
+from tpmm_jax.errors import BadInput, refuse_address, user_lines
 from tpmm_jax.hosts import once
 from tpmm_jax.rewards.surroundings import left_alone
 from tpmm_jax.stopping import TIMEOUT, call_user
@@ -91,6 +91,7 @@ def import_object(name: str, field_name: str) -> Any:
       BadInput: not of that form, no such module, no such attribute.
     """
     module_name, _, attribute = name.partition(":")
+    refuse_address(name, f"{field_name} =")
     if not module_name or not attribute:
         raise BadInput(f'{field_name} is {name!r}; wanted "module:function"')
     try:
