@@ -8,14 +8,19 @@
 # of a cluster, the same line: the processes find one another (docs/sharding.md).
 #
 # Exit code 75 (stopped on request) is answered by the same command, which continues; so
-# is death by a signal (a code above 128: out of memory, a process that is gone), at most
-# MAX_RESTARTS times (default 20). When one process has ended, the others have GRACE
-# seconds (default 20) until they are killed, stopped ones too; then all start together.
-# Stopping the launcher itself (Ctrl-C, SIGTERM) stops the run, which saves, and is final;
+# is a code above 128, at most MAX_RESTARTS times (default 20): 134 another process is gone,
+# 137 killed or out of memory, 139 a segmentation fault. When one process has ended, the
+# others have GRACE seconds (default 20) until they are killed, stopped ones too; then all
+# start together.
+#
+# A process that stays stopped (SIGSTOP) for MAX_STOPPED seconds (default 60) while the
+# launcher runs is killed, which counts as 137. Ctrl-Z stops both, and kills nothing.
+#
+# Ending the launcher itself (Ctrl-C, SIGTERM) ends the run, which saves, and is final;
 # so are 0 done, 2 bad input, 3 corrupt checkpoint, 4 storage and 1 other.
 set -u
 processes=${PROCESSES:-1} module=${MODULE:-tpmm_jax.train} python=${PYTHON:-python}
-restarts=0 stopping=0 started=0 children=()
+restarts=0 stopping=0 started=0 children=() looks=()
 
 signal_all() {
   for child in "${children[@]}"; do kill "-$1" "$child" 2>/dev/null; done
@@ -35,8 +40,23 @@ alive() {
   return 1
 }
 
+# Looks are counted and not seconds: a launcher that is stopped itself does not look, and
+# one look at a process that is about to continue kills nothing.
+kill_stopped() {
+  for child in "${children[@]}"; do
+    case $(ps -o stat= -p "$child" 2>/dev/null) in
+      T*) looks[child]=$((${looks[child]:-0} + 1)) ;;
+      *) looks[child]=0 ;;
+    esac
+    if [ "${looks[child]}" -gt "${MAX_STOPPED:-60}" ]; then
+      echo "launch/node.sh: killing process $child, which was stopped" >&2
+      kill -KILL "$child" 2>/dev/null
+    fi
+  done
+}
+
 start() {
-  children=()
+  children=() looks=()
   if [ "$processes" -eq 1 ]; then
     "$python" -m "$module" "$@" &
     children+=("$!")
@@ -55,9 +75,11 @@ start() {
 await() {
   local ended=
   while [ -z "$ended" ]; do
-    # A trapped signal ends the wait early, while the run still saves.
-    wait -n "${children[@]}"
-    code=$?
+    # Ended by a process, by the second that is over, or by a trapped signal, after which
+    # the run still saves.
+    sleep 1 >/dev/null 2>&1 &
+    wait -n "${children[@]}" "$!"
+    kill_stopped
     for child in "${children[@]}"; do
       kill -0 "$child" 2>/dev/null || { ended=$child; break; }
     done

@@ -7,14 +7,17 @@
 # The environment that sbatch is called in has the package (pip install -e ".[cuda]"); the
 # workdir is on a file system that all nodes share. Two minutes before its time is over the
 # run saves and ends with 75, and the job is queued again. When one process has ended, the
-# others have 30 seconds until srun kills them; then all start together, on 75, and at most
-# MAX_RESTARTS times (default 20) on 134 and 137 (a process that is gone, or was killed).
+# others have 30 seconds until srun kills them; then all start together, as with node.sh: on
+# 75, and at most MAX_RESTARTS times (default 20) on a code above 128: 134 another process
+# is gone, 137 killed or out of memory, 139 a segmentation fault.
 #SBATCH --job-name=tpmm
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
 set -u
-restarts=0 stopping=0
+restarts=0 stopping=0 code=0
+# Whether another start may change what the last one ended with.
+again() { [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }
 # To the tasks alone; srun itself would answer the signal by killing them.
 trap 'stopping=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM INT
 while true; do
@@ -27,17 +30,14 @@ while true; do
     wait "$step"
     ended=$?
     if [ "$ended" -ne 127 ]; then code=$ended; fi
-    case $code in 75 | 134 | 137) scontrol requeue "$SLURM_JOB_ID" ;; esac
+    if again; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$code"
   fi
-  case $code in
-    75) ;;
-    134 | 137)
-      restarts=$((restarts + 1))
-      if [ "$restarts" -gt "${MAX_RESTARTS:-20}" ]; then exit "$code"; fi
-      ;;
-    *) exit "$code" ;;
-  esac
+  if ! again; then exit "$code"; fi
+  if [ "$code" -gt 128 ]; then
+    restarts=$((restarts + 1))
+    if [ "$restarts" -gt "${MAX_RESTARTS:-20}" ]; then exit "$code"; fi
+  fi
   echo "launch/slurm.sh: exit code $code, starting again ($restarts)" >&2
   sleep "${PAUSE:-5}"
 done

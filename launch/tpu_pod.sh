@@ -10,7 +10,7 @@
 # (default: tpmm_jax in the home folder) holds this repository with the package installed
 # in its .venv (pip install -e ".[tpu]"), and the workdir is a folder that all hosts mount
 # (Filestore, say). The run goes on when this command's connection ends; start again is
-# refused while it runs, and continues it where it ended.
+# refused while it runs, and continues it where it ended. stop where nothing runs says so.
 set -eu
 name=$1 action=$2
 shift 2
@@ -21,17 +21,25 @@ on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$name" --zone="$ZONE" --worker=all --command="$1"
 }
 
+# Whether the process that launch.pid names is a launcher: after a reboot its number may be
+# that of another program.
+pid="\"\$(cat launch.pid 2>/dev/null)\""
+runs="ps -ww -o args= -p $pid 2>/dev/null | grep -q launch/node.sh"
+
 case $action in
   start)
     words=$(printf ' %q' "$@")
     on_all_hosts "cd $directory || exit 2
-if kill -0 \$(cat launch.pid 2>/dev/null) 2>/dev/null; then
+if $runs; then
   echo 'it runs already; stop it first' >&2; exit 2
 fi
 PYTHON=.venv/bin/python nohup launch/node.sh$words >launch.log 2>&1 </dev/null &
 echo \$! >launch.pid; echo started"
     ;;
-  stop) on_all_hosts "kill -TERM \$(cat $directory/launch.pid)" ;;
+  stop)
+    on_all_hosts "cd $directory || exit 2
+if $runs; then kill -TERM $pid; else echo 'nothing runs here'; fi"
+    ;;
   logs) on_all_hosts "tail -n 20 $directory/launch.log" ;;
   *)
     echo "launch/tpu_pod.sh: $action is none of start, stop, logs" >&2
