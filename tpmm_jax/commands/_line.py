@@ -117,11 +117,14 @@ def guarded(
             else:
                 hosts.refuse_many("this command")
         except TpmmError as error:
-            console.error(str(error))
+            stopped = error.exit_code == Stopped.exit_code
+            (console.note if stopped else console.error)(str(error))
             return error.exit_code
         except KeyboardInterrupt:
-            console.note("stopped")
-            return Stopped.exit_code
+            code, text = hosts.end(Stopped.exit_code, "stopped")
+            console.note(text)
+            hosts.leave(code)
+            return code
         if hosts.index() > 0:
             # Process 0 speaks for all.
             console = RunConsole(io.StringIO(), io.StringIO())

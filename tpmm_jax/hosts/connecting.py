@@ -1,22 +1,15 @@
 """How the processes of a command find one another, before any device is used.
 
-They first meet on the coordinator's port, by themselves: JAX would end a process whose
-partners do not come with a stack trace that names none of them.
+They first meet by themselves (``gathering``), and then by JAX.
 """
 
 import argparse
-import contextlib
-import json
 import os
-import select
-import socket
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from tpmm_jax.errors import BadInput, TpmmError
+from tpmm_jax.errors import BadInput
 from tpmm_jax.hosts import meeting
+from tpmm_jax.hosts.gathering import Place, meet, parts
+from tpmm_jax.stopping import asked, boundaries
 
 # Seconds that processes wait for one another.
 TIMEOUT = 300.0
@@ -25,24 +18,10 @@ _STARTED_MANY = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
-_LINE = 65536
-_HELLO = "tpmm_jax"
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among those of the command.
-
-    Attributes:
-      coordinator: host:port of process 0.
-      index, count: its number, and how many there are.
-      devices: local devices that it may use; None: all.
-    """
-
-    coordinator: str
-    index: int
-    count: int
-    devices: Any = None
+_TELL = (
+    "give --coordinator, --num-processes and --process-id, or --num-processes 1 where "
+    "there is no other"
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -68,12 +47,20 @@ def join(args: argparse.Namespace) -> None:
 
     Raises:
       BadInput: options, or processes, that do not fit together.
-      OthersEnded: a process does not come in time; names it.
+      OthersEnded: a process does not come in time, or is gone; names it.
     """
     place = find_place(args)
     if place is None or place.count == 1:
         return
     meet(place, args.connect_timeout)
+    # A stop waits until the others can be told of it.
+    with boundaries():
+        _start(place)
+    if asked():
+        raise KeyboardInterrupt
+
+
+def _start(place: Place) -> None:
     import jax
 
     # Its handler of SIGTERM would take the place of ours.
@@ -114,7 +101,7 @@ def find_place(args: argparse.Namespace) -> Place | None:
                 f"--process-id {index} with --num-processes {count}: wanted 0 to "
                 f"{count - 1}"
             )
-        _parts(args.coordinator)
+        parts(args.coordinator)
         return Place(args.coordinator, index, count)
     return _detected(args.connect_timeout)
 
@@ -127,21 +114,26 @@ def _detected(timeout: float) -> Place | None:
     if "JOB_COMPLETION_INDEX" not in os.environ:
         # A pod that is no part of an indexed job stands alone.
         kinds = [c for c in kinds if c.__name__ != "K8sCluster"]
+    address = count = index = devices = None
     try:
-        if not any(c.is_env_present() for c in kinds):
-            return None
-        address, count, index, devices = (
-            clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, int(timeout)
+        if any(c.is_env_present() for c in kinds):
+            address, count, index, devices = (
+                clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                    None, None, None, None, None, int(timeout)
+                )
             )
-        )
     except Exception as error:
         raise BadInput(
             f"a cluster's environment is here, but its processes cannot be found "
-            f"({type(error).__name__}: {error}); give --coordinator, --num-processes "
-            "and --process-id, or --num-processes 1 where there is no other"
+            f"({type(error).__name__}: {error}); {_TELL}"
         ) from error
     if address is None or count is None or index is None:
+        if "JOB_COMPLETION_INDEX" in os.environ:
+            raise BadInput(
+                "JOB_COMPLETION_INDEX is set, so this is a pod of an indexed job, but "
+                "JAX finds no other: it needs the kubernetes package (pip install "
+                f'"jax[k8s]"); or {_TELL}'
+            )
         return None
     return Place(address, index, count, devices)
 
@@ -152,148 +144,34 @@ def refuse_many(command: str) -> None:
     Raises:
       BadInput: names the variable that says so.
     """
+    if why := _of_many():
+        raise BadInput(f"{command} runs in one process, and {why}")
+
+
+def _of_many() -> str | None:
+    """Returns what says that this is one process of many, and what to do about it."""
+    get = os.environ.get
     for count, rank in _STARTED_MANY:
-        if rank in os.environ and int(os.environ.get(count) or 1) > 1:
-            raise BadInput(
-                f"{command} runs in one process, and {count} is {os.environ[count]}; "
-                "start it once (srun --ntasks=1, say)"
-            )
-
-
-def _parts(coordinator: str) -> tuple[str, int]:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise BadInput(f"--coordinator {coordinator!r}: wanted HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
-def meet(place: Place, timeout: float) -> None:
-    """Waits until all processes are there; each then knows that the others are.
-
-    Raises:
-      BadInput: two have one number, or they expect other numbers; names them.
-      OthersEnded: some are not there in time; names them.
-    """
-    until = time.monotonic() + timeout
-    if place.index == 0:
-        _receive(place, until, timeout)
-    else:
-        _call(place, until, timeout)
-
-
-def _receive(place: Place, until: float, timeout: float) -> None:
-    _, port = _parts(place.coordinator)
-    try:
-        both: dict[str, Any] = {}
-        if socket.has_dualstack_ipv6():
-            both = {"family": socket.AF_INET6, "dualstack_ipv6": True}
-        listener = socket.create_server(("", port), backlog=place.count, **both)
-    except OSError as error:
-        raise BadInput(
-            f"port {port} of --coordinator {place.coordinator} cannot be listened on "
-            f"({error.strerror}); choose another"
-        ) from None
-    came: dict[int, tuple[socket.socket, str]] = {}
-    waiting, known = list[socket.socket](), list[socket.socket]()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(listener)
-
-        def refuse(text: str, code: int = BadInput.exit_code) -> None:
-            _tell(known, text, code)
-            raise _refusal(text, code)
-
-        while len(came) < place.count - 1:
-            if time.monotonic() >= until:
-                missing = [i for i in range(1, place.count) if i not in came]
-                refuse(
-                    f"{place.count} processes were to come, and "
-                    f"{', '.join(map(str, missing))} did not within {timeout:g} s; "
-                    "start the same command on every host, with the same coordinator",
-                    meeting.LOST,
-                )
-            ready, _, _ = select.select([listener, *waiting], [], [], 0.25)
-            for one in ready:
-                if one is listener:
-                    waiting.append(stack.enter_context(listener.accept()[0]))
-                    continue
-                waiting.remove(one)
-                if (said := _read(one)) is None:
-                    continue  # a stranger
-                known.append(one)
-                index, count, host = said
-                if count != place.count:
-                    refuse(
-                        f"process {index} on {host} expects {count} processes, "
-                        f"process 0 expects {place.count}"
-                    )
-                if not 0 < index < count:
-                    refuse(f"a process on {host} has the number {index}, of {count}")
-                if index in came and not _is_gone(came[index][0]):
-                    refuse(
-                        f"two processes have the number {index}: on {host} and on "
-                        f"{came[index][1]}"
-                    )
-                came[index] = one, host
-        _tell(known, "")
-
-
-def _is_gone(one: socket.socket) -> bool:
-    """Whether a process that came has died since, as one that was started again."""
-    try:
-        return one.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def _refusal(text: str, code: int) -> TpmmError:
-    """Returns bad input; or what another start may find otherwise."""
-    if code == BadInput.exit_code:
-        return BadInput(text)
-    return meeting.OthersEnded(text, code)
-
-
-def _read(one: socket.socket) -> tuple[int, int, str] | None:
-    """Returns a process's number, how many it expects, and its host."""
-    try:
-        said = json.loads(one.recv(_LINE))
-        if said["hello"] != _HELLO:
-            return None
-        return int(said["process"]), int(said["count"]), str(said["host"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _tell(processes: Sequence[socket.socket], refused: str, code: int = 0) -> None:
-    said = json.dumps({"refused": refused, "code": code}).encode() + b"\n"
-    for one in processes:
-        with contextlib.suppress(OSError):
-            one.sendall(said)
-
-
-def _call(place: Place, until: float, timeout: float) -> None:
-    said = {
-        "hello": _HELLO,
-        "process": place.index,
-        "count": place.count,
-        "host": socket.gethostname(),
-    }
-    while True:
-        try:
-            with socket.create_connection(_parts(place.coordinator), 5.0) as one:
-                one.sendall(json.dumps(said).encode() + b"\n")
-                one.settimeout(max(1.0, until - time.monotonic() + 5.0))
-                found = json.loads(one.recv(_LINE))
-        except (OSError, ValueError):
-            if time.monotonic() >= until:
-                text = (
-                    f"process 0 did not answer at {place.coordinator} within "
-                    f"{timeout:g} s; is it started, and can this host reach it?"
-                )
-                raise _refusal(text, meeting.LOST) from None
-            time.sleep(0.25)
-            continue
-        if found["refused"]:
-            raise _refusal(found["refused"], found["code"])
-        return
+        if rank in os.environ and int(get(count) or 1) > 1:
+            return f"{count} is {get(count)}; start it once (srun --ntasks=1, say)"
+    # The variables that JAX reads, in its order. On GCE only a server knows.
+    tpu_hosts = "TPU_PROCESS_ADDRESSES"
+    if tpu_hosts not in os.environ:
+        tpu_hosts = "TPU_WORKER_HOSTNAMES"
+    if get("JAX_PLATFORMS") != "cpu":
+        do = (
+            "the TPU starts on all hosts or on none. Run it on a slice of one host, or "
+            "on one host with JAX_PLATFORMS=cpu"
+        )
+        if (hosts := len(get(tpu_hosts, "").split(","))) > 1:
+            return f"{tpu_hosts} names {hosts}: {do}"
+        if (slices := get("MEGASCALE_NUM_SLICES", "1")) not in ("", "1"):
+            return f"MEGASCALE_NUM_SLICES is {slices}: {do}"
+    # How many pods there are is said nowhere: the first may be alone.
+    if (pod := get("JOB_COMPLETION_INDEX", "0")) not in ("", "0"):
+        return (
+            f"JOB_COMPLETION_INDEX is {pod}: this is one pod of several. Run it in a "
+            "job of one; where each pod has work of its own, in an environment without "
+            "that variable (env -u JOB_COMPLETION_INDEX)"
+        )
+    return None
