@@ -167,11 +167,4 @@ def _of_many() -> str | None:
             return f"{tpu_hosts} names {hosts}: {do}"
         if (slices := get("MEGASCALE_NUM_SLICES", "1")) not in ("", "1"):
             return f"MEGASCALE_NUM_SLICES is {slices}: {do}"
-    # How many pods there are is said nowhere: the first may be alone.
-    if (pod := get("JOB_COMPLETION_INDEX", "0")) not in ("", "0"):
-        return (
-            f"JOB_COMPLETION_INDEX is {pod}: this is one pod of several. Run it in a "
-            "job of one; where each pod has work of its own, in an environment without "
-            "that variable (env -u JOB_COMPLETION_INDEX)"
-        )
     return None
