@@ -121,8 +121,7 @@ def open_run(
         log = stack.enter_context(open_log(workdir, config, console))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
         say_mended(disk, console)
-        coming = disk.next_iteration(config.iterations)
-        agree_place(workdir, coming, work)
+        coming = agree_place(disk.next_iteration(config.iterations), work)
         log_session(
             workdir,
             resumed=started,

@@ -84,21 +84,19 @@ def open_workdir(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def agree_place(workdir: pathlib.Path, coming: int | None, work: WorkStore) -> None:
-    """Refuses processes for which a run goes on at different places.
-
-    Args:
-      coming: the next iteration; None: all are done.
+def agree_place(coming: int, work: WorkStore) -> int:
+    """Returns the next iteration, which all processes have to find in the folder.
 
     Raises:
       BadInput: a disk shows one of them what another no longer has.
     """
     agree_same(
         {
-            f"the next iteration of {workdir}": coming,
+            f"the next iteration of {work.directory.parent}": coming,
             f"the step that {work.directory} holds": work.latest(),
         }
     )
+    return coming
 
 
 def check_format(workdir: pathlib.Path) -> None:

@@ -95,7 +95,7 @@ def open_reward_run(
         work = stack.enter_context(WorkStore(workdir / "work"))
         log = stack.enter_context(open_log(workdir, config, console))
         disk = Disk(workdir, trajectory, work, log, plan.decoder)
-        agree_place(workdir, ITERATION, work)
+        agree_place(ITERATION, work)
         for text in log.mended:
             console.note(text)
         warn_versions(last_session(workdir), console)
