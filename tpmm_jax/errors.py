@@ -79,9 +79,10 @@ def refuse_address(name: str | os.PathLike[str], what: str) -> None:
     """
     if _ADDRESS.match(os.fspath(name)):
         raise BadInput(
-            f"{what} {os.fspath(name)}: an address, and wanted is a path. A run locks, "
-            "appends to and renames its files, which buckets do not: use a disk that "
-            "all hosts mount (NFS, Filestore, Lustre), and copy what comes and goes"
+            f"{what} {os.fspath(name)}: an address, and wanted is a path. Copy what is "
+            "read to a disk first, and what is written away once it is finished: a run "
+            "locks, appends to and renames its files, which buckets do not. Hosts of "
+            "one run share a disk that all mount (NFS, Filestore, Lustre)"
         )
 
 

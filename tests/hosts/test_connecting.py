@@ -141,6 +141,29 @@ def test_who_did_not_come_is_named() -> None:
     assert all("4 processes were to come, and 1, 3 did not" in text for text in said)
 
 
+@pytest.mark.slow
+def test_who_did_not_come_is_named_where_process_0_came_late() -> None:
+    """Whoever came first waits as long as process 0 does."""
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(meet, Place(f"localhost:{port}", 1, 3), 8.0)]
+        time.sleep(6.5)
+        made.append(pool.submit(meet, Place(f"localhost:{port}", 0, 3), 8.0))
+        for code, said in map(end_of, made):
+            assert code == 134 and "3 processes were to come, and 2 did not" in said
+
+
+def test_who_comes_a_little_later_hears_of_a_refusal() -> None:
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        made = [pool.submit(meet, Place(f"localhost:{port}", 0, 3), 60.0)]
+        made.append(pool.submit(meet, Place(f"localhost:{port}", 1, 4), 60.0))
+        time.sleep(0.7)
+        made.append(pool.submit(meet, Place(f"localhost:{port}", 2, 3), 60.0))
+        for code, said in map(end_of, made):
+            assert code == 2 and "expects 4 processes, process 0 expects 3" in said
+
+
 def test_a_stranger_on_the_port_is_passed_over() -> None:
     port = free_port()
 

@@ -67,6 +67,7 @@ def read_rows(
       BadInput: the source is missing or of an unknown kind; or, without
         ``problems``, some rows are malformed: all of them are listed.
     """
+    refuse_address(source, "data")
     found = Problems(source) if problems is None else problems
     try:
         rows = []
@@ -103,7 +104,6 @@ def _matches(source: str) -> list[str]:
 def _read(
     source: str, split: str, columns: Collection[str], problems: Problems
 ) -> list[Row]:
-    refuse_address(source, "data")
     try:
         path = Path(source).expanduser()
     except RuntimeError as error:

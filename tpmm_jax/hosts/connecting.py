@@ -53,11 +53,20 @@ def join(args: argparse.Namespace) -> None:
     if place is None or place.count == 1:
         return
     meet(place, args.connect_timeout)
+    failed = None
     # A stop waits until the others can be told of it.
     with boundaries():
-        _start(place)
+        try:
+            _start(place)
+        except Exception as error:
+            failed = error
     if asked():
         raise KeyboardInterrupt
+    if failed is not None:
+        # Another start may find them: one was gone when JAX looked for it.
+        raise meeting.OthersEnded(
+            f"JAX could not connect the processes ({failed})", meeting.LOST
+        ) from failed
 
 
 def _start(place: Place) -> None:
@@ -150,21 +159,23 @@ def refuse_many(command: str) -> None:
 
 def _of_many() -> str | None:
     """Returns what says that this is one process of many, and what to do about it."""
-    get = os.environ.get
+    environment = os.environ
     for count, rank in _STARTED_MANY:
-        if rank in os.environ and int(get(count) or 1) > 1:
-            return f"{count} is {get(count)}; start it once (srun --ntasks=1, say)"
+        if rank in environment and int(environment.get(count) or 1) > 1:
+            given = environment[count]
+            return f"{count} is {given}; start it once (srun --ntasks=1, say)"
     # The variables that JAX reads, in its order. On GCE only a server knows.
     tpu_hosts = "TPU_PROCESS_ADDRESSES"
-    if tpu_hosts not in os.environ:
+    if tpu_hosts not in environment:
         tpu_hosts = "TPU_WORKER_HOSTNAMES"
-    if get("JAX_PLATFORMS") != "cpu":
+    if environment.get("JAX_PLATFORMS") != "cpu":
         do = (
             "the TPU starts on all hosts or on none. Run it on a slice of one host, or "
             "on one host with JAX_PLATFORMS=cpu"
         )
-        if (hosts := len(get(tpu_hosts, "").split(","))) > 1:
+        if (hosts := len(environment.get(tpu_hosts, "").split(","))) > 1:
             return f"{tpu_hosts} names {hosts}: {do}"
-        if (slices := get("MEGASCALE_NUM_SLICES", "1")) not in ("", "1"):
+        slices = environment.get("MEGASCALE_NUM_SLICES", "1")
+        if slices not in ("", "1"):
             return f"MEGASCALE_NUM_SLICES is {slices}: {do}"
     return None

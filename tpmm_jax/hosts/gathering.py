@@ -79,14 +79,16 @@ def _receive(place: Place, until: float, timeout: float) -> None:
                         came.waiting.append(stack.enter_context(listener.accept()[0]))
                     else:
                         came.hear(one)
-        except KeyboardInterrupt:
-            text = _was_stopped(0, socket.gethostname())
-            _tell([*came.known, *came.waiting], text, Stopped.exit_code)
+        except (KeyboardInterrupt, TpmmError) as error:
+            text, code = _was_stopped(0, socket.gethostname()), Stopped.exit_code
+            if isinstance(error, TpmmError):
+                text, code = str(error), error.exit_code
+            _tell([*came.known, *came.waiting], text, code)
+            # Those who come a little later.
             last = time.monotonic() + _MOMENT
             while (left := last - time.monotonic()) > 0:
                 if select.select([listener], [], [], left)[0]:
-                    one = stack.enter_context(listener.accept()[0])
-                    _tell([one], text, Stopped.exit_code)
+                    _tell([stack.enter_context(listener.accept()[0])], text, code)
             raise
         _tell(came.known, "")
 
@@ -132,49 +134,47 @@ class _Came:
     def look(self, until: float, timeout: float) -> None:
         """Refuses all where one has been gone for too long, or did not come in time."""
         now = time.monotonic()
-        for i, since in self._gone.items():
-            if now >= min(until, since + _AGAIN):
-                self._refuse(
-                    f"process {i} on {self._by_number[i][1]} came, and ended before "
-                    f"all were there; {_NOT_AGAIN} {now - since:.0f} s",
-                    meeting.LOST,
-                )
-        if now >= until:
-            missing = [i for i in range(1, self.count) if i not in self._by_number]
-            self._refuse(
+        missing = [i for i in range(1, self.count) if i not in self._by_number]
+        if missing and now >= until:
+            raise _refusal(
                 f"{self.count} processes were to come, and "
                 f"{', '.join(map(str, missing))} did not within {timeout:g} s; "
                 "start the same command on every host, with the same coordinator",
                 meeting.LOST,
             )
+        for i, since in self._gone.items():
+            if now >= min(until, since + _AGAIN):
+                raise _refusal(
+                    f"process {i} on {self._by_number[i][1]} came, and ended before "
+                    f"all were there; {_NOT_AGAIN} {now - since:.0f} s",
+                    meeting.LOST,
+                )
 
     def hear(self, one: socket.socket) -> None:
         """Takes in what a process says of itself; refuses all where that cannot be."""
         self.waiting.remove(one)
         if (said := _read(one)) is None:
-            return  # a stranger
+            one.close()  # a stranger; one of ours comes again
+            return
         self.known.append(one)
         index, count, host, stopped = said
         if count != self.count:
-            self._refuse(
+            raise BadInput(
                 f"process {index} on {host} expects {count} processes, "
                 f"process 0 expects {self.count}"
             )
         if not 0 < index < count:
-            self._refuse(f"a process on {host} has the number {index}, of {count}")
+            raise BadInput(f"a process on {host} has the number {index}, of {count}")
         if stopped:
-            self._refuse(_was_stopped(index, host), Stopped.exit_code)
+            raise _refusal(_was_stopped(index, host), Stopped.exit_code)
         before = self._by_number.get(index)
         if before is not None and not _is_gone(before[0]):
-            self._refuse(
+            raise BadInput(
                 f"two processes have the number {index}: on {host} and on {before[1]}"
             )
         self._by_number[index] = one, host
-        _send(one, {"known": index})
-
-    def _refuse(self, text: str, code: int = BadInput.exit_code) -> None:
-        _tell(self.known, text, code)
-        raise _refusal(text, code)
+        with contextlib.suppress(OSError):
+            _send(one, {"known": index})
 
 
 def _was_stopped(index: int, host: str) -> str:
@@ -254,7 +254,8 @@ def _answer(
         try:
             with _connected(place, 5.0) as one, one.makefile() as lines:
                 _send(one, said)
-                one.settimeout(max(1.0, until - time.monotonic() + 5.0))
+                # Process 0 may have begun to wait after this one.
+                one.settimeout(timeout + 5.0)
                 for line in lines:
                     found = json.loads(line)
                     if "refused" in found:
@@ -265,7 +266,7 @@ def _answer(
         now = time.monotonic()
         if known:
             gone = min(gone, now)
-        if now >= min(until, gone + _AGAIN):
+        if now >= (gone + _AGAIN if known else until):
             text = (
                 f"process 0 did not answer at {place.coordinator} within "
                 f"{timeout:g} s; is it started, and can this host reach it?"

@@ -135,7 +135,7 @@ class Group:
                     )
                     raise BadInput(
                         f"process {i} differs from process 0: {listed}. All processes "
-                        "of a run need the same code, config and data"
+                        "of a run need the same code, config, data and folder"
                     )
 
         self.once(compare, "compare")

@@ -10,6 +10,7 @@ import tpmm_jax
 from tpmm_jax.config.fields import changes, flatten
 from tpmm_jax.errors import BadInput, CorruptCheckpoint, refuse_address
 from tpmm_jax.hosts import agree_same
+from tpmm_jax.hosts.meeting import LOST, OthersEnded
 from tpmm_jax.store import RunLock, Trajectory, WorkStore, check_writable
 from tpmm_jax.store.digests import check_folder, read_listed_json
 from tpmm_jax.store.files import read_json, remove_tree, write_json
@@ -88,14 +89,18 @@ def agree_place(coming: int, work: WorkStore) -> int:
     """Returns the next iteration, which all processes have to find in the folder.
 
     Raises:
-      BadInput: a disk shows one of them what another no longer has.
+      OthersEnded: a disk shows one of them what another no longer has; started again
+        it may have caught up.
     """
-    agree_same(
-        {
-            f"the next iteration of {work.directory.parent}": coming,
-            f"the step that {work.directory} holds": work.latest(),
-        }
-    )
+    try:
+        agree_same(
+            {
+                f"the next iteration of {work.directory.parent}": coming,
+                f"the step that {work.directory} holds": work.latest(),
+            }
+        )
+    except BadInput as error:
+        raise OthersEnded(str(error), LOST) from None
     return coming
 
 

@@ -189,7 +189,8 @@ class ModelJudge:
         for key, reply in zip(keys, found):
             self._known[key] = reply
             self._known.move_to_end(key)
-        while len(self._known) > self.cached:
+        # Whoever asked may ask about all of them again.
+        while len(self._known) > max(self.cached, len(keys)):
             self._known.popitem(last=False)
         return found
 
