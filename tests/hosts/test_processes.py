@@ -4,10 +4,21 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from processes import CONFIG, REWARD, ROOT, differences, finish, rows, run, start
+from processes import (
+    CONFIG,
+    REWARD,
+    ROOT,
+    Process,
+    differences,
+    finish,
+    rows,
+    run,
+    start,
+)
 
 from tpmm_jax.demo import toy
 from tpmm_jax.log.console import RunConsole
@@ -273,6 +284,13 @@ def test_a_scorer_computes_on_the_devices_of_its_process(
     assert rows(tmp_path / "run")[-1]["kind"] == "iteration"
 
 
+def end_alike(made: Sequence[Process], code: int, what: str) -> None:
+    """Both end with a code, and one message that they differ."""
+    assert finish(made) == [code, code]
+    said = " ".join("".join(one.said for one in made).split())
+    assert said.count(f"process 1 differs from process 0: {what}") == 1
+
+
 @pytest.mark.loop
 def test_unequal_configs_end_both_with_one_message(tmp_path: pathlib.Path) -> None:
     own = ((), ("--set", "loss.beta=0.3"))
@@ -298,14 +316,12 @@ def test_another_copy_of_the_weights_ends_both(tmp_path: pathlib.Path) -> None:
     file.write_bytes(held)
     words = (*PLAIN, "--set", "model.source=copied", "--workdir", tmp_path / "run")
     made = start(tmp_path, *words, folders=hosts)
-    assert finish(made) == [2, 2]
-    said = " ".join("".join(one.said for one in made).split())
-    assert said.count("process 1 differs from process 0: the weights of copied") == 1
+    end_alike(made, 2, "the weights of copied")
 
 
 @pytest.mark.slow
 def test_other_pairs_in_one_end_both(tmp_path: pathlib.Path) -> None:
-    """Before a reward model computes with them on all devices."""
+    """Each host has a file of its own."""
     hosts = [tmp_path / "host0", tmp_path / "host1"]
     for host in hosts:
         host.mkdir()
@@ -315,9 +331,7 @@ def test_other_pairs_in_one_end_both(tmp_path: pathlib.Path) -> None:
     words = [*PLAIN, "--workdir", tmp_path / "run", "--set", "data.pairs=pairs.jsonl"]
     words += ["--set", "data.prompts=null", "--set", "scorer.name=null"]
     made = start(tmp_path, *words, folders=hosts)
-    assert finish(made) == [2, 2]
-    said = " ".join("".join(one.said for one in made).split())
-    assert said.count("process 1 differs from process 0: data is") == 1
+    end_alike(made, 2, "data is")
 
 
 @pytest.mark.slow
@@ -325,9 +339,7 @@ def test_another_state_of_the_folder_ends_both(tmp_path: pathlib.Path) -> None:
     words = ["--config", HERE / "stale_disk.py", *PLAIN[2:]]
     made = start(tmp_path, *words, "--workdir", tmp_path / "run")
     # Started again it may have caught up.
-    assert finish(made) == [134, 134]
-    said = " ".join("".join(one.said for one in made).split())
-    assert said.count("process 1 differs from process 0: the next iteration of") == 1
+    end_alike(made, 134, "the next iteration of")
 
 
 @pytest.mark.loop

@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from jax.sharding import Mesh
@@ -177,7 +177,7 @@ def prepare(
     digests = data_digests(config, schedule, chunks)
     agree_same({"data": digests, "tokenizer": codec.digest})
     if started:
-        check_data(config, workdir, schedule, chunks)
+        check_data(workdir, digests)
     if schedule is not None:
         try_raters(config, codec, raters, schedule, started=started)
     if chunks is not None and raters.margins is not None:
@@ -321,17 +321,9 @@ def pin_run(workdir: pathlib.Path, plan: Plan, *, started: bool) -> None:
     write_listed_json(workdir / DATA, data, replace=True)
 
 
-def check_data(
-    config: Config,
-    workdir: pathlib.Path,
-    schedule: PromptSchedule | None,
-    chunks: PairChunks | None,
-) -> None:
+def check_data(workdir: pathlib.Path, now: Mapping[str, str | None]) -> None:
     """Raises BadInput if prompts or pairs are not those the run began with."""
-    before, now = (
-        read_listed_json(workdir / DATA),
-        data_digests(config, schedule, chunks),
-    )
+    before = read_listed_json(workdir / DATA)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise BadInput(
